@@ -1,0 +1,60 @@
+# One machine, Python 3.11, no container engine. `make` alone prints this help.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: help
+help: ## Print this help
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: install
+install: $(STAMP) ## Make the virtual environment with everything, once
+
+$(STAMP): pyproject.toml constraints.txt deploy/install.sh
+	@PYTHON=$(PYTHON) bash deploy/install.sh $(VENV)
+	@touch $@
+
+.PHONY: protos
+protos: $(STAMP) ## Generate code and asyncapi.yaml from the protos, in place
+	@$(BIN)/buf format -w protos
+	@find services/saucer/*/v1 services/buf -name '*_pb2*' -delete
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash protos/generate.sh "$(CURDIR)/services"
+	@mv services/asyncapi.yaml protos/asyncapi.yaml
+
+.PHONY: check
+check: $(STAMP) ## Formatter, linter, strict types, import boundaries, protos
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/buf format --diff --exit-code protos
+	@$(BIN)/buf lint protos
+	@$(BIN)/buf breaking protos --against protos/released.binpb
+	@echo "check: all clean"
+
+.PHONY: test
+test: check ## Every check and every test, on real servers (under 15 minutes)
+	@$(BIN)/pytest $(TESTS)
+
+.PHONY: demo
+demo: $(STAMP) ## The main job on real parts: images in, detector served, bill paid. DATA=FOLDER takes your own images
+	@$(BIN)/saucer demo $(if $(DATA),--data "$(DATA)")
+
+.PHONY: up
+up: $(STAMP) ## The whole stack in the foreground, until Ctrl-C
+	@$(BIN)/saucer up
+
+.PHONY: bench
+bench: $(STAMP) ## Benchmarks as a table; BENCH=platform runs one
+	@$(BIN)/python -m tests.bench $(BENCH)
+
+.PHONY: soak
+soak: $(STAMP) ## The long forms of the tests
+	@$(BIN)/pytest -m soak --timeout 7200 tests
+
+.PHONY: clean
+clean: ## Remove what the stack and the tests left; installed environments stay
+	@rm -rf .saucer .pytest_cache .mypy_cache .ruff_cache .hypothesis

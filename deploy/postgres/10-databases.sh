@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Run once by the image, when its data folder is empty: a role and a database of its own for each service, so that no
+# service can read another's tables.
+set -euo pipefail
+
+for service in billing dataset task training evaluation publishing; do
+  variable="POSTGRES_PASSWORD_${service^^}"
+  psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
+    --set service="$service" --set password="${!variable}" <<'SQL'
+CREATE ROLE :"service" LOGIN PASSWORD :'password';
+CREATE DATABASE :"service" OWNER :"service";
+REVOKE ALL ON DATABASE :"service" FROM PUBLIC;
+SQL
+done

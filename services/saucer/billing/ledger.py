@@ -1,0 +1,56 @@
+"""Double entry: money moves from one book to another, so the sum over all entries is zero, always."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Book(StrEnum):
+    """Where money can be. The first two are an account's own; the others are the platform's side of it."""
+
+    AVAILABLE = "AVAILABLE"
+    FROZEN = "FROZEN"
+    # What came from outside: negative by as much as was ever topped up.
+    CASH = "CASH"
+    REVENUE = "REVENUE"
+    # What the platform lost: negative by as much as was charged and never paid.
+    LOSS = "LOSS"
+
+
+class TransferKind(StrEnum):
+    """Every way in which money moves."""
+
+    TOP_UP = "TOP_UP"
+    HOLD = "HOLD"
+    SETTLEMENT = "SETTLEMENT"
+    POSTING = "POSTING"
+    RELEASE = "RELEASE"
+    LOSS = "LOSS"
+
+
+# From which book to which each kind moves its amount.
+MOVES: Mapping[TransferKind, tuple[Book, Book]] = {
+    TransferKind.TOP_UP: (Book.CASH, Book.AVAILABLE),
+    TransferKind.HOLD: (Book.AVAILABLE, Book.FROZEN),
+    TransferKind.SETTLEMENT: (Book.AVAILABLE, Book.REVENUE),
+    TransferKind.POSTING: (Book.FROZEN, Book.REVENUE),
+    TransferKind.RELEASE: (Book.FROZEN, Book.AVAILABLE),
+    TransferKind.LOSS: (Book.LOSS, Book.REVENUE),
+}
+
+
+@dataclass(frozen=True)
+class Movement:
+    """An amount on its way; more than nothing."""
+
+    kind: TransferKind
+    amount_micros: int
+
+    def __post_init__(self) -> None:
+        if self.amount_micros <= 0:
+            raise ValueError(f"A transfer moves more than nothing, not {self.amount_micros}.")
+
+    def change_of(self, book: Book) -> int:
+        """What it adds to a book."""
+        source, target = MOVES[self.kind]
+        return self.amount_micros * ((book is target) - (book is source))

@@ -1,0 +1,25 @@
+"""Wires billing, top to bottom."""
+
+from saucer.billing import consumers, rpc
+from saucer.billing.service import Billing
+from saucer.lib.config import ServiceSettings
+from saucer.lib.run import Process, run
+
+
+async def wire(process: Process, settings: ServiceSettings) -> None:
+    """Database, events in and out, gRPC."""
+    database = await process.database(settings, "saucer.billing")
+    jetstream = await process.jetstream(settings.nats_url)
+    process.relay(database, jetstream)
+    billing = Billing(database)
+    dead_events = process.consumer(database, jetstream, consumers.handlers(billing))
+    await process.serve(settings, [rpc.servicer(billing), dead_events])
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("billing", ServiceSettings, wire)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""Domain to message, for replies and events alike."""
+
+from saucer.billing.domain import Account, Audit, Hold, Quote, Spec, Statement, TopUp, Transfer
+from saucer.billing.ledger import TransferKind
+from saucer.billing.v1 import billing_pb2
+from saucer.lib.clock import to_timestamp
+
+_LINE_KINDS = {
+    TransferKind.HOLD: billing_pb2.STATEMENT_LINE_KIND_HOLD,
+    TransferKind.SETTLEMENT: billing_pb2.STATEMENT_LINE_KIND_SETTLEMENT,
+    TransferKind.POSTING: billing_pb2.STATEMENT_LINE_KIND_POSTING,
+    TransferKind.RELEASE: billing_pb2.STATEMENT_LINE_KIND_RELEASE,
+    TransferKind.LOSS: billing_pb2.STATEMENT_LINE_KIND_LOSS,
+}
+
+
+def account_message(account: Account) -> billing_pb2.Account:
+    """An account as it is now."""
+    return billing_pb2.Account(
+        account_id=account.account_id,
+        display_name=account.display_name,
+        currency=account.currency,
+        time_zone=account.time_zone,
+        state=billing_pb2.AccountState.Value(f"ACCOUNT_STATE_{account.state}"),
+        available_micros=account.available_micros,
+        frozen_micros=account.frozen_micros,
+        create_time=to_timestamp(account.created_at),
+        revision=account.version,
+    )
+
+
+def top_up_message(top_up: TopUp) -> billing_pb2.TopUp:
+    """Money added."""
+    return billing_pb2.TopUp(
+        account_id=top_up.account_id,
+        external_reference=top_up.external_reference,
+        amount_micros=top_up.amount_micros,
+        available_micros=top_up.available_micros,
+        create_time=to_timestamp(top_up.created_at),
+    )
+
+
+def spec_message(spec: Spec) -> billing_pb2.Spec:
+    """What is on offer."""
+    return billing_pb2.Spec(
+        region_id=spec.region_id,
+        spec_id=spec.spec_id,
+        display_name=spec.display_name,
+        gpus=spec.gpus,
+        cpu_cores=spec.cpu_cores,
+        max_count=spec.max_count,
+        price_per_hour_micros=spec.price_per_hour_micros,
+        currency=spec.currency,
+    )
+
+
+def quote_message(quote: Quote) -> billing_pb2.Quote:
+    """What a start would freeze."""
+    return billing_pb2.Quote(
+        price_per_hour_micros=quote.spec.price_per_hour_micros,
+        hold_micros=quote.hold_micros,
+        available_micros=quote.available_micros,
+        missing_micros=quote.missing_micros,
+        currency=quote.spec.currency,
+        gpus=quote.spec.gpus,
+        cpu_cores=quote.spec.cpu_cores,
+    )
+
+
+def hold_message(hold: Hold) -> billing_pb2.Hold:
+    """A hold with its meter."""
+    return billing_pb2.Hold(
+        hold_id=hold.hold_id,
+        account_id=hold.account_id,
+        work_kind=billing_pb2.WorkKind.Value(f"WORK_KIND_{hold.work_kind}"),
+        work_id=hold.work_id,
+        start_number=hold.start_number,
+        region_id=hold.region_id,
+        spec_id=hold.spec_id,
+        count=hold.count,
+        price_per_hour_micros=hold.price_per_hour_micros,
+        amount_micros=hold.amount_micros,
+        state=billing_pb2.HoldState.Value(f"HOLD_STATE_{hold.state}"),
+        charge_status=billing_pb2.ChargeStatus.Value(f"CHARGE_STATUS_{hold.charge_status}"),
+        charged_ms=hold.charged_ms,
+        charge_micros=hold.meter.charge_micros,
+        settled_micros=hold.settled_micros,
+        posted_micros=hold.posted_micros,
+        released_micros=hold.released_micros,
+        lost_micros=hold.lost_micros,
+        create_time=to_timestamp(hold.created_at),
+        resolve_time=to_timestamp(hold.resolved_at),
+        revision=hold.revision,
+        missing_micros=hold.missing_micros,
+        currency=hold.currency,
+    )
+
+
+def statement_message(statement: Statement) -> billing_pb2.Statement:
+    """A start with its lines."""
+    hold = statement.hold
+    return billing_pb2.Statement(
+        hold=hold_message(hold),
+        lines=[
+            billing_pb2.StatementLine(
+                transfer_id=transfer.transfer_id,
+                kind=_LINE_KINDS[TransferKind(transfer.kind)],
+                amount_micros=transfer.amount_micros,
+                charged_ms=transfer.charged_ms,
+                create_time=to_timestamp(transfer.created_at),
+                explanation=_explain(hold, transfer),
+            )
+            for transfer in statement.transfers
+        ],
+    )
+
+
+def _explain(hold: Hold, transfer: Transfer) -> str:
+    if transfer.kind == TransferKind.HOLD:
+        return f"2 h × {hold.price_per_hour_micros} × {hold.count}"
+    if transfer.kind == TransferKind.RELEASE:
+        return f"{hold.amount_micros} held − {hold.posted_micros} posted"
+    seconds = transfer.charged_ms // 1000
+    charge = f"floor({hold.price_per_hour_micros} × {hold.count} × {seconds} s ÷ 3600)"
+    return f"{charge}, less what was taken before"
+
+
+def audit_message(audit: Audit) -> billing_pb2.Audit:
+    """The ledger, checked."""
+    return billing_pb2.Audit(
+        clean=not audit.findings,
+        findings=[billing_pb2.AuditFinding(invariant=found.invariant, row=found.row) for found in audit.findings],
+        ledger_sum_micros=audit.ledger_sum_micros,
+        frozen_micros=audit.frozen_micros,
+        accounts=audit.accounts,
+        entries=audit.entries,
+    )

@@ -1,0 +1,107 @@
+"""What a counter costs, when it is taken, and how a hold is resolved. See POLICY.md beside this file.
+
+A meter is not intervals but the greatest `charged_ms` seen; the charge is a floor of the cumulative product, and what
+is taken is the difference to what was taken before. So gaps, duplicates, order and a lost last event cannot matter.
+"""
+
+from dataclasses import dataclass
+
+from saucer.billing.ledger import Movement, TransferKind
+
+HOLD_HOURS = 2
+MS_PER_HOUR = 3_600_000
+# Of the hold, kept for checkpoint, prediction and export: what is unpaid must not reach into it.
+RESERVE_MS = 600_000
+
+
+def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> int:
+    """floor(price × count × whole seconds ÷ 3600), in micros."""
+    return price_per_hour_micros * count * (charged_ms // 1000) // 3600
+
+
+def hold_micros(price_per_hour_micros: int, count: int) -> int:
+    """Exactly two hours."""
+    return HOLD_HOURS * price_per_hour_micros * count
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A granted hold and what was counted against it."""
+
+    price_per_hour_micros: int
+    count: int
+    amount_micros: int
+    charged_ms: int
+    settled_micros: int
+
+    @property
+    def charge_micros(self) -> int:
+        """Of the counter."""
+        return charge_micros(self.price_per_hour_micros, self.count, self.charged_ms)
+
+    @property
+    def unpaid_micros(self) -> int:
+        """Charged and not yet taken from the available balance."""
+        return self.charge_micros - self.settled_micros
+
+    @property
+    def stop_at_ms(self) -> int:
+        """The counter at which what is unpaid reaches the hold less the reserve."""
+        limit = self.amount_micros - charge_micros(self.price_per_hour_micros, self.count, RESERVE_MS)
+        seconds = (self.settled_micros + limit) * 3600 // (self.price_per_hour_micros * self.count)
+        return seconds * 1000
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What follows from a greater counter."""
+
+    # Taken from the available balance now; 0: nothing.
+    settle_micros: int
+    # An hour was metered that the balance did not cover.
+    short: bool
+    # What is unpaid has reached the hold less the reserve.
+    stop: bool
+
+
+def advance(meter: Meter, charged_ms: int, available_micros: int) -> Advance:
+    """Decides on a counter that has grown from `meter.charged_ms` to `charged_ms`."""
+    grown = Meter(meter.price_per_hour_micros, meter.count, meter.amount_micros, charged_ms, meter.settled_micros)
+    if charged_ms // MS_PER_HOUR == meter.charged_ms // MS_PER_HOUR:
+        return Advance(0, short=False, stop=charged_ms >= grown.stop_at_ms)
+    return settle(grown, available_micros)
+
+
+def settle(meter: Meter, available_micros: int) -> Advance:
+    """Takes all that is unpaid if the available balance covers it; else nothing, and the work goes on unpaid."""
+    if meter.unpaid_micros <= available_micros:
+        return Advance(meter.unpaid_micros, short=False, stop=False)
+    return Advance(0, short=True, stop=meter.charged_ms >= meter.stop_at_ms)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How a hold ends. posted + released = the hold; settled before + settled + posted + lost = the charge."""
+
+    posted_micros: int
+    settled_micros: int
+    lost_micros: int
+    released_micros: int
+
+    def movements(self) -> list[Movement]:
+        """In the order in which they are booked; nothing for what is nothing."""
+        parts = (
+            (TransferKind.POSTING, self.posted_micros),
+            (TransferKind.SETTLEMENT, self.settled_micros),
+            (TransferKind.LOSS, self.lost_micros),
+            (TransferKind.RELEASE, self.released_micros),
+        )
+        return [Movement(kind, amount) for kind, amount in parts if amount > 0]
+
+
+def resolve(meter: Meter, available_micros: int) -> Resolution:
+    """Posts what is unpaid from the hold, takes the excess from the balance as far as that reaches, loses the rest."""
+    posted = min(meter.unpaid_micros, meter.amount_micros)
+    excess = meter.unpaid_micros - posted
+    settled = min(excess, available_micros)
+    return Resolution(posted, settled, excess - settled, meter.amount_micros - posted)

@@ -1,0 +1,133 @@
+"""Messages to use cases and back; nothing else."""
+
+from datetime import datetime
+
+from saucer.billing.domain import HoldRequest, Spec, WorkKind
+from saucer.billing.messages import (
+    account_message,
+    audit_message,
+    hold_message,
+    quote_message,
+    spec_message,
+    statement_message,
+    top_up_message,
+)
+from saucer.billing.service import Billing
+from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
+from saucer.lib.auth import current
+from saucer.lib.clock import from_timestamp
+from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.ids import derived_id
+from saucer.lib.paging import read_page
+
+
+def servicer(billing: Billing) -> Servicer:
+    """What main.py serves."""
+    return Servicer(
+        _BillingRpc(billing),
+        billing_pb2_grpc.add_BillingServiceServicer_to_server,
+        billing_pb2.DESCRIPTOR.services_by_name["BillingService"],
+    )
+
+
+class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
+    def __init__(self, billing: Billing) -> None:
+        self._billing = billing
+
+    async def CreateAccount(self, request: billing_pb2.CreateAccountRequest, context: Context) -> billing_pb2.Account:
+        account = await self._billing.create_account(
+            request.request_id,
+            derived_id("account", request.request_id),
+            request.display_name,
+            request.currency,
+            request.time_zone or "UTC",
+        )
+        return account_message(account)
+
+    async def GetAccount(self, request: billing_pb2.GetAccountRequest, context: Context) -> billing_pb2.Account:
+        return account_message(await self._billing.get_account(request.account_id))
+
+    async def ListAccounts(
+        self, request: billing_pb2.ListAccountsRequest, context: Context
+    ) -> billing_pb2.ListAccountsResponse:
+        page = read_page(request)
+        accounts = await self._billing.list_accounts(
+            after=str(page.after[0]) if page.after else None, limit=page.size + 1
+        )
+        shown = accounts[: page.size]
+        return billing_pb2.ListAccountsResponse(
+            accounts=[account_message(account) for account in shown],
+            next_page_token=page.token([shown[-1].account_id] if len(accounts) > page.size else None),
+        )
+
+    async def TopUpAccount(self, request: billing_pb2.TopUpAccountRequest, context: Context) -> billing_pb2.TopUp:
+        top_up = await self._billing.top_up(request.account_id, request.external_reference, request.amount_micros)
+        return top_up_message(top_up)
+
+    async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
+        await self._billing.create_region(request.region_id, request.display_name)
+        return billing_pb2.Region(region_id=request.region_id, display_name=request.display_name)
+
+    async def CreateSpec(self, request: billing_pb2.CreateSpecRequest, context: Context) -> billing_pb2.Spec:
+        spec = Spec(
+            request.region_id,
+            request.spec_id,
+            request.display_name,
+            request.gpus,
+            request.cpu_cores,
+            request.max_count,
+            request.price_per_hour_micros,
+            request.currency,
+        )
+        return spec_message(await self._billing.create_spec(spec))
+
+    async def SetPrice(self, request: billing_pb2.SetPriceRequest, context: Context) -> billing_pb2.Spec:
+        spec = await self._billing.set_price(
+            request.region_id,
+            request.spec_id,
+            request.price_per_hour_micros,
+            from_timestamp(request.start_time) if request.HasField("start_time") else None,
+        )
+        return spec_message(spec)
+
+    async def ListSpecs(self, request: billing_pb2.ListSpecsRequest, context: Context) -> billing_pb2.ListSpecsResponse:
+        specs = await self._billing.list_specs(request.region_id or None)
+        return billing_pb2.ListSpecsResponse(specs=[spec_message(spec) for spec in specs])
+
+    async def GetQuote(self, request: billing_pb2.GetQuoteRequest, context: Context) -> billing_pb2.Quote:
+        account_id = current().account(request.account_id)
+        quote = await self._billing.quote(account_id, request.region_id, request.spec_id, request.count)
+        return quote_message(quote)
+
+    async def CreateHold(self, request: billing_pb2.CreateHoldRequest, context: Context) -> billing_pb2.Hold:
+        hold = await self._billing.create_hold(
+            HoldRequest(
+                request.hold_id,
+                request.account_id,
+                WorkKind(billing_pb2.WorkKind.Name(request.work_kind).removeprefix("WORK_KIND_")),
+                request.work_id,
+                request.start_number,
+                request.region_id,
+                request.spec_id,
+                request.count,
+            )
+        )
+        return hold_message(hold)
+
+    async def ListStatements(
+        self, request: billing_pb2.ListStatementsRequest, context: Context
+    ) -> billing_pb2.ListStatementsResponse:
+        page = read_page(request)
+        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
+        statements = await self._billing.list_statements(
+            request.account_id, work_id=request.work_id or None, after=after, limit=page.size + 1
+        )
+        shown = statements[: page.size]
+        last = shown[-1].hold if len(statements) > page.size else None
+        return billing_pb2.ListStatementsResponse(
+            statements=[statement_message(statement) for statement in shown],
+            next_page_token=page.token([last.created_at.isoformat(), last.hold_id] if last else None),
+        )
+
+    async def AuditLedger(self, request: billing_pb2.AuditLedgerRequest, context: Context) -> billing_pb2.Audit:
+        return audit_message(await self._billing.audit())

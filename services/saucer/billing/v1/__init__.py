@@ -1,0 +1,1 @@
+"""Generated from the protos; `make protos` writes it anew."""

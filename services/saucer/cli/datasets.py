@@ -1,0 +1,240 @@
+"""`saucer dataset`."""
+
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import click
+import grpc
+
+from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, pages, pass_app
+from saucer.cli.errors import CliError, domain_error
+from saucer.cli.output import Output, message_dict, moment, percent
+from saucer.dataset.v1 import dataset_pb2
+
+# Of one call; the service takes up to twice as much.
+CHUNK_BYTES = 1024 * 1024
+POLL_S = 0.5
+# A new account waits so long for its place in the object store.
+STORE_WAIT_S = 15.0
+# Refused items shown in the table; --json has all that the report has.
+SHOWN_ITEMS = 20
+_AT_REST = {dataset_pb2.IMPORT_STATE_SUCCEEDED, dataset_pb2.IMPORT_STATE_FAILED}
+
+
+@click.group(cls=Topic)
+def dataset() -> None:
+    """Immutable sets of images and labels."""
+
+
+@dataset.command("import")
+@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="FOLDER_OR_ARCHIVE")
+@click.option("--name", help="For people; default: the source's name.")
+@click.option("--upload-id", type=IDENTIFIER, help="Go on with an upload that was interrupted.")
+@click.option("--split-seed", type=int, default=0, show_default=True, help="Where the source has no split of its own.")
+@pass_app
+def import_(app: App, source: Path, name: str | None, upload_id: str | None, split_seed: int) -> None:
+    """Upload a folder, or a zip or tar of one, and make a version of it."""
+    with _packed(app.output, source) as archive:
+        upload = _upload(app, archive, upload_id)
+    request = dataset_pb2.ImportDatasetRequest(
+        request_id=app.request_id("import"),
+        account_id=app.connection.account_id,
+        display_name=name or source.resolve().name,
+        upload_id=upload.upload_id,
+        split_seed=split_seed,
+    )
+    ended = _wait(app, app.connection.dataset.ImportDataset(request))
+    version = None
+    if ended.dataset_version_id:
+        version = app.connection.dataset.GetDatasetVersion(
+            dataset_pb2.GetDatasetVersionRequest(dataset_version_id=ended.dataset_version_id)
+        )
+    if app.output.as_json:
+        app.output.json({"import": message_dict(ended), "datasetVersion": message_dict(version) if version else None})
+    else:
+        _print_report(app.output, ended.report)
+        if version is not None:
+            print_version(app.output, version)
+    if ended.state != dataset_pb2.IMPORT_STATE_SUCCEEDED:
+        raise CliError(f"Nothing was imported. {ended.error_message} ({ended.error_reason})")
+
+
+@dataset.command()
+@click.argument("dataset_version_id", type=IDENTIFIER, metavar="VERSION")
+@pass_app
+def show(app: App, dataset_version_id: str) -> None:
+    """Images, boxes and classes of a version."""
+    request = dataset_pb2.GetDatasetVersionRequest(dataset_version_id=dataset_version_id)
+    print_version(app.output, app.connection.dataset.GetDatasetVersion(request))
+
+
+@dataset.command("list")
+@limit_option()
+@pass_app
+def list_(app: App, limit: int) -> None:
+    """Versions, newest first."""
+    request = dataset_pb2.ListDatasetVersionsRequest(account_id=app.connection.account_id)
+    found = pages(app.connection.dataset.ListDatasetVersions, request, "dataset_versions", limit)
+    app.output.listing(
+        "",
+        ("version id", "name", "images", "boxes", "classes", "created"),
+        found,
+        lambda version: (
+            version.dataset_version_id,
+            version.display_name,
+            version.statistics.images,
+            version.statistics.boxes,
+            len(version.classes),
+            moment(version, "create_time"),
+        ),
+    )
+
+
+def print_version(output: Output, version: dataset_pb2.DatasetVersion) -> None:
+    """What is in it."""
+    statistics = version.statistics
+    splits = ", ".join(f"{split.split} {split.images}" for split in statistics.splits)
+    output.record(
+        "",
+        version,
+        [
+            ("version id", version.dataset_version_id),
+            ("name", version.display_name),
+            ("images", f"{statistics.images} ({splits})"),
+            ("without labels", statistics.unlabelled_images),
+            ("boxes", statistics.boxes),
+            ("median image", f"{statistics.median_width} × {statistics.median_height} px"),
+            ("median box", f"{100 * statistics.median_box_share:.1f} % of its image"),
+            ("content", version.content_hash),
+            ("created", moment(version, "create_time")),
+        ],
+    )
+    if not output.as_json:
+        output.table(
+            "",
+            ("class", "boxes", "share", "images"),
+            [(item.class_name, item.boxes, percent(item.share), item.images) for item in statistics.classes],
+        )
+
+
+def _print_report(output: Output, report: dataset_pb2.ImportReport) -> None:
+    if report.clipped_boxes:
+        output.say(f"{report.clipped_boxes} boxes reached beyond their image and were cut to it.")
+    if not report.counts:
+        return
+    output.table("Refused", ("reason", "items"), [(item.reason, item.count) for item in report.counts])
+    shown = report.items[:SHOWN_ITEMS]
+    output.table("", ("reason", "item", "why"), [(item.reason, item.item, item.message) for item in shown])
+    more = sum(item.count for item in report.counts) - len(shown)
+    if more > 0:
+        output.say(f"and {more} more; --json lists the first 1,000.")
+
+
+@contextmanager
+def _packed(output: Output, source: Path) -> Iterator[IO[bytes]]:
+    """The archive: the file itself, or a tar of the folder.
+
+    The same folder gives the same bytes, so that an interrupted upload can go on. Files whose names, or whose folders'
+    names, begin with a dot stay out.
+    """
+    if source.is_file():
+        with source.open("rb") as archive:
+            yield archive
+        return
+    files = sorted(
+        file
+        for file in source.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(source).parts)
+    )
+    if not files:
+        raise CliError(f"The folder {source} holds no files.")
+    with tempfile.TemporaryFile() as archive, output.bar("packing", len(files)) as done:
+        with tarfile.open(fileobj=archive, mode="w", dereference=True) as tar:
+            for number, file in enumerate(files):
+                tar.add(file, file.relative_to(source).as_posix(), recursive=False, filter=_plain)
+                done(number + 1)
+        archive.seek(0)
+        yield archive
+
+
+def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    info.mtime = 0
+    info.mode = 0o644
+    return info
+
+
+def _upload(app: App, archive: IO[bytes], upload_id: str | None) -> dataset_pb2.Upload:
+    size = archive.seek(0, 2)
+    stub = app.connection.dataset
+    if upload_id:
+        upload = stub.GetUpload(dataset_pb2.GetUploadRequest(upload_id=upload_id))
+        if upload.size_bytes != size:
+            raise CliError(f"That upload is of {upload.size_bytes} bytes, and this archive has {size}: another one?")
+    else:
+        request = dataset_pb2.CreateUploadRequest(
+            request_id=app.request_id("upload"), account_id=app.connection.account_id, size_bytes=size
+        )
+        upload = _open(app, request)
+    try:
+        with app.output.bar("uploading", size) as done:
+            while upload.committed_bytes < size:
+                done(upload.committed_bytes)
+                upload = _write(app, upload, archive)
+            done(size)
+    except (grpc.RpcError, KeyboardInterrupt):
+        app.output.remark(f"The upload can go on with --upload-id {upload.upload_id}.")
+        raise
+    return upload
+
+
+def _open(app: App, request: dataset_pb2.CreateUploadRequest) -> dataset_pb2.Upload:
+    """A new account's place in the object store is proven by an event that follows its creation: waits for that."""
+    end_s = time.monotonic() + STORE_WAIT_S
+    while True:
+        try:
+            return app.connection.dataset.CreateUpload(request)
+        except grpc.RpcError as error:
+            if domain_error(error).reason != "STORE_NOT_PROVEN" or time.monotonic() > end_s:
+                raise
+        time.sleep(POLL_S)
+
+
+def _write(app: App, upload: dataset_pb2.Upload, archive: IO[bytes]) -> dataset_pb2.Upload:
+    archive.seek(upload.committed_bytes)
+    request = dataset_pb2.WriteUploadRequest(
+        upload_id=upload.upload_id, offset_bytes=upload.committed_bytes, data=archive.read(CHUNK_BYTES)
+    )
+    try:
+        return app.connection.dataset.WriteUpload(request)
+    except grpc.RpcError as error:
+        committed = domain_error(error).metadata.get("committed_bytes", "")
+        if not committed.isdigit() or int(committed) == upload.committed_bytes:
+            raise
+        upload.committed_bytes = int(committed)
+        return upload
+
+
+def _wait(app: App, current: dataset_pb2.Import) -> dataset_pb2.Import:
+    """Until the import is at rest."""
+    app.output.remark(f"Import {current.import_id}")
+    while current.state not in _AT_REST and not current.images_total:
+        time.sleep(POLL_S)
+        current = _get(app, current.import_id)
+    with app.output.bar("importing", current.images_total) as done:
+        while current.state not in _AT_REST:
+            done(current.images_done)
+            time.sleep(POLL_S)
+            current = _get(app, current.import_id)
+        done(current.images_done)
+    return current
+
+
+def _get(app: App, import_id: str) -> dataset_pb2.Import:
+    return app.connection.dataset.GetImport(dataset_pb2.GetImportRequest(import_id=import_id))

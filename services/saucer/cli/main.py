@@ -1,0 +1,62 @@
+"""`saucer`: one command, its verbs by topic. Each topic is imported when it is used."""
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from saucer.cli.app import Root
+
+TOPICS = {
+    "account": ("saucer.cli.accounts", "Accounts: create, list, show, top up, statement."),
+    "region": ("saucer.cli.offers", "Regions."),
+    "spec": ("saucer.cli.offers", "Compute shapes and their prices."),
+    "dataset": ("saucer.cli.datasets", "Data sets: import, show, list."),
+    "task": ("saucer.cli.tasks", "Tasks: create, quote, get, list, watch, stop, restart, delete."),
+    "run": ("saucer.cli.runs", "A task's training: metrics and log."),
+    "evaluation": ("saucer.cli.evaluations", "How good a model is."),
+    "model": ("saucer.cli.models", "Models: list, download."),
+    "deploy": ("saucer.cli.deployments", "Put a model online."),
+    "deployment": ("saucer.cli.deployments", "What is online: list, show, stop, start."),
+    "predict": ("saucer.cli.deployments", "Find things on images."),
+    "billing": ("saucer.cli.billing", "The ledger."),
+    "token": ("saucer.cli.tokens", "Tokens."),
+    "events": ("saucer.cli.events", "What happened, and what could not be consumed."),
+}
+
+
+@click.group(cls=Root, topics=TOPICS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="saucer")
+def main() -> None:
+    """Saucer: from labelled images to a served detector and its bill."""
+
+
+# The stack and the demonstration bring servers, drawing and numpy with them: they are imported when asked for.
+
+
+@main.command()
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path(".saucer/local"), show_default=True, help="Of its data."
+)
+@click.option("--workers", type=click.IntRange(0, 64), default=1, show_default=True, help="Training processes.")
+def up(folder: Path, workers: int) -> None:
+    """Start the whole stack on this machine, in the foreground; Ctrl-C stops it."""
+    import_module("saucer.local.up").up(folder, Path.cwd(), workers)
+
+
+@main.command()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A folder of images and a COCO file; without it, synthetic scenes.",
+)
+@click.option(
+    "--folder", type=click.Path(path_type=Path), default=Path(".saucer/demo"), show_default=True, help="Of its results."
+)
+def demo(data: Path | None, folder: Path) -> None:
+    """See all of it: import, train, evaluate, publish, bill."""
+    import_module("saucer.local.demo").demo(data, folder, Path.cwd())
+
+
+if __name__ == "__main__":
+    main()

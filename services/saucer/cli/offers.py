@@ -1,0 +1,102 @@
+"""`saucer region` and `saucer spec`: what is on offer where, at what price."""
+
+import click
+
+from saucer.billing.v1 import billing_pb2
+from saucer.cli.app import MONEY, App, Topic, pass_app
+from saucer.cli.output import Output, money
+
+COLUMNS = ("region", "spec", "name", "GPUs", "cores", "at most", "price an hour")
+
+
+@click.group(cls=Topic)
+def region() -> None:
+    """Where machines stand."""
+
+
+@region.command("create")
+@click.argument("region_id", metavar="REGION")
+@click.option("--name", help="For people; default: the id.")
+@pass_app
+def create_region(app: App, region_id: str, name: str | None) -> None:
+    """Open a region (administrator)."""
+    made = app.connection.billing.CreateRegion(
+        billing_pb2.CreateRegionRequest(region_id=region_id, display_name=name or region_id)
+    )
+    app.output.record("", made, [("region", made.region_id), ("name", made.display_name)])
+
+
+@click.group(cls=Topic)
+def spec() -> None:
+    """Compute shapes."""
+
+
+@spec.command("create")
+@click.argument("region_id", metavar="REGION")
+@click.argument("spec_id", metavar="SPEC")
+@click.option("--name", help="For people; default: the id.")
+@click.option("--gpus", type=int, default=0, show_default=True)
+@click.option("--cpu-cores", type=int, required=True)
+@click.option("--max-count", type=int, default=1, show_default=True, help="GPUs of one start, at most.")
+@click.option("--price", type=MONEY, required=True, help="Of one, by the hour: 3.60.")
+@click.option("--currency", default="EUR", show_default=True)
+@pass_app
+def create_spec(
+    app: App,
+    region_id: str,
+    spec_id: str,
+    name: str | None,
+    gpus: int,
+    cpu_cores: int,
+    max_count: int,
+    price: int,
+    currency: str,
+) -> None:
+    """Offer a compute shape with its first price (administrator)."""
+    request = billing_pb2.CreateSpecRequest(
+        region_id=region_id,
+        spec_id=spec_id,
+        display_name=name or spec_id,
+        gpus=gpus,
+        cpu_cores=cpu_cores,
+        max_count=max_count,
+        price_per_hour_micros=price,
+        currency=currency,
+    )
+    _print(app.output, app.connection.billing.CreateSpec(request))
+
+
+@spec.command("price")
+@click.argument("region_id", metavar="REGION")
+@click.argument("spec_id", metavar="SPEC")
+@click.argument("price", type=MONEY)
+@pass_app
+def set_price(app: App, region_id: str, spec_id: str, price: int) -> None:
+    """Set a price from now on; what runs already keeps its own (administrator)."""
+    request = billing_pb2.SetPriceRequest(region_id=region_id, spec_id=spec_id, price_per_hour_micros=price)
+    _print(app.output, app.connection.billing.SetPrice(request))
+
+
+@spec.command("list")
+@click.option("--region", "region_id", default="", help="Only of this one.")
+@pass_app
+def list_specs(app: App, region_id: str) -> None:
+    """What is on offer, at the price of now."""
+    response = app.connection.billing.ListSpecs(billing_pb2.ListSpecsRequest(region_id=region_id))
+    app.output.listing("", COLUMNS, response.specs, _row)
+
+
+def _row(spec: billing_pb2.Spec) -> tuple[object, ...]:
+    return (
+        spec.region_id,
+        spec.spec_id,
+        spec.display_name,
+        spec.gpus,
+        spec.cpu_cores,
+        spec.max_count,
+        money(spec.price_per_hour_micros, spec.currency),
+    )
+
+
+def _print(output: Output, spec: billing_pb2.Spec) -> None:
+    output.record("", spec, list(zip(COLUMNS, _row(spec), strict=True)))

@@ -1,0 +1,381 @@
+"""Pictures of a run, an evaluation and of detections: pure functions from plain data to PNG.
+
+Colours are those of Okabe and Ito, which people with any colour vision tell apart; line styles say what colour must not
+say alone. Nothing here keeps state: matplotlib's figures are objects of their own, never pyplot's.
+Source: M. Okabe, K. Ito, Color universal design, 2008, https://jfly.uni-koeln.de/color/
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, YELLOW, INK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#1A1A1A", "#6B6B6B"
+LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+STYLES = ("-", "--", "-.", ":")
+BOXES = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)  # lighter ones first: they are drawn on photographs
+
+CHART_PX = (1200, 720)
+DPI = 120
+MAX_CURVES = 12  # more cannot be told apart; beyond it the classes with the lowest AP are drawn
+MAX_TILES = 48  # beyond it the last tile's place says how many more there are
+MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
+TILE_PX = (380, 300)  # the room of an image on a sheet
+CAPTION_LINES = 3
+GAP_PX = 12
+DASH_PX = 9
+
+Font = ImageFont.FreeTypeFont
+Colour = tuple[int, int, int]
+
+
+class LabelledBox(NamedTuple):
+    """Corners in pixels of the image; score is None for a label that a person made."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    class_name: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A class's curve: recall, precision and threshold, each (n,) and in the same order; ap is 0..1."""
+
+    class_name: str
+    ap: float
+    recall: ArrayLike
+    precision: ArrayLike
+    threshold: ArrayLike
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image (JPEG, PNG, ... bytes) with what is there, what was found, and a sentence."""
+
+    image: bytes
+    truth: Sequence[LabelledBox] = ()
+    found: Sequence[LabelledBox] = ()
+    caption: str = ""
+
+
+def training_curve(
+    path: Path, metrics: Sequence[Mapping[str, float]], *, expected_accuracy: float | None = None, title: str = ""
+) -> None:
+    """Draws loss and learning rate above, validation accuracy below, over epochs.
+
+    Each of metrics has `epoch` and any of `loss`, `lr`, `map` and `map_50`; what is not finite is left out. The size is
+    CHART_PX.
+    """
+    figure = _figure(title)
+    if not any(_series(metrics, name)[0] for name in ("loss", "lr", "map", "map_50")):
+        _say(figure, "No metrics yet: the run has not reported an iteration.")
+        _save(figure, path)
+        return
+    above, below = figure.subplots(2, 1, sharex=True)
+    _training_axes(above, metrics)
+    _validation_axes(below, metrics, expected_accuracy)
+    _save(figure, path)
+
+
+def _training_axes(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
+    loss = axes.plot(*_series(metrics, "loss"), color=BLUE, label="loss")
+    right = axes.twinx()
+    rate = right.plot(*_series(metrics, "lr"), color=VERMILION, linestyle="--", label="learning rate (right)")
+    right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    axes.set(ylabel="loss")
+    right.set(ylabel="learning rate")
+    for side in (axes, right):
+        side.set_ylim(bottom=0)
+    _legend_above(axes, [*loss, *rate])
+
+
+def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expected_accuracy: float | None) -> None:
+    lines: list[Line2D] = []
+    for name, shown_as, colour, style, marker in (
+        ("map_50", "mAP@0.50", GREEN, "-", "o"),
+        ("map", "mAP@0.50:0.95", PURPLE, "-.", "s"),
+    ):
+        epochs, values = _series(metrics, name)
+        if epochs:
+            label = f"{shown_as}, best {max(values):.3f}"
+            lines += axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, label=label)
+    if not lines:
+        axes.text(0.5, 0.4, "not validated yet", ha="center", transform=axes.transAxes, color=GREY)
+    if expected_accuracy is not None:
+        label = f"expected mAP@0.50, {expected_accuracy:.2f}"
+        lines.append(axes.axhline(expected_accuracy, color=INK, linestyle="--", linewidth=1.2, label=label))
+    axes.set(xlabel="epoch", ylabel="validation", ylim=(0, 1.02))
+    _legend_above(axes, lines)
+
+
+def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
+    """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
+
+    The dot is the point of highest recall whose own threshold is not below the given one. The size is CHART_PX.
+    """
+    figure = _figure(title)
+    if not curves:
+        _say(figure, "No curve: nothing has been evaluated.")
+        _save(figure, path)
+        return
+    axes = figure.subplots()
+    drawn = sorted(curves, key=lambda curve: curve.ap)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
+    for index, curve in enumerate(drawn):
+        recall, precision = np.asarray(curve.recall, float), np.asarray(curve.precision, float)
+        colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
+        label = f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
+        above = np.flatnonzero(np.asarray(curve.threshold, float) >= threshold)
+        if len(above):
+            at = above[np.argmax(recall[above])]
+            label += f"; at {threshold:.2f} precision {precision[at]:.2f}, recall {recall[at]:.2f}"
+            axes.plot(recall[at], precision[at], "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
+        axes.plot(recall, precision, color=colour, linestyle=style, label=label)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
+    axes.legend(loc="lower left", framealpha=0.9)
+    if len(drawn) < len(curves):
+        axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest AP")
+    _save(figure, path)
+
+
+def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence[str], threshold: float = 0.0) -> bytes:
+    """A PNG of the image with the boxes from the threshold on, and a line below that says what is drawn.
+
+    classes gives the order of colours. Boxes without a score are always drawn. Raises ValueError for bytes that are no
+    image, or one of more than MAX_PIXELS.
+    """
+    picture = _opened(image)
+    shown = [box for box in boxes if box.score is None or box.score >= threshold]
+    _draw(picture, shown, classes, 1.0, dashed=False)
+    font = _font(max(12, min(picture.width // 32, 28)))
+    sentence = _sentence(boxes, shown, threshold)
+    lines = _wrapped(sentence, font, picture.width - 2 * GAP_PX)
+    line_px = round(font.size) + 6
+    framed = Image.new("RGB", (picture.width, picture.height + line_px * len(lines) + GAP_PX), "white")
+    framed.paste(picture)
+    pen = ImageDraw.Draw(framed)
+    for row, line in enumerate(lines):
+        pen.text((GAP_PX, picture.height + GAP_PX // 2 + row * line_px), line, INK, font)
+    buffer = io.BytesIO()
+    framed.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Sequence[str] = (), title: str = "") -> None:
+    """A sheet of images: what is there in solid lines, what was found in dashed ones, a caption below each.
+
+    classes gives the order of colours; without it, the names in alphabetical order. Raises ValueError for columns
+    below 1. An image that cannot be read leaves a tile that says so.
+    """
+    if columns < 1:
+        raise ValueError(f"columns must be at least 1, is {columns}")
+    names = list(classes) or sorted({box.class_name for tile in tiles for box in [*tile.truth, *tile.found]})
+    shown = tiles if len(tiles) <= MAX_TILES else tiles[: MAX_TILES - 1]
+    places = max(1, len(shown) + (len(shown) < len(tiles)))
+    columns = min(columns, max(places, 2))
+    small, large = _font(14), _font(17)
+    across, down = TILE_PX[0] + GAP_PX, TILE_PX[1] + GAP_PX + CAPTION_LINES * 18
+    top = GAP_PX + 24 * (1 + bool(title))
+    canvas = Image.new("RGB", (columns * across + GAP_PX, math.ceil(places / columns) * down + top + GAP_PX), "white")
+    pen = ImageDraw.Draw(canvas)
+    if title:
+        pen.text((GAP_PX, GAP_PX // 2), title, INK, large)
+    _legend(pen, names, top - 22, canvas.width, small)
+    for index, tile in enumerate(shown):
+        corner = GAP_PX + index % columns * across, top + GAP_PX + index // columns * down
+        _tile(canvas, tile, names, corner, small)
+    corner = GAP_PX + (places - 1) % columns * across, top + GAP_PX + (places - 1) // columns * down
+    if not tiles:
+        pen.text(corner, "Nothing to show: there is no such image.", INK, large)
+    elif len(shown) < len(tiles):
+        pen.text(corner, f"and {len(tiles) - len(shown)} more", INK, large)
+    canvas.save(path, "PNG")
+
+
+def _figure(title: str) -> Figure:
+    figure = Figure(figsize=(CHART_PX[0] / DPI, CHART_PX[1] / DPI), dpi=DPI, layout="constrained")
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    for axes in figure.axes:
+        axes.spines["top"].set_visible(False)
+        axes.set_axisbelow(True)
+    for axes in figure.axes[:2]:
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def _say(figure: Figure, sentence: str) -> None:
+    figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK)
+
+
+def _legend_above(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Above the axes, where it covers no line."""
+    if lines:
+        axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False)
+
+
+def _series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    points = [(row["epoch"], row[name]) for row in metrics if name in row and math.isfinite(row[name])]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _font(size: int) -> Font:
+    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+
+
+def _opened(image: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise ValueError(f"an image of {opened.width} x {opened.height} pixels is too large to draw on")
+            # As the detector sees it: turned the way its camera was held.
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+        raise ValueError("the image cannot be read") from error
+
+
+def _rgb(colour: str) -> Colour:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _colour(class_name: str, classes: Sequence[str]) -> str:
+    return BOXES[classes.index(class_name) % len(BOXES)] if class_name in classes else BOXES[-1]
+
+
+def _sentence(boxes: Sequence[LabelledBox], shown: Sequence[LabelledBox], threshold: float) -> str:
+    if shown:
+        counts = {
+            name: sum(box.class_name == name for box in shown) for name in sorted({box.class_name for box in shown})
+        }
+        return ", ".join(f"{name}: {count}" for name, count in counts.items()) + f"   (threshold {threshold:.2f})"
+    best = max((box for box in boxes), key=lambda box: box.score or 0.0, default=None)
+    if best is None:
+        return f"Nothing found (threshold {threshold:.2f})."
+    return (
+        f"Nothing reaches the threshold of {threshold:.2f}; the highest below it is {best.class_name} {best.score:.2f}."
+    )
+
+
+def _draw(
+    picture: Image.Image, boxes: Sequence[LabelledBox], classes: Sequence[str], scale: float, *, dashed: bool
+) -> None:
+    """Draws boxes, given in the pixels of the image before it was scaled, in place."""
+    pen = ImageDraw.Draw(picture)
+    width = max(2, round(min(picture.size) / 160))
+    font = _font(max(11, min(round(min(picture.size) / 26), 26)))
+    for box in boxes:
+        colour = _colour(box.class_name, classes)
+        x1, y1, x2, y2 = (value * scale for value in box[:4])
+        sides = (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1)))
+        for start, end in sides:
+            # A dark seam keeps the line visible on a ground of its own colour.
+            _line(pen, start, end, "black", width + 2, dashed=dashed)
+            _line(pen, start, end, colour, width, dashed=dashed)
+    for box in boxes:
+        if not dashed or box.score is not None:
+            colour = _colour(box.class_name, classes)
+            _label(pen, box, scale, size=picture.size, colour=colour, font=font, below=dashed)
+
+
+def _line(
+    pen: ImageDraw.ImageDraw,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str,
+    width: int,
+    *,
+    dashed: bool,
+) -> None:
+    length = math.dist(start, end)
+    if not dashed or length == 0:
+        pen.line([start, end], colour, width)
+        return
+    way = (end[0] - start[0]) / length, (end[1] - start[1]) / length
+    for begin in np.arange(0, length, 2 * DASH_PX).tolist():
+        stop = min(begin + DASH_PX, length)
+        pen.line([(start[0] + way[0] * d, start[1] + way[1] * d) for d in (begin, stop)], colour, width)
+
+
+def _label(
+    pen: ImageDraw.ImageDraw,
+    box: LabelledBox,
+    scale: float,
+    *,
+    size: tuple[int, int],
+    colour: str,
+    font: Font,
+    below: bool,
+) -> None:
+    """Writes a box's class and score at its upper left corner, outside; `below`: at the lower left one."""
+    text = box.class_name if box.score is None else f"{box.class_name} {box.score:.2f}"
+    across, high = font.getlength(text) + 6, font.size + 4
+    x = max(0.0, min(box.x1 * scale, size[0] - across))
+    y = box.y2 * scale + 2 if below else box.y1 * scale - high - 1
+    y = max(0.0, min(y, size[1] - high))
+    red, green, blue = _rgb(colour)
+    ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "white"
+    pen.rectangle((x, y, x + across, y + high), colour, "black")
+    pen.text((x + 3, y + 1), text, ink, font)
+
+
+def _wrapped(text: str, font: Font, width: float) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str], y: int, width: int, font: Font) -> None:
+    x = float(GAP_PX)
+    for text, dashed in (("there", False), ("found", True)):
+        _line(pen, (x, y + 9), (x + 42, y + 9), INK, 3, dashed=dashed)
+        pen.text((x + 48, y), text, INK, font)
+        x += 48 + font.getlength(text) + 18
+    for name in names:
+        if x + 24 + font.getlength(name) > width - 2 * GAP_PX:
+            pen.text((x, y), "…", INK, font)
+            break
+        pen.rectangle((x, y + 2, x + 14, y + 16), _colour(name, names), "black")
+        pen.text((x + 20, y), name, INK, font)
+        x += 20 + font.getlength(name) + 16
+
+
+def _tile(canvas: Image.Image, tile: Tile, names: Sequence[str], corner: tuple[int, int], font: Font) -> None:
+    pen = ImageDraw.Draw(canvas)
+    try:
+        picture = _opened(tile.image)
+    except ValueError as error:
+        pen.rectangle((*corner, corner[0] + TILE_PX[0], corner[1] + TILE_PX[1]), "#EEEEEE", GREY)
+        pen.text((corner[0] + GAP_PX, corner[1] + TILE_PX[1] // 2), str(error), INK, font)
+    else:
+        scale = min(TILE_PX[0] / picture.width, TILE_PX[1] / picture.height)
+        fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(fitted, Image.Resampling.LANCZOS)
+        _draw(picture, tile.truth, names, scale, dashed=False)
+        _draw(picture, tile.found, names, scale, dashed=True)
+        canvas.paste(picture, (corner[0] + (TILE_PX[0] - fitted[0]) // 2, corner[1] + TILE_PX[1] - fitted[1]))
+    lines = _wrapped(tile.caption, font, TILE_PX[0])
+    if len(lines) > CAPTION_LINES:
+        lines = [*lines[: CAPTION_LINES - 1], lines[CAPTION_LINES - 1] + " …"]
+    for row, line in enumerate(lines):
+        pen.text((corner[0], corner[1] + TILE_PX[1] + 4 + row * 18), line, INK, font)

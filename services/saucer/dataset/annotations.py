@@ -1,0 +1,142 @@
+"""Checks the annotations of one label file against its images and categories, column by column.
+
+The order of the checks is that of `check_annotations`; an annotation is reported for the first thing wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.dataset.boxes import clip, turn
+from saucer.dataset.coco import AnnotationColumns
+from saucer.dataset.report import ItemKind, ItemReason, Report
+
+# Places of images that are not among the accepted ones.
+REFUSED = -1
+_UNKNOWN = -2
+
+
+@dataclass(frozen=True)
+class AcceptedImages:
+    """int64 [m] each, by place: size in pixels of the upright picture, and the EXIF orientation by which the boxes have
+    to be turned, 0 for none."""
+
+    width: NDArray[np.int64]
+    height: NDArray[np.int64]
+    turned: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CheckedAnnotations:
+    """What is accepted: `place` int64 [n] of the image, `category` int64 [n], `box` float64 [n, 4] inside the image,
+    `crowd` bool [n]."""
+
+    place: NDArray[np.int64]
+    category: NDArray[np.int64]
+    box: NDArray[np.float64]
+    crowd: NDArray[np.bool_]
+
+
+class _Rows:
+    """The rows not refused so far, in an order that does not depend on the file's."""
+
+    def __init__(self, columns: AnnotationColumns, name: str, report: Report) -> None:
+        # Views: only the boxes are changed, and millions of rows need not lie in memory twice.
+        self.id = np.asarray(columns.id)
+        self.image_id = np.asarray(columns.image_id)
+        self.category_id = np.asarray(columns.category_id)
+        self.box = columns.boxes()
+        self.crowd = np.array(columns.crowd, dtype=np.bool_)
+        self.left = np.lexsort((self.crowd, *self.box.T[::-1], self.category_id, self.image_id, self.id))
+        self._name = name
+        self._report = report
+
+    def refuse(self, bad: NDArray[np.bool_], reason: ItemReason, sentence: str) -> None:
+        """`bad` is a mask over `left`, which shrinks by it."""
+        self._report.refuse_all(
+            ItemKind.ANNOTATION,
+            reason,
+            self.left[bad].tolist(),
+            lambda row: (
+                f"{self._name}, annotation {self.id[row]}",
+                f"{sentence} Image {self.image_id[row]}, box {self.box[row].tolist()}.",
+            ),
+        )
+        self.left = self.left[~bad]
+
+
+def check_annotations(
+    columns: AnnotationColumns,
+    name: str,
+    place_of_image_id: Mapping[int, int],
+    class_of_category_id: Mapping[int, int],
+    images: AcceptedImages,
+    report: Report,
+) -> CheckedAnnotations:
+    """Refuses what cannot be used, with its reason in the report under the label file's `name`, and clips the rest.
+
+    `place_of_image_id` maps to the place in `images` (at least one), or to REFUSED.
+    """
+    rows = _Rows(columns, name, report)
+    rows.refuse(_repeats(rows.id[rows.left]), ItemReason.DUPLICATE_ID, "The annotation's id stands twice.")
+    place = _look_up(rows.image_id, place_of_image_id)
+    rows.refuse(place[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_IMAGE, "No image has its image_id.")
+    rows.refuse(place[rows.left] == REFUSED, ItemReason.IMAGE_REFUSED, "Its image was refused.")
+    images_with_annotations = len(np.unique(place[rows.left]))
+    category = _look_up(rows.category_id, class_of_category_id)
+    rows.refuse(category[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_CATEGORY, "No category has its category_id.")
+    _fit_boxes(rows, place, images, report)
+    rows.refuse(
+        _same_boxes(rows, place, category), ItemReason.DUPLICATE_BOX, "The same box of the same class stands twice."
+    )
+    left = rows.left
+    report.emptied_images += images_with_annotations - len(np.unique(place[left]))
+    return CheckedAnnotations(place[left], category[left], rows.box[left], rows.crowd[left])
+
+
+def _fit_boxes(rows: _Rows, place: NDArray[np.int64], images: AcceptedImages, report: Report) -> None:
+    """Turns and clips the boxes that are left, and refuses those of which nothing is left."""
+    left = rows.left
+    width, height, turned = images.width[place[left]], images.height[place[left]], images.turned[place[left]]
+    box = rows.box[left]
+    for orientation in np.unique(turned[turned > 0]).tolist():
+        at = turned == orientation
+        box[at] = turn(box[at], orientation, width[at], height[at])
+    fitted = clip(box, width, height)
+    report.clipped_boxes += int(fitted.clipped.sum())
+    fine = ~fitted.refused
+    rows.box[left[fine]] = fitted.boxes[fine]
+    rows.refuse(fitted.not_finite, ItemReason.BOX_NOT_FINITE, "The box is not finite.")
+    finite = ~fitted.not_finite
+    rows.refuse(fitted.no_area[finite], ItemReason.BOX_NO_AREA, "The box has no area.")
+    rows.refuse(fitted.outside[finite & ~fitted.no_area], ItemReason.BOX_OUTSIDE, "The box lies outside its image.")
+
+
+def _same_boxes(rows: _Rows, place: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mask over `left` of all but the first of equal boxes."""
+    left = rows.left
+    keys = [rows.crowd, *rows.box.T, category, place]
+    by_key = np.lexsort([key[left] for key in keys])
+    repeated = np.zeros(len(left), dtype=np.bool_)
+    repeated[by_key] = np.logical_and.reduce([_repeats(key[left][by_key]) for key in keys])
+    return repeated
+
+
+def _repeats(values: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which of the sorted values equal the one before."""
+    repeated = np.zeros(len(values), dtype=np.bool_)
+    repeated[1:] = values[1:] == values[:-1]
+    return repeated
+
+
+def _look_up(values: NDArray[np.int64], table: Mapping[int, int]) -> NDArray[np.int64]:
+    if not table:
+        return np.full(len(values), _UNKNOWN, dtype=np.int64)
+    keys = np.array(sorted(table), dtype=np.int64)
+    results = np.array([table[key] for key in keys.tolist()], dtype=np.int64)
+    at = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    return np.where(keys[at] == values, results[at], _UNKNOWN)

@@ -1,0 +1,30 @@
+"""Which event calls which use case. An account is met once and its store proven once, however often it is said."""
+
+from typing import cast
+
+import structlog
+from google.protobuf.message import Message
+
+from saucer.billing.v1 import events_pb2 as billing_events
+from saucer.dataset.service import Datasets
+from saucer.lib.cloudevent import CloudEvent
+from saucer.lib.consumer import Handles
+from saucer.lib.errors import UnavailableError
+from saucer.lib.ids import new_id
+
+log = structlog.get_logger()
+
+
+def handlers(datasets: Datasets) -> list[Handles]:
+    """Every event that dataset consumes."""
+
+    async def account_created(event: CloudEvent, message: Message) -> None:
+        account_id = cast(billing_events.AccountCreated, message).account.account_id
+        await datasets.meet_account(account_id)
+        try:
+            await datasets.prove_store(account_id, new_id())
+        except UnavailableError as error:
+            # Not for delivery again, which ends after a minute: housekeeping tries until it works.
+            log.warning("store_not_proven_yet", account_id=account_id, error=str(error))
+
+    return [Handles(billing_events.AccountCreated, account_created)]

@@ -1,0 +1,278 @@
+"""Uploads, imports and versions: what they are and how they may move. What an import does is in importer.py."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+# An upload is gone this long after its last chunk, and this long after an import of it has ended.
+UPLOAD_KEPT = timedelta(hours=24)
+UPLOAD_KEPT_AFTER_IMPORT = timedelta(hours=1)
+# Chunks of one upload: 100 GiB in chunks of 2 MiB take half. One more is RESOURCE_EXHAUSTED.
+MAX_CHUNKS = 100_000
+# Of one account at once, unfinished; one more is RESOURCE_EXHAUSTED.
+MAX_OPEN_UPLOADS = 20
+# Of one account at once, queued or importing; one more is RESOURCE_EXHAUSTED.
+MAX_OPEN_IMPORTS = 100
+# An import that still waits after this has failed, WAITED_TOO_LONG.
+MAX_WAIT = timedelta(hours=24)
+# Child processes that may die on one import; the last one fails it, IMPORT_CRASHED.
+MAX_CRASHES = 2
+# Claims of one import that may be lost with their service; another one fails it, IMPORT_CRASHED.
+MAX_ATTEMPTS = 5
+
+# What JSON columns and the child process hold.
+Json = Mapping[str, Any]
+
+
+class ImportState(StrEnum):
+    """Of an import."""
+
+    QUEUED = "QUEUED"
+    IMPORTING = "IMPORTING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+# An import that does not exist yet is None.
+TRANSITIONS: Mapping[ImportState | None, frozenset[ImportState]] = {
+    None: frozenset({ImportState.QUEUED}),
+    ImportState.QUEUED: frozenset({ImportState.IMPORTING, ImportState.FAILED}),
+    # Importing again: the claim has expired, and another process takes it over.
+    ImportState.IMPORTING: frozenset(
+        {ImportState.IMPORTING, ImportState.QUEUED, ImportState.SUCCEEDED, ImportState.FAILED}
+    ),
+    ImportState.SUCCEEDED: frozenset(),
+    ImportState.FAILED: frozenset(),
+}
+
+
+def may_move(source: ImportState | None, target: ImportState) -> bool:
+    """Whether the table allows it."""
+    return target in TRANSITIONS[source]
+
+
+class ImportFailedError(Exception):
+    """Ends an import as FAILED. `reason` is UPPER_SNAKE_CASE; `report` as report.Report.as_json gives it, if any."""
+
+    def __init__(self, reason: str, sentence: str, report: Json | None = None) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+        self.report = report
+
+
+@dataclass(frozen=True)
+class AccountStore:
+    """An account's prefix in the object store."""
+
+    account_id: str
+    prefix: str
+    proven_at: datetime | None
+    revision: int
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An archive on its way in."""
+
+    upload_id: str
+    account_id: str
+    size_bytes: int
+    committed_bytes: int
+    # OPEN, EXPIRED or REMOVED.
+    state: str
+    created_at: datetime
+    expires_at: datetime
+
+    @property
+    def whole(self) -> bool:
+        """Every byte is there."""
+        return self.committed_bytes == self.size_bytes
+
+    def lives(self, now: datetime) -> bool:
+        """Whether it may still be written and imported."""
+        return self.state == "OPEN" and now < self.expires_at
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of an upload, an object of its own."""
+
+    offset_bytes: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ImportRequest:
+    """What is to be imported; exactly one of upload_id and store_path is set."""
+
+    account_id: str
+    display_name: str
+    upload_id: str | None
+    store_path: str | None
+    split_seed: int
+
+
+@dataclass(frozen=True)
+class Import:
+    """One attempt to make a version of a source."""
+
+    import_id: str
+    account_id: str
+    display_name: str
+    upload_id: str | None
+    store_path: str | None
+    split_seed: int
+    state: ImportState
+    images_done: int
+    images_total: int
+    error_reason: str
+    error_message: str
+    report: Json | None
+    dataset_version_id: str | None
+    created_at: datetime
+    ended_at: datetime | None
+    attempts: int
+    crashes: int
+    retry_at: datetime
+    claim_token: str | None
+    claim_expires_at: datetime | None
+    revision: int
+
+    def answers(self, request: ImportRequest) -> bool:
+        """Whether this is the import that was asked for, or one of the same id for something else."""
+        return request == ImportRequest(
+            self.account_id, self.display_name, self.upload_id, self.store_path, self.split_seed
+        )
+
+
+def queued(import_id: str, request: ImportRequest, now: datetime) -> Import:
+    """A new import."""
+    return Import(
+        import_id=import_id,
+        account_id=request.account_id,
+        display_name=request.display_name,
+        upload_id=request.upload_id,
+        store_path=request.store_path,
+        split_seed=request.split_seed,
+        state=ImportState.QUEUED,
+        images_done=0,
+        images_total=0,
+        error_reason="",
+        error_message="",
+        report=None,
+        dataset_version_id=None,
+        created_at=now,
+        ended_at=None,
+        attempts=0,
+        crashes=0,
+        retry_at=now,
+        claim_token=None,
+        claim_expires_at=None,
+        revision=1,
+    )
+
+
+def claimed(work: Import, token: str, now: datetime, expires_at: datetime) -> Import:
+    """Taken by a process, or failed where it waited too long or was lost too often."""
+    if work.state is ImportState.QUEUED and now - work.created_at > MAX_WAIT:
+        return failed(
+            work, ImportFailedError("WAITED_TOO_LONG", "The import could not be done in time; start it again."), now
+        )
+    if work.attempts >= MAX_ATTEMPTS:
+        return failed(work, _crashed(), now)
+    return _moved(
+        work,
+        ImportState.IMPORTING,
+        images_done=0,
+        images_total=0,
+        attempts=work.attempts + 1,
+        claim_token=token,
+        claim_expires_at=expires_at,
+    )
+
+
+def given_back(work: Import, retry_at: datetime) -> Import:
+    """Queued again, through no fault of the import's."""
+    return _moved(work, ImportState.QUEUED, **_UNCLAIMED, attempts=work.attempts - 1, retry_at=retry_at)
+
+
+def crashed(work: Import, now: datetime) -> Import:
+    """Its child process died: queued again, or failed."""
+    work = replace(work, crashes=work.crashes + 1)
+    if work.crashes >= MAX_CRASHES:
+        return failed(work, _crashed(), now)
+    return given_back(work, now)
+
+
+def succeeded(work: Import, dataset_version_id: str, report: Json, images: int, now: datetime) -> Import:
+    """With its version; `images` are all that its label files name."""
+    return _moved(
+        work,
+        ImportState.SUCCEEDED,
+        **_UNCLAIMED,
+        images_done=images,
+        images_total=images,
+        report=report,
+        dataset_version_id=dataset_version_id,
+        ended_at=now,
+    )
+
+
+def failed(work: Import, error: ImportFailedError, now: datetime) -> Import:
+    """With a reason."""
+    return _moved(
+        work,
+        ImportState.FAILED,
+        **_UNCLAIMED,
+        error_reason=error.reason,
+        error_message=error.sentence,
+        report=error.report,
+        ended_at=now,
+    )
+
+
+_UNCLAIMED: Json = {"claim_token": None, "claim_expires_at": None}
+
+
+def _moved(work: Import, target: ImportState, **changes: Any) -> Import:
+    if not may_move(work.state, target):
+        raise ValueError(f"An import cannot go from {work.state} to {target}.")
+    return replace(work, state=target, **changes)
+
+
+def _crashed() -> ImportFailedError:
+    return ImportFailedError(
+        "IMPORT_CRASHED", "The import's process died each time it was tried; something in the data makes it die."
+    )
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """An immutable set of images and labels. `statistics` as statistics.Statistics.as_json gives them."""
+
+    dataset_version_id: str
+    account_id: str
+    display_name: str
+    content_hash: str
+    manifest_key: str
+    manifest_sha256: str
+    image_prefix: str
+    classes: tuple[str, ...]
+    statistics: Json
+    created_at: datetime
+    revision: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a child process made of a source."""
+
+    manifest_sha256: str
+    content_hash: str
+    classes: tuple[str, ...]
+    statistics: Json
+    report: Json

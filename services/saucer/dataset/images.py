@@ -1,0 +1,143 @@
+"""Checks one image file: the header before anything is decoded, then a full decode by the very code that serves.
+
+The view that counts is the upright one. cv2.IMREAD_COLOR applies the orientation that EXIF states, and training and
+serving both read with it; so `width` and `height` are those of the turned picture. Transparency is dropped, 16 bits
+become 8, grey becomes three equal channels and CMYK becomes BGR: accepted, as training sees them. Of an animation or a
+multi-picture file the first frame counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from PIL import Image
+
+from saucer.dataset.report import ItemReason
+from saucer.serving.decode import decode
+from saucer.serving.errors import UnreadableImage
+
+# Of the file. Above it: image_too_large. serving/decode.py has the same bound.
+MAX_IMAGE_BYTES = 64 * 1024**2
+# Width × height by the header; above it: image_too_large, undecoded. Decoding this many takes 150 MB, twice that where
+# EXIF turns the picture. Below the bound of serving/decode.py, so that what is imported can be served.
+MAX_PIXELS = 50_000_000
+# Above it: image_too_large. Below MIN_SIDE_PX: image_too_small; a network's stride leaves nothing of such a picture.
+MAX_SIDE_PX = 32_768
+MIN_SIDE_PX = 8
+
+# JPEG includes MPO, which phones write: a JPEG with further pictures behind it.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = 1
+# Orientations of EXIF that swap width and height.
+TURNED = frozenset({5, 6, 7, 8})
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    max_bytes: int = MAX_IMAGE_BYTES
+    max_pixels: int = MAX_PIXELS
+    max_side_px: int = MAX_SIDE_PX
+    min_side_px: int = MIN_SIDE_PX
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """`width` and `height` in pixels of the upright picture. `turned` is the EXIF orientation 5–8 if it swapped
+    unequal sides of the stored array, else None."""
+
+    sha256: str
+    width: int
+    height: int
+    turned: int | None
+
+
+class ImageRefusedError(Exception):
+    """`reason` is unreadable_image, image_too_large or image_too_small."""
+
+    def __init__(self, reason: ItemReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+
+
+def read_image(file: BinaryIO, limits: ImageLimits) -> bytes:
+    """The file's bytes, so that what is checked, hashed and stored is one and the same.
+
+    Raises:
+        ImageRefusedError: image_too_large, having read no more than the limit.
+    """
+    data = file.read(limits.max_bytes + 1)
+    if len(data) > limits.max_bytes:
+        raise ImageRefusedError(ItemReason.IMAGE_TOO_LARGE, f"The file has more than {limits.max_bytes:,} bytes.")
+    return data
+
+
+def check_image(data: bytes, limits: ImageLimits) -> ImageFacts:
+    """Checks header, size and every pixel of a JPEG, PNG, WebP or BMP.
+
+    Raises:
+        ImageRefusedError: with the reason and a sentence for the user.
+    """
+    width, height = _stored_size(data)
+    if width * height > limits.max_pixels or max(width, height) > limits.max_side_px:
+        raise ImageRefusedError(
+            ItemReason.IMAGE_TOO_LARGE,
+            f"It has {width} × {height} pixels; at most {limits.max_pixels:,}, and {limits.max_side_px:,} a side.",
+        )
+    if min(width, height) < limits.min_side_px:
+        raise ImageRefusedError(
+            ItemReason.IMAGE_TOO_SMALL,
+            f"The image has {width} × {height} pixels; at least {limits.min_side_px} a side.",
+        )
+    try:
+        pixels = decode(data)
+    except UnreadableImage as error:
+        raise ImageRefusedError(ItemReason.UNREADABLE_IMAGE, f"The image cannot be decoded: {error}.") from error
+    shown_height, shown_width = pixels.shape[:2]
+    # The decoder decides, not the header: it applies EXIF's orientation in some formats only.
+    turned = None if (shown_width, shown_height) == (width, height) else _orientation(data)
+    if turned is not None and (turned not in TURNED or (shown_width, shown_height) != (height, width)):
+        raise ImageRefusedError(
+            ItemReason.UNREADABLE_IMAGE,
+            f"The header states {width} × {height} pixels, the image has {shown_width} × {shown_height}.",
+        )
+    return ImageFacts(hashlib.sha256(data).hexdigest(), shown_width, shown_height, turned)
+
+
+def _stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the header states them; decodes no pixel."""
+    try:
+        with _open(data) as image:
+            return image.size
+    except Image.DecompressionBombError as error:
+        raise ImageRefusedError(ItemReason.IMAGE_TOO_LARGE, "The image has far too many pixels.") from error
+    except MemoryError:
+        raise
+    # Pillow's parsers raise whatever a broken header makes them stumble over; all of it means the same.
+    except Exception as error:
+        raise ImageRefusedError(
+            ItemReason.UNREADABLE_IMAGE, "The file is not a JPEG, PNG, WebP or BMP image, or its header is damaged."
+        ) from error
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's orientation of an image that the decoder has turned; Pillow may decode it for that."""
+    try:
+        with _open(data) as image:
+            return int(image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
+    except MemoryError:
+        raise
+    # As above: the decoder has understood the orientation, and this parser has not.
+    except Exception:
+        return _UPRIGHT
+
+
+def _open(data: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bombs, where our own limit is lower, and of damaged EXIF
+        return Image.open(io.BytesIO(data), formats=FORMATS)

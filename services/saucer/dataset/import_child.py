@@ -1,0 +1,107 @@
+"""An import, in a process of its own: `python -P -m saucer.dataset.import_child`, started by import_process.py.
+
+It reads one JSON object, its job, from standard input, and writes JSON lines to standard output:
+`{"progress": [done, total]}`, `{"image": sha256}` once an accepted image lies under that name in the job's image
+folder, and at the end `{"imported": …}` or `{"refused": …}`. Whatever else it ends with counts as a crash. It holds no
+token and no address of another part, so that a picture that breaks a decoder gains nothing but this process.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from saucer.dataset.archive import ArchiveLimits, unpack
+from saucer.dataset.import_job import ImportJob
+from saucer.dataset.importer import ImportResult, import_folder
+from saucer.dataset.report import ImportRefusedError
+
+_PR_SET_PDEATHSIG = 1
+# The service and what it answers come first on a busy machine.
+_NICENESS = 5
+
+
+def main() -> None:
+    """Does the job on standard input."""
+    job = ImportJob.read(sys.stdin.buffer.readline())
+    _confine(job)
+    try:
+        result = _import(job)
+    except ImportRefusedError as refusal:
+        report = refusal.report.as_json() if refusal.report is not None else None
+        _refuse(refusal.reason.value.upper(), refusal.sentence, report)
+    except MemoryError:
+        _refuse(
+            "OUT_OF_MEMORY", f"The import needs more than {job.memory_bytes:,} bytes of memory; import less at once."
+        )
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            _refuse("FILE_TOO_LARGE", f"A file in the archive has more than {job.file_bytes:,} bytes.")
+        elif error.errno == errno.ENOSPC:
+            _refuse("NO_ROOM", "The service has too little disk to unpack this archive; ask an administrator.")
+        else:
+            raise
+    else:
+        _say("imported", _as_json(result))
+
+
+def _confine(job: ImportJob) -> None:
+    os.nice(_NICENESS)
+    os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (job.memory_bytes, job.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_bytes, job.file_bytes))
+    # Python ignores SIGXFSZ, so that a file that grows too large is an OSError and no death.
+    if sys.platform == "linux":
+        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+        if os.getppid() != job.parent:  # it died before the request above
+            sys.exit("the service that asked for this import has ended")
+
+
+def _import(job: ImportJob) -> ImportResult:
+    folder = Path(job.source)
+    if not folder.is_dir():
+        archive, folder = folder, Path(job.unpacked)
+        unpack(archive, folder, ArchiveLimits(max_unpacked_bytes=job.max_unpacked_bytes))
+        archive.unlink()
+    images = Path(job.images)
+
+    def keep(sha256: str, data: bytes) -> None:
+        (images / sha256).write_bytes(data)
+        _say("image", sha256)
+
+    return import_folder(
+        folder,
+        sink=keep,
+        progress=lambda done, total: _say("progress", [done, total]),
+        manifest_path=Path(job.manifest),
+        seed=job.seed,
+    )
+
+
+def _as_json(result: ImportResult) -> dict[str, object]:
+    return {
+        "manifest_sha256": result.manifest_sha256,
+        "content_hash": result.content_hash,
+        "classes": result.class_names,
+        "statistics": result.statistics.as_json(),
+        "report": result.report.as_json(),
+    }
+
+
+def _refuse(reason: str, sentence: str, report: dict[str, object] | None = None) -> None:
+    _say("refused", {"reason": reason, "sentence": sentence, "report": report})
+
+
+def _say(kind: str, value: object) -> None:
+    sys.stdout.buffer.write(json.dumps({kind: value}).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""A folder of labelled images → the manifest of an immutable version, its statistics and a report of what was refused.
+
+1. Find the label files (layout.py) and read all of them (coco.py): what is wrong with a whole file ends the import
+   before a single image is touched.
+2. Join the classes of all files; check and hash image by image (images.py), handing each accepted one to the sink.
+3. Check the boxes against the images (boxes.py), split (splits.py), count (statistics.py), write (manifest.py).
+
+"First" among duplicates is by split (train, validation, test), then file name, then id: never by the order in a file,
+so that the same folder makes the same version however its label file is sorted. Ids need to be unique within a file
+only. Meant for a child process with limits on memory and time: a decoder that is attacked takes nothing else with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.dataset.annotations import REFUSED, AcceptedImages, check_annotations
+from saucer.dataset.archive import safe_parts
+from saucer.dataset.coco import ImageEntry, LabelLimits, Labels, read_labels
+from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
+from saucer.dataset.layout import LabelFile, Layout, NotInFolderError, find_image, find_layout, open_below
+from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
+from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
+from saucer.dataset.splits import Split, SplitImage, assign_splits
+from saucer.dataset.statistics import Columns, Statistics, describe
+
+
+class ImageSink(Protocol):
+    """Stores an accepted image under its SHA-256 (hex). Called once for each hash; what it raises ends the import."""
+
+    def __call__(self, sha256: str, data: bytes, /) -> None: ...
+
+
+@dataclass(frozen=True)
+class ImportLimits:
+    labels: LabelLimits = field(default_factory=LabelLimits)
+    images: ImageLimits = field(default_factory=ImageLimits)
+
+
+@dataclass(frozen=True)
+class ImportResult:
+    """`content_hash` is over images, labels, classes and split; `manifest_sha256` over the manifest's bytes."""
+
+    manifest_path: Path
+    manifest_sha256: str
+    content_hash: str
+    class_names: tuple[str, ...]
+    statistics: Statistics
+    report: Report
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A label file, as read, and the place of each of its image ids among the accepted images."""
+
+    file: LabelFile
+    labels: Labels
+    place_of_id: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    """`labels_turned` is the EXIF orientation by which the image's boxes have to be turned, 0 for none."""
+
+    facts: ImageFacts
+    split: Split | None
+    source_name: str
+    labels_turned: int
+
+
+def import_folder(
+    folder: Path,
+    *,
+    sink: ImageSink,
+    progress: Callable[[int, int], None],
+    manifest_path: Path,
+    seed: int,
+    limits: ImportLimits | None = None,
+) -> ImportResult:
+    """Imports a COCO data set from a local folder.
+
+    Args:
+        folder: read only; links in it are not followed.
+        sink: gets the bytes of each accepted image, in no stated order, before the import is known to succeed.
+        progress: called with images done and images in all, for each image.
+        manifest_path: where the manifest is written; absent after an error.
+        seed: of the split, where the source has none (splits.py).
+
+    Raises:
+        ImportRefusedError: the input as a whole is refused; `report` is set where it got as far as the images.
+        OSError: the disk, not the input, failed.
+    """
+    bounds = limits or ImportLimits()
+    report = Report()
+    layout = find_layout(folder)
+    sources = _read_sources(layout, bounds.labels, report)
+    class_names, class_of_id = _join_categories(sources, report)
+    accepted = _accept_images(layout, sources, sink, progress, bounds.images, report)
+    if not accepted:
+        raise ImportRefusedError(
+            ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
+        )
+    order = np.argsort(np.array([image.facts.sha256 for image in accepted]))
+    columns = _columns(accepted, order, sources, class_of_id, report)
+    images = [accepted[place] for place in order.tolist()]
+    splits = _assign_splits(images, columns, seed)
+    hashes = _write(manifest_path, class_names, images, splits, columns)
+    statistics = describe(columns, splits, class_names)
+    return ImportResult(manifest_path, hashes.file, hashes.content, class_names, statistics, report)
+
+
+def _read_sources(layout: Layout, limits: LabelLimits, report: Report) -> list[_Source]:
+    sources = []
+    for label_file in layout.label_files:
+        try:
+            file = open_below(layout.folder, label_file.path.parts)
+        except NotInFolderError as error:
+            raise ImportRefusedError(
+                ImportReason.NO_LABEL_FILE, f"{printable(str(label_file.path))} cannot be opened: {error.sentence}"
+            ) from error
+        with file:
+            labels = read_labels(file, str(label_file.path), limits, report)
+        limits = limits.after(labels)
+        sources.append(_Source(label_file, labels))
+    return sources
+
+
+def _join_categories(sources: Sequence[_Source], report: Report) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Names in order of category id, and the new id (place in them) of each old one.
+
+    A name that stands under two ids is refused where both have annotations. Where at most one has, the others are left
+    out: Roboflow adds an empty class that may be called like a real one.
+    """
+    name_of: dict[int, str] = {}
+    for source in sources:
+        seen: set[int] = set()
+        for category in source.labels.categories:
+            if name_of.setdefault(category.id, category.name) != category.name:
+                raise _duplicate_category(
+                    f"Category id {category.id} means both '{name_of[category.id]}' and '{category.name}'."
+                )
+            if category.id in seen:
+                report.refuse(
+                    ItemKind.CATEGORY, ItemReason.DUPLICATE_CATEGORY, category.name, f"Id {category.id} stands twice."
+                )
+            seen.add(category.id)
+    used = {
+        int(number) for source in sources for number in np.unique(np.asarray(source.labels.annotations.category_id))
+    }
+    ids_of: dict[str, list[int]] = {}
+    for number in sorted(name_of):
+        ids_of.setdefault(name_of[number], []).append(number)
+    chosen = []
+    for name, ids in ids_of.items():
+        with_boxes = [number for number in ids if number in used]
+        if len(with_boxes) > 1:
+            raise _duplicate_category(f"The category '{name}' has boxes under two ids, {ids[0]} and {ids[1]}.")
+        kept = (with_boxes or ids)[0]
+        chosen.append(kept)
+        for number in ids:
+            if number != kept:
+                report.refuse(
+                    ItemKind.CATEGORY,
+                    ItemReason.DUPLICATE_CATEGORY,
+                    name,
+                    f"Id {number} has the name of id {kept} and no box.",
+                )
+    chosen.sort()
+    return tuple(name_of[number] for number in chosen), {number: place for place, number in enumerate(chosen)}
+
+
+def _duplicate_category(sentence: str) -> ImportRefusedError:
+    return ImportRefusedError(ImportReason.DUPLICATE_CATEGORY, sentence)
+
+
+def _accept_images(
+    layout: Layout,
+    sources: Sequence[_Source],
+    sink: ImageSink,
+    progress: Callable[[int, int], None],
+    limits: ImageLimits,
+    report: Report,
+) -> list[_Accepted]:
+    total = sum(len(source.labels.images) for source in sources)
+    done = 0
+    accepted: list[_Accepted] = []
+    name_of_hash: dict[str, str] = {}
+    for source in sources:
+        source.place_of_id.update(dict.fromkeys(source.labels.malformed_image_ids, REFUSED))
+        names: set[tuple[str, ...]] = set()
+        ids: set[int] = set()
+        for entry in sorted(source.labels.images, key=_entry_order):
+            try:
+                if entry.id in ids:
+                    raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, f"Image id {entry.id} stands twice.")
+                ids.add(entry.id)
+                source.place_of_id[entry.id] = REFUSED
+                parts = _checked_name(entry, names)
+                with find_image(layout, source.file, parts) as file:
+                    data = read_image(file, limits)
+                facts = check_image(data, limits)
+                orientation = _labelled_orientation(entry, facts)
+                if facts.sha256 in name_of_hash:
+                    raise _ItemRefusedError(
+                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {name_of_hash[facts.sha256]}."
+                    )
+            except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
+                report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
+            else:
+                sink(facts.sha256, data)
+                name_of_hash[facts.sha256] = printable(entry.file_name)
+                source.place_of_id[entry.id] = len(accepted)
+                report.turned_images += bool(orientation)
+                split = entry.split or source.file.split
+                accepted.append(_Accepted(facts, split, printable(entry.file_name), orientation))
+            done += 1
+            progress(done, total)
+    return accepted
+
+
+class _ItemRefusedError(Exception):
+    def __init__(self, reason: ItemReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+        self.sentence = sentence
+
+
+def _entry_order(entry: ImageEntry) -> tuple[int, str, int, int, int]:
+    rank = list(Split).index(entry.split) if entry.split else -1
+    return rank, entry.file_name, entry.id, entry.width or 0, entry.height or 0
+
+
+def _checked_name(entry: ImageEntry, names: set[tuple[str, ...]]) -> list[str]:
+    parts = safe_parts(entry.file_name)
+    if parts is None:
+        raise _ItemRefusedError(ItemReason.CLIMBING_PATH, "The file name leads out of the folder.")
+    if not parts:
+        raise _ItemRefusedError(ItemReason.MISSING_IMAGE, "The file name names no file.")
+    if tuple(parts) in names:
+        raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, "The file name stands twice.")
+    names.add(tuple(parts))
+    return parts
+
+
+def _labelled_orientation(entry: ImageEntry, facts: ImageFacts) -> int:
+    """The EXIF orientation by which boxes have to be turned; 0 where the labels are for the upright picture.
+
+    Labels are for the upright picture unless their stated size is that of the stored array and the picture is shown
+    turned. A square picture cannot tell, so upright it is.
+    """
+    stated = (
+        facts.width if entry.width is None else entry.width,
+        facts.height if entry.height is None else entry.height,
+    )
+    if stated == (facts.width, facts.height):
+        return 0
+    if facts.turned is not None and stated == (facts.height, facts.width):
+        return facts.turned
+    raise _ItemRefusedError(
+        ItemReason.SIZE_MISMATCH,
+        f"The label file states {stated[0]} × {stated[1]} pixels, the image has {facts.width} × {facts.height}.",
+    )
+
+
+def _columns(
+    accepted: Sequence[_Accepted],
+    order: NDArray[np.int64],
+    sources: Sequence[_Source],
+    class_of_id: dict[int, int],
+    report: Report,
+) -> Columns:
+    """The accepted boxes of all sources; images in `order`, boxes by image, class and place."""
+    images = AcceptedImages(
+        width=np.array([image.facts.width for image in accepted], dtype=np.int64),
+        height=np.array([image.facts.height for image in accepted], dtype=np.int64),
+        turned=np.array([image.labels_turned for image in accepted], dtype=np.int64),
+    )
+    checked = [
+        check_annotations(
+            source.labels.annotations, str(source.file.path), source.place_of_id, class_of_id, images, report
+        )
+        for source in sources
+    ]
+    row_of_place = np.empty(len(order), dtype=np.int64)
+    row_of_place[order] = np.arange(len(order))
+    image = row_of_place[np.concatenate([part.place for part in checked])]
+    category = np.concatenate([part.category for part in checked])
+    crowd = np.concatenate([part.crowd for part in checked])
+    box = np.concatenate([part.box for part in checked])
+    rows = np.lexsort((crowd, *box.T[::-1], category, image))
+    return Columns(
+        width=images.width[order],
+        height=images.height[order],
+        image=image[rows],
+        category=category[rows],
+        box=box[rows],
+        crowd=crowd[rows],
+    )
+
+
+def _assign_splits(images: Sequence[_Accepted], columns: Columns, seed: int) -> list[Split]:
+    classes: list[set[int]] = [set() for _ in images]
+    for pair in np.unique(columns.category * len(images) + columns.image).tolist():
+        category, image = divmod(pair, len(images))
+        classes[image].add(category)
+    return assign_splits(
+        [
+            SplitImage(image.facts.sha256, frozenset(own), image.split)
+            for image, own in zip(images, classes, strict=True)
+        ],
+        seed,
+    )
+
+
+def _write(
+    path: Path, class_names: Sequence[str], images: Sequence[_Accepted], splits: Sequence[Split], columns: Columns
+) -> ManifestHashes:
+    rows = [
+        ManifestImage(image.facts.sha256, image.facts.width, image.facts.height, split, image.source_name)
+        for image, split in zip(images, splits, strict=True)
+    ]
+    try:
+        return write_manifest(path, class_names, rows, columns)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,58 @@
+"""Wires dataset, top to bottom."""
+
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import Field
+
+from saucer.dataset import consumers, rpc
+from saucer.dataset.import_process import MEMORY_BYTES, TIME_LIMIT_S, ChildLimits
+from saucer.dataset.service import Datasets
+from saucer.dataset.work import ImportWorker, housekeeping
+from saucer.lib.config import ServiceSettings
+from saucer.lib.objects import Objects
+from saucer.lib.run import Process, run
+
+
+class DatasetSettings(ServiceSettings):
+    """What dataset needs besides."""
+
+    # file:///folder, s3://bucket/prefix.
+    object_store_url: str
+    # Scratch for imports: sources, what they unpack to, images on their way. Replicas may share it.
+    work_folder: Path
+    # In this process; each is a child process on one core.
+    imports_at_once: int = Field(default=1, ge=1, le=16)
+    # How long the import of a process that was killed waits to be taken up.
+    import_claim_s: float = Field(default=30.0, gt=0)
+    import_time_limit_s: float = Field(default=TIME_LIMIT_S, gt=0)
+    # Of one import's child process; Python and its libraries alone take half of the least.
+    import_memory_bytes: int = Field(default=MEMORY_BYTES, ge=512 * 1024**2)
+
+
+async def wire(process: Process, settings: DatasetSettings) -> None:
+    """Database, events in and out, imports, gRPC."""
+    database = await process.database(settings, "saucer.dataset")
+    jetstream = await process.jetstream(settings.nats_url)
+    process.relay(database, jetstream)
+    objects = Objects(settings.object_store_url)
+    claim = timedelta(seconds=settings.import_claim_s)
+    datasets = Datasets(database, objects, claim=claim)
+    dead_events = process.consumer(database, jetstream, consumers.handlers(datasets))
+    folder = settings.work_folder / "imports"
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = ChildLimits(memory_bytes=settings.import_memory_bytes, time_limit_s=settings.import_time_limit_s)
+    for number in range(settings.imports_at_once):
+        worker = ImportWorker(datasets, objects, folder, limits, claim)
+        process.background(f"imports-{number}", worker.run())
+    process.background("housekeeping", housekeeping(datasets, folder))
+    await process.serve(settings, [rpc.servicer(datasets), dead_events])
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("dataset", DatasetSettings, wire)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Domain to message, for replies and events alike. Reasons are UPPER_SNAKE_CASE, as all reasons of the API are."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from saucer.dataset.domain import DatasetVersion, Import, Json, Upload
+from saucer.dataset.v1 import dataset_pb2
+from saucer.lib.clock import to_timestamp
+
+# NATS takes messages of 1 MB, so events carry this many examples for each reason; the reply to GetImport has them all.
+MAX_EVENT_ITEMS_PER_REASON = 5
+
+
+def upload_message(upload: Upload) -> dataset_pb2.Upload:
+    """How far it has come."""
+    return dataset_pb2.Upload(
+        upload_id=upload.upload_id,
+        account_id=upload.account_id,
+        size_bytes=upload.size_bytes,
+        committed_bytes=upload.committed_bytes,
+        create_time=to_timestamp(upload.created_at),
+    )
+
+
+def import_message(work: Import) -> dataset_pb2.Import:
+    """With its whole report."""
+    return _import_message(work, work.report["examples"] if work.report else ())
+
+
+def import_event_message(work: Import) -> dataset_pb2.Import:
+    """With some examples for each reason."""
+    kept: list[Json] = []
+    seen: Counter[str] = Counter()
+    for item in work.report["examples"] if work.report else ():
+        seen[item["reason"]] += 1
+        if seen[item["reason"]] <= MAX_EVENT_ITEMS_PER_REASON:
+            kept.append(item)
+    return _import_message(work, kept)
+
+
+def _import_message(work: Import, items: Sequence[Json]) -> dataset_pb2.Import:
+    return dataset_pb2.Import(
+        import_id=work.import_id,
+        account_id=work.account_id,
+        display_name=work.display_name,
+        state=dataset_pb2.ImportState.Value(f"IMPORT_STATE_{work.state}"),
+        images_done=work.images_done,
+        images_total=work.images_total,
+        error_reason=work.error_reason,
+        error_message=work.error_message,
+        report=_report_message(work.report, items) if work.report else None,
+        dataset_version_id=work.dataset_version_id or "",
+        create_time=to_timestamp(work.created_at),
+        end_time=to_timestamp(work.ended_at),
+        revision=work.revision,
+    )
+
+
+def _report_message(report: Json, items: Sequence[Json]) -> dataset_pb2.ImportReport:
+    return dataset_pb2.ImportReport(
+        counts=[
+            dataset_pb2.RefusedCount(reason=reason.upper(), count=count) for reason, count in report["refused"].items()
+        ],
+        items=[
+            dataset_pb2.RefusedItem(reason=item["reason"].upper(), item=item["item"], message=item["sentence"])
+            for item in items
+        ],
+        clipped_boxes=report["clipped_boxes"],
+    )
+
+
+def version_message(version: DatasetVersion) -> dataset_pb2.DatasetVersion:
+    """With its statistics."""
+    return dataset_pb2.DatasetVersion(
+        dataset_version_id=version.dataset_version_id,
+        account_id=version.account_id,
+        display_name=version.display_name,
+        content_hash=version.content_hash,
+        manifest_key=version.manifest_key,
+        manifest_sha256=version.manifest_sha256,
+        image_prefix=version.image_prefix,
+        classes=version.classes,
+        statistics=_statistics_message(version.statistics),
+        create_time=to_timestamp(version.created_at),
+        revision=version.revision,
+    )
+
+
+def _statistics_message(statistics: Json) -> dataset_pb2.DatasetStatistics:
+    total = statistics["total"]
+    return dataset_pb2.DatasetStatistics(
+        images=total["images"],
+        boxes=total["boxes"],
+        unlabelled_images=total["unlabelled_images"],
+        classes=[
+            dataset_pb2.ClassStatistics(
+                class_name=row["name"], boxes=row["boxes"], images=row["images"], share=row["share"]
+            )
+            for row in total["classes"]
+        ],
+        splits=[
+            dataset_pb2.SplitStatistics(split=split, images=counts["images"], boxes=counts["boxes"])
+            for split, counts in statistics["splits"].items()
+        ],
+        median_width=round(statistics["width_px"]["median"]),
+        median_height=round(statistics["height_px"]["median"]),
+        median_box_share=statistics["box_area_share"]["median"],
+    )

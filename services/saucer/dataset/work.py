@@ -1,0 +1,263 @@
+"""Does the imports: claims one, brings its source here, imports it in a child process, stores what came of it.
+
+1. A claim expires unless it is prolonged, so the import of a process that was killed is taken up by the next one. A
+   stop gives the claim back at once.
+2. Everything on the way can be done twice: images are stored under their hash and manifests under version and hash,
+   and the version's id is derived from the import's. What was stored for an import that then failed is referred to by
+   nothing; the same images imported again find it there.
+3. Only the transaction that ends the import, guarded by the claim, makes the version: nothing is half imported.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import asyncpg
+import structlog
+from prometheus_client import Counter, Gauge, Histogram
+
+from saucer.dataset.archive import MAX_UNPACKED_BYTES
+from saucer.dataset.bounded import Bounded
+from saucer.dataset.domain import DatasetVersion, Import, Imported, ImportFailedError, Json
+from saucer.dataset.import_job import ImportJob
+from saucer.dataset.import_process import ChildDiedError, ChildLimits, run_child
+from saucer.dataset.service import ClaimLostError, Datasets
+from saucer.dataset.sources import fetch, room
+from saucer.lib.errors import DataLossError, UnavailableError
+from saucer.lib.ids import derived_id, new_id
+from saucer.lib.objects import Objects, sha256_of, system_prefix
+
+# The net under the wake-up, and how soon an expired claim is seen.
+POLL_S = 1.0
+# After a failure to reach PostgreSQL; an import that the object store interrupted waits longer.
+RETRY_S = 1.0
+RETRY_IMPORT = timedelta(seconds=10)
+# How often a claim is prolonged and progress shown, at most; a short claim is prolonged three times in its life.
+PROGRESS_S = 1.0
+# To give a claim back at a stop; if PostgreSQL takes longer, the claim expires instead.
+GIVE_BACK_S = 2.0
+HOUSEKEEPING_S = 5.0
+STORES_AT_ONCE = 8
+# A loop goes on after these,
+_TRANSIENT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, UnavailableError)
+# and an import is tried again after these, however often: it is not their cause.
+_INTERRUPTIONS = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.InterfaceError,
+    OSError,
+    UnavailableError,
+)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CLAIM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+log = structlog.get_logger()
+imports_running = Gauge("saucer_dataset_imports_running", "Imports in progress in this process")
+import_seconds = Histogram(
+    "saucer_dataset_import_seconds", "Of one import, from claim to end", buckets=(1, 3, 10, 30, 100, 300, 1000, 3000)
+)
+images_stored_total = Counter("saucer_dataset_images_stored_total", "Images of imports", ["outcome"])
+
+
+@dataclass
+class _Progress:
+    images_done: int = 0
+    images_total: int = 0
+
+    def show(self, done: int, total: int) -> None:
+        self.images_done, self.images_total = done, total
+
+
+class ImportWorker:
+    """One import at a time; a process may have several."""
+
+    def __init__(
+        self, datasets: Datasets, objects: Objects, work_folder: Path, limits: ChildLimits, claim: timedelta
+    ) -> None:
+        """Below `work_folder` each claim has a folder of its own, named by its token; replicas may share it."""
+        self._datasets = datasets
+        self._objects = objects
+        self._folders = work_folder
+        self._limits = limits
+        self._claim_s = claim.total_seconds()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                self._datasets.import_queued.clear()
+                work = await self._datasets.claim_import(new_id())
+                if work is not None:
+                    await self._do(work)
+                    continue
+            except ClaimLostError:
+                # Also where an end was committed and PostgreSQL's answer got lost.
+                log.warning("import_claim_lost")
+                continue
+            except _TRANSIENT as error:
+                log.warning("imports_interrupted", error=repr(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._datasets.import_queued.wait(), POLL_S)
+
+    async def _do(self, work: Import) -> None:
+        """One claimed import, to its end or back to the queue. Raises ClaimLostError."""
+        log.info("import_begins", import_id=work.import_id, attempt=work.attempts)
+        progress = _Progress()
+        try:
+            with imports_running.track_inprogress(), import_seconds.time():
+                version, report = await self._while_held(work, progress)
+            await self._datasets.succeed(work, version, report, images=progress.images_total)
+        except ImportFailedError as error:
+            await self._datasets.fail(work, error)
+        except ClaimLostError:
+            raise
+        except _INTERRUPTIONS as error:
+            log.warning("import_interrupted", import_id=work.import_id, error=repr(error))
+            await self._datasets.give_back(work, RETRY_IMPORT)
+        except asyncio.CancelledError:
+            with suppress(ClaimLostError, *_TRANSIENT):
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._datasets.give_back(work, timedelta(0))
+            raise
+        except Exception:
+            # The child's death, or a fault of ours that this import brings out: not again and again, and no other
+            # import must wait for it.
+            log.exception("import_crashed", import_id=work.import_id)
+            await self._datasets.crash(work)
+
+    async def _while_held(self, work: Import, progress: _Progress) -> tuple[DatasetVersion, Json]:
+        """Imports while the claim is prolonged; stops at once where it is lost."""
+        assert work.claim_token is not None
+        folder = self._folders / work.claim_token
+        making = asyncio.create_task(self._make(work, folder, progress))
+        holding = asyncio.create_task(self._hold(work.claim_token, progress))
+        try:
+            await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if not making.done():
+                holding.result()
+            return await making
+        finally:
+            making.cancel()
+            holding.cancel()
+            await asyncio.gather(making, holding, return_exceptions=True)
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _hold(self, token: str, progress: _Progress) -> None:
+        held_at_s = time.monotonic()
+        while True:
+            await asyncio.sleep(min(PROGRESS_S, self._claim_s / 3))
+            asked_at_s = time.monotonic()
+            try:
+                await self._datasets.prolong(
+                    token, images_done=progress.images_done, images_total=progress.images_total
+                )
+            except _TRANSIENT as error:
+                log.warning("import_claim_not_prolonged", error=repr(error))
+                if time.monotonic() - held_at_s > self._claim_s:
+                    raise ClaimLostError from error
+            else:
+                held_at_s = asked_at_s
+
+    async def _make(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
+        images = folder / "images"
+        await asyncio.to_thread(images.mkdir, mode=0o700, parents=True)
+        await fetch(work, self._datasets, self._objects, folder / "source")
+        prefix = f"{system_prefix(work.account_id)}/images"
+        job = await self._job(work, folder)
+        async with Bounded(STORES_AT_ONCE) as stores:
+            imported = await run_child(
+                job,
+                self._limits.time_limit_s,
+                image=lambda sha256: stores.start(self._store_image(images, prefix, sha256)),
+                progress=progress.show,
+            )
+        return await self._version(work, imported, folder / "manifest.json", prefix), imported.report
+
+    async def _job(self, work: Import, folder: Path) -> ImportJob:
+        return ImportJob(
+            source=str(folder / "source"),
+            unpacked=str(folder / "unpacked"),
+            images=str(folder / "images"),
+            manifest=str(folder / "manifest.json"),
+            seed=work.split_seed,
+            max_unpacked_bytes=min(MAX_UNPACKED_BYTES, await asyncio.to_thread(room, folder)),
+            memory_bytes=self._limits.memory_bytes,
+            file_bytes=self._limits.file_bytes,
+            parent=os.getpid(),
+        )
+
+    async def _store_image(self, folder: Path, prefix: str, sha256: str) -> None:
+        if not _SHA256.fullmatch(sha256):
+            raise ChildDiedError
+        file, key = folder / sha256, f"{prefix}/{sha256}"
+        if await self._objects.exists(key):
+            images_stored_total.labels("there").inc()
+        else:
+            data = await asyncio.to_thread(file.read_bytes)
+            if await asyncio.to_thread(sha256_of, data) != sha256:
+                raise ChildDiedError
+            await self._objects.put(key, data)
+            images_stored_total.labels("stored").inc()
+        await asyncio.to_thread(file.unlink)
+
+    async def _version(self, work: Import, imported: Imported, manifest: Path, image_prefix: str) -> DatasetVersion:
+        former = await self._datasets.version_of_content(work.account_id, imported.content_hash)
+        if former is not None:
+            return former
+        version_id = derived_id("dataset_version", work.import_id)
+        # The hash in the key: where two processes believed to hold the import, neither overwrites the other's manifest.
+        key = f"{system_prefix(work.account_id)}/datasets/{version_id}/manifest-{imported.manifest_sha256}.json"
+        if await self._objects.put(key, manifest) != imported.manifest_sha256:
+            raise DataLossError("CHECKSUM_MISMATCH", "The manifest is not what the child has written.", key=key)
+        return DatasetVersion(
+            dataset_version_id=version_id,
+            account_id=work.account_id,
+            display_name=work.display_name,
+            content_hash=imported.content_hash,
+            manifest_key=key,
+            manifest_sha256=imported.manifest_sha256,
+            image_prefix=image_prefix,
+            classes=imported.classes,
+            statistics=imported.statistics,
+            created_at=work.created_at,  # succeed() sets it
+            revision=1,
+        )
+
+
+async def housekeeping(datasets: Datasets, work_folder: Path) -> None:
+    """Until cancelled: proves stores that could not be proven yet, removes what has expired or was left behind."""
+    while True:
+        for chore in (
+            lambda: _prove_stores(datasets),
+            datasets.sweep_uploads,
+            lambda: _sweep_folders(datasets, work_folder),
+        ):
+            try:
+                await chore()
+            except _TRANSIENT as error:
+                log.warning("housekeeping_interrupted", error=repr(error))
+        await asyncio.sleep(HOUSEKEEPING_S)
+
+
+async def _prove_stores(datasets: Datasets) -> None:
+    for account_id in await datasets.unproven_accounts():
+        await datasets.prove_store(account_id, new_id())
+
+
+async def _sweep_folders(datasets: Datasets, work_folder: Path) -> None:
+    """Removes the folders of claims that have ended. A claim is in the database before its folder is made."""
+    names = [name for name in await asyncio.to_thread(os.listdir, work_folder) if _CLAIM.fullmatch(name)]
+    live = await datasets.live_claims(names)
+    for name in names:
+        if name not in live:
+            await asyncio.to_thread(shutil.rmtree, work_folder / name, ignore_errors=True)

@@ -1,0 +1,168 @@
+"""What is wrong at a threshold, box by box and image by image, read off the one pass (M10)."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.evaluation.matching import NEVER, NONE, Scored, Verdict, at_score_precision
+
+
+class FaultKind(IntEnum):
+    FALSE_POSITIVE = 0
+    MISS = 1
+    CONFUSED = 2
+    POORLY_PLACED = 3
+
+
+class TruthState(IntEnum):
+    """What became of a truth at a threshold; the first that applies, in this order."""
+
+    CROWD = 0
+    FOUND = 1
+    CONFUSED = 2
+    POORLY_PLACED = 3
+    MISSED = 4
+
+
+_KIND_OF_VERDICT = {
+    Verdict.FALSE_POSITIVE: FaultKind.FALSE_POSITIVE,
+    Verdict.CONFUSED: FaultKind.CONFUSED,
+    Verdict.POORLY_PLACED: FaultKind.POORLY_PLACED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. A miss has no detection, score and label; a false positive that is no duplicate has no truth.
+
+    `detection` and `truth` are row numbers of the columns that were matched; `iou` is that of the two boxes, 0 where
+    one is missing.
+    """
+
+    kind: FaultKind
+    image_id: int
+    detection: int | None
+    truth: int | None
+    iou: float
+    score: float | None
+    label: int | None
+    truth_label: int | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Faults:
+    """Faults as columns of k rows, ordered by image id, then kind, then falling score, then row number.
+
+    `image` int32 [k] indexes Scored.images; `kind` uint8 (FaultKind); `detection` and `truth` int32, `label` and
+    `truth_label` int32: NONE where there is none; `iou` float32; `score` float32, NEVER for a miss.
+    """
+
+    images: NDArray[np.int64]
+    image: NDArray[np.int32]
+    kind: NDArray[np.uint8]
+    detection: NDArray[np.int32]
+    truth: NDArray[np.int32]
+    iou: NDArray[np.float32]
+    score: NDArray[np.float32]
+    label: NDArray[np.int32]
+    truth_label: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return self.kind.size
+
+    def image_ids(self) -> NDArray[np.int64]:
+        """Ids of the images with at least one of these faults, ascending: the bad cases."""
+        return self.images[np.unique(self.image)]
+
+    def count(self, kind: FaultKind) -> int:
+        return int((self.kind == kind).sum())
+
+    def by_image(self, offset: int = 0, limit: int | None = None) -> list[tuple[int, list[Fault]]]:
+        """Bad cases number `offset` and following, at most `limit`, by image id: the id and its faults."""
+        bad = np.unique(self.image)[offset : None if limit is None else offset + limit]
+        firsts, ends = np.searchsorted(self.image, bad, "left"), np.searchsorted(self.image, bad, "right")
+        return [
+            (int(self.images[image]), list(self._rows(first, end)))
+            for image, first, end in zip(bad.tolist(), firsts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def _rows(self, first: int, end: int) -> Iterator[Fault]:
+        for row in range(first, end):
+            yield Fault(
+                kind=FaultKind(int(self.kind[row])),
+                image_id=int(self.images[self.image[row]]),
+                detection=_some(self.detection[row]),
+                truth=_some(self.truth[row]),
+                iou=float(self.iou[row]),
+                score=None if self.score[row] == NEVER else float(self.score[row]),
+                label=_some(self.label[row]),
+                truth_label=_some(self.truth_label[row]),
+            )
+
+
+def truth_states(scored: Scored, threshold: float) -> NDArray[np.uint8]:
+    """TruthState of every truth, uint8 [t]. Raises ValueError for a threshold that is not a number."""
+    at = at_score_precision(threshold)
+    states = np.full(scored.truth_label.size, TruthState.MISSED, np.uint8)
+    states[_reached(scored.poor_score, at)] = TruthState.POORLY_PLACED
+    states[_reached(scored.confused_score, at)] = TruthState.CONFUSED
+    states[_reached(scored.found_score, at)] = TruthState.FOUND
+    states[scored.truth_crowd] = TruthState.CROWD
+    return states
+
+
+def bad_cases(
+    scored: Scored,
+    threshold: float,
+    kinds: Collection[FaultKind] = tuple(FaultKind),
+    label: int | None = None,
+) -> Faults:
+    """Faults of the detections with score >= threshold and of the truths that they leave, in O(n + t).
+
+    `kinds` and `label` filter; a fault is of a class if its detection or its truth is, so that a confusion shows under
+    both. Raises ValueError for a threshold that is not a number.
+    """
+    at = at_score_precision(threshold)
+    kind_of = np.full(max(Verdict) + 1, NONE, np.int16)
+    for verdict, kind in _KIND_OF_VERDICT.items():
+        if kind in kinds:
+            kind_of[verdict] = kind
+    wrong = np.flatnonzero((kind_of[scored.verdict] != NONE) & (scored.score >= at))
+    # A truth that a confused or poorly placed detection names is told of there, and not as a miss again.
+    missed = truth_states(scored, threshold) == TruthState.MISSED
+    missing = np.flatnonzero(missed if FaultKind.MISS in kinds else np.zeros_like(missed))
+
+    nothing = np.full(missing.size, NONE, np.int32)
+    truth = np.concatenate([scored.truth[wrong], missing.astype(np.int32)])
+    named = truth != NONE
+    truth_label = np.full(truth.size, NONE, np.int32)
+    truth_label[named] = scored.truth_label[truth[named]]
+    faults = Faults(
+        images=scored.images,
+        image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
+        kind=np.concatenate([kind_of[scored.verdict[wrong]], np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
+        detection=np.concatenate([wrong.astype(np.int32), nothing]),
+        truth=truth,
+        iou=np.concatenate([scored.iou[wrong], np.zeros(missing.size, np.float32)]),
+        score=np.concatenate([scored.score[wrong], np.full(missing.size, NEVER, np.float32)]),
+        label=np.concatenate([scored.label[wrong], nothing]),
+        truth_label=truth_label,
+    )
+    rows = np.lexsort((faults.truth, faults.detection, -faults.score, faults.kind, faults.image))
+    if label is not None:
+        rows = rows[(faults.label[rows] == label) | (faults.truth_label[rows] == label)]
+    columns = {field.name: getattr(faults, field.name) for field in fields(Faults)}
+    return Faults(**{name: values if name == "images" else values[rows] for name, values in columns.items()})
+
+
+def _reached(score: NDArray[np.float32], threshold: np.float32) -> NDArray[np.bool_]:
+    # NEVER is no score: a threshold of minus infinity must not make it one.
+    reached: NDArray[np.bool_] = (score >= threshold) & (score != NEVER)
+    return reached
+
+
+def _some(index: np.int32) -> int | None:
+    return None if index == NONE else int(index)

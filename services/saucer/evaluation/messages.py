@@ -1,0 +1,119 @@
+"""Domain to message, for replies and events alike."""
+
+from saucer.evaluation.bad_cases import FaultKind
+from saucer.evaluation.domain import AtThreshold, Evaluation
+from saucer.evaluation.metrics import PrPoints
+from saucer.evaluation.reading import BadCase, CaseFault, LabelledBox
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.clock import to_duration, to_timestamp
+
+_NO_BOX = -1
+
+
+def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evaluation_pb2.Evaluation:
+    """An evaluation; with figures at a threshold once it has succeeded."""
+    message = evaluation_pb2.Evaluation(
+        evaluation_id=evaluation.evaluation_id,
+        account_id=evaluation.account_id,
+        task_id=evaluation.task_id,
+        run_id=evaluation.run_id,
+        model_id=evaluation.model_id,
+        dataset_version_id=evaluation.dataset_version_id,
+        state=evaluation_pb2.EvaluationState.Value(f"EVALUATION_STATE_{evaluation.state}"),
+        error_message=evaluation.error_message,
+        duration=to_duration(evaluation.duration_ms),
+        create_time=to_timestamp(evaluation.created_at),
+        end_time=to_timestamp(evaluation.ended_at),
+        revision=evaluation.revision,
+    )
+    if evaluation.summary is None or at is None:
+        return message
+    figures = evaluation.summary.figures
+    message.MergeFrom(
+        evaluation_pb2.Evaluation(
+            images=figures.images,
+            boxes=figures.boxes,
+            unlabelled_images=figures.unlabelled_images,
+            map=figures.map,
+            map_50=figures.map_50,
+            map_50_weighted=figures.map_50_weighted,
+            recommended_threshold=figures.recommended_threshold,
+            threshold=at.threshold,
+            precision=at.overall.precision,
+            recall=at.overall.recall,
+            f1=at.overall.f1,
+            map_50_above_threshold=at.map_50_above_threshold,
+            bad_cases=at.bad_images,
+            classes=[
+                evaluation_pb2.ClassResult(
+                    class_name=fixed.name,
+                    boxes=fixed.boxes,
+                    share=fixed.share or 0.0,
+                    ap=fixed.ap,
+                    ap_50=fixed.ap_50,
+                    recommended_threshold=fixed.recommended_threshold,
+                    precision=counts.precision,
+                    recall=counts.recall,
+                    f1=counts.f1,
+                    true_positives=counts.true_positives,
+                    false_positives=counts.false_positives,
+                    misses=counts.false_negatives,
+                )
+                for fixed, counts in zip(figures.classes, at.per_class, strict=True)
+            ],
+        )
+    )
+    return message
+
+
+def curve_message(name: str, ap_50: float | None, points: PrPoints) -> evaluation_pb2.PrecisionRecallCurve:
+    """One class's curve."""
+    return evaluation_pb2.PrecisionRecallCurve(
+        class_name=name,
+        ap_50=ap_50,
+        points=[
+            evaluation_pb2.PrecisionRecallPoint(recall=recall, precision=precision, threshold=threshold)
+            for recall, precision, threshold in zip(
+                points.recall.tolist(), points.precision.tolist(), points.threshold.tolist(), strict=True
+            )
+        ],
+    )
+
+
+def bad_case_message(case: BadCase, image: bytes) -> evaluation_pb2.BadCase:
+    """An image with its faults; without its bytes unless they were asked for."""
+    return evaluation_pb2.BadCase(
+        image_id=case.image_id,
+        file_name=case.file_name,
+        width=case.width,
+        height=case.height,
+        faults=[_fault_message(fault) for fault in case.faults],
+        truth=[_box_message(box) for box in case.truth],
+        detections=[_box_message(box) for box in case.detections],
+        image=image,
+    )
+
+
+def _fault_message(fault: CaseFault) -> evaluation_pb2.Fault:
+    return evaluation_pb2.Fault(
+        kind=kind_number(fault.kind),
+        detection=_NO_BOX if fault.detection is None else fault.detection,
+        truth=_NO_BOX if fault.truth is None else fault.truth,
+        iou=fault.iou,
+        class_name=fault.class_name,
+    )
+
+
+def kind_number(kind: FaultKind) -> evaluation_pb2.FaultKind.ValueType:
+    """On the wire."""
+    return evaluation_pb2.FaultKind.Value(f"FAULT_KIND_{kind.name}")
+
+
+def read_kind(number: evaluation_pb2.FaultKind.ValueType) -> FaultKind:
+    """From the wire."""
+    return FaultKind[evaluation_pb2.FaultKind.Name(number).removeprefix("FAULT_KIND_")]
+
+
+def _box_message(box: LabelledBox) -> evaluation_pb2.LabelledBox:
+    x1, y1, x2, y2 = box.corners
+    return evaluation_pb2.LabelledBox(x1=x1, y1=y1, x2=x2, y2=y2, class_name=box.class_name, score=box.score or 0.0)

@@ -1,0 +1,339 @@
+"""Figures of a detector: COCO's averages, and counts, precision, recall and F1 at any threshold.
+
+COCO's numbers come from hotcoco: its arrays equal pycocotools' (tests/unit/evaluation checks it) in a hundredth of the
+time. The definitions are numbered in METRICS.md and named here by number (M1 …). One rule for all: a ratio whose
+denominator is zero is None, never NaN and never COCO's -1.
+"""
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.evaluation.matching import DetectionColumns, Scored, Verdict, at_score_precision, check
+from saucer.evaluation.truth import Truth
+
+AP_RECALLS = np.linspace(0.0, 1.0, 101)
+"""Recalls at which COCO reads the precision (M4), from cocoeval.Params."""
+ALL, SMALL, MEDIUM, LARGE = range(4)
+"""Places of COCO's size classes in its arrays: any, below 32², below 96², from 96² square pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoMetrics:
+    """COCO's twelve numbers under the names used here, and what follows from the same arrays (M4, M5).
+
+    Per class, in the order of the classes: `ap` (IoU 0.50:0.95), `ap_50`, `support` (truths that are no crowd).
+    None: nothing to measure, since no truth of that class or size exists. With truths but no detection: 0.
+    """
+
+    map: float | None
+    map_50: float | None
+    map_75: float | None
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    map_weighted: float | None
+    map_50_weighted: float | None
+    ap: tuple[float | None, ...]
+    ap_50: tuple[float | None, ...]
+    support: tuple[int, ...]
+
+
+def coco_metrics(truth: Truth, detections: DetectionColumns) -> CocoMetrics:
+    """COCO's numbers over all detections: no threshold moves them.
+
+    Raises:
+        MismatchError: as matching.match does.
+    """
+    check(truth, detections)
+    support = tuple(np.bincount(truth.label[~truth.crowd], minlength=len(truth.classes)).tolist())
+    # Axes: IoU [10], recall [101], class, size, most detections an image (1, 10, 100). -1: no truth.
+    precision, recall = coco_arrays(truth, detections)
+    ap = tuple(_mean(precision[:, :, label, ALL, 2]) for label in range(len(support)))
+    ap_50 = tuple(_mean(precision[0, :, label, ALL, 2]) for label in range(len(support)))
+    return CocoMetrics(
+        map=_mean(precision[:, :, :, ALL, 2]),
+        map_50=_mean(precision[0, :, :, ALL, 2]),
+        map_75=_mean(precision[5, :, :, ALL, 2]),
+        map_small=_mean(precision[:, :, :, SMALL, 2]),
+        map_medium=_mean(precision[:, :, :, MEDIUM, 2]),
+        map_large=_mean(precision[:, :, :, LARGE, 2]),
+        ar_1=_mean(recall[:, :, ALL, 0]),
+        ar_10=_mean(recall[:, :, ALL, 1]),
+        ar_100=_mean(recall[:, :, ALL, 2]),
+        ar_small=_mean(recall[:, :, SMALL, 2]),
+        ar_medium=_mean(recall[:, :, MEDIUM, 2]),
+        ar_large=_mean(recall[:, :, LARGE, 2]),
+        map_weighted=_weighted(ap, support),
+        map_50_weighted=_weighted(ap_50, support),
+        ap=ap,
+        ap_50=ap_50,
+        support=support,
+    )
+
+
+def map_above(truth: Truth, detections: DetectionColumns, threshold: float) -> CocoMetrics:
+    """COCO's numbers of the detections with score >= threshold alone, as if the others did not exist (M9).
+
+    Needs the detections again and takes COCO's whole computation; for IoU 0.5 alone,
+    ThresholdCurves.map_50_above_threshold answers from what is stored.
+
+    Raises:
+        ValueError: the threshold is not a number. MismatchError: as matching.match does.
+    """
+    kept = detections.score >= at_score_precision(threshold)
+    return coco_metrics(truth, _Kept(detections.images, *_rows(detections, kept)))
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What stands at a threshold (M7): truths that are no crowd, and the kept detections that are not ignored."""
+
+    truths: int
+    true_positives: int
+    false_positives: int
+
+    @property
+    def false_negatives(self) -> int:
+        return self.truths - self.true_positives
+
+    @property
+    def precision(self) -> float | None:
+        """None where nothing was detected."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float | None:
+        """None where there is nothing to find."""
+        return _ratio(self.true_positives, self.truths)
+
+    @property
+    def f1(self) -> float | None:
+        """2 TP / (2 TP + FP + FN); None where there is neither truth nor detection."""
+        return _ratio(2 * self.true_positives, self.true_positives + self.false_positives + self.truths)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrPoints:
+    """A precision-recall curve of k points (M8), by falling threshold: one per distinct score.
+
+    `threshold` float32 [k], `recall` and `precision` float64 [k]: at that threshold, both in 0 … 1.
+    """
+
+    threshold: NDArray[np.float32]
+    recall: NDArray[np.float64]
+    precision: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ThinnedPoints:
+    """Some points of a curve; every point left out lies within `max_error` of the line drawn through them (M8)."""
+
+    points: PrPoints
+    max_error: float
+
+
+class _Curve:
+    """One class, or all together: scores ascending and, from each score up, the number of true positives."""
+
+    def __init__(self, score: NDArray[np.float32], hit: NDArray[np.bool_], truths: int) -> None:
+        order = np.argsort(score, kind="stable")
+        self.score = score[order]
+        self.hits_from = np.append(np.cumsum(hit[order][::-1])[::-1], 0)
+        self.truths = truths
+
+    def at(self, threshold: np.float32) -> Counts:
+        first = int(np.searchsorted(self.score, threshold, "left"))
+        hits = int(self.hits_from[first])
+        return Counts(self.truths, hits, self.score.size - first - hits)
+
+    def points(self) -> PrPoints:
+        threshold, first = np.unique(self.score, return_index=True)
+        hits, kept = self.hits_from[first], self.score.size - first
+        rows = slice(None, None, -1) if self.truths else slice(0)
+        return PrPoints(threshold[rows], hits[rows] / max(self.truths, 1), (hits / kept)[rows])
+
+
+class _Ap50:
+    """AP at IoU 0.5 of one class, of all detections from a threshold up, as COCO defines it (M4, M9)."""
+
+    def __init__(self, score: NDArray[np.float32], hit: NDArray[np.bool_], truths: int) -> None:
+        """`score` falling, of equal scores in COCO's order: by image id, then as given."""
+        place = np.flatnonzero(hit)
+        self.score = score[place]
+        self.precision = np.arange(1, place.size + 1) / (place + 1)
+        self.recall = np.arange(1, place.size + 1) / max(truths, 1)
+        self.truths = truths
+
+    def above(self, threshold: np.float32) -> float | None:
+        if not self.truths:
+            return None
+        hits = int(np.searchsorted(-self.score, -threshold, "right"))
+        # Precision falls between true positives, so the best from a recall on is always at one of them.
+        best_from = np.append(np.maximum.accumulate(self.precision[:hits][::-1])[::-1], 0.0)
+        return float(best_from[np.searchsorted(self.recall[:hits], AP_RECALLS, "left")].mean())
+
+
+class ThresholdCurves:
+    """Answers any threshold from a Scored: counts in O(log n), overall and per class (M7), and AP50 above it (M9).
+
+    A threshold is rounded to float32, as scores are; detections with score >= threshold count. Every method that
+    takes one raises ValueError if it is not a number. A class is given by its index; IndexError beyond the classes.
+    """
+
+    def __init__(self, scored: Scored) -> None:
+        classes = int(scored.class_count)
+        truths = np.bincount(scored.truth_label[~scored.truth_crowd], minlength=classes)
+        order = np.lexsort((scored.image, -scored.score, scored.label))
+        order = order[scored.verdict[order] != Verdict.IGNORED]
+        score, label, capped = scored.score[order], scored.label[order], ~scored.beyond_cap[order]
+        hit = scored.verdict[order] == Verdict.TRUE_POSITIVE
+        self._overall = _Curve(score, hit, int(truths.sum()))
+        self._classes: list[_Curve] = []
+        self._ap_50: list[_Ap50] = []
+        bounds = np.searchsorted(label, np.arange(classes + 1))
+        for index, count in enumerate(truths.tolist()):
+            mine = slice(bounds[index], bounds[index + 1])
+            self._classes.append(_Curve(score[mine], hit[mine], count))
+            self._ap_50.append(_Ap50(score[mine][capped[mine]], hit[mine][capped[mine]], count))
+
+    def overall(self, threshold: float) -> Counts:
+        """Counts over all classes together (micro-averaged ratios)."""
+        return self._overall.at(at_score_precision(threshold))
+
+    def per_class(self, threshold: float) -> list[Counts]:
+        """Counts of each class, in the order of the classes."""
+        at = at_score_precision(threshold)
+        return [curve.at(at) for curve in self._classes]
+
+    def of_class(self, label: int, threshold: float) -> Counts:
+        """Counts of one class, for a threshold of its own."""
+        return self._classes[label].at(at_score_precision(threshold))
+
+    def points(self, label: int | None = None) -> PrPoints:
+        """The precision-recall curve of a class, or of all together; no points where there is no truth."""
+        return (self._overall if label is None else self._classes[label]).points()
+
+    def ap_50_above_threshold(self, threshold: float) -> list[float | None]:
+        """AP at IoU 0.5 of each class, of the detections with score >= threshold alone; None without truth."""
+        at = at_score_precision(threshold)
+        return [curve.above(at) for curve in self._ap_50]
+
+    def map_50_above_threshold(self, threshold: float) -> float | None:
+        """Mean of the above over the classes that have truth; None if none has."""
+        values = [value for value in self.ap_50_above_threshold(threshold) if value is not None]
+        return math.fsum(values) / len(values) if values else None
+
+
+def thin(points: PrPoints, limit: int) -> ThinnedPoints:
+    """At most `limit` of the points, first and last among them, for drawing (M8).
+
+    Douglas & Peucker's rule (1973), worst first: the point farthest from the line drawn so far is added until the
+    limit is reached or no point is off the line. Distances are in the plane of recall and precision, to the segment.
+    Of k points, O(k · limit) at worst, O(k · log limit) as a rule.
+
+    Raises:
+        ValueError: limit < 2.
+    """
+    if limit < 2:
+        raise ValueError("limit: at least 2 points")
+    count = points.recall.size
+    if count <= 2:
+        return ThinnedPoints(points, 0.0)
+    plane = np.stack([points.recall, points.precision], axis=1)
+    kept = [0, count - 1]
+    gaps = [_farthest(plane, 0, count - 1)]
+    while len(kept) < limit and gaps[0][0] < 0:
+        _, first, worst, last = heapq.heappop(gaps)
+        kept.append(worst)
+        heapq.heappush(gaps, _farthest(plane, first, worst))
+        heapq.heappush(gaps, _farthest(plane, worst, last))
+    rows = np.sort(kept)
+    return ThinnedPoints(PrPoints(points.threshold[rows], points.recall[rows], points.precision[rows]), -gaps[0][0])
+
+
+def _farthest(plane: NDArray[np.float64], first: int, last: int) -> tuple[float, int, int, int]:
+    """The point between two that is farthest from the segment: (minus its distance, first, it, last)."""
+    if last - first < 2:
+        return 0.0, first, first, last
+    start, way = plane[first], plane[last] - plane[first]
+    offset = plane[first + 1 : last] - start
+    length = float(way @ way)
+    along = np.clip(offset @ way / length, 0.0, 1.0) if length else np.zeros(len(offset))
+    distance = np.hypot(*(offset - along[:, None] * way).T)
+    worst = int(distance.argmax())
+    return -float(distance[worst]), first, first + 1 + worst, last
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    images: NDArray[np.int64]
+    image_id: NDArray[np.int64]
+    box: NDArray[np.float32]
+    score: NDArray[np.float32]
+    label: NDArray[np.int32]
+
+
+def _rows(detections: DetectionColumns, rows: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
+    return detections.image_id[rows], detections.box[rows], detections.score[rows], detections.label[rows]
+
+
+def coco_arrays(truth: Truth, detections: DetectionColumns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """pycocotools' `precision` [10, 101, classes, 4, 3] and `recall` [10, classes, 4, 3]."""
+
+    def place(image_id: NDArray[np.int64]) -> NDArray[np.int64]:
+        # Ids go through float64 columns; places among the ascending ids keep COCO's order and are always exact.
+        return np.searchsorted(truth.images, image_id) + 1
+
+    def corner_and_size(box: NDArray[Any]) -> NDArray[np.float64]:
+        exact = box.astype(np.float64)
+        return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1)
+
+    sizes = zip(place(truth.images).tolist(), truth.width.tolist(), truth.height.tolist(), strict=True)
+    labels = hotcoco.COCO.from_arrays(
+        [{"id": image, "width": width, "height": height} for image, width, height in sizes],
+        [{"id": label + 1, "name": name} for label, name in enumerate(truth.classes)],
+        place(truth.image_id),
+        truth.label + 1,
+        corner_and_size(truth.box),
+        area=truth.area,
+        iscrowd=truth.crowd,
+    )
+    results = labels.load_res(
+        np.column_stack(
+            [place(detections.image_id), corner_and_size(detections.box), detections.score, detections.label + 1]
+        )
+    )
+    evaluation = hotcoco.COCOeval(labels, results, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    arrays = evaluation.eval
+    if arrays is None:
+        raise RuntimeError("hotcoco accumulated nothing")
+    return arrays["precision"], arrays["recall"]
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """As cocoeval.summarize: over what exists."""
+    measured = values[values > -1]
+    return float(measured.mean()) if measured.size else None
+
+
+def _weighted(ap: tuple[float | None, ...], support: tuple[int, ...]) -> float | None:
+    measured = [(value, count) for value, count in zip(ap, support, strict=True) if value is not None]
+    return _ratio(math.fsum(value * count for value, count in measured), sum(count for _, count in measured))
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole else None

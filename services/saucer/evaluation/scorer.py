@@ -1,0 +1,202 @@
+"""Does the scorings: claims one, brings its files here, scores them in a child process, stores what came of it.
+
+1. A claim expires unless it is prolonged, so the scoring of a process that was killed is taken up by the next one. A
+   stop gives the claim back at once.
+2. Everything on the way can be done twice: the objects have the same keys and bytes each time.
+3. Only the transaction that ends the evaluation, guarded by the claim, makes it known, with its event.
+4. Nothing waits for ever: what cannot pass is FAILED at once, what may pass after MAX_ATTEMPTS, a child that dies
+   after MAX_CRASHES. A claim whose process was killed counts as an attempt.
+"""
+
+import asyncio
+import tempfile
+import time
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+from typing import IO
+
+import asyncpg
+import structlog
+from prometheus_client import Counter, Histogram
+
+from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary
+from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
+from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
+from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+from saucer.lib.ids import new_id
+from saucer.lib.objects import Objects
+
+# The net under the wake-up, and how soon an expired claim is seen.
+POLL_S = 1.0
+# After a failure to reach PostgreSQL.
+RETRY_S = 1.0
+# Of one evaluation, then it is FAILED: with the delays below about 35 minutes, less than a task waits for it.
+MAX_ATTEMPTS = 40
+RETRY_FIRST_S = 1.0
+# The delay doubles with each attempt up to this.
+RETRY_GREATEST_S = 60.0
+# Child processes of one evaluation that died without a word, then it is FAILED.
+MAX_CRASHES = 3
+# To give a claim back at a stop; if PostgreSQL takes longer, the claim expires instead.
+GIVE_BACK_S = 2.0
+# Of a file that is scored; a larger one is FAILED. The child's memory is bounded besides.
+MAX_FILE_BYTES = 2 * 1024**3
+# The loop goes on after these, and an evaluation is tried again: it is not their cause.
+_INTERRUPTIONS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, UnavailableError)
+
+log = structlog.get_logger()
+scorings_total = Counter("saucer_evaluation_scorings_total", "Scorings by how they ended", ["outcome"])
+scoring_seconds = Histogram("saucer_evaluation_scoring_seconds", "Of one scoring, reads and writes included")
+
+
+class Scorer:
+    """One scoring at a time."""
+
+    def __init__(
+        self, evaluations: Evaluations, objects: Objects, limits: ChildLimits, *, max_attempts: int = MAX_ATTEMPTS
+    ) -> None:
+        self._evaluations = evaluations
+        self._objects = objects
+        self._limits = limits
+        self._max_attempts = max_attempts
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            try:
+                self._evaluations.wanted.clear()
+                claim = await self._evaluations.claim(new_id())
+                if claim is not None:
+                    await self._do(claim)
+                    continue
+            except _INTERRUPTIONS as error:
+                log.warning("scorings_interrupted", error=repr(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._evaluations.wanted.wait(), POLL_S)
+
+    async def _do(self, claim: Claim) -> None:
+        """One claimed evaluation, to its end or back to those that wait."""
+        outcome = "interrupted"
+        try:
+            outcome = await self._end(claim)
+        except ClaimLostError:
+            log.warning("scoring_claim_lost", evaluation_id=claim.evaluation.evaluation_id)
+            outcome = "claim_lost"
+        except asyncio.CancelledError:
+            with suppress(ClaimLostError, *_INTERRUPTIONS):
+                async with asyncio.timeout(GIVE_BACK_S):
+                    await self._evaluations.give_back(claim, timedelta(0), attempt=False)
+            raise
+        finally:
+            scorings_total.labels(outcome).inc()
+
+    async def _end(self, claim: Claim) -> str:
+        evaluation, started = claim.evaluation, time.perf_counter()
+
+        def passed_ms() -> int:
+            return round(1000 * (time.perf_counter() - started))
+
+        try:
+            if evaluation.attempts > self._max_attempts:
+                raise CannotScoreError(f"It could not be scored in {self._max_attempts} attempts; the model is usable.")
+            summary, scored_sha256, truth_sha256 = await self._while_held(claim)
+            await self._evaluations.succeed(claim, summary, scored_sha256, truth_sha256, passed_ms())
+            scoring_seconds.observe(time.perf_counter() - started)
+            return "succeeded"
+        except CannotScoreError as error:
+            await self._evaluations.fail(claim, str(error), passed_ms())
+            return "failed"
+        except _INTERRUPTIONS as error:
+            log.warning("scoring_interrupted", evaluation_id=evaluation.evaluation_id, error=repr(error))
+            if evaluation.attempts >= self._max_attempts:
+                message = f"It could not be scored in {self._max_attempts} attempts; the model is usable. Last: {error}"
+                await self._evaluations.fail(claim, message, passed_ms())
+                return "failed"
+            await self._evaluations.give_back(claim, _delay(evaluation.attempts))
+            return "interrupted"
+        except ClaimLostError:
+            raise
+        except Exception as error:
+            # The child's death, or a fault of ours that this evaluation brings out: not again and again, and no other
+            # one must wait for it.
+            if not isinstance(error, ChildDiedError):
+                log.exception("scoring_crashed", evaluation_id=evaluation.evaluation_id)
+            if evaluation.crashes + 1 >= MAX_CRASHES:
+                await self._evaluations.fail(claim, f"Its scoring crashed {MAX_CRASHES} times.", passed_ms())
+                return "failed"
+            await self._evaluations.give_back(claim, _delay(evaluation.crashes + 1), crash=True)
+            return "crashed"
+
+    async def _while_held(self, claim: Claim) -> tuple[Summary, str, str]:
+        """Scores while the claim is prolonged; stops at once where it is lost."""
+        making = asyncio.create_task(self._make(claim.evaluation))
+        holding = asyncio.create_task(self._hold(claim))
+        try:
+            await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if not making.done():
+                holding.result()
+            return await making
+        finally:
+            making.cancel()
+            holding.cancel()
+            await asyncio.gather(making, holding, return_exceptions=True)
+
+    async def _hold(self, claim: Claim) -> None:
+        claim_s = self._evaluations.claim_length.total_seconds()
+        held_at_s = time.monotonic()
+        while True:
+            await asyncio.sleep(claim_s / 3)
+            asked_at_s = time.monotonic()
+            try:
+                await self._evaluations.prolong(claim)
+            except _INTERRUPTIONS as error:
+                log.warning("scoring_claim_not_prolonged", error=repr(error))
+                if time.monotonic() - held_at_s > claim_s:
+                    raise ClaimLostError from error
+            else:
+                held_at_s = asked_at_s
+
+    async def _make(self, evaluation: Evaluation) -> tuple[Summary, str, str]:
+        """The summary, and the checksums of the two objects."""
+        source = evaluation.source
+        async with AsyncExitStack() as stack:
+
+            def new_file() -> IO[bytes]:
+                return stack.enter_context(tempfile.TemporaryFile())
+
+            files = ScoringFiles(new_file(), new_file(), new_file(), new_file(), new_file())
+            await self._fetch("the manifest", source.manifest, files.manifest)
+            await self._fetch("detections_test.npz", source.test, files.test)
+            await self._fetch("detections_validation.npz", source.validation, files.validation)
+            summary = await run_child(files, source.classes, self._limits)
+            return (
+                summary,
+                await self._objects.put(evaluation.scored.key, await asyncio.to_thread(_content, files.scored)),
+                await self._objects.put(evaluation.truth.key, await asyncio.to_thread(_content, files.truth)),
+            )
+
+    async def _fetch(self, name: str, source: StoredFile, file: IO[bytes]) -> None:
+        """Raises CannotScoreError for what will not be there another time either, UnavailableError."""
+        if not source.key:
+            raise CannotScoreError(f"The model came without {name}.")
+        size = 0
+        try:
+            async for chunk in self._objects.stream(source.key, sha256=source.sha256):
+                size += len(chunk)
+                if size > MAX_FILE_BYTES:
+                    raise CannotScoreError(f"{name} has more than {MAX_FILE_BYTES:,} bytes.")
+                await asyncio.to_thread(file.write, chunk)
+        except (NotFoundError, DataLossError, InvalidArgumentError) as error:
+            raise CannotScoreError(f"{name} cannot be read: {error}") from error
+        await asyncio.to_thread(file.flush)
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _delay(times: int) -> timedelta:
+    return timedelta(seconds=min(RETRY_FIRST_S * 2.0 ** min(times - 1, 10), RETRY_GREATEST_S))

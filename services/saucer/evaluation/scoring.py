@@ -1,0 +1,121 @@
+"""Scores stored detections: pure work on bytes, done in a process of its own (scoring_child.py)."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from saucer.evaluation import reading
+from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, Figures, Summary
+from saucer.evaluation.matching import MismatchError, match
+from saucer.evaluation.metrics import CocoMetrics, PrPoints, ThresholdCurves, coco_metrics
+from saucer.evaluation.stored import LabelledSet, Loaded
+from saucer.evaluation.truth import Truth, TruthError, from_coco, statistics
+from saucer.serving.detections import Detections
+from saucer.serving.errors import DetectionsError
+
+NOTHING_TO_SCORE = "The test split has no image, so there is nothing to evaluate on; the model itself is usable."
+
+_Thresholds = dict[int | None, float | None]
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What the scoring leaves: the row's summary, a matching.Scored and a stored.LabelledSet."""
+
+    summary: Summary
+    scored: bytes
+    truth: bytes
+
+
+def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str]) -> Scoring:
+    """Figures on the test split; thresholds are chosen on the validation split, and absent where that is empty.
+
+    Raises:
+        CannotScoreError: a file is unreadable, labels and detections do not belong together, or there is no test image.
+    """
+    document = _document(manifest)
+    try:
+        test_set = _test_set(document, classes)
+        if test_set.truth.images.size == 0:
+            raise CannotScoreError(NOTHING_TO_SCORE)
+        detections = Detections.from_bytes(test)
+        scored = match(test_set.truth, detections)
+        coco = coco_metrics(test_set.truth, detections)
+    except (TruthError, MismatchError, DetectionsError) as error:
+        raise CannotScoreError(f"The test split cannot be scored: {error}.") from error
+    try:
+        chosen = recommended(from_coco(split_of(document, "validation"), classes), Detections.from_bytes(validation))
+    except (TruthError, MismatchError, DetectionsError) as error:
+        raise CannotScoreError(f"No threshold can be chosen on the validation split: {error}.") from error
+    at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
+    return Scoring(Summary(_figures(test_set.truth, coco, chosen), at_default), scored.to_bytes(), test_set.to_bytes())
+
+
+def _document(manifest: bytes) -> Mapping[str, Any]:
+    try:
+        document = json.loads(manifest)
+    except (ValueError, RecursionError) as error:
+        raise CannotScoreError(f"The manifest is no JSON: {error}.") from error
+    if not isinstance(document, dict):
+        raise CannotScoreError("The manifest is no COCO document.")
+    for name in ("images", "annotations", "categories"):
+        entries = document.get(name)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise CannotScoreError(f"The manifest's {name} are no list of objects.")
+    return document
+
+
+def split_of(document: Mapping[str, Any], split: str) -> dict[str, Any]:
+    """The images of one split, with their labels."""
+    images = [image for image in document["images"] if image.get("split") == split]
+    # As text, since an id that is no number is from_coco's to refuse, and must not stop the search for it.
+    ids = {str(image.get("id")) for image in images}
+    annotations = [label for label in document["annotations"] if str(label.get("image_id")) in ids]
+    return {"images": images, "annotations": annotations, "categories": document["categories"]}
+
+
+def _test_set(document: Mapping[str, Any], classes: Sequence[str]) -> LabelledSet:
+    labels = split_of(document, "test")
+    truth = from_coco(labels, classes)
+    by_id = {int(image["id"]): image for image in labels["images"]}
+    images = [by_id[image_id] for image_id in truth.images.tolist()]
+    object_names = tuple(str(image.get("file_name", "")) for image in images)
+    source_names = tuple(str(image.get("source_name") or image.get("file_name", "")) for image in images)
+    return LabelledSet(truth, object_names, source_names)
+
+
+def _figures(truth: Truth, coco: CocoMetrics, chosen: _Thresholds) -> Figures:
+    counts = statistics(truth)
+    return Figures(
+        images=counts.images,
+        boxes=counts.boxes,
+        unlabelled_images=counts.images_without_boxes,
+        map=coco.map,
+        map_50=coco.map_50,
+        map_50_weighted=coco.map_50_weighted,
+        recommended_threshold=chosen[None],
+        classes=tuple(
+            ClassFigures(entry.name, entry.boxes, entry.share, coco.ap[label], coco.ap_50[label], chosen[label])
+            for label, entry in enumerate(counts.classes)
+        ),
+    )
+
+
+def recommended(truth: Truth, detections: Detections) -> _Thresholds:
+    """The threshold with the best F1, overall (None) and by class; of equal F1 the highest threshold.
+
+    None where nothing is found at any threshold, or nothing is to be found. Raises MismatchError.
+    """
+    curves = ThresholdCurves(match(truth, detections))
+    return {label: _best_f1(curves.points(label)) for label in (None, *range(len(truth.classes)))}
+
+
+def _best_f1(points: PrPoints) -> float | None:
+    total = points.precision + points.recall
+    if not (total > 0).any():
+        return None
+    f1 = np.divide(2 * points.precision * points.recall, total, out=np.zeros_like(total), where=total > 0)
+    return float(points.threshold[int(f1.argmax())])

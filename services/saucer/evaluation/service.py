@@ -1,0 +1,290 @@
+"""The use cases of evaluations, and the only place that opens their transactions.
+
+1. RunEnded with a model stores an evaluation SCORING; the same event twice stores one.
+2. A Scorer (scorer.py) claims it, and ends it SUCCEEDED or FAILED in one transaction with EvaluationEnded.
+3. Readers: the row answers the default threshold; any other is answered from a cache of what the scoring left.
+4. Images are read from the account's store only where a caller asks, and each read is counted.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from prometheus_client import Counter
+
+from saucer.evaluation import domain, reading, store
+from saucer.evaluation.bad_cases import FaultKind
+from saucer.evaluation.cache import MAX_BYTES, Cache
+from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary
+from saucer.evaluation.matching import StoredFormError
+from saucer.evaluation.messages import evaluation_message
+from saucer.evaluation.metrics import PrPoints
+from saucer.evaluation.reading import BadCase
+from saucer.evaluation.stored import Loaded, load
+from saucer.evaluation.v1 import events_pb2
+from saucer.lib.auth import current
+from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
+from saucer.lib.ids import derived_id
+from saucer.lib.objects import Objects
+from saucer.lib.outbox import enqueue
+from saucer.lib.postgres import Database, Transaction
+
+# How long the scoring of a process that was killed waits to be taken up; prolonged three times in that.
+CLAIM = timedelta(seconds=30)
+# Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
+# would exceed it, and goes on with its token.
+PAGE_IMAGES_BYTES = 3 * 1024**2
+# A page has one image at least, up to this size: a client that is to see one of over 4 MiB must say so to its channel.
+# A larger one comes empty, since no message of ours holds it (lib's MAX_MESSAGE_BYTES).
+MAX_IMAGE_BYTES = 16 * 1024**2
+
+log = structlog.get_logger()
+image_reads_total = Counter("saucer_evaluation_image_reads_total", "Images read because a caller asked", ["account_id"])
+image_bytes_total = Counter("saucer_evaluation_image_bytes_total", "Bytes of these images", ["account_id"])
+
+
+class ClaimLostError(Exception):
+    """Another process has the evaluation, or it is at rest."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An evaluation that the bearer of the token alone scores."""
+
+    token: str
+    evaluation: Evaluation
+
+
+class Evaluations:
+    """How good models are."""
+
+    def __init__(
+        self, database: Database, objects: Objects, *, claim: timedelta = CLAIM, cache_bytes: int = MAX_BYTES
+    ) -> None:
+        self._database = database
+        self._objects = objects
+        self._cache = Cache(self._load, cache_bytes)
+        self.claim_length = claim
+        # Set when there is something to score.
+        self.wanted = asyncio.Event()
+
+    # Scoring
+
+    async def want(
+        self, account_id: str, task_id: str, run_id: str, model_id: str, version: str, source: Source
+    ) -> None:
+        """A model is to be scored; the second time changes nothing."""
+        async with self._database.transaction() as tx:
+            evaluation = Evaluation(
+                evaluation_id=derived_id("evaluation", model_id),
+                account_id=account_id,
+                task_id=task_id,
+                run_id=run_id,
+                model_id=model_id,
+                dataset_version_id=version,
+                source=source,
+                state=EvaluationState.SCORING,
+                error_message="",
+                attempts=0,
+                crashes=0,
+                summary=None,
+                scored_sha256="",
+                truth_sha256="",
+                duration_ms=0,
+                created_at=tx.now,
+                ended_at=None,
+                revision=1,
+            )
+            await store.insert(tx.connection, evaluation)
+        self.wanted.set()
+
+    async def claim(self, token: str) -> Claim | None:
+        """The next evaluation to score; None if none waits."""
+        async with self._database.transaction() as tx:
+            evaluation = await store.claim(tx.connection, token, tx.now, tx.now + self.claim_length)
+        return Claim(token, evaluation) if evaluation else None
+
+    async def prolong(self, claim: Claim) -> None:
+        """Raises ClaimLostError."""
+        async with self._database.transaction() as tx:
+            if not await store.prolong(tx.connection, claim.token, tx.now + self.claim_length):
+                raise ClaimLostError
+
+    async def give_back(self, claim: Claim, after: timedelta, *, attempt: bool = True, crash: bool = False) -> None:
+        """To be claimed again, not before `after`. Raises ClaimLostError."""
+        async with self._database.transaction() as tx:
+            if not await store.give_back(tx.connection, claim.token, tx.now + after, attempt=attempt, crash=crash):
+                raise ClaimLostError
+
+    async def succeed(
+        self, claim: Claim, summary: Summary, scored_sha256: str, truth_sha256: str, duration_ms: int
+    ) -> None:
+        """Ends it, with its event. Raises ClaimLostError."""
+        async with self._database.transaction() as tx:
+            ended = domain.succeed(claim.evaluation, summary, scored_sha256, truth_sha256, duration_ms, tx.now)
+            await _end(tx, ended, claim.token)
+
+    async def fail(self, claim: Claim, message: str, duration_ms: int) -> None:
+        """Ends it with a sentence, and with its event. Raises ClaimLostError."""
+        log.error("evaluation_failed", evaluation_id=claim.evaluation.evaluation_id, error=message)
+        async with self._database.transaction() as tx:
+            await _end(tx, domain.fail(claim.evaluation, message, duration_ms, tx.now), claim.token)
+
+    # Reading
+
+    async def get(self, evaluation_id: str, threshold: float) -> tuple[Evaluation, AtThreshold | None]:
+        """With figures at a threshold once it has succeeded. Raises NotFoundError for another account's too."""
+        evaluation = await self._own(evaluation_id)
+        if evaluation.summary is None or threshold == DEFAULT_THRESHOLD:
+            return evaluation, _at_default(evaluation)
+        loaded = await self._cache.get(evaluation)
+        return evaluation, await asyncio.to_thread(reading.at_threshold, loaded, threshold)
+
+    async def list_evaluations(
+        self,
+        account_id: str,
+        *,
+        task_id: str | None,
+        model_id: str | None,
+        after: tuple[datetime, str] | None,
+        limit: int,
+    ) -> list[tuple[Evaluation, AtThreshold | None]]:
+        """Newest first, each at the default threshold."""
+        async with self._database.reading() as connection:
+            found = await store.list_evaluations(
+                connection, account_id, task_id=task_id, model_id=model_id, after=after, limit=limit
+            )
+        return [(evaluation, _at_default(evaluation)) for evaluation in found]
+
+    async def curves(self, evaluation_id: str, max_points: int) -> list[tuple[str, float | None, PrPoints]]:
+        """By class: its name, its AP at IoU 0.50 and its curve. Raises FailedPreconditionError unless succeeded."""
+        evaluation, loaded = await self._succeeded(evaluation_id)
+        assert evaluation.summary is not None
+        drawn = await asyncio.to_thread(reading.curves, loaded, max_points)
+        classes = evaluation.summary.figures.classes
+        return [(name, fixed.ap_50, points) for (name, points), fixed in zip(drawn, classes, strict=True)]
+
+    async def bad_cases(
+        self,
+        evaluation_id: str,
+        threshold: float,
+        *,
+        kinds: Collection[FaultKind],
+        class_name: str,
+        offset: int,
+        limit: int,
+        include_images: bool,
+    ) -> tuple[list[tuple[BadCase, bytes]], int]:
+        """Bad cases with their images, if asked for, and how many there are in all.
+
+        With images the page may be shorter than `limit`, see PAGE_IMAGES_BYTES. An image that the store no longer has
+        comes empty: what is wrong with it is known all the same.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
+        """
+        evaluation, loaded = await self._succeeded(evaluation_id)
+        cases, total = await asyncio.to_thread(
+            reading.find_bad_cases,
+            loaded,
+            threshold,
+            kinds=kinds,
+            class_name=class_name,
+            offset=offset,
+            limit=limit,
+        )
+        if not include_images:
+            return [(case, b"") for case in cases], total
+        return list(zip(cases, await self._images(evaluation, cases), strict=False)), total
+
+    async def _images(self, evaluation: Evaluation, cases: Sequence[BadCase]) -> list[bytes]:
+        """Of the first so many cases as fit into an answer, of one at least."""
+        images: list[bytes] = []
+        read_bytes = shown_bytes = reads = 0
+        try:
+            for case in cases:
+                reads += 1
+                image = await self._image(evaluation, case)
+                read_bytes += len(image)
+                if len(image) > MAX_IMAGE_BYTES:
+                    log.warning("image_too_large_to_show", image=case.object_name, size_bytes=len(image))
+                    image = b""
+                shown_bytes += len(image)
+                if images and shown_bytes > PAGE_IMAGES_BYTES:
+                    break
+                images.append(image)
+        finally:
+            # What was read was paid for, also where a later one failed.
+            await self._count_reads(evaluation.account_id, reads, read_bytes)
+        return images
+
+    async def _image(self, evaluation: Evaluation, case: BadCase) -> bytes:
+        try:
+            return await self._objects.get(f"{evaluation.source.image_prefix}/{case.object_name}")
+        except NotFoundError:
+            log.warning("image_gone", evaluation_id=evaluation.evaluation_id, image=case.object_name)
+            return b""
+
+    async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
+        if not reads:
+            return
+        image_reads_total.labels(account_id).inc(reads)
+        image_bytes_total.labels(account_id).inc(size_bytes)
+        async with self._database.transaction() as tx:
+            await store.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
+
+    async def _own(self, evaluation_id: str) -> Evaluation:
+        async with self._database.reading() as connection:
+            evaluation = await store.get(connection, evaluation_id)
+        if evaluation is None:
+            raise NotFoundError("evaluation", evaluation_id)
+        current().own("evaluation", evaluation_id, evaluation.account_id)
+        return evaluation
+
+    async def _succeeded(self, evaluation_id: str) -> tuple[Evaluation, Loaded]:
+        evaluation = await self._own(evaluation_id)
+        if evaluation.state is not EvaluationState.SUCCEEDED:
+            raise FailedPreconditionError(
+                "STATE_NOT_SUCCEEDED",
+                f"The evaluation is {evaluation.state}; it has no results. {evaluation.error_message}".strip(),
+                state=evaluation.state,
+            )
+        return evaluation, await self._cache.get(evaluation)
+
+    async def _load(self, evaluation: Evaluation) -> Loaded:
+        stored = [
+            await self._read(file.key, file.sha256)
+            for file in (evaluation.truth, evaluation.source.test, evaluation.scored)
+        ]
+        try:
+            return await asyncio.to_thread(load, *stored)
+        except StoredFormError as error:
+            raise DataLossError(
+                "RESULTS_UNREADABLE", f"The stored results of {evaluation.evaluation_id} cannot be read: {error}."
+            ) from error
+
+    async def _read(self, key: str, sha256: str) -> bytes:
+        try:
+            return await self._objects.get(key, sha256=sha256)
+        except NotFoundError as error:
+            # The evaluation is there; that its object is gone is no "not found" of the caller's.
+            raise DataLossError("RESULTS_GONE", f"{key} is no longer in the object store.", key=key) from error
+
+
+def _at_default(evaluation: Evaluation) -> AtThreshold | None:
+    return evaluation.summary.at_default if evaluation.summary else None
+
+
+async def _end(tx: Transaction, ended: Evaluation, token: str) -> None:
+    if not await store.end(tx.connection, ended, token):
+        raise ClaimLostError
+    await enqueue(
+        tx,
+        derived_id("EvaluationEnded", ended.evaluation_id, ended.revision),
+        events_pb2.EvaluationEnded(evaluation=evaluation_message(ended, _at_default(ended))),
+        account_id=ended.account_id,
+        work_id=ended.task_id,
+        resource_id=ended.evaluation_id,
+    )

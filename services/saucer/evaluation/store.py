@@ -1,0 +1,173 @@
+"""The SQL of evaluations."""
+
+import json
+from dataclasses import asdict
+from datetime import date, datetime
+from typing import Any
+
+import asyncpg
+
+from saucer.evaluation.domain import Evaluation, EvaluationState, Source, StoredFile, Summary
+from saucer.lib.postgres import Connection
+
+_COLUMNS = (
+    "evaluation_id, account_id, task_id, run_id, model_id, dataset_version_id, source, state, error_message, attempts, "
+    "crashes, summary, scored_sha256, truth_sha256, duration_ms, created_at, ended_at, revision"
+)
+_IDS = ("evaluation_id", "account_id", "task_id", "run_id", "model_id")
+
+
+async def insert(connection: Connection, evaluation: Evaluation) -> None:
+    """A second evaluation of the same model changes nothing."""
+    await connection.execute(
+        """
+        INSERT INTO evaluation (evaluation_id, account_id, task_id, run_id, model_id, dataset_version_id, source, state,
+                                created_at, retry_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) ON CONFLICT DO NOTHING
+        """,
+        evaluation.evaluation_id,
+        evaluation.account_id,
+        evaluation.task_id,
+        evaluation.run_id,
+        evaluation.model_id,
+        evaluation.dataset_version_id,
+        json.dumps(asdict(evaluation.source)),
+        evaluation.state,
+        evaluation.created_at,
+    )
+
+
+async def claim(connection: Connection, token: str, now: datetime, expires_at: datetime) -> Evaluation | None:
+    """The one that has waited longest of those that nobody scores, for the token alone; one more attempt of it."""
+    row = await connection.fetchrow(
+        f"""
+        UPDATE evaluation SET claim_token = $1, claim_expires_at = $3, attempts = attempts + 1
+        WHERE evaluation_id = (
+            SELECT evaluation_id FROM evaluation
+            WHERE state = 'SCORING' AND retry_at <= $2 AND (claim_expires_at IS NULL OR claim_expires_at <= $2)
+            ORDER BY retry_at, evaluation_id LIMIT 1 FOR UPDATE SKIP LOCKED
+        ) RETURNING {_COLUMNS}
+        """,  # noqa: S608 - column names, no values
+        token,
+        now,
+        expires_at,
+    )
+    return _evaluation(row) if row else None
+
+
+async def prolong(connection: Connection, token: str, expires_at: datetime) -> bool:
+    """False if the claim was lost."""
+    return bool(
+        await connection.fetchval(
+            "UPDATE evaluation SET claim_expires_at = $2 WHERE claim_token = $1 RETURNING true", token, expires_at
+        )
+    )
+
+
+async def give_back(connection: Connection, token: str, retry_at: datetime, *, attempt: bool, crash: bool) -> bool:
+    """Ends a claim; False if it was lost. `attempt`: it counts; `crash`: its child process died."""
+    return bool(
+        await connection.fetchval(
+            """
+            UPDATE evaluation SET claim_token = NULL, claim_expires_at = NULL, retry_at = $2,
+                                  attempts = attempts - $3::integer, crashes = crashes + $4::integer
+            WHERE claim_token = $1 RETURNING true
+            """,
+            token,
+            retry_at,
+            0 if attempt else 1,
+            int(crash),
+        )
+    )
+
+
+async def end(connection: Connection, evaluation: Evaluation, token: str) -> bool:
+    """Writes an evaluation that came to rest; False if the claim was lost, or it is at rest already."""
+    return bool(
+        await connection.fetchval(
+            """
+            UPDATE evaluation SET state = $3, summary = $4, scored_sha256 = $5, truth_sha256 = $6, error_message = $7,
+                                  duration_ms = $8, ended_at = $9, revision = $10,
+                                  claim_token = NULL, claim_expires_at = NULL
+            WHERE evaluation_id = $1 AND claim_token = $2 AND state = 'SCORING' AND revision = $10 - 1 RETURNING true
+            """,
+            evaluation.evaluation_id,
+            token,
+            evaluation.state,
+            json.dumps(evaluation.summary.as_json()) if evaluation.summary else None,
+            evaluation.scored_sha256,
+            evaluation.truth_sha256,
+            evaluation.error_message,
+            evaluation.duration_ms,
+            evaluation.ended_at,
+            evaluation.revision,
+        )
+    )
+
+
+async def get(connection: Connection, evaluation_id: str) -> Evaluation | None:
+    """One evaluation."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM evaluation WHERE evaluation_id = $1",  # noqa: S608
+        evaluation_id,
+    )
+    return _evaluation(row) if row else None
+
+
+async def list_evaluations(
+    connection: Connection,
+    account_id: str,
+    *,
+    task_id: str | None,
+    model_id: str | None,
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[Evaluation]:
+    """Newest first."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM evaluation
+        WHERE account_id = $1 AND ($2::uuid IS NULL OR task_id = $2) AND ($3::uuid IS NULL OR model_id = $3)
+          AND ($4::timestamptz IS NULL OR (created_at, evaluation_id) < ($4, $5::uuid))
+        ORDER BY created_at DESC, evaluation_id DESC LIMIT $6
+        """,  # noqa: S608
+        account_id,
+        task_id,
+        model_id,
+        after[0] if after else None,
+        after[1] if after else None,
+        limit,
+    )
+    return [_evaluation(row) for row in rows]
+
+
+async def count_reads(connection: Connection, account_id: str, day: date, reads: int, size_bytes: int) -> None:
+    """Adds to what the account's images were read that day (UTC)."""
+    await connection.execute(
+        """
+        INSERT INTO image_read (account_id, day, reads, bytes) VALUES ($1, $2, $3, $4)
+        ON CONFLICT (account_id, day) DO UPDATE
+        SET reads = image_read.reads + excluded.reads, bytes = image_read.bytes + excluded.bytes
+        """,
+        account_id,
+        day,
+        reads,
+        size_bytes,
+    )
+
+
+def _evaluation(row: asyncpg.Record) -> Evaluation:
+    return Evaluation(
+        **{
+            **row,
+            **{name: str(row[name]) for name in _IDS},
+            "source": _source(json.loads(row["source"])),
+            "state": EvaluationState(row["state"]),
+            "summary": Summary.from_json(json.loads(row["summary"])) if row["summary"] else None,
+        }
+    )
+
+
+def _source(stored: dict[str, Any]) -> Source:
+    files = {name: StoredFile(**stored[name]) for name in ("manifest", "test", "validation")}
+    return Source(**{**stored, **files, "classes": tuple(stored["classes"])})

@@ -1,0 +1,113 @@
+"""What a scoring leaves in the object store, and what is kept of it in memory: columns, so that no label is parsed."""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.evaluation.matching import NEVER, Scored, StoredFormError, Verdict, at_score_precision
+from saucer.evaluation.metrics import ThresholdCurves
+from saucer.evaluation.truth import Truth
+from saucer.serving.detections import Detections
+from saucer.serving.errors import DetectionsError
+
+FORMAT_VERSION = 1
+"""Of a stored LabelledSet; bytes of another version are refused."""
+NAME_BYTES = 400
+"""Taken for one image's two names when the memory of a Loaded is estimated."""
+
+_COLUMNS = tuple(field.name for field in fields(Truth) if field.name != "classes")
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSet:
+    """The truth of the test split. By place in truth.images: the image's name in the object store (`object_names`),
+    and the one by which its owner knows it (`source_names`)."""
+
+    truth: Truth
+    object_names: tuple[str, ...]
+    source_names: tuple[str, ...]
+
+    def to_bytes(self) -> bytes:
+        """A compressed .npz; it holds no pickle."""
+        buffer = io.BytesIO()
+        columns: dict[str, NDArray[Any]] = {name: getattr(self.truth, name) for name in _COLUMNS}
+        names = {"classes": self.truth.classes, "object_names": self.object_names, "source_names": self.source_names}
+        np.savez_compressed(
+            buffer,
+            allow_pickle=False,
+            format_version=np.array(FORMAT_VERSION),
+            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
+            **columns,
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "LabelledSet":
+        """Reads what to_bytes() wrote, without pickle. Raises StoredFormError for other bytes."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
+                if int(stored["format_version"]) != FORMAT_VERSION:
+                    raise StoredFormError(f"format version {stored['format_version']}, not {FORMAT_VERSION}")
+                names = json.loads(stored["names"].tobytes())
+                columns = {name: stored[name] for name in _COLUMNS}
+                return cls(
+                    Truth(classes=tuple(names["classes"]), **columns),
+                    tuple(names["object_names"]),
+                    tuple(names["source_names"]),
+                )
+        except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+            if isinstance(error, StoredFormError):
+                raise
+            raise StoredFormError(f"no stored test set: {error}") from error
+
+
+class Loaded:
+    """A finished evaluation in memory, from which any threshold is answered in milliseconds.
+
+    Whether an image is a bad case depends on the threshold alone (M10): it has a wrong detection that reaches it, or a
+    truth whose best detection does not. Both limits are kept for each image.
+    """
+
+    def __init__(self, test_set: LabelledSet, detections: Detections, scored: Scored) -> None:
+        self.test_set = test_set
+        self.truth = test_set.truth
+        self.detections = detections
+        self.scored = scored
+        self.curves = ThresholdCurves(scored)
+        wrong = (scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED)
+        self._worst_wrong = np.full(scored.images.size, NEVER, np.float32)
+        np.maximum.at(self._worst_wrong, scored.image[wrong], scored.score[wrong])
+        best = np.maximum(scored.found_score, np.maximum(scored.confused_score, scored.poor_score))
+        counts = ~scored.truth_crowd
+        self._weakest_truth = np.full(scored.images.size, np.inf, np.float32)
+        np.minimum.at(self._weakest_truth, scored.truth_image[counts], best[counts])
+
+    def bad_images(self, threshold: float) -> int:
+        """How many images are bad cases: bad_cases(scored, threshold).image_ids() without listing a fault."""
+        at = at_score_precision(threshold)
+        return int(((self._worst_wrong >= at) | (self._weakest_truth < at)).sum())
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes of the memory; the curves hold each detection's score and a count twice."""
+        columns = [
+            value
+            for holder in (self.truth, self.detections, self.scored)
+            for value in (getattr(holder, field.name) for field in fields(holder))
+            if isinstance(value, np.ndarray)
+        ]
+        curves = self.scored.score.size * 2 * (self.scored.score.itemsize + 8)
+        return sum(column.nbytes for column in columns) + curves + NAME_BYTES * self.scored.images.size
+
+
+def load(truth: bytes, test: bytes, scored: bytes) -> Loaded:
+    """Of what a scoring left, and the detections that it scored. Raises StoredFormError."""
+    try:
+        return Loaded(LabelledSet.from_bytes(truth), Detections.from_bytes(test), Scored.from_bytes(scored))
+    except DetectionsError as error:
+        raise StoredFormError(f"no stored detections: {error}") from error

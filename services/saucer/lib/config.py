@@ -1,0 +1,78 @@
+"""Settings from the environment. An unknown one or a bad value stops the start with a sentence."""
+
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "SAUCER_"
+# Of the command line's own, which starts services on one machine: they may stand in its environment.
+COMMAND_LINE = frozenset({"SAUCER_PROFILE", "SAUCER_TOKEN", "SAUCER_ACCOUNT"})
+
+
+class ProcessSettings(BaseSettings):
+    """What every process of Saucer can be told."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    log_format: Literal["json", "text"] = "json"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    # host:port of /metrics; port 0 takes a free one.
+    metrics_listen: str = "127.0.0.1:0"
+
+
+class ServerSettings(ProcessSettings):
+    """What every gRPC server needs."""
+
+    # host:port of the gRPC server.
+    listen: str
+    nats_url: str
+    # JWK set of the keys whose tokens are believed.
+    public_keys_file: Path
+    # Ids of revoked tokens, one a line.
+    revoked_tokens_file: Path | None = None
+
+
+class ServiceSettings(ServerSettings):
+    """What every service needs."""
+
+    database_url: str
+    # The service's own token, for calls to others.
+    token_file: Path
+
+
+S = TypeVar("S", bound=ProcessSettings)
+
+
+def load(kind: type[S]) -> S:
+    """Reads SAUCER_* variables. Ends the process with a sentence for each that is unknown, missing or bad."""
+    problems = [_unknown(name, kind) for name in os.environ if name.startswith(PREFIX) and not _known(name, kind)]
+    try:
+        settings = kind()
+    except ValidationError as error:
+        problems += [_bad(detail["loc"], detail["msg"]) for detail in error.errors()]
+    if problems:
+        sys.exit("\n".join(problems))
+    return settings
+
+
+def _known(name: str, kind: type[ProcessSettings]) -> bool:
+    return name in COMMAND_LINE or name.removeprefix(PREFIX).lower() in kind.model_fields
+
+
+def _unknown(name: str, kind: type[ProcessSettings]) -> str:
+    names = sorted(field.upper() for field in kind.model_fields)
+    # Without the prefix, which would make any two alike.
+    close = difflib.get_close_matches(name.removeprefix(PREFIX), names, n=1)
+    hint = (
+        f" Did you mean {PREFIX}{close[0]}?" if close else f" There are: {', '.join(PREFIX + each for each in names)}."
+    )
+    return f"The setting {name} is unknown.{hint}"
+
+
+def _bad(location: tuple[int | str, ...], message: str) -> str:
+    return f"The setting {PREFIX}{'.'.join(str(part) for part in location).upper()} cannot be used: {message}."

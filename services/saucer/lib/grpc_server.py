@@ -1,0 +1,297 @@
+"""A gRPC server: one interceptor that authenticates, checks, limits, measures and turns errors into wire form, once.
+
+1. Access stands in the protos, on each method; a method without one stops the start.
+2. The role is checked before anything is looked up, so a refusal is the same whether the id exists or not.
+3. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
+4. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
+   has the trace under the id that the caller is given.
+"""
+
+from __future__ import annotations  # some of grpc's classes are generic only for type checkers
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeAlias, TypeVar, cast
+
+import grpc
+import protovalidate
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import Counter, Histogram
+
+from saucer.lib import auth
+from saucer.lib.errors import (
+    DomainError,
+    InvalidArgumentError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+)
+from saucer.lib.ids import new_id
+from saucer.lib.v1 import access_pb2
+
+# A unary call without a deadline of its own, or with a later one, is ended after this.
+MAX_UNARY_S = 120.0
+# Streams open at once in a process; one more is RESOURCE_EXHAUSTED. Streams cancelled by clients leak memory in
+# grpc.aio (grpc #43360), so they are bounded.
+MAX_STREAMS = 1000
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+ERROR_DOMAIN = "saucer"
+# Calls in progress at a stop have this long to end.
+STOP_GRACE_S = 5.0
+
+log = structlog.get_logger()
+calls_total = Counter("saucer_grpc_calls_total", "Calls by outcome", ["method", "code"])
+call_seconds = Histogram("saucer_grpc_call_seconds", "Duration of unary calls", ["method"])
+
+Handler = Callable[..., Any]
+T = TypeVar("T")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+@dataclass(frozen=True)
+class Servicer:
+    """An implementation with what registers and describes it."""
+
+    implementation: object
+    register: Callable[[Any, grpc.aio.Server], None]
+    descriptor: ServiceDescriptor
+    # For contracts that are not ours and so state no access: one for all methods.
+    access: int | None = None
+
+
+def access_of(servicers: Sequence[Servicer]) -> dict[str, int]:
+    """Access by full method path. Raises ValueError naming a method that states none."""
+    result: dict[str, int] = {}
+    for servicer in servicers:
+        for method in servicer.descriptor.methods:
+            access = servicer.access or method.GetOptions().Extensions[access_pb2.access]
+            if access == access_pb2.ACCESS_UNSPECIFIED:
+                raise ValueError(f"{method.full_name} states no access.")
+            result[f"/{servicer.descriptor.full_name}/{method.name}"] = access
+    return result
+
+
+class Server:
+    """One listening server of one process."""
+
+    def __init__(self, listen: str, verifier: auth.Verifier, servicers: Sequence[Servicer]) -> None:
+        """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken."""
+        self._interceptor = _Interceptor(verifier, access_of(servicers))
+        self._server = grpc.aio.server(
+            interceptors=[self._interceptor],
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            ],
+        )
+        for servicer in servicers:
+            servicer.register(servicer.implementation, self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._names = [servicer.descriptor.full_name for servicer in servicers]
+        reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        port = self._server.add_insecure_port(listen)
+        if port == 0:
+            raise OSError(f"Cannot listen on {listen}; is another process there?")
+        self.address = f"{listen.rsplit(':', 1)[0]}:{port}"
+
+    async def start(self) -> None:
+        """Serves, and says so to health checks."""
+        await self._server.start()
+        for name in ["", *self._names]:
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Not serving at once; calls in progress get STOP_GRACE_S, streams end at once."""
+        await self._health.enter_graceful_shutdown()
+        self._interceptor.stopping.set()
+        await self._server.stop(STOP_GRACE_S)
+
+
+class _Interceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, verifier: auth.Verifier, access: Mapping[str, int]) -> None:
+        self._verifier = verifier
+        self._access = access
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._streams = 0
+        self.stopping = asyncio.Event()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None or method not in self._access:
+                return handler  # unknown, or health and reflection, which are open
+            wrapped = self._wrapped[method] = self._wrap(method, handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        codecs = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codecs)
+        raise TypeError(f"{method} streams its requests, which no method of ours does.")
+
+    def _authorize(self, method: str, context: Context) -> None:
+        access = self._access[method]
+        if access == access_pb2.ACCESS_PUBLIC:
+            return
+        token = _bearer(context)
+        principal = self._verifier.verify(token, time.time())
+        if principal.role not in auth.ALLOWED[access]:
+            raise PermissionDeniedError(
+                "ROLE_NOT_ALLOWED", f"The role {principal.role} may not call {method}.", method=method
+            )
+        auth.set_current(principal)
+
+    def _unary(self, method: str, call: Handler) -> Handler:
+        count_ok = calls_total.labels(method, "OK")
+        seconds = call_seconds.labels(method)
+
+        async def handle(request: Message, context: Context) -> object:
+            started = time.perf_counter()
+            try:
+                self._authorize(method, context)
+                check(request)
+                remaining = context.time_remaining()
+                async with asyncio.timeout(min(remaining, MAX_UNARY_S) if remaining is not None else MAX_UNARY_S):
+                    response: object = await call(request, context)
+            except Exception as error:
+                await self._refuse(method, context, error)
+            count_ok.inc()
+            seconds.observe(time.perf_counter() - started)
+            return response
+
+        return handle
+
+    def _stream(self, method: str, call: Handler) -> Handler:
+        async def handle(request: Message, context: Context) -> AsyncIterator[object]:
+            self._streams += 1
+            try:
+                self._authorize(method, context)
+                check(request)
+                if self._streams > MAX_STREAMS:
+                    raise ResourceExhaustedError("TOO_MANY_STREAMS", "Too many streams are open; try again later.")
+                async for response in until(self.stopping, call(request, context)):
+                    yield response
+                if self.stopping.is_set():
+                    # Not the end of what is streamed: a client goes on where it was, with the next process.
+                    raise UnavailableError("STOPPING", "The service is stopping; call again.")
+            except Exception as error:
+                await self._refuse(method, context, error)
+            else:
+                calls_total.labels(method, "OK").inc()
+            finally:
+                self._streams -= 1
+
+        return handle
+
+    async def _refuse(self, method: str, context: Context, error: Exception) -> NoReturn:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        status = to_status(method, error)
+        calls_total.labels(method, code_pb2.Code.Name(status.code)).inc()
+        context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+        await context.abort(_STATUS_CODES[status.code], status.message)
+
+
+async def until(stopping: asyncio.Event, responses: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The responses, ended early when the server stops: a stream that is followed has no end of its own.
+
+    A handler is cancelled and closed when its client goes away, so that what it holds is given back at once.
+    """
+    stop = asyncio.ensure_future(stopping.wait())
+    following: asyncio.Future[T | object] | None = None
+    try:
+        while True:
+            following = asyncio.ensure_future(anext(responses, _END))
+            await asyncio.wait({stop, following}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                return
+            response = following.result()
+            if response is _END:
+                return
+            yield cast(T, response)
+    finally:
+        stop.cancel()
+        if following is not None and not following.done():
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        if isinstance(responses, AsyncGenerator):
+            await responses.aclose()
+
+
+_END = object()
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _bearer(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            scheme, _, token = str(value).partition(" ")
+            if scheme.lower() == "bearer":
+                return token
+    raise UnauthenticatedError("TOKEN_MISSING", "Send the metadata `authorization: Bearer <token>`.")
+
+
+def check(request: Message) -> None:
+    """Raises InvalidArgumentError naming every field that breaks a rule of its proto."""
+    violations = protovalidate.collect_violations(request)
+    if violations:
+        found = [(_path(violation.proto), violation.proto.message) for violation in violations]
+        raise InvalidArgumentError(
+            "FIELD_INVALID",
+            "; ".join(f"{path}: {rule}" for path, rule in found),
+            **dict(found),
+        )
+
+
+def _path(violation: Any) -> str:
+    return ".".join(element.field_name for element in violation.field.elements) or "request"
+
+
+def to_status(method: str, error: Exception) -> status_pb2.Status:
+    """google.rpc.Status (https://google.aip.dev/193) of an error."""
+    if isinstance(error, DomainError):
+        status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
+        info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
+        _add(status, info)
+        if error.reason == "FIELD_INVALID":
+            fields = [
+                error_details_pb2.BadRequest.FieldViolation(field=field, description=rule)
+                for field, rule in error.metadata.items()
+            ]
+            _add(status, error_details_pb2.BadRequest(field_violations=fields))
+        return status
+    if isinstance(error, TimeoutError):
+        return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
+    trace_id = new_id()
+    log.error("call_failed", method=method, trace_id=trace_id, exc_info=error)
+    return status_pb2.Status(
+        code=code_pb2.INTERNAL, message=f"Something went wrong in Saucer; its log has it under {trace_id}."
+    )
+
+
+def _add(status: status_pb2.Status, detail: Message) -> None:
+    packed = AnyMessage()
+    packed.Pack(detail)
+    status.details.append(packed)

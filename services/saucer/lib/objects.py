@@ -1,0 +1,159 @@
+"""The object store: file:// on one machine, s3:// and the like elsewhere; one async face.
+
+Keys are relative paths of letters, digits and `._-/`. Users' keys lie below accounts/<account id>/; what Saucer loads
+again lies below system/<account id>/, where no user can write, and is checked against its stored checksum.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError as StoreError
+from obstore.exceptions import NotFoundError as NoSuchObjectError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+
+MAX_KEY_LENGTH = 1024
+# Objects read whole into memory; a larger one is refused: stream it.
+MAX_WHOLE_BYTES = 256 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+
+
+def user_prefix(account_id: str) -> str:
+    """Where an account's users read and write."""
+    return f"accounts/{account_id}"
+
+
+def system_prefix(account_id: str) -> str:
+    """Where Saucer keeps what it loads again; no user can write there."""
+    return f"system/{account_id}"
+
+
+def check_key(key: str) -> str:
+    """The key. Raises InvalidArgumentError for a scheme, `..`, an absolute path, or characters outside the set."""
+    if len(key) > MAX_KEY_LENGTH or not _KEY.fullmatch(key):
+        raise InvalidArgumentError(
+            "KEY_INVALID",
+            f"{key[:100]!r} is no key of the object store: a relative path of letters, digits and ._- "
+            "whose parts do not begin with a dot.",
+            key=key[:100],
+        )
+    return key
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as the store lists it. Its key may hold any characters: others than Saucer write below accounts/."""
+
+    key: str
+    size_bytes: int
+
+
+class Objects:
+    """A store below one URL."""
+
+    def __init__(self, url: str) -> None:
+        """`file:///folder` (made if missing), `s3://bucket/prefix`, `memory:///`."""
+        self.url = url
+        self._store: ObjectStore
+        if url.startswith("file://"):
+            folder = Path(url.removeprefix("file://"))
+            folder.mkdir(parents=True, exist_ok=True)
+            self._store = LocalStore(folder, mkdir=True)
+        else:
+            self._store = from_url(url)
+
+    async def put(self, key: str, data: bytes | Path) -> str:
+        """Writes an object whole or not at all; its SHA-256 as hex."""
+        try:
+            await obstore.put_async(self._store, check_key(key), data)
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
+        return await asyncio.to_thread(sha256_of, data)
+
+    async def get(self, key: str, *, sha256: str | None = None) -> bytes:
+        """An object whole.
+
+        Raises:
+            NotFoundError: there is none. DataLossError: it does not match the checksum. UnavailableError.
+        """
+        chunks = [chunk async for chunk in self.stream(key, sha256=sha256)]
+        return b"".join(chunks)
+
+    async def stream(self, source: str | Listed, *, sha256: str | None = None) -> AsyncIterator[bytes]:
+        """An object in chunks; raises as get() does, DataLossError after the last chunk."""
+        key = source.key if isinstance(source, Listed) else check_key(source)
+        digest = hashlib.sha256()
+        try:
+            result = await obstore.get_async(self._store, key)
+            async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
+                data = bytes(chunk)
+                digest.update(data)
+                yield data
+        except (NoSuchObjectError, FileNotFoundError) as error:
+            raise NotFoundError("object", key) from error
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store gave no {key}: {error}") from error
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise DataLossError("CHECKSUM_MISMATCH", f"{key} is not what its checksum says.", key=key)
+
+    async def download(self, key: str, file: Path, *, sha256: str | None = None) -> None:
+        """An object into a file, which appears only when it is whole; raises as get() does."""
+        partial = file.with_name(file.name + ".partial")
+        with partial.open("wb") as out:
+            async for chunk in self.stream(key, sha256=sha256):
+                out.write(chunk)
+        partial.rename(file)
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is an object of this key."""
+        try:
+            await obstore.head_async(self._store, check_key(key))
+        except (NoSuchObjectError, FileNotFoundError):
+            return False
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store does not say of {key}: {error}") from error
+        return True
+
+    async def keys(self, prefix: str) -> list[str]:
+        """Every key below a prefix, sorted."""
+        return sorted([found.key async for found in self.listed(prefix)])
+
+    async def listed(self, prefix: str) -> AsyncIterator[Listed]:
+        """Every object below a prefix, in no order. Raises UnavailableError."""
+        try:
+            async for batch in obstore.list(self._store, check_key(prefix)):
+                for item in batch:
+                    yield Listed(str(item["path"]), int(item["size"]))
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store does not list {prefix}: {error}") from error
+
+    async def copy(self, source: str, target: str) -> None:
+        """Copies within the store."""
+        try:
+            await obstore.copy_async(self._store, check_key(source), check_key(target))
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store copied no {source}: {error}") from error
+
+    async def delete(self, key: str) -> None:
+        """Removes an object; one that is not there is removed already."""
+        try:
+            await obstore.delete_async(self._store, check_key(key))
+        except (NoSuchObjectError, FileNotFoundError):
+            return
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store removed no {key}: {error}") from error
+
+
+def sha256_of(data: bytes | Path) -> str:
+    """SHA-256 as hex, of bytes or of a file read in chunks."""
+    if isinstance(data, bytes):
+        return hashlib.sha256(data).hexdigest()
+    with data.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

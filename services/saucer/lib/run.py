@@ -1,0 +1,160 @@
+"""The life of a process: settings, logs, metrics, what it serves and does, and a graceful stop on SIGTERM or SIGINT."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import grpc
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client as NatsClient
+from nats.js import JetStreamContext
+
+from saucer.lib import config, grpc_client, telemetry
+from saucer.lib.auth import Verifier
+from saucer.lib.clock import PostgresClock
+from saucer.lib.consumer import Consumer, Handles, ensure_stream
+from saucer.lib.dead_events import dead_events_servicer
+from saucer.lib.grpc_server import Server, Servicer
+from saucer.lib.outbox import Relay
+from saucer.lib.postgres import Database, connect, migrate
+
+# Background work that does not heed its cancellation within this is left behind.
+STOP_S = 8.0
+NATS_RETRY_S = 0.5
+
+log = structlog.get_logger()
+S = TypeVar("S", bound=config.ProcessSettings)
+
+
+class Process:
+    """What a main.py wires, top to bottom; stopped in the opposite order."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.stack = AsyncExitStack()
+        # Of the gRPC server, once it serves.
+        self.address: str | None = None
+        self.failed = asyncio.Event()
+        self.failure: BaseException | None = None
+
+    def background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Runs until the stop. Its failure ends the process: a supervisor starts it anew rather than leave it half."""
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self.stack.push_async_callback(_cancel, task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background_failed", work=task.get_name(), exc_info=task.exception())
+            self.failure = task.exception()
+            self.failed.set()
+
+    async def database(self, settings: config.ServiceSettings, package: str) -> Database:
+        """The service's database, migrated."""
+        database = await connect(settings.database_url, PostgresClock())
+        self.stack.push_async_callback(_close_pool, database)
+        await migrate(database, "saucer.lib", package)
+        return database
+
+    async def jetstream(self, url: str) -> JetStreamContext:
+        """JetStream, with the stream in place; waits for a server that is not up yet, reconnects for ever."""
+        while True:
+            try:
+                client: NatsClient = await nats.connect(
+                    url, max_reconnect_attempts=-1, name=self.name, error_cb=_nats_error
+                )
+                break
+            except (OSError, nats.errors.Error) as error:
+                log.warning("nats_not_up_yet", error=repr(error))
+                await asyncio.sleep(NATS_RETRY_S)
+        self.stack.push_async_callback(client.close)
+        jetstream: JetStreamContext = client.jetstream()
+        await ensure_stream(jetstream)
+        return jetstream
+
+    def relay(self, database: Database, jetstream: JetStreamContext) -> None:
+        """Sends the outbox."""
+        replica = f"{socket.gethostname()}-{os.getpid()}"
+        self.background("relay", Relay(self.name, database, jetstream, replica=replica).run())
+
+    def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
+        """Takes events; the servicer lists and retries those it could not."""
+        consumer = Consumer(self.name, database, jetstream, by_type(handlers))
+        self.background("consumer", consumer.run())
+        return dead_events_servicer(database, consumer)
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """A channel to another service, closed at the stop."""
+        channel = grpc_client.channel(address)
+        self.stack.push_async_callback(channel.close)
+        return channel
+
+    async def serve(self, settings: config.ServerSettings, servicers: Sequence[Servicer]) -> Server:
+        """Starts the gRPC server; the last thing that a main.py does."""
+        server = Server(settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers)
+        self.stack.push_async_callback(server.stop)
+        await server.start()
+        self.address = server.address
+        log.info("serving", address=server.address)
+        return server
+
+
+def by_type(handlers: Sequence[Handles]) -> Mapping[str, Handles]:
+    """Handlers by event type."""
+    return {handles.event_type: handles for handles in handlers}
+
+
+def run(name: str, kind: type[S], wire: Callable[[Process, S], Awaitable[None]]) -> None:
+    """Runs a process until SIGTERM, SIGINT, or a failure in the background, which it raises after stopping."""
+    settings = config.load(kind)
+    telemetry.configure_logging(name, json_lines=settings.log_format == "json", level=settings.log_level)
+    asyncio.run(_run(name, settings, wire))
+
+
+async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen))
+    process = Process(name)
+    async with process.stack:
+        wiring = asyncio.ensure_future(_wire(process, settings, wire))
+        ends = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(process.failed.wait())]
+        # A stop must be heeded also while a server that is not up is waited for.
+        await asyncio.wait([wiring, *ends], return_when=asyncio.FIRST_COMPLETED)
+        if wiring.done():
+            wiring.result()
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(wiring)
+        for end in ends:
+            end.cancel()
+        log.info("stopping")
+    if process.failure is not None:
+        raise process.failure
+
+
+async def _nats_error(error: Exception) -> None:
+    log.warning("nats_error", error=repr(error))
+
+
+async def _wire(process: Process, settings: S, wire: Callable[[Process, S], Awaitable[None]]) -> None:
+    await wire(process, settings)
+
+
+async def _cancel(task: asyncio.Future[None]) -> None:
+    task.cancel()
+    await asyncio.wait({task}, timeout=STOP_S)
+
+
+async def _close_pool(database: Database) -> None:
+    try:
+        await asyncio.wait_for(database.pool.close(), STOP_S)
+    except TimeoutError:
+        database.pool.terminate()

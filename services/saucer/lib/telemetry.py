@@ -1,0 +1,46 @@
+"""Structured logs and Prometheus metrics, the same in every process."""
+
+import logging
+import sys
+
+import structlog
+from prometheus_client import start_http_server
+
+
+def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
+    """Logs to stderr: a JSON object a line, or a line for people. Standard logging goes the same way."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    if json_lines:
+        last: list[structlog.typing.Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+
+
+def serve_metrics(listen: str) -> int:
+    """Serves /metrics for Prometheus from a thread of its own; the port it got. Raises OSError if it is taken."""
+    host, _, port = listen.rpartition(":")
+    server, _ = start_http_server(int(port), addr=host)
+    return server.server_port

@@ -1,0 +1,217 @@
+"""One request to a deployment: may it, does it serve, is the image one, and then Triton's answer.
+
+Predict and KServe v2 are two front doors to this. What goes wrong is a DomainError here; the names that things have
+inside Triton, and its own words about its state, stay inside.
+"""
+
+import io
+import time
+import warnings
+from collections import Counter as CountOf
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+from PIL import Image
+from prometheus_client import Counter, Histogram
+from tritonclient.grpc import service_pb2 as pb
+
+from saucer.lib.auth import current
+from saucer.lib.errors import (
+    DomainError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+from saucer.publishing.domain import Deployment, DeploymentState
+from saucer.publishing.reconcile import model_name
+from saucer.publishing.service import Deployments
+from saucer.publishing.triton import INFER_S, InferRefused, ModelFailed, TritonClient, TritonUnavailable
+from saucer.serving.decode import MAX_PIXELS
+from saucer.serving.errors import UnreadableImage
+from saucer.serving.header import stated_size
+
+# Requests of one deployment, and of all, that are with Triton at once in this process; one more is RESOURCE_EXHAUSTED
+# at once: waiting in Triton's queue would only make everybody's answers late.
+MAX_IN_FLIGHT = 32
+MAX_IN_FLIGHT_TOTAL = 128
+# An encoded image, as publishing.proto has it too; a larger one is INVALID_ARGUMENT.
+MAX_IMAGE_BYTES = 20 * 1024 * 1024
+# For this long an ACTIVE deployment is not looked up again; one that stops answers for that much longer at most.
+KNOWN_S = 0.5
+# Deployments remembered; above it all are looked up anew.
+MAX_KNOWN = 10_000
+# EXIF's tag, and its values by which an image is turned by 90° (the others mirror it or turn it by 180°).
+EXIF_ORIENTATION = 0x0112
+SIDEWAYS = frozenset({5, 6, 7, 8})
+
+log = structlog.get_logger()
+requests_total = Counter("saucer_publishing_requests_total", "Requests to deployments by outcome", ["outcome"])
+request_seconds = Histogram(
+    "saucer_publishing_request_seconds",
+    "Duration of requests to deployments by outcome",
+    ["outcome"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One box, xyxy in pixels of the upright image."""
+
+    class_name: str
+    score: float
+    box: tuple[float, float, float, float]
+    above_threshold: bool
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Everything above the model's low floor, best first; width and height of the upright image in pixels."""
+
+    detections: tuple[Detection, ...]
+    width: int
+    height: int
+
+
+class Endpoint:
+    """What is between a client and Triton."""
+
+    def __init__(self, deployments: Deployments, triton: TritonClient) -> None:
+        self._deployments = deployments
+        self._triton = triton
+        self._in_flight: CountOf[str] = CountOf()
+        self._known: dict[str, tuple[float, Deployment]] = {}
+
+    async def predict(self, deployment_id: str, image: bytes, timeout_s: float | None) -> Prediction:
+        """Boxes on one image. `timeout_s` is what is left of the caller's deadline.
+
+        Raises:
+            NotFoundError: another account's too. FailedPreconditionError: NOT_ACTIVE, naming the state.
+            InvalidArgumentError: IMAGE_REFUSED. ResourceExhaustedError: TOO_MANY_REQUESTS. UnavailableError.
+        """
+        async with self._measured():
+            deployment = await self.active(deployment_id)
+            width, height = upright_size(image)
+            async with self._placed(deployment):
+                found = await self._triton.infer(
+                    model_name(deployment_id), image, str(deployment.start_number), _deadline(timeout_s)
+                )
+            thresholds = dict(deployment.thresholds)
+            detections = []
+            for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True):
+                name = deployment.classes[label]
+                detections.append(Detection(name, score, tuple(box), score >= thresholds[name]))
+            return Prediction(tuple(detections), width, height)
+
+    async def infer(
+        self, deployment: Deployment, request: pb.ModelInferRequest, timeout_s: float | None
+    ) -> pb.ModelInferResponse:
+        """Triton's answer to a KServe request, which already bears the inner name. Raises as predict() does."""
+        async with self._measured(), self._placed(deployment):
+            return await self._triton.forward(request, _deadline(timeout_s))
+
+    async def active(self, deployment_id: str) -> Deployment:
+        """Raises NotFoundError, FailedPreconditionError naming the state."""
+        deployment = await self.find(deployment_id)
+        if deployment.state is not DeploymentState.ACTIVE:
+            raise FailedPreconditionError(
+                "NOT_ACTIVE",
+                f"The deployment is {deployment.state}; only an ACTIVE one answers.",
+                state=deployment.state,
+            )
+        return deployment
+
+    async def find(self, deployment_id: str) -> Deployment:
+        """A deployment, as it was at most KNOWN_S ago if it was ACTIVE then. Raises NotFoundError."""
+        looked_up_s, deployment = self._known.get(deployment_id, (0.0, None))
+        if deployment is not None and time.monotonic() - looked_up_s < KNOWN_S:
+            current().own("deployment", deployment_id, deployment.account_id)
+            return deployment
+        deployment = await self._deployments.get(deployment_id)
+        self._known.pop(deployment_id, None)
+        if deployment.state is DeploymentState.ACTIVE:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[deployment_id] = (time.monotonic(), deployment)
+        return deployment
+
+    @asynccontextmanager
+    async def _placed(self, deployment: Deployment) -> AsyncIterator[None]:
+        """Takes a place among the requests in flight, and turns Triton's errors into ours."""
+        key = deployment.deployment_id
+        if self._in_flight[key] >= MAX_IN_FLIGHT or self._in_flight.total() >= MAX_IN_FLIGHT_TOTAL:
+            raise ResourceExhaustedError(
+                "TOO_MANY_REQUESTS",
+                f"{MAX_IN_FLIGHT} requests of one deployment, or {MAX_IN_FLIGHT_TOTAL} of all, are in progress; "
+                "try again later.",
+            )
+        self._in_flight[key] += 1
+        try:
+            yield
+        except InferRefused as error:
+            raise InvalidArgumentError("IMAGE_REFUSED", error.reason.replace(model_name(key), key)) from error
+        except (ModelFailed, TritonUnavailable) as error:
+            self._known.pop(key, None)
+            log.warning("infer_failed", deployment_id=key, error=error.reason)
+            # It may have been stopped a moment ago: then its state says more.
+            await self.active(key)
+            raise UnavailableError("NOT_SERVING", "The model does not answer now; it is being brought back.") from error
+        finally:
+            self._in_flight[key] -= 1
+            if not self._in_flight[key]:
+                del self._in_flight[key]
+
+    @asynccontextmanager
+    async def _measured(self) -> AsyncIterator[None]:
+        started_s = time.perf_counter()
+        outcome = "CANCELLED"
+        try:
+            yield
+            outcome = "OK"
+        except DomainError as error:
+            outcome = error.reason
+            raise
+        except Exception:
+            outcome = "INTERNAL"
+            raise
+        finally:
+            requests_total.labels(outcome).inc()
+            request_seconds.labels(outcome).observe(time.perf_counter() - started_s)
+
+
+def _deadline(timeout_s: float | None) -> float:
+    return INFER_S if timeout_s is None else min(timeout_s, INFER_S)
+
+
+def upright_size(image: bytes) -> tuple[int, int]:
+    """Width and height in pixels as a viewer shows it, from the header alone.
+
+    Raises InvalidArgumentError IMAGE_REFUSED for what is no image, or one of more than MAX_PIXELS or MAX_IMAGE_BYTES.
+    """
+    if len(image) > MAX_IMAGE_BYTES:
+        raise _refused(f"the image has {len(image)} bytes, more than {MAX_IMAGE_BYTES}")
+    try:
+        width, height = stated_size(image)
+    except UnreadableImage as error:
+        raise _refused(error.reason) from error
+    if width * height > MAX_PIXELS:
+        raise _refused(f"the image has {width} × {height} pixels, more than {MAX_PIXELS}")
+    return (height, width) if _is_sideways(image) else (width, height)
+
+
+def _is_sideways(image: bytes) -> bool:
+    """Whether EXIF turns it. OpenCV, and so the model, heeds EXIF in JPEG and PNG and not in WebP; BMP has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about metadata that is damaged
+            with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+                return opened.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _refused(reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError("IMAGE_REFUSED", f"IMAGE: {reason}")

@@ -1,0 +1,143 @@
+"""KServe v2 at publishing's own port: any Triton client calls a deployment by its id, with a token in its headers.
+
+https://github.com/kserve/open-inference-protocol. Triton itself is private, since its control and shared-memory calls
+are code execution for whoever reaches them. So only the calls of SERVED exist here, all others are UNIMPLEMENTED; and a
+request to Triton is made anew, from nothing but a name, a shape and the image's bytes.
+"""
+
+from __future__ import annotations  # some of grpc's classes are generic only for type checkers
+
+from typing import Any
+from uuid import UUID
+
+import grpc
+from google.protobuf import text_format
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from tritonclient.grpc import model_config_pb2
+from tritonclient.grpc import service_pb2 as pb
+
+from saucer.lib.errors import InvalidArgumentError, NotFoundError
+from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.v1 import access_pb2
+from saucer.publishing.domain import Deployment, DeploymentState
+from saucer.publishing.endpoint import Endpoint
+from saucer.publishing.reconcile import model_name
+from saucer.publishing.triton import TritonClient
+from saucer.serving.triton_config import config_pbtxt
+
+SERVED = {
+    "ServerLive": "server_live",
+    "ServerReady": "server_ready",
+    "ServerMetadata": "server_metadata",
+    "ModelReady": "model_ready",
+    "ModelMetadata": "model_metadata",
+    "ModelConfig": "model_config",
+    "ModelInfer": "model_infer",
+}
+INPUT = "IMAGE"
+OUTPUTS = {
+    "BOXES": ("FP32", [-1, -1, 4]),
+    "SCORES": ("FP32", [-1, -1]),
+    "LABELS": ("INT32", [-1, -1]),
+    "COUNT": ("INT32", [-1, 1]),
+}
+_DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+
+
+def servicer(endpoint: Endpoint, triton: TritonClient) -> Servicer:
+    """What main.py serves."""
+    return Servicer(_KServe(endpoint, triton), _register, _DESCRIPTOR, access=access_pb2.ACCESS_VIEWER)
+
+
+def _register(implementation: object, server: grpc.aio.Server) -> None:
+    """Registers what is SERVED, instead of everything as the generated function does."""
+    handlers = {name: _handler(implementation, _DESCRIPTOR.methods_by_name[name]) for name in SERVED}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_DESCRIPTOR.full_name, handlers),))
+
+
+def _handler(implementation: object, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.unary_unary_rpc_method_handler(
+        getattr(implementation, SERVED[method.name]),
+        request_deserializer=GetMessageClass(method.input_type).FromString,
+        response_serializer=GetMessageClass(method.output_type).SerializeToString,
+    )
+
+
+class _KServe:
+    def __init__(self, endpoint: Endpoint, triton: TritonClient) -> None:
+        self._endpoint = endpoint
+        self._triton = triton
+
+    async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=await self._triton.live())
+
+    async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name="saucer", version="1")
+
+    async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
+        deployment = await self._find(request.name, request.version)
+        return pb.ModelReadyResponse(ready=deployment.state is DeploymentState.ACTIVE)
+
+    async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        deployment = await self._find(request.name, request.version)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        return pb.ModelMetadataResponse(
+            name=deployment.deployment_id,
+            versions=[str(deployment.start_number)],
+            platform="saucer",
+            inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
+            outputs=[tensor(name=name, datatype=kind, shape=shape) for name, (kind, shape) in OUTPUTS.items()],
+        )
+
+    async def model_config(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        deployment = await self._find(request.name, request.version)
+        text = config_pbtxt(deployment.deployment_id, version=deployment.start_number)
+        return pb.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
+
+    async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
+        deployment = await self._find(request.model_name, request.model_version)
+        deployment = await self._endpoint.active(deployment.deployment_id)
+        answer = await self._endpoint.infer(deployment, _inner(request, deployment), context.time_remaining())
+        answer.model_name = deployment.deployment_id
+        answer.model_version = str(deployment.start_number)
+        return answer
+
+    async def _find(self, name: str, version: str) -> Deployment:
+        try:
+            UUID(name)
+        except ValueError as error:
+            raise NotFoundError("deployment", name[:100]) from error
+        deployment = await self._endpoint.find(name)
+        if version not in ("", str(deployment.start_number)):
+            raise NotFoundError("deployment_version", version[:100])
+        return deployment
+
+
+def _inner(request: pb.ModelInferRequest, deployment: Deployment) -> pb.ModelInferRequest:
+    """The request as Triton gets it. Raises InvalidArgumentError for what is not one image input and known outputs."""
+    if len(request.inputs) != 1 or request.inputs[0].name != INPUT or request.inputs[0].datatype != "BYTES":
+        raise InvalidArgumentError("INPUT_UNKNOWN", f"inputs: there is one, {INPUT}, of BYTES.")
+    given = request.inputs[0]
+    # Parameters of tensors are how shared memory is referred to, which is memory of Triton's machine.
+    if given.parameters or any(output.parameters for output in request.outputs):
+        raise InvalidArgumentError("PARAMETERS_REFUSED", "inputs, outputs: tensors take no parameters here.")
+    unknown = [output.name for output in request.outputs if output.name not in OUTPUTS]
+    if unknown:
+        raise InvalidArgumentError(
+            "OUTPUT_UNKNOWN", f"outputs: there are {', '.join(OUTPUTS)}; not {unknown[0][:100]}."
+        )
+    inner = pb.ModelInferRequest(
+        model_name=model_name(deployment.deployment_id),
+        model_version=str(deployment.start_number),
+        id=request.id,
+        inputs=[pb.ModelInferRequest.InferInputTensor(name=INPUT, datatype="BYTES", shape=given.shape)],
+        outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=output.name) for output in request.outputs],
+        raw_input_contents=request.raw_input_contents,
+    )
+    if not request.raw_input_contents:
+        inner.inputs[0].contents.bytes_contents.extend(given.contents.bytes_contents)
+    return inner

@@ -1,0 +1,105 @@
+"""Domain to message and back, for requests, replies and events alike."""
+
+from saucer.billing.v1 import billing_pb2
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.clock import from_duration, to_duration, to_timestamp
+from saucer.publishing.domain import Deployment, Evaluation, Form, Model, Parity
+from saucer.publishing.v1 import publishing_pb2
+from saucer.training.v1 import training_pb2
+
+
+def read_model(message: training_pb2.Model) -> Model:
+    """A model as its run left it."""
+    return Model(
+        model_id=message.model_id,
+        account_id=message.account_id,
+        classes=tuple(message.classes),
+        files={file.name: (file.key, file.sha256) for file in message.files},
+        manifest_key=message.manifest_key,
+        manifest_sha256=message.manifest_sha256,
+        image_prefix=message.image_prefix,
+    )
+
+
+def read_evaluation(message: evaluation_pb2.Evaluation) -> Evaluation:
+    """The thresholds that an evaluation recommends."""
+    return Evaluation(
+        evaluation_id=message.evaluation_id,
+        model_id=message.model_id,
+        recommended={
+            result.class_name: result.recommended_threshold
+            for result in message.classes
+            if result.HasField("recommended_threshold")
+        },
+        recommended_overall=message.recommended_threshold if message.HasField("recommended_threshold") else None,
+    )
+
+
+def read_form(message: publishing_pb2.CreateDeploymentRequest) -> Form:
+    """What the user chose."""
+    return Form(
+        display_name=message.display_name,
+        model_id=message.model_id,
+        region_id=message.region_id,
+        spec_id=message.spec_id,
+        replicas=message.replicas,
+        billing_mode=billing_pb2.BillingMode.Name(message.billing_mode).removeprefix("BILLING_MODE_"),
+        max_duration_ms=from_duration(message.max_duration) if message.HasField("max_duration") else None,
+        thresholds=tuple(sorted((given.class_name, given.threshold) for given in message.thresholds)),
+    )
+
+
+def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
+    """A deployment as it is now."""
+    form = deployment.form
+    return publishing_pb2.Deployment(
+        deployment_id=deployment.deployment_id,
+        account_id=deployment.account_id,
+        display_name=form.display_name,
+        model_id=form.model_id,
+        evaluation_id=deployment.evaluation_id,
+        state=publishing_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state}"),
+        charge_status=billing_pb2.ChargeStatus.Value(f"CHARGE_STATUS_{deployment.charge_status}"),
+        region_id=form.region_id,
+        spec_id=form.spec_id,
+        replicas=form.replicas,
+        max_duration=to_duration(form.max_duration_ms),
+        thresholds=[
+            publishing_pb2.ClassThreshold(class_name=name, threshold=threshold)
+            for name, threshold in deployment.thresholds
+        ],
+        classes=deployment.classes,
+        start_number=deployment.start_number,
+        hold_id=deployment.hold_id,
+        hold_micros=deployment.hold_micros,
+        price_per_hour_micros=deployment.price_per_hour_micros,
+        currency=deployment.currency,
+        charged_ms=deployment.charged_ms,
+        cost_micros=deployment.cost_micros,
+        parity=parity_message(deployment.parity) if deployment.parity else None,
+        stop_time=to_timestamp(deployment.stop_at),
+        end_reason=publishing_pb2.DeploymentEndReason.Value(f"DEPLOYMENT_END_REASON_{deployment.end_reason}")
+        if deployment.end_reason
+        else publishing_pb2.DEPLOYMENT_END_REASON_UNSPECIFIED,
+        error_message=deployment.error_message,
+        missing_micros=deployment.missing_micros,
+        create_time=to_timestamp(deployment.created_at),
+        active_time=to_timestamp(deployment.active_at),
+        end_time=to_timestamp(deployment.ended_at),
+        revision=deployment.revision,
+        warnings=deployment.warnings,
+        stop_requested=deployment.stop_requested,
+        billing_mode=billing_pb2.BillingMode.Value(f"BILLING_MODE_{form.billing_mode}"),
+    )
+
+
+def parity_message(parity: Parity) -> publishing_pb2.Parity:
+    """The replay's result."""
+    return publishing_pb2.Parity(
+        ok=parity.ok,
+        images=parity.images,
+        boxes=parity.boxes,
+        paired=parity.paired,
+        paired_share=parity.paired_share,
+        worst_images=parity.worst_images,
+    )

@@ -1,0 +1,120 @@
+"""The replay of PRODUCT 5.6: test images of the model's data set, through Triton, against the stored detections."""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import ijson
+import numpy as np
+
+from saucer.lib.errors import DataLossError
+from saucer.lib.objects import Objects
+from saucer.publishing.domain import Model, Parity
+from saucer.publishing.parity import Found, ImageParity, choose_evenly, compare, judge
+from saucer.publishing.triton import InferRefused, TritonClient
+from saucer.serving.detections import Detections
+from saucer.serving.errors import DetectionsError
+
+# Replayed at most, evenly chosen from those that were predicted: what a wrong model, class order, size or decoder does
+# shows on any of them.
+MAX_IMAGES = 64
+# On their way to Triton at once; the others wait, which bounds the memory.
+AT_ONCE = 4
+DETECTIONS_FILE = "detections_test.npz"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One test image, by its key in the object store and SHA-256, with its stored boxes."""
+
+    image_id: int
+    key: str
+    sha256: str
+    stored: Found
+
+
+async def choose_samples(objects: Objects, model: Model, work_folder: Path) -> list[Sample]:
+    """The images to replay. `work_folder` takes the manifest.
+
+    Raises:
+        DataLossError: files of the model are missing, damaged, do not fit together, or there is no test image.
+        NotFoundError, UnavailableError: of the object store.
+    """
+    if DETECTIONS_FILE not in model.files:
+        raise DataLossError("NO_DETECTIONS", f"The model has no {DETECTIONS_FILE} to compare with.")
+    key, sha256 = model.files[DETECTIONS_FILE]
+    data = await objects.get(key, sha256=sha256)
+    manifest = work_folder / "manifest.json"
+    await objects.download(model.manifest_key, manifest, sha256=model.manifest_sha256)
+    return await asyncio.to_thread(_samples, data, manifest, model.image_prefix)
+
+
+def _samples(data: bytes, manifest: Path, image_prefix: str) -> list[Sample]:
+    try:
+        stored = Detections.from_bytes(data)
+    except DetectionsError as error:
+        raise DataLossError("DETECTIONS_UNREADABLE", f"{DETECTIONS_FILE} cannot be read: {error}") from error
+    chosen = stored.images[choose_evenly(len(stored.images), MAX_IMAGES)].tolist()
+    if not chosen:
+        raise DataLossError("NO_TEST_IMAGES", "No test image was predicted, so there is nothing to compare with.")
+    names = _file_names(manifest, set(chosen))
+    rows = np.flatnonzero(np.isin(stored.image_id, chosen))
+    samples = []
+    for image_id in chosen:
+        own = rows[stored.image_id[rows] == image_id]
+        found = Found(stored.box[own], stored.score[own], stored.label[own])
+        # An image's file name in a manifest is the SHA-256 of its bytes.
+        samples.append(Sample(image_id, f"{image_prefix}/{names[image_id]}", names[image_id], found))
+    return samples
+
+
+def _file_names(manifest: Path, image_ids: Collection[int]) -> dict[int, str]:
+    """By image id. The manifest is read as a stream: it may be far larger than what is wanted of it."""
+    names: dict[int, str] = {}
+    try:
+        with manifest.open("rb") as file:
+            for image in ijson.items(file, "images.item"):
+                if image["id"] in image_ids:
+                    names[image["id"]] = image["file_name"]
+    except (ijson.JSONError, KeyError) as error:
+        raise DataLossError("MANIFEST_UNREADABLE", f"The manifest cannot be read: {error!r}") from error
+    missing = sorted(set(image_ids) - names.keys())
+    if missing:
+        raise DataLossError("MANIFEST_WITHOUT_IMAGE", f"The manifest has no image {missing[0]}.")
+    return names
+
+
+async def replay(
+    triton: TritonClient, objects: Objects, samples: list[Sample], model_name: str, version: str
+) -> tuple[Parity, str]:
+    """The comparison, and the key of the smallest image, which later probes send.
+
+    An image that the model refuses has no served boxes. Raises ModelFailed, TritonUnavailable, and as Objects.get().
+    """
+    gate = asyncio.Semaphore(AT_ONCE)
+    sizes: dict[str, int] = {}
+
+    async def one(sample: Sample) -> ImageParity:
+        async with gate:
+            image = await objects.get(sample.key, sha256=sample.sha256)
+            sizes[sample.key] = len(image)
+            try:
+                answer = await triton.infer(model_name, image, version)
+            except InferRefused:
+                served = _NOTHING
+            else:
+                served = Found(answer.boxes, answer.scores, answer.labels)
+        return await asyncio.to_thread(compare, sample.image_id, sample.stored, served)
+
+    tasks = [asyncio.ensure_future(one(sample)) for sample in samples]
+    try:
+        compared = await asyncio.gather(*tasks)
+    finally:
+        # After the first failure the others would only burden a server that is in trouble.
+        for task in tasks:
+            task.cancel()
+    return judge(compared), min(sizes, key=lambda key: (sizes[key], key))
+
+
+_NOTHING = Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))

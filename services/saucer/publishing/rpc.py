@@ -1,0 +1,93 @@
+"""Messages to use cases and back; nothing else."""
+
+from datetime import datetime
+
+from saucer.lib.auth import current
+from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.ids import derived_id
+from saucer.lib.paging import read_page
+from saucer.publishing.endpoint import Detection, Endpoint
+from saucer.publishing.messages import deployment_message, read_form
+from saucer.publishing.service import Deployments
+from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
+
+
+def servicer(deployments: Deployments, endpoint: Endpoint) -> Servicer:
+    """What main.py serves."""
+    return Servicer(
+        _PublishingRpc(deployments, endpoint),
+        publishing_pb2_grpc.add_PublishingServiceServicer_to_server,
+        publishing_pb2.DESCRIPTOR.services_by_name["PublishingService"],
+    )
+
+
+class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
+    def __init__(self, deployments: Deployments, endpoint: Endpoint) -> None:
+        self._deployments = deployments
+        self._endpoint = endpoint
+
+    async def CreateDeployment(
+        self, request: publishing_pb2.CreateDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        account_id = current().account(request.account_id)
+        deployment = await self._deployments.create(
+            request.request_id,
+            account_id,
+            derived_id("deployment", account_id, request.request_id),
+            read_form(request),
+        )
+        return deployment_message(deployment)
+
+    async def GetDeployment(
+        self, request: publishing_pb2.GetDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        return deployment_message(await self._deployments.get(request.deployment_id))
+
+    async def ListDeployments(
+        self, request: publishing_pb2.ListDeploymentsRequest, context: Context
+    ) -> publishing_pb2.ListDeploymentsResponse:
+        account_id = current().account(request.account_id)
+        page = read_page(request)
+        deployments = await self._deployments.list_deployments(
+            account_id,
+            after=(datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None,
+            limit=page.size + 1,
+        )
+        shown = deployments[: page.size]
+        last = shown[-1] if len(deployments) > page.size else None
+        return publishing_pb2.ListDeploymentsResponse(
+            deployments=[deployment_message(deployment) for deployment in shown],
+            next_page_token=page.token([last.created_at.isoformat(), last.deployment_id] if last else None),
+        )
+
+    async def StopDeployment(
+        self, request: publishing_pb2.StopDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        return deployment_message(await self._deployments.stop(request.deployment_id))
+
+    async def StartDeployment(
+        self, request: publishing_pb2.StartDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        return deployment_message(await self._deployments.start(request.request_id, request.deployment_id))
+
+    async def Predict(self, request: publishing_pb2.PredictRequest, context: Context) -> publishing_pb2.PredictResponse:
+        prediction = await self._endpoint.predict(request.deployment_id, request.image, context.time_remaining())
+        return publishing_pb2.PredictResponse(
+            detections=[_detection_message(detection) for detection in prediction.detections],
+            width=prediction.width,
+            height=prediction.height,
+            highest_score=max((detection.score for detection in prediction.detections), default=0.0),
+        )
+
+
+def _detection_message(detection: Detection) -> publishing_pb2.Detection:
+    x1, y1, x2, y2 = detection.box
+    return publishing_pb2.Detection(
+        class_name=detection.class_name,
+        score=detection.score,
+        x1=x1,
+        y1=y1,
+        x2=x2,
+        y2=y2,
+        above_threshold=detection.above_threshold,
+    )

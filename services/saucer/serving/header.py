@@ -1,0 +1,72 @@
+"""The size that an image's header states, without decoding a pixel.
+
+Only the formats named here are accepted: what has no parser here never reaches a decoder.
+"""
+
+from .errors import UnreadableImage
+
+JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8 and CC are tables, not frames
+JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+JPEG_START_OF_SCAN = 0xDA
+
+
+def stated_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels as the header of a JPEG, PNG, WebP or BMP states them, before any rotation by EXIF.
+
+    Raises UnreadableImage if the bytes are of another format or end inside the header.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _field(data, 16, 4, "big"), _field(data, 20, 4, "big")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp(data)
+    if data.startswith(b"BM"):
+        return _bmp(data)
+    raise UnreadableImage("not a JPEG, PNG, WebP or BMP image")
+
+
+def _field(data: bytes, offset: int, length: int, order: str, *, signed: bool = False) -> int:
+    field = data[offset : offset + length]
+    if len(field) < length:
+        raise UnreadableImage("the image ends inside its header")
+    return int.from_bytes(field, "big" if order == "big" else "little", signed=signed)
+
+
+def _jpeg(data: bytes) -> tuple[int, int]:
+    """ITU-T T.81, annex B: markers follow each other until the first frame header."""
+    at = 2
+    while True:
+        if _field(data, at, 1, "big") != 0xFF:
+            raise UnreadableImage("the JPEG header is damaged")
+        marker = _field(data, at + 1, 1, "big")
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in JPEG_WITHOUT_LENGTH:
+            at += 2
+        elif marker in JPEG_START_OF_FRAME:
+            return _field(data, at + 7, 2, "big"), _field(data, at + 5, 2, "big")
+        elif marker == JPEG_START_OF_SCAN:
+            raise UnreadableImage("the JPEG has no frame header")
+        else:
+            at += 2 + max(2, _field(data, at + 2, 2, "big"))
+
+
+def _webp(data: bytes) -> tuple[int, int]:
+    """RFC 9649: a lossy, a lossless or an extended file."""
+    kind = data[12:16]
+    if kind == b"VP8 ":
+        return _field(data, 26, 2, "little") & 0x3FFF, _field(data, 28, 2, "little") & 0x3FFF
+    if kind == b"VP8L":
+        bits = _field(data, 21, 4, "little")
+        return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    if kind == b"VP8X":
+        return _field(data, 24, 3, "little") + 1, _field(data, 27, 3, "little") + 1
+    raise UnreadableImage("the WebP header is damaged")
+
+
+def _bmp(data: bytes) -> tuple[int, int]:
+    if _field(data, 14, 4, "little") == 12:  # the header of OS/2, with 16-bit sizes
+        return _field(data, 18, 2, "little"), _field(data, 20, 2, "little")
+    # A negative height means that rows run from the top.
+    return abs(_field(data, 18, 4, "little", signed=True)), abs(_field(data, 22, 4, "little", signed=True))

@@ -1,0 +1,37 @@
+"""config.pbtxt for a model that Triton's Python backend serves through triton_model.py."""
+
+import re
+
+from .detector import MAX_BATCH
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+def config_pbtxt(name: str, *, version: int = 1, instances: int = 1, threads: int = 1) -> str:
+    """The model configuration in protobuf's text form.
+
+    `instances` processes with `threads` each: one instance with all cores answers soonest, one thread each serves most
+    images a second. The version policy is `specific`: `latest` would pick up a left-over broken folder again. Requests
+    are batched without waiting, so a lone one is never delayed.
+
+    Raises ValueError if the name is no plain folder name or a number is below one.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a model name: letters, digits, '_', '-' and '.' only, at most 128")
+    if min(version, instances, threads) < 1:
+        raise ValueError("version, instances and threads start at 1")
+    return f"""name: "{name}"
+backend: "python"
+max_batch_size: {MAX_BATCH}
+input [ {{ name: "IMAGE", data_type: TYPE_STRING, dims: [ 1 ] }} ]
+output [
+  {{ name: "BOXES", data_type: TYPE_FP32, dims: [ -1, 4 ] }},
+  {{ name: "SCORES", data_type: TYPE_FP32, dims: [ -1 ] }},
+  {{ name: "LABELS", data_type: TYPE_INT32, dims: [ -1 ] }},
+  {{ name: "COUNT", data_type: TYPE_INT32, dims: [ 1 ] }}
+]
+dynamic_batching {{ max_queue_delay_microseconds: 0 }}
+instance_group [ {{ kind: KIND_CPU, count: {instances} }} ]
+version_policy {{ specific {{ versions: [ {version} ] }} }}
+parameters {{ key: "threads", value: {{ string_value: "{threads}" }} }}
+"""

@@ -1,0 +1,8 @@
+"""Task: AutoML jobs, from form to result.
+
+Owns: tasks (database `task`).
+Serves: saucer.task.v1.TaskService, saucer.lib.v1.DeadEventService.
+Calls: dataset (GetDatasetVersion), billing (GetQuote, CreateHold).
+Publishes: TaskCreated, TaskQueued, TaskChanged, TaskStopRequested, TaskEnded, TaskDeleted.
+Consumes: RunStarted, RunProgressed, RunInterrupted, RunEnded; EvaluationEnded.
+"""

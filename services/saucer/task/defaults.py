@@ -1,0 +1,168 @@
+"""What the user left open, derived from the data, each value with its reason."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from saucer.task.domain import Config, Form, Refused
+from saucer.task.scenes import Scene
+
+DEFAULT_MAX_DURATION_MS = 3_600_000
+DEFAULT_OUTPUT_PATH = "outputs"
+# Sides of the square input that are tried, in pixels; the stride of the network divides them.
+INPUT_SIZES = (128, 192, 256, 320, 416, 512, 640)
+# An object should span at least this many pixels of the input, or the network's finest stride cannot place it.
+WANTED_OBJECT_PX = 24
+# A processor trains at most this size in reasonable time.
+CPU_INPUT_SIZE = 320
+# Iterations after which a run from ImageNet weights has seen enough: cups and plates reach 0.92 in 180 to 220 of batch
+# 8, most of it at the end of the schedule, and each further class asks for some more.
+BASE_ITERATIONS = 160
+ITERATIONS_PER_CLASS = 20
+WARMUP_SHARE = 0.05
+MAX_EPOCHS = 300
+# Seconds of one iteration for each image and megapixel of the input on one core, before anything was measured.
+CPU_S_PER_MEGAPIXEL = 2.6
+GPU_S_PER_MEGAPIXEL = 0.03
+# Loading, export and prediction.
+OVERHEAD_MS = 30_000
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a dataset version says of itself, as far as defaults depend on it."""
+
+    dataset_version_id: str
+    manifest_key: str
+    manifest_sha256: str
+    image_prefix: str
+    classes: tuple[str, ...]
+    training_images: int
+    validation_images: int
+    test_images: int
+    median_width: int
+    median_height: int
+    median_box_share: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the spec offers."""
+
+    gpus: int
+    cpu_cores: int
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the user left open."""
+
+    field: str
+    value: str
+    reason: str
+
+
+def check_data(scene: Scene, data: Data) -> None:
+    """Raises Refused if the scene cannot be trained on the data."""
+    missing = [name for name in scene.classes if name not in data.classes]
+    if missing:
+        raise Refused(
+            "CLASSES_MISSING",
+            f"The scene {scene.name} needs the classes {', '.join(scene.classes)}; the data lacks "
+            f"{', '.join(missing)}. Take the scene object-detection, or rename the labels.",
+        )
+    if data.training_images == 0 or data.validation_images == 0:
+        raise Refused("NO_IMAGES", "The data has no images to train on, or none to validate on; import more.")
+
+
+def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Config, tuple[Derived, ...]]:
+    """The training's configuration with every default filled in, and the reasons. Raises Refused."""
+    check_data(scene, data)
+    notes: list[Derived] = []
+
+    def choose(field: str, chosen: T | None, value: T, reason: str) -> T:
+        if chosen is not None:
+            return chosen
+        notes.append(Derived(field, str(value), reason))
+        return value
+
+    input_size = choose("input_size", form.input_size, *_input_size(scene, data, machine))
+    batch_size = choose("batch_size", form.batch_size, *_batch_size(data, machine))
+    per_epoch = -(-data.training_images // batch_size)
+    epochs = choose("epochs", form.epochs, *_epochs(per_epoch, len(data.classes)))
+    iterations = epochs * per_epoch
+    warmup = choose(
+        "warmup",
+        form.warmup,
+        max(1, min(100, round(iterations * WARMUP_SHARE))),
+        f"{WARMUP_SHARE:.0%} of the {iterations} iterations",
+    )
+    lr = choose(
+        "lr", form.lr, round(0.002 * (batch_size / 8) ** 0.5, 6), "0.002 for a batch of 8, by the root of the batch"
+    )
+    expected = form.expected_accuracy
+    if expected is None and scene.expected_accuracy is not None:
+        expected = choose("expected_accuracy", None, scene.expected_accuracy, f"the scene {scene.name}'s own")
+    return (
+        Config(
+            scene=scene.name,
+            classes=data.classes,
+            manifest_key=data.manifest_key,
+            manifest_sha256=data.manifest_sha256,
+            image_prefix=data.image_prefix,
+            input_size=input_size,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            warmup=warmup,
+            seed=form.seed,
+            expected_accuracy=expected,
+            max_duration_ms=choose("max_duration", form.max_duration_ms, DEFAULT_MAX_DURATION_MS, "one hour, in ms"),
+            starting_point=form.starting_point
+            or choose("starting_point", None, scene.starting_point, "ImageNet weights need no network"),
+            output_path=form.output_path or DEFAULT_OUTPUT_PATH,
+            resume=False,
+        ),
+        tuple(notes),
+    )
+
+
+def estimate_ms(config: Config, data: Data, machine: Machine) -> int:
+    """Of the whole run, before anything was measured on this spec."""
+    megapixels = config.input_size**2 * config.batch_size / 1e6
+    per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
+    iterations = config.epochs * -(-data.training_images // config.batch_size)
+    return OVERHEAD_MS + round(1000 * iterations * megapixels * per_megapixel)
+
+
+def _input_size(scene: Scene, data: Data, machine: Machine) -> tuple[int, str]:
+    if scene.input_size is not None:
+        return scene.input_size, f"the scene {scene.name}'s own"
+    # A box of the median share of a square input of side s spans s × sqrt(share) pixels.
+    span = max(data.median_box_share, 1e-6) ** 0.5
+    wanted = min(WANTED_OBJECT_PX / span, max(data.median_width, data.median_height))
+    fitting = _first_at_least(INPUT_SIZES, wanted)
+    if machine.gpus == 0 and fitting > CPU_INPUT_SIZE:
+        return CPU_INPUT_SIZE, f"objects would like {fitting} px, and a machine without a GPU takes {CPU_INPUT_SIZE}"
+    return fitting, f"the median object spans {span:.0%} of an image, so {WANTED_OBJECT_PX} px of this input"
+
+
+def _first_at_least(sizes: Sequence[int], wanted: float) -> int:
+    return next((size for size in sizes if size >= wanted), sizes[-1])
+
+
+def _batch_size(data: Data, machine: Machine) -> tuple[int, str]:
+    most = 8 if machine.gpus == 0 else 16 * machine.gpus
+    if data.training_images >= most * 4:
+        return most, "what the spec takes"
+    size = max(1, min(most, data.training_images // 4 or 1))
+    return size, f"so that {data.training_images} training images make at least four batches"
+
+
+def _epochs(per_epoch: int, classes: int) -> tuple[int, str]:
+    wanted = BASE_ITERATIONS + ITERATIONS_PER_CLASS * classes
+    epochs = max(1, min(MAX_EPOCHS, -(-wanted // per_epoch)))
+    return epochs, f"about {wanted} iterations for {classes} classes, at {per_epoch} an epoch"

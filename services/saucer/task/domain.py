@@ -1,0 +1,292 @@
+"""A task: what it is, how its state may move, and what events of others make of it. No I/O."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import StrEnum
+
+
+class Refused(Exception):  # noqa: N818 - it is an answer, not a mishap
+    """A form that the data or the scene does not allow."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class TaskState(StrEnum):
+    """Of a task. Those from SUCCEEDED on are at rest."""
+
+    PENDING = "PENDING"
+    WAITING = "WAITING"
+    QUEUED = "QUEUED"
+    TRAINING = "TRAINING"
+    EVALUATING = "EVALUATING"
+    SUCCEEDED = "SUCCEEDED"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+    REFUSED = "REFUSED"
+
+
+_S = TaskState
+AT_REST = frozenset({_S.SUCCEEDED, _S.STOPPED, _S.FAILED, _S.REFUSED})
+RESTARTABLE = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
+
+TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
+    # A refused restart goes back to where it came from; a first start has only REFUSED.
+    _S.PENDING: frozenset({_S.WAITING, _S.QUEUED, _S.REFUSED, _S.STOPPED, _S.FAILED}),
+    _S.WAITING: frozenset({_S.QUEUED, _S.STOPPED, _S.FAILED}),
+    _S.QUEUED: frozenset({_S.TRAINING, _S.EVALUATING, _S.STOPPED, _S.FAILED}),
+    _S.TRAINING: frozenset({_S.EVALUATING, _S.STOPPED, _S.FAILED}),
+    _S.EVALUATING: frozenset({_S.SUCCEEDED, _S.STOPPED, _S.FAILED}),
+    _S.SUCCEEDED: frozenset(),
+    _S.STOPPED: frozenset({_S.PENDING}),
+    _S.FAILED: frozenset({_S.PENDING}),
+    _S.REFUSED: frozenset({_S.PENDING}),
+}
+
+
+class EndReason(StrEnum):
+    """Why a start ended."""
+
+    COMPLETED = "COMPLETED"
+    ACCURACY_REACHED = "ACCURACY_REACHED"
+    DURATION_REACHED = "DURATION_REACHED"
+    STOPPED_BY_USER = "STOPPED_BY_USER"
+    ARREARS = "ARREARS"
+    BUDGET_REACHED = "BUDGET_REACHED"
+    GROUP_ENDED = "GROUP_ENDED"
+    WAITED_TOO_LONG = "WAITED_TOO_LONG"
+    ACCOUNT_SUSPENDED = "ACCOUNT_SUSPENDED"
+    FAILED = "FAILED"
+
+
+END_STATES: Mapping[EndReason, TaskState] = {
+    EndReason.COMPLETED: _S.SUCCEEDED,
+    EndReason.ACCURACY_REACHED: _S.SUCCEEDED,
+    EndReason.DURATION_REACHED: _S.SUCCEEDED,
+    EndReason.STOPPED_BY_USER: _S.STOPPED,
+    EndReason.ARREARS: _S.STOPPED,
+    EndReason.BUDGET_REACHED: _S.STOPPED,
+    EndReason.GROUP_ENDED: _S.STOPPED,
+    EndReason.WAITED_TOO_LONG: _S.FAILED,
+    EndReason.ACCOUNT_SUSPENDED: _S.STOPPED,
+    EndReason.FAILED: _S.FAILED,
+}
+
+
+class ChargeStatus(StrEnum):
+    """Separate from the state: whether the present start is being charged."""
+
+    NOT_BILLING = "NOT_BILLING"
+    BILLING = "BILLING"
+    STOPPED_FOR_ARREARS = "STOPPED_FOR_ARREARS"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the user chose; None: left open."""
+
+    display_name: str
+    scene: str
+    remark: str
+    tags: tuple[str, ...]
+    dataset_version_id: str
+    output_path: str
+    expected_accuracy: float | None
+    max_duration_ms: int | None
+    epochs: int | None
+    lr: float | None
+    batch_size: int | None
+    warmup: int | None
+    input_size: int | None
+    region_id: str
+    spec_id: str
+    count: int
+    billing_mode: str
+    starting_point: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the training is given."""
+
+    scene: str
+    classes: tuple[str, ...]
+    manifest_key: str
+    manifest_sha256: str
+    image_prefix: str
+    input_size: int
+    epochs: int
+    lr: float
+    batch_size: int
+    warmup: int
+    seed: int
+    expected_accuracy: float | None
+    max_duration_ms: int
+    starting_point: str
+    output_path: str
+    resume: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of the present start, as the last event of its run told it."""
+
+    run_id: str = ""
+    run_revision: int = 0
+    stage: str = "UNSPECIFIED"
+    attempt: int = 0
+    fraction: float = 0.0
+    iteration: int = 0
+    iterations: int = 0
+    epoch: float = 0.0
+    elapsed_ms: int = 0
+    time_left_ms: int | None = None
+    charged_ms: int = 0
+    best_map_50: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """One AutoML job."""
+
+    task_id: str
+    account_id: str
+    request_id: str
+    form: Form
+    config: Config
+    # field, value, reason
+    derived: tuple[tuple[str, str, str], ...]
+    state: TaskState
+    # Where a refused restart goes back to.
+    former_state: TaskState | None
+    charge_status: ChargeStatus
+    start_number: int
+    restart_request_id: str | None
+    hold_micros: int
+    price_per_hour_micros: int
+    currency: str
+    progress: Progress
+    stop_requested: bool
+    end_reason: EndReason | None
+    error_message: str
+    missing_micros: int
+    model_id: str
+    evaluation_id: str
+    test_map_50: float | None
+    created_at: datetime
+    updated_at: datetime
+    ended_at: datetime | None
+    deleted_at: datetime | None
+    revision: int
+
+    @property
+    def hold_id(self) -> str:
+        """Of the present start: the same on every retry."""
+        return f"{self.task_id}-{self.start_number}"
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing moves any more."""
+        return self.state in AT_REST
+
+    @property
+    def cost_micros(self) -> int:
+        """Of the present start so far, as billing charges it (PRODUCT 6.3)."""
+        seconds = self.progress.charged_ms // 1000
+        return self.price_per_hour_micros * self.form.count * seconds // 3600
+
+
+def transition(task: Task, state: TaskState, now: datetime) -> Task:
+    """Raises ValueError for a move that the table does not have."""
+    if state not in TRANSITIONS[task.state]:
+        raise ValueError(f"A task does not go from {task.state} to {state}.")
+    return replace(task, state=state, updated_at=now, ended_at=now if state in AT_REST else None)
+
+
+def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: str, now: datetime) -> Task:
+    """The hold is granted; what a former start left is left behind only now."""
+    return replace(
+        transition(task, TaskState.QUEUED, now),
+        charge_status=ChargeStatus.NOT_BILLING,
+        stop_requested=False,
+        end_reason=None,
+        error_message="",
+        model_id="",
+        evaluation_id="",
+        test_map_50=None,
+        hold_micros=hold_micros,
+        price_per_hour_micros=price_per_hour_micros,
+        currency=currency,
+        missing_micros=0,
+        former_state=None,
+        progress=Progress(stage="QUEUED"),
+    )
+
+
+def refuse(task: Task, message: str, missing_micros: int, now: datetime) -> Task:
+    """The hold is refused: a first start is REFUSED, a restart is where it was."""
+    refused = transition(task, task.former_state or TaskState.REFUSED, now)
+    return replace(refused, former_state=None, missing_micros=missing_micros, error_message=message)
+
+
+def restart(task: Task, request_id: str, *, from_scratch: bool, max_duration_ms: int | None, now: datetime) -> Task:
+    """A new start of the same task. Raises ValueError unless it can be restarted."""
+    config = replace(
+        task.config,
+        resume=not from_scratch and bool(task.progress.run_id),
+        max_duration_ms=max_duration_ms or task.config.max_duration_ms,
+    )
+    return replace(
+        transition(task, TaskState.PENDING, now),
+        former_state=task.state,
+        start_number=task.start_number + 1,
+        restart_request_id=request_id,
+        config=config,
+        # What ends before it is granted must not charge the former start's time to the new hold.
+        progress=replace(task.progress, charged_ms=0),
+    )
+
+
+def follow(task: Task, progress: Progress, *, running: bool, now: datetime) -> Task:
+    """A run's snapshot: progress, and TRAINING once it runs. An older snapshot changes nothing."""
+    if task.at_rest or task.state is TaskState.EVALUATING or progress.run_revision <= task.progress.run_revision:
+        return task
+    if running and task.state is TaskState.QUEUED:
+        task = transition(task, TaskState.TRAINING, now)
+    status = ChargeStatus.BILLING if running else ChargeStatus.NOT_BILLING
+    return replace(task, progress=progress, charge_status=status, updated_at=now)
+
+
+def end_run(task: Task, progress: Progress, reason: EndReason, model_id: str, message: str, now: datetime) -> Task:
+    """The run is over: its model is evaluated, or without one the task is at rest."""
+    if task.at_rest or task.state is TaskState.EVALUATING:
+        return task
+    arrears = reason is EndReason.ARREARS
+    task = replace(
+        task,
+        progress=progress,
+        end_reason=reason,
+        model_id=model_id,
+        error_message=message,
+        charge_status=ChargeStatus.STOPPED_FOR_ARREARS if arrears else ChargeStatus.NOT_BILLING,
+    )
+    if model_id:
+        return transition(task, TaskState.EVALUATING, now)
+    # Nothing was learnt that could be used, so nothing has succeeded, whatever ended the run.
+    state = END_STATES[reason]
+    return transition(task, TaskState.FAILED if state is TaskState.SUCCEEDED else state, now)
+
+
+def end_evaluation(task: Task, evaluation_id: str, test_map_50: float | None, message: str, now: datetime) -> Task:
+    """The model is scored, or could not be; the task rests where its end reason says."""
+    if task.state is not TaskState.EVALUATING:
+        return task
+    assert task.end_reason is not None
+    scored = replace(
+        task, evaluation_id=evaluation_id, test_map_50=test_map_50, error_message=task.error_message or message
+    )
+    return transition(scored, END_STATES[task.end_reason], now)

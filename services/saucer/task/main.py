@@ -1,0 +1,40 @@
+"""Wires task, top to bottom."""
+
+from saucer.lib.config import ServiceSettings
+from saucer.lib.grpc_client import TokenFile
+from saucer.lib.run import Process, run
+from saucer.task import consumers, rpc, scenes
+from saucer.task.peers import Peers
+from saucer.task.service import Tasks
+
+
+class TaskSettings(ServiceSettings):
+    """What task needs besides."""
+
+    dataset_address: str
+    billing_address: str
+
+
+async def wire(process: Process, settings: TaskSettings) -> None:
+    """Database, peers, events in and out, the sweeper, gRPC."""
+    database = await process.database(settings, "saucer.task")
+    jetstream = await process.jetstream(settings.nats_url)
+    process.relay(database, jetstream)
+    peers = Peers(
+        process.channel(settings.dataset_address),
+        process.channel(settings.billing_address),
+        TokenFile(settings.token_file),
+    )
+    tasks = Tasks(database, peers, scenes.load())
+    dead_events = process.consumer(database, jetstream, consumers.handlers(tasks))
+    process.background("sweep", tasks.sweep())
+    await process.serve(settings, [rpc.servicer(tasks), dead_events])
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("task", TaskSettings, wire)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,413 @@
+"""The use cases of tasks, and the only place that opens their transactions.
+
+A start, step by step:
+1. The form is checked against data, scene and spec: these calls read, and nothing is stored if they refuse.
+2. The task is stored PENDING, with its id and so its hold's id, before money is asked for: a retry asks with the same.
+3. Billing freezes two hours, or refuses. The answer moves the task to QUEUED, or to REFUSED (a restart: back).
+4. If billing does not answer, the task stays PENDING; sweep() repeats step 3, and after a limit ends the task, whose
+   TaskEnded makes billing bury the hold's id.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import asyncpg
+import structlog
+from google.protobuf.message import Message
+
+from saucer.lib.auth import current
+from saucer.lib.errors import (
+    AlreadyExistsError,
+    DomainError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from saucer.lib.ids import derived_id
+from saucer.lib.outbox import enqueue
+from saucer.lib.postgres import Database, Transaction
+from saucer.task import domain, store
+from saucer.task.defaults import Data, Derived, derive, estimate_ms
+from saucer.task.domain import ChargeStatus, Config, EndReason, Form, Progress, Refused, Task, TaskState
+from saucer.task.messages import task_message
+from saucer.task.peers import Hold, Peers, Quote
+from saucer.task.scenes import Scene
+from saucer.task.v1 import events_pb2
+
+# A task that is PENDING for longer asks billing again.
+ASK_AGAIN_AFTER = timedelta(seconds=2)
+# A task that is PENDING for longer ends: FAILED, waited too long.
+PENDING_LIMIT = timedelta(minutes=15)
+# A task whose evaluation does not end within this is at rest without one.
+EVALUATING_LIMIT = timedelta(hours=1)
+UNSCORED_MESSAGE = "The evaluation did not end in time; the model is usable."
+SWEEP_S = 1.0
+SWEEP_BATCH = 100
+# Between two looks of a watcher.
+WATCH_POLL_S = 0.5
+# Refusals by which billing says that this start can never have its hold.
+FINAL_REFUSALS = frozenset({"INSUFFICIENT_BALANCE", "ACCOUNT_SUSPENDED", "CURRENCY_MISMATCH", "HOLD_BURIED"})
+
+log = structlog.get_logger()
+
+
+class Tasks:
+    """AutoML jobs, from form to result."""
+
+    def __init__(self, database: Database, peers: Peers, scenes: Mapping[str, Scene]) -> None:
+        self._database = database
+        self._peers = peers
+        self.scenes = scenes
+
+    # Starting
+
+    async def create(self, request_id: str, account_id: str, task_id: str, form: Form) -> Task:
+        """Checks, stores, freezes, queues.
+
+        Raises:
+            InvalidArgumentError: scene, data or count do not fit. NotFoundError: data or spec.
+            AlreadyExistsError: NAME_TAKEN, REQUEST_ID_USED.
+            FailedPreconditionError: the hold was refused; the task is REFUSED.
+            UnavailableError: dataset or billing did not answer; nothing is stored.
+        """
+        async with self._database.reading() as connection:
+            former = await store.of_request(connection, account_id, request_id)
+        if former is None:
+            config, derived, quote, _ = await self._plan(account_id, form)
+            former = await self._insert(request_id, account_id, task_id, form, config, derived, quote)
+        if former.form != form:
+            raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another task.")
+        if former.state is TaskState.REFUSED:
+            raise _refusal(former)
+        return await self._start(former) if former.state is TaskState.PENDING else former
+
+    async def _plan(self, account_id: str, form: Form) -> tuple[Config, tuple[Derived, ...], Quote, Data]:
+        scene = self.scenes.get(form.scene)
+        if scene is None:
+            raise InvalidArgumentError(
+                "SCENE_UNKNOWN", f"scene: there is no {form.scene}; there are {', '.join(self.scenes)}."
+            )
+        if form.billing_mode != "POSTPAID":
+            raise InvalidArgumentError("BILLING_MODE_UNAVAILABLE", "billing_mode: only POSTPAID is on offer yet.")
+        owner, data = await self._peers.data(form.dataset_version_id)
+        if owner != account_id:
+            raise NotFoundError("dataset_version", form.dataset_version_id)
+        quote = await self._peers.quote(account_id, form)
+        try:
+            config, derived = derive(form, scene, data, quote.machine)
+        except Refused as refused:
+            raise InvalidArgumentError(refused.reason, refused.message) from refused
+        return config, derived, quote, data
+
+    async def _insert(
+        self,
+        request_id: str,
+        account_id: str,
+        task_id: str,
+        form: Form,
+        config: Config,
+        derived: Sequence[Derived],
+        quote: Quote,
+    ) -> Task:
+        try:
+            async with self._database.transaction() as tx:
+                task = Task(
+                    task_id=task_id,
+                    account_id=account_id,
+                    request_id=request_id,
+                    form=form,
+                    config=config,
+                    derived=tuple((note.field, note.value, note.reason) for note in derived),
+                    state=TaskState.PENDING,
+                    former_state=None,
+                    charge_status=ChargeStatus.NOT_BILLING,
+                    start_number=1,
+                    restart_request_id=None,
+                    hold_micros=0,
+                    price_per_hour_micros=quote.price_per_hour_micros,
+                    currency=quote.currency,
+                    progress=Progress(),
+                    stop_requested=False,
+                    end_reason=None,
+                    error_message="",
+                    missing_micros=0,
+                    model_id="",
+                    evaluation_id="",
+                    test_map_50=None,
+                    created_at=tx.now,
+                    updated_at=tx.now,
+                    ended_at=None,
+                    deleted_at=None,
+                    revision=1,
+                )
+                if await store.insert(tx.connection, task):
+                    await _publish(tx, task, events_pb2.TaskCreated(task=task_message(task)))
+                    return task
+                former = await store.of_request(tx.connection, account_id, request_id)
+                assert former is not None
+                return former
+        except asyncpg.UniqueViolationError as error:
+            raise AlreadyExistsError(
+                "NAME_TAKEN",
+                f"display_name: the account has a task {form.display_name} already.",
+                name=form.display_name,
+            ) from error
+
+    async def _start(self, task: Task) -> Task:
+        """Asks for the hold of a PENDING task. Billing's silence leaves it PENDING."""
+        try:
+            hold = await self._peers.hold(task)
+        except UnavailableError as error:
+            log.warning("billing_silent", task_id=task.task_id, error=error.message)
+            return task
+        except DomainError as error:
+            if error.reason not in FINAL_REFUSALS:
+                raise
+            missing = int(error.metadata.get("missing_micros", 0))
+            message = error.message
+            refused = await self._move(task, lambda at, now: domain.refuse(at, message, missing, now), refused=True)
+            raise _refusal(refused) from error
+        return await self._queue(task, hold)
+
+    async def _queue(self, task: Task, hold: Hold) -> Task:
+        return await self._move(
+            task,
+            lambda at, now: domain.queue(at, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now),
+        )
+
+    async def _move(self, task: Task, move: Callable[[Task, datetime], Task], *, refused: bool = False) -> Task:
+        """Moves a start out of PENDING, unless something else did: a stop, another replica, another retry."""
+        async with self._database.transaction() as tx:
+            present = await store.get(tx.connection, task.task_id, lock=True)
+            assert present is not None
+            if present.state is not TaskState.PENDING or present.start_number != task.start_number:
+                return present
+            moved = await store.update(tx.connection, move(present, tx.now))
+            if refused and present.former_state is not None:
+                # A refused restart is where it was: nothing has ended that had not ended before.
+                await _publish(tx, moved, events_pb2.TaskChanged(task=task_message(moved)))
+            else:
+                await _publish_change(tx, present, moved)
+            return moved
+
+    async def restart(self, request_id: str, task_id: str, *, from_scratch: bool, max_duration_ms: int | None) -> Task:
+        """A new start under a new hold. Raises FailedPreconditionError naming the state, or the hold's refusal."""
+        async with self._database.transaction() as tx:
+            task = await _owned(tx, task_id)
+            if task.restart_request_id != request_id:
+                if task.state not in domain.RESTARTABLE:
+                    raise FailedPreconditionError(
+                        "STATE_NOT_RESTARTABLE",
+                        f"The task is {task.state}; only one that is STOPPED, FAILED or REFUSED can be restarted.",
+                        state=task.state,
+                    )
+                restarted = domain.restart(
+                    task, request_id, from_scratch=from_scratch, max_duration_ms=max_duration_ms, now=tx.now
+                )
+                task = await store.update(tx.connection, restarted)
+                await _publish(tx, task, events_pb2.TaskChanged(task=task_message(task)))
+        return await self._start(task) if task.state is TaskState.PENDING else task
+
+    # Ending
+
+    async def stop(self, task_id: str) -> Task:
+        """Asks for the stop; at rest, or while it is evaluated, there is nothing to stop."""
+        async with self._database.transaction() as tx:
+            task = await _owned(tx, task_id)
+            if task.at_rest or task.state is TaskState.EVALUATING or task.stop_requested:
+                return task
+            if task.state is TaskState.PENDING:
+                stopped = replace(
+                    domain.transition(task, TaskState.STOPPED, tx.now),
+                    end_reason=EndReason.STOPPED_BY_USER,
+                    former_state=None,
+                )
+                moved = await store.update(tx.connection, stopped)
+                await _publish_change(tx, task, moved)
+                return moved
+            asked = await store.update(tx.connection, replace(task, stop_requested=True, updated_at=tx.now))
+            await _publish(tx, asked, events_pb2.TaskStopRequested(task=task_message(asked)))
+            return asked
+
+    async def delete(self, task_id: str) -> Task:
+        """Softly. Raises FailedPreconditionError unless at rest."""
+        async with self._database.transaction() as tx:
+            task = await _owned(tx, task_id)
+            if not task.at_rest:
+                raise FailedPreconditionError(
+                    "STATE_NOT_AT_REST", f"The task is {task.state}; stop it first.", state=task.state
+                )
+            deleted = await store.update(tx.connection, replace(task, deleted_at=tx.now, updated_at=tx.now))
+            await _publish(tx, deleted, events_pb2.TaskDeleted(task=task_message(deleted)))
+            return deleted
+
+    # What others tell
+
+    async def follow_run(self, task_id: str, start_number: int, progress: Progress, *, running: bool) -> None:
+        """A snapshot of a run."""
+        await self._hear(
+            task_id, start_number, lambda task, now: domain.follow(task, progress, running=running, now=now)
+        )
+
+    async def end_run(
+        self, task_id: str, start_number: int, progress: Progress, reason: EndReason, model_id: str, message: str
+    ) -> None:
+        """The end of a run."""
+        await self._hear(
+            task_id,
+            start_number,
+            lambda task, now: domain.end_run(task, progress, reason, model_id, message, now),
+        )
+
+    async def end_evaluation(
+        self, task_id: str, model_id: str, evaluation_id: str, test_map_50: float | None, message: str
+    ) -> None:
+        """The end of an evaluation; one of an earlier start's model changes nothing."""
+        await self._hear(
+            task_id,
+            None,
+            lambda task, now: (
+                domain.end_evaluation(task, evaluation_id, test_map_50, message, now)
+                if task.model_id == model_id
+                else task
+            ),
+        )
+
+    async def _hear(self, task_id: str, start_number: int | None, move: Callable[[Task, datetime], Task]) -> None:
+        async with self._database.transaction() as tx:
+            task = await store.get(tx.connection, task_id, lock=True)
+            if task is None:
+                raise NotFoundError("task", task_id)
+            if start_number is not None and start_number != task.start_number:
+                return
+            moved = move(task, tx.now)
+            if moved == task:
+                return
+            moved = await store.update(tx.connection, moved)
+            await _publish_change(tx, task, moved)
+
+    async def sweep(self) -> None:
+        """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
+        while True:
+            try:
+                await self._sweep_once()
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
+                log.warning("sweep_failed", error=repr(error))
+            await asyncio.sleep(SWEEP_S)
+
+    async def _sweep_once(self) -> None:
+        async with self._database.transaction() as tx:
+            pending = await store.unsettled(tx.connection, TaskState.PENDING, tx.now - ASK_AGAIN_AFTER, SWEEP_BATCH)
+            unscored = await store.unsettled(
+                tx.connection, TaskState.EVALUATING, tx.now - EVALUATING_LIMIT, SWEEP_BATCH
+            )
+        for task_id in pending:
+            await self._ask_again(task_id)
+        for task_id in unscored:
+            await self._hear(
+                task_id, None, lambda task, now: domain.end_evaluation(task, "", None, UNSCORED_MESSAGE, now)
+            )
+
+    async def _ask_again(self, task_id: str) -> None:
+        async with self._database.transaction() as tx:
+            task = await store.get(tx.connection, task_id)
+            now = tx.now
+        assert task is not None
+        if now - task.updated_at > PENDING_LIMIT:
+            message = "Billing did not answer in time; restart the task."
+            await self._move(task, lambda at, now: _waited_too_long(at, message, now))
+            return
+        try:
+            await self._start(task)
+        except FailedPreconditionError as error:
+            log.info("start_refused", task_id=task_id, reason=error.reason)
+
+    # Reading
+
+    async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
+        """What it would cost, and how long it would take in ms. Raises as create() does."""
+        config, derived, quote, data = await self._plan(account_id, form)
+        return quote, config, derived, estimate_ms(config, data, quote.machine)
+
+    async def get(self, task_id: str) -> Task:
+        """Raises NotFoundError for another account's too."""
+        async with self._database.reading() as connection:
+            task = await store.get(connection, task_id)
+        if task is None or task.deleted_at is not None:
+            raise NotFoundError("task", task_id)
+        current().own("task", task_id, task.account_id)
+        return task
+
+    async def watch(self, task_id: str) -> AsyncIterator[Task]:
+        """Snapshots, from the present one until the task is at rest."""
+        seen = 0
+        while True:
+            task = await self.get(task_id)
+            if task.revision > seen:
+                seen = task.revision
+                yield task
+            if task.at_rest:
+                return
+            await asyncio.sleep(WATCH_POLL_S)
+
+    async def list_tasks(
+        self, account_id: str, *, states: Sequence[TaskState], after: tuple[datetime, str] | None, limit: int
+    ) -> list[Task]:
+        """Newest first."""
+        async with self._database.reading() as connection:
+            return await store.list_tasks(connection, account_id, states=states, after=after, limit=limit)
+
+    async def name_exists(self, account_id: str, display_name: str) -> bool:
+        """Among those not deleted."""
+        async with self._database.reading() as connection:
+            return await store.name_exists(connection, account_id, display_name)
+
+
+def highest_cost_micros(quote: Quote, count: int, max_duration_ms: int, reserve_ms: int) -> int:
+    """At the max duration, with the reserve for finishing."""
+    return quote.price_per_hour_micros * count * ((max_duration_ms + reserve_ms) // 1000) // 3600
+
+
+def _waited_too_long(task: Task, message: str, now: datetime) -> Task:
+    failed = domain.transition(task, TaskState.FAILED, now)
+    return replace(failed, end_reason=EndReason.WAITED_TOO_LONG, error_message=message, former_state=None)
+
+
+def _refusal(task: Task) -> FailedPreconditionError:
+    reason = "INSUFFICIENT_BALANCE" if task.missing_micros else "HOLD_REFUSED"
+    return FailedPreconditionError(
+        reason, task.error_message, task_id=task.task_id, missing_micros=task.missing_micros, state=task.state
+    )
+
+
+async def _owned(tx: Transaction, task_id: str) -> Task:
+    task = await store.get(tx.connection, task_id, lock=True)
+    if task is None or task.deleted_at is not None:
+        raise NotFoundError("task", task_id)
+    current().own("task", task_id, task.account_id)
+    return task
+
+
+async def _publish_change(tx: Transaction, former: Task, task: Task) -> None:
+    """The one event that says what a move is: at rest, queued, or another state or charge status."""
+    message = task_message(task)
+    if task.at_rest and not former.at_rest:
+        await _publish(tx, task, events_pb2.TaskEnded(task=message))
+    elif task.state is TaskState.QUEUED and former.state is not TaskState.QUEUED:
+        await _publish(tx, task, events_pb2.TaskQueued(task=message))
+    elif (task.state, task.charge_status) != (former.state, former.charge_status):
+        await _publish(tx, task, events_pb2.TaskChanged(task=message))
+
+
+async def _publish(tx: Transaction, task: Task, message: Message) -> None:
+    await enqueue(
+        tx,
+        derived_id(message.DESCRIPTOR.name, task.task_id, task.revision),
+        message,
+        account_id=task.account_id,
+        work_id=task.task_id,
+        resource_id=task.task_id,
+    )

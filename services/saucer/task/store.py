@@ -1,0 +1,178 @@
+"""The SQL of tasks."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+
+import asyncpg
+
+from saucer.lib.postgres import Connection
+from saucer.task.domain import ChargeStatus, Config, EndReason, Form, Progress, Task, TaskState
+
+_COLUMNS = (
+    "task_id, account_id, request_id, form, config, derived, state, former_state, charge_status, start_number, "
+    "restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason, "
+    "error_message, missing_micros, model_id, evaluation_id, test_map_50, created_at, updated_at, ended_at, "
+    "deleted_at, revision"
+)
+
+
+async def insert(connection: Connection, task: Task) -> bool:
+    """False if the account has used the request id before.
+
+    Raises asyncpg.UniqueViolationError if the name is taken.
+    """
+    return bool(
+        await connection.fetchval(
+            f"""
+            INSERT INTO task ({_COLUMNS}, display_name)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
+                    $22, $23, $24, $25, $26, $27, $28)
+            ON CONFLICT (account_id, request_id) DO NOTHING RETURNING true
+            """,  # noqa: S608 - column names, no values
+            *_values(task),
+            task.form.display_name,
+        )
+    )
+
+
+async def update(connection: Connection, task: Task) -> Task:
+    """Writes a task at the next revision; the caller has locked the row."""
+    row = await connection.fetchrow(
+        f"""
+        UPDATE task SET (form, config, derived, state, former_state, charge_status, start_number, restart_request_id,
+                         hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason,
+                         error_message, missing_micros, model_id, evaluation_id, test_map_50, updated_at, ended_at,
+                         deleted_at, revision)
+            = ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
+               $24::bigint + 1)
+        WHERE task_id = $1 AND revision = $24 RETURNING {_COLUMNS}
+        """,  # noqa: S608
+        *_without(_values(task), 1, 2, 22),
+    )
+    assert row is not None, "the row is locked"
+    return _task(row)
+
+
+async def get(connection: Connection, task_id: str, *, lock: bool = False) -> Task | None:
+    """A task, deleted ones too; locked until the transaction ends, if asked."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM task WHERE task_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        task_id,
+    )
+    return _task(row) if row else None
+
+
+async def of_request(connection: Connection, account_id: str, request_id: str) -> Task | None:
+    """The task that a request id made."""
+    row = await connection.fetchrow(
+        f"SELECT {_COLUMNS} FROM task WHERE account_id = $1 AND request_id = $2",  # noqa: S608
+        account_id,
+        request_id,
+    )
+    return _task(row) if row else None
+
+
+async def name_exists(connection: Connection, account_id: str, display_name: str) -> bool:
+    """Among those not deleted."""
+    return bool(
+        await connection.fetchval(
+            "SELECT true FROM task WHERE account_id = $1 AND display_name = $2 AND deleted_at IS NULL",
+            account_id,
+            display_name,
+        )
+    )
+
+
+async def list_tasks(
+    connection: Connection,
+    account_id: str,
+    *,
+    states: Sequence[TaskState],
+    after: tuple[datetime, str] | None,
+    limit: int,
+) -> list[Task]:
+    """Newest first, without deleted ones."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM task
+        WHERE account_id = $1 AND deleted_at IS NULL AND (cardinality($2::text[]) = 0 OR state = ANY($2))
+          AND ($3::timestamptz IS NULL OR (created_at, task_id) < ($3, $4::uuid))
+        ORDER BY created_at DESC, task_id DESC LIMIT $5
+        """,  # noqa: S608
+        account_id,
+        list(states),
+        after[0] if after else None,
+        after[1] if after else None,
+        limit,
+    )
+    return [_task(row) for row in rows]
+
+
+async def unsettled(connection: Connection, state: TaskState, before: datetime, limit: int) -> list[str]:
+    """Ids of tasks that have been in a state since before a time, longest first."""
+    rows = await connection.fetch(
+        "SELECT task_id FROM task WHERE state = $1 AND updated_at < $2 ORDER BY updated_at LIMIT $3",
+        state,
+        before,
+        limit,
+    )
+    return [str(row["task_id"]) for row in rows]
+
+
+def _values(task: Task) -> list[object]:
+    return [
+        task.task_id,
+        task.account_id,
+        task.request_id,
+        json.dumps(asdict(task.form)),
+        json.dumps(asdict(task.config)),
+        json.dumps(task.derived),
+        task.state,
+        task.former_state,
+        task.charge_status,
+        task.start_number,
+        task.restart_request_id,
+        task.hold_micros,
+        task.price_per_hour_micros,
+        task.currency,
+        json.dumps(asdict(task.progress)),
+        task.stop_requested,
+        task.end_reason,
+        task.error_message,
+        task.missing_micros,
+        task.model_id,
+        task.evaluation_id,
+        task.test_map_50,
+        task.created_at,
+        task.updated_at,
+        task.ended_at,
+        task.deleted_at,
+        task.revision,
+    ]
+
+
+def _without(values: list[object], *positions: int) -> list[object]:
+    return [value for position, value in enumerate(values) if position not in positions]
+
+
+def _task(row: asyncpg.Record) -> Task:
+    form, config = json.loads(row["form"]), json.loads(row["config"])
+    return Task(
+        **{
+            **row,
+            "task_id": str(row["task_id"]),
+            "account_id": str(row["account_id"]),
+            "request_id": str(row["request_id"]),
+            "form": Form(**{**form, "tags": tuple(form["tags"])}),
+            "config": Config(**{**config, "classes": tuple(config["classes"])}),
+            "derived": tuple((field, value, reason) for field, value, reason in json.loads(row["derived"])),
+            "state": TaskState(row["state"]),
+            "former_state": TaskState(row["former_state"]) if row["former_state"] else None,
+            "charge_status": ChargeStatus(row["charge_status"]),
+            "restart_request_id": str(row["restart_request_id"]) if row["restart_request_id"] else None,
+            "progress": Progress(**json.loads(row["progress"])),
+            "end_reason": EndReason(row["end_reason"]) if row["end_reason"] else None,
+        }
+    )

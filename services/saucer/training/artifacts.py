@@ -1,0 +1,77 @@
+"""The files of an attempt: checked where the worker put them, then copied to where the user finds them.
+
+What Saucer loads again stays at the attempt's own prefix, where no user can write; the user's are copies.
+"""
+
+from collections.abc import Sequence
+
+from saucer.lib.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
+from saucer.lib.objects import Objects
+from saucer.training.domain import ModelFile
+
+# Names that a model's files may have, and those that every model has.
+FILE_NAMES = frozenset(
+    {
+        "model.onnx",
+        "model.json",
+        "weights.pth",
+        "config.py",
+        "metrics.jsonl",
+        "log.txt",
+        "detections_validation.npz",
+        "detections_test.npz",
+        "report.json",
+    }
+)
+NEEDED_NAMES = frozenset({"model.onnx", "model.json"})
+# A larger file is refused.
+MAX_FILE_BYTES = 4 * 1024**3
+
+# A run that is stopped at once has told nothing yet.
+MAY_BE_EMPTY = frozenset({"metrics.jsonl", "log.txt"})
+
+
+def check_names(files: Sequence[ModelFile], prefix: str) -> None:
+    """Raises InvalidArgumentError for a file outside the prefix, an unknown or missing name, or one too large."""
+    names = [file.name for file in files]
+    if len(set(names)) != len(names) or not NEEDED_NAMES <= set(names) <= FILE_NAMES:
+        raise InvalidArgumentError(
+            "FILE_NAMES",
+            f"files: {', '.join(sorted(NEEDED_NAMES))} and any of {', '.join(sorted(FILE_NAMES - NEEDED_NAMES))}, "
+            "each once.",
+        )
+    for file in files:
+        if file.key != f"{prefix}/{file.name}":
+            raise InvalidArgumentError("KEY_OUTSIDE_ATTEMPT", f"files: {file.name} does not lie under {prefix}/.")
+        least = 0 if file.name in MAY_BE_EMPTY else 1
+        if not least <= file.size_bytes <= MAX_FILE_BYTES:
+            raise InvalidArgumentError("FILE_SIZE", f"files: {file.name} is empty or larger than {MAX_FILE_BYTES} B.")
+
+
+async def verify(objects: Objects, files: Sequence[ModelFile]) -> None:
+    """Reads every file.
+
+    Raises:
+        FailedPreconditionError: ARTIFACT_MISSING. DataLossError: size or checksum differ. UnavailableError.
+    """
+    for file in files:
+        await _verify(objects, file)
+
+
+async def _verify(objects: Objects, file: ModelFile) -> None:
+    size_bytes = 0
+    try:
+        async for chunk in objects.stream(file.key, sha256=file.sha256):
+            size_bytes += len(chunk)
+            if size_bytes > file.size_bytes:
+                break
+    except NotFoundError as error:
+        raise FailedPreconditionError("ARTIFACT_MISSING", f"There is no {file.key} in the object store.") from error
+    if size_bytes != file.size_bytes:
+        raise DataLossError("SIZE_MISMATCH", f"{file.key} is not of the {file.size_bytes} bytes that were reported.")
+
+
+async def copy_out(objects: Objects, files: Sequence[ModelFile], prefix: str) -> None:
+    """Copies a model's files below the user's prefix; again is harmless. Raises UnavailableError."""
+    for file in files:
+        await objects.copy(file.key, f"{prefix}/{file.name}")

@@ -1,0 +1,62 @@
+"""Which event calls which use case. A run, and an order to stop it, are made once for each hold, in either order."""
+
+from collections.abc import Mapping
+from typing import cast
+
+from google.protobuf.message import Message
+
+from saucer.billing.v1 import billing_pb2
+from saucer.billing.v1 import events_pb2 as billing_events
+from saucer.lib.clock import from_duration
+from saucer.lib.cloudevent import CloudEvent, to_json
+from saucer.lib.consumer import Handles
+from saucer.lib.ids import derived_id
+from saucer.task.v1 import events_pb2 as task_events
+from saucer.training.domain import EndReason, RunRequest
+from saucer.training.service import Training
+
+STOP_REASONS: Mapping[int, EndReason] = {
+    billing_events.STOP_REASON_ARREARS: EndReason.ARREARS,
+    billing_events.STOP_REASON_BUDGET_REACHED: EndReason.BUDGET_REACHED,
+    billing_events.STOP_REASON_GROUP_ENDED: EndReason.GROUP_ENDED,
+    billing_events.STOP_REASON_ACCOUNT_SUSPENDED: EndReason.ACCOUNT_SUSPENDED,
+}
+
+
+def handlers(training: Training) -> list[Handles]:
+    """Every event that training consumes."""
+
+    async def task_queued(event: CloudEvent, message: Message) -> None:
+        task = cast(task_events.TaskQueued, message).task
+        request = RunRequest(
+            run_id=derived_id("run", task.hold_id),
+            account_id=task.account_id,
+            task_id=task.task_id,
+            task_name=task.form.display_name,
+            start_number=task.start_number,
+            hold_id=task.hold_id,
+            region_id=task.form.region_id,
+            spec_id=task.form.spec_id,
+            count=task.form.count,
+            dataset_version_id=task.form.dataset_version_id,
+            config=to_json(task.config).decode(),
+            max_duration_ms=from_duration(task.config.max_duration),
+            output_prefix=task.config.output_prefix,
+        )
+        await training.queue_run(request, resume=task.config.resume)
+
+    async def task_stop_requested(event: CloudEvent, message: Message) -> None:
+        task = cast(task_events.TaskStopRequested, message).task
+        await training.order_stop(task.hold_id, EndReason.STOPPED_BY_USER, 0)
+
+    async def stop_ordered(event: CloudEvent, message: Message) -> None:
+        ordered = cast(billing_events.StopOrdered, message)
+        if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK:
+            reason = STOP_REASONS[ordered.reason]
+            await training.order_stop(ordered.hold.hold_id, reason, ordered.stop_at_charged_ms)
+
+    return [
+        Handles(task_events.TaskQueued, task_queued),
+        Handles(task_events.TaskStopRequested, task_stop_requested),
+        Handles(billing_events.StopOrdered, stop_ordered),
+    ]

@@ -1,0 +1,114 @@
+"""Domain to message, for replies and events alike."""
+
+from saucer.lib.clock import to_duration, to_timestamp
+from saucer.lib.cloudevent import from_json
+from saucer.training.charging import LEASE_MS
+from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Run
+from saucer.training.v1 import training_pb2, worker_pb2
+
+
+def run_message(run: Run) -> training_pb2.Run:
+    """A run as it is now."""
+    request, progress = run.request, run.progress
+    message = training_pb2.Run(
+        run_id=request.run_id,
+        account_id=request.account_id,
+        task_id=request.task_id,
+        start_number=request.start_number,
+        hold_id=request.hold_id,
+        state=training_pb2.RunState.Value(f"RUN_STATE_{run.state}"),
+        stage=training_pb2.RunStage.Value(f"RUN_STAGE_{progress.stage}"),
+        attempt=run.attempt,
+        config=config_message(request.config),
+        elapsed=to_duration(progress.elapsed_ms),
+        progress=run.done,
+        iteration=progress.iteration,
+        iterations=progress.iterations,
+        epoch=progress.epoch,
+        time_left=to_duration(progress.time_left_ms),
+        charged_ms=run.meter.charged_ms,
+        error_message=run.error_message,
+        model_id=run.model_id or "",
+        create_time=to_timestamp(run.created_at),
+        start_time=to_timestamp(run.started_at),
+        end_time=to_timestamp(run.ended_at),
+        revision=run.revision,
+        dataset_version_id=request.dataset_version_id,
+        region_id=request.region_id,
+        spec_id=request.spec_id,
+        count=request.count,
+        best_map_50=progress.best_map_50,
+    )
+    if run.end_reason is not None:
+        message.end_reason = training_pb2.EndReason.Value(f"END_REASON_{run.end_reason}")
+    return message
+
+
+def config_message(config: str) -> training_pb2.TrainingConfig:
+    """As it is stored."""
+    return from_json(config.encode(), training_pb2.TrainingConfig())
+
+
+def lease_message(run: Run, token: str) -> worker_pb2.Lease:
+    """What a worker needs for its attempt."""
+    checkpoint = run.checkpoint
+    return worker_pb2.Lease(
+        token=token,
+        run=run_message(run),
+        lease_length=to_duration(LEASE_MS),
+        artifact_prefix=run.artifact_prefix,
+        checkpoint_key=checkpoint.key if checkpoint else "",
+        checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
+        elapsed=to_duration(checkpoint.elapsed_ms if checkpoint else 0),
+        finish_only=run.finish_only,
+    )
+
+
+def model_message(model: Model) -> training_pb2.Model:
+    """What a run left."""
+    config = config_message(model.config)
+    return training_pb2.Model(
+        model_id=model.model_id,
+        account_id=model.account_id,
+        task_id=model.task_id,
+        run_id=model.run_id,
+        classes=config.classes,
+        input_size=config.input_size,
+        dataset_version_id=model.dataset_version_id,
+        manifest_key=config.manifest_key,
+        manifest_sha256=config.manifest_sha256,
+        image_prefix=config.image_prefix,
+        validation_map_50=model.best_map_50,
+        files=[file_message(file) for file in model.files],
+        create_time=to_timestamp(model.created_at),
+        revision=model.revision,
+        display_name=model.task_name,
+        scene=config.scene,
+    )
+
+
+def file_message(file: ModelFile) -> training_pb2.ModelFile:
+    """One of a model's files."""
+    return training_pb2.ModelFile(name=file.name, key=file.key, size_bytes=file.size_bytes, sha256=file.sha256)
+
+
+def metric_message(point: MetricPoint) -> training_pb2.MetricPoint:
+    """Values at an iteration."""
+    return training_pb2.MetricPoint(
+        sequence=point.sequence,
+        iteration=point.iteration,
+        epoch=point.epoch,
+        values=point.values,
+        time=to_timestamp(point.time),
+    )
+
+
+def log_message(line: LogLine) -> training_pb2.LogLine:
+    """A line of a run's log."""
+    return training_pb2.LogLine(
+        sequence=line.sequence,
+        time=to_timestamp(line.time),
+        level=training_pb2.LogLevel.ValueType(line.level),
+        text=line.text,
+        attempt=line.attempt,
+    )

@@ -1,0 +1,183 @@
+"""The worker's loop: keep a child warm, lease a run, do one attempt of it, again.
+
+A run is leased only when a child is ready, so nobody waits, or pays, for an import of torch.
+"""
+
+import asyncio
+import contextlib
+import shutil
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import structlog
+from google.protobuf.duration_pb2 import Duration
+from prometheus_client import Counter
+
+from saucer.lib.errors import DomainError
+from saucer.lib.grpc_client import TokenFile, call
+from saucer.lib.ids import new_id
+from saucer.lib.objects import Objects
+from saucer.training.v1 import worker_pb2, worker_pb2_grpc
+from saucer.worker.attempt import Attempt
+from saucer.worker.child_process import ChildGoneError, ChildProcess
+from saucer.worker.heart import LeaseLostError
+from saucer.worker.job import Quit
+from saucer.worker.transfer import ImageCache
+
+LEASE_WAIT_S = 30
+# Beyond the wait, for the call itself.
+LEASE_CALL_S = 10.0
+RETRY_S = 1.0
+# Before a child that could not start is started again; doubles up to the greatest.
+RESTART_FIRST_S = 1.0
+RESTART_GREATEST_S = 60.0
+# A stop has this long for checkpoint, upload and release; then the child is killed, and the lease runs out.
+RELEASE_S = 7.5
+
+log = structlog.get_logger()
+attempts_total = Counter("saucer_worker_attempts_total", "Attempts by how they ended", ["outcome"])
+T = TypeVar("T")
+
+
+class Agent:
+    """One worker: at most one run at a time."""
+
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        token: TokenFile,
+        objects: Objects,
+        *,
+        worker_id: str,
+        region_id: str,
+        spec_id: str,
+        work_folder: Path,
+        cache_bytes: int,
+        threads: int,
+    ) -> None:
+        self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
+        self._token = token
+        self._objects = objects
+        self._worker_id = worker_id
+        self._region_id = region_id
+        self._spec_id = spec_id
+        self._cache = ImageCache(work_folder / "images", objects, cache_bytes)
+        self._runs = work_folder / "runs"
+        self._child_log = work_folder / "child.log"
+        self._threads = threads
+        self._child: ChildProcess | None = None
+        self._starting = asyncio.Lock()
+        self._attempt: Attempt | None = None
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until stop() is called."""
+        shutil.rmtree(self._runs, ignore_errors=True)  # what a killed worker left
+        try:
+            while not self._stopping.is_set():
+                await self._unless_stopping(self._ready_child())
+                lease = await self._unless_stopping(self._lease_run())
+                if lease is not None:
+                    await self._do(lease)
+        finally:
+            await self._drop_child()
+            self._stopped.set()
+
+    async def stop(self) -> None:
+        """Gives the present run back, so that another worker goes on at once, and ends run()."""
+        self._stopping.set()
+        if self._attempt is not None:
+            self._attempt.release()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), RELEASE_S)
+
+    async def _unless_stopping(self, work: Coroutine[object, object, T]) -> T | None:
+        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else None
+        finally:
+            for each in (task, stopping):
+                each.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+    # The child
+
+    async def _ready_child(self) -> ChildProcess:
+        """The child, started anew if it has ended."""
+        wait_s = RESTART_FIRST_S
+        async with self._starting:
+            while self._child is None or not self._child.alive:
+                try:
+                    self._child = await ChildProcess.start(self._child_log)
+                except (ChildGoneError, OSError, ValueError) as error:
+                    log.error("child_did_not_start", error=repr(error), again_in_s=wait_s)
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, RESTART_GREATEST_S)
+            return self._child
+
+    async def _drop_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            with contextlib.suppress(ChildGoneError):
+                await child.send(Quit())
+            await child.kill()
+
+    # Runs
+
+    async def _lease_run(self) -> worker_pb2.Lease | None:
+        request = worker_pb2.LeaseRunRequest(
+            request_id=new_id(),
+            worker_id=self._worker_id,
+            region_id=self._region_id,
+            spec_id=self._spec_id,
+            wait=Duration(seconds=LEASE_WAIT_S),
+        )
+        while True:
+            try:
+                response = await call(self._stub.LeaseRun, request, self._token, timeout_s=LEASE_WAIT_S + LEASE_CALL_S)
+            except (DomainError, OSError) as error:
+                # The same request id again: a lease whose answer was lost is still ours.
+                log.warning("no_answer_to_lease", error=repr(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                return response.lease if response.HasField("lease") else None
+
+    async def _do(self, lease: worker_pb2.Lease) -> None:
+        run = lease.run
+        workdir = self._runs / f"{run.run_id}-{run.attempt}"
+        workdir.mkdir(parents=True)
+        self._attempt = Attempt(
+            lease,
+            stub=self._stub,
+            token=self._token,
+            objects=self._objects,
+            cache=self._cache,
+            workdir=workdir,
+            child=self._ready_child,
+            threads=self._threads,
+        )
+        if self._stopping.is_set():
+            self._attempt.release()
+        log.info("attempt_begins", run_id=run.run_id, attempt=run.attempt)
+        outcome, keep_child = "error", False
+        try:
+            outcome, keep_child = await self._attempt.go(), True
+        except LeaseLostError as error:
+            outcome = "lease_lost"
+            log.warning("lease_lost", run_id=run.run_id, attempt=run.attempt, error=str(error))
+        except Exception:
+            # A fault of ours ends the attempt, not the worker: the lease runs out, and another attempt begins.
+            log.exception("attempt_failed", run_id=run.run_id, attempt=run.attempt)
+        finally:
+            self._attempt = None
+            attempts_total.labels(outcome).inc()
+            log.info("attempt_ended", run_id=run.run_id, attempt=run.attempt, outcome=outcome)
+            if not keep_child:
+                await self._drop_child()
+            elif self._child is not None:
+                self._child.trim_log()
+            await asyncio.to_thread(shutil.rmtree, workdir, ignore_errors=True)

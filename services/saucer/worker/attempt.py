@@ -1,0 +1,440 @@
+"""One attempt of a run: data, the child's job, checkpoints, the end. Everything but the heartbeat itself.
+
+How an attempt ends, and what is told:
+
+1. The child has a result → its files go to the object store → FinishRun with the reason and the files.
+2. The child failed by the user's data or settings → FinishRun, failed, user_error: no attempt can do better.
+3. The child failed otherwise, or died → FinishRun, failed: the attempt counts as lost, the run is queued again at once.
+4. This worker has to stop → the child saves a checkpoint and halts → FinishRun, released: another worker goes on.
+5. The lease is lost → nothing is told; whoever runs the attempt kills the child.
+"""
+
+from __future__ import annotations  # some of grpc's classes exist only for type checkers
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from saucer.lib.clock import from_duration, to_duration
+from saucer.lib.errors import (
+    DataLossError,
+    DomainError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from saucer.lib.grpc_client import TokenFile, call
+from saucer.lib.ids import new_id
+from saucer.lib.objects import Objects
+from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
+from saucer.worker import job as protocol
+from saucer.worker import transfer
+from saucer.worker.child_process import ChildGoneError, ChildProcess
+from saucer.worker.heart import Heart, LeaseLostError, time_left_ms
+from saucer.worker.job import BadMessageError, EndReason, FailureKind, StageName, StartingPoint, TrainJob
+
+# Before an upload or a FinishRun that failed is tried again; how often is up to the lease.
+RETRY_S = 1.0
+FINISH_CALL_S = 110.0
+MAX_MESSAGE_CHARACTERS = 8_000
+# Of preparing data: the rest is the child's.
+DOWNLOAD_SHARE = 0.9
+
+STAGES: Mapping[StageName, training_pb2.RunStage.ValueType] = {
+    StageName.PREPARING: training_pb2.RUN_STAGE_PREPARING_DATA,
+    StageName.TRAINING: training_pb2.RUN_STAGE_TRAINING,
+    StageName.EXPORTING: training_pb2.RUN_STAGE_EXPORTING,
+    StageName.PREDICTING: training_pb2.RUN_STAGE_PREDICTING,
+}
+REASONS: Mapping[EndReason, training_pb2.EndReason.ValueType] = {
+    EndReason.COMPLETED: training_pb2.END_REASON_COMPLETED,
+    EndReason.ACCURACY_REACHED: training_pb2.END_REASON_ACCURACY_REACHED,
+    EndReason.DURATION_REACHED: training_pb2.END_REASON_DURATION_REACHED,
+}
+LEVELS: Mapping[str, training_pb2.LogLevel.ValueType] = {
+    "DEBUG": training_pb2.LOG_LEVEL_DEBUG,
+    "INFO": training_pb2.LOG_LEVEL_INFO,
+    "WARNING": training_pb2.LOG_LEVEL_WARNING,
+    "ERROR": training_pb2.LOG_LEVEL_ERROR,
+    "CRITICAL": training_pb2.LOG_LEVEL_ERROR,
+}
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What FinishRun is to say. `files` by the child's kinds."""
+
+    reason: training_pb2.EndReason.ValueType
+    error_message: str = ""
+    user_error: bool = False
+    released: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)
+    best_map_50: float | None = None
+    elapsed_ms: int = 0
+
+
+class Attempt:
+    """From lease to FinishRun."""
+
+    def __init__(
+        self,
+        lease: worker_pb2.Lease,
+        *,
+        stub: worker_pb2_grpc.WorkerServiceAsyncStub,
+        token: TokenFile,
+        objects: Objects,
+        cache: transfer.ImageCache,
+        workdir: Path,
+        child: Callable[[], Awaitable[ChildProcess]],
+        threads: int,
+    ) -> None:
+        self._lease = lease
+        self._stub = stub
+        self._token = token
+        self._objects = objects
+        self._cache = cache
+        self._workdir = workdir
+        self._child = child
+        self._threads = threads
+        self._heart = Heart(stub, token, lease)
+        self._released = asyncio.Event()
+        self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
+        self._began: protocol.Progress | None = None
+
+    def release(self) -> None:
+        """This worker has to stop."""
+        self._released.set()
+
+    async def go(self) -> str:
+        """How it ended, as a word for a metric. Raises LeaseLostError: the child is to be killed."""
+        heart = asyncio.ensure_future(self._heart.beat())
+        work = asyncio.ensure_future(self._work())
+        try:
+            await asyncio.wait({heart, work}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                heart.result()
+            return work.result()
+        finally:
+            await _cancel(work)
+            await _cancel(heart)
+
+    async def _work(self) -> str:
+        await self._heart.accepted.wait()
+        lease = self._lease
+        origin = f" from iteration {lease.run.iteration} or before" if lease.checkpoint_key else ""
+        self._heart.line(f"Attempt {lease.run.attempt} begins{origin}.")
+        uploads = asyncio.ensure_future(self._checkpoints.run())
+        try:
+            ending = await self._ending()
+            if ending.released:
+                await self._checkpoints.drain()
+        finally:
+            await _cancel(uploads)
+        return await self._finish(ending)
+
+    async def _ending(self) -> Ending:
+        try:
+            job = await self._prepare()
+            if isinstance(job, Ending):
+                return job
+            return await self._train(await self._child(), job)
+        except (BadMessageError, transfer.BadManifestError) as error:
+            return Ending(training_pb2.END_REASON_FAILED, str(error), user_error=True)
+        except ChildGoneError as error:
+            return Ending(training_pb2.END_REASON_FAILED, str(error))
+        except DomainError as error:
+            return Ending(training_pb2.END_REASON_FAILED, error.message)
+        except OSError as error:
+            return Ending(training_pb2.END_REASON_FAILED, f"The worker's disk: {error}")
+
+    async def _persistently(self, what: str, transfer_them: Callable[[], Awaitable[T]]) -> T:
+        """Again and again while the object store does not answer; the service's limits for stalls end it."""
+        while True:
+            try:
+                return await transfer_them()
+            except UnavailableError as error:
+                self._heart.line(f"{what} cannot be moved yet: {error.message}", training_pb2.LOG_LEVEL_WARNING)
+                await asyncio.sleep(RETRY_S)
+
+    # Preparing
+
+    async def _prepare(self) -> TrainJob | Ending:
+        """The job, with its files in place; or an end, if it was stopped or released before it began."""
+        fetching = asyncio.ensure_future(self._persistently("The data", self._fetch))
+        stopped = asyncio.ensure_future(self._heart.stopped.wait())
+        released = asyncio.ensure_future(self._released.wait())
+        # What a checkpoint holds can be finished; without one there is nothing to go on for.
+        ends = {released} if self._lease.checkpoint_key else {released, stopped}
+        try:
+            await asyncio.wait({fetching, *ends}, return_when=asyncio.FIRST_COMPLETED)
+            if released.done():
+                return Ending(training_pb2.END_REASON_FAILED, "The worker was stopped.", released=True)
+            if not fetching.done():
+                return Ending(self._heart.stop_reason, elapsed_ms=self._heart.vitals.elapsed_ms)
+            return fetching.result()
+        finally:
+            for task in (fetching, stopped, released):
+                await _cancel(task)
+
+    async def _fetch(self) -> TrainJob:
+        config, lease = self._lease.run.config, self._lease
+        data = await transfer.fetch_data(
+            self._objects,
+            self._cache,
+            self._workdir,
+            manifest_key=config.manifest_key,
+            manifest_sha256=config.manifest_sha256,
+            image_prefix=config.image_prefix,
+            told=self._fetched,
+        )
+        if "train" not in data.splits:
+            raise transfer.BadManifestError("The training split has no images. Import images, or change the split.")
+        resume = None
+        if lease.checkpoint_key:
+            resume = self._workdir / "resume.pth"
+            await self._objects.download(lease.checkpoint_key, resume, sha256=lease.checkpoint_sha256)
+        return TrainJob(
+            workdir=str(self._workdir / "job"),
+            images=str(data.images),
+            train=str(data.splits["train"]),
+            validation=_text(data.splits.get("validation")),
+            test=_text(data.splits.get("test")),
+            classes=tuple(config.classes),
+            starting_point=_starting_point(config.starting_point),
+            input_size=config.input_size,
+            epochs=config.epochs,
+            lr=config.lr,
+            batch_size=config.batch_size,
+            warmup_iterations=config.warmup,
+            seed=config.seed,
+            expected_accuracy=config.expected_accuracy if config.HasField("expected_accuracy") else None,
+            max_duration_ms=from_duration(config.max_duration),
+            elapsed_ms=from_duration(lease.elapsed),
+            resume=_text(resume),
+            finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
+            threads=self._threads,
+        )
+
+    def _fetched(self, done: int, images: int) -> None:
+        self._heart.vitals.stage_progress = DOWNLOAD_SHARE * done / max(1, images)
+
+    # The child's job
+
+    async def _train(self, child: ChildProcess, job: TrainJob) -> Ending:
+        await child.send(job)
+        orders = asyncio.ensure_future(self._orders(child, finish_only=job.finish_only))
+        try:
+            while True:
+                ending = self._take(await child.next())
+                if ending is not None:
+                    return ending
+        except BadMessageError as error:
+            await child.kill()
+            return Ending(training_pb2.END_REASON_FAILED, f"The training process sent what it should not: {error}")
+        finally:
+            await _cancel(orders)
+
+    async def _orders(self, child: ChildProcess, *, finish_only: bool) -> None:
+        stopped = asyncio.ensure_future(self._heart.stopped.wait())
+        released = asyncio.ensure_future(self._released.wait())
+        try:
+            await asyncio.wait({stopped, released}, return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(ChildGoneError):  # whoever reads the child's reports learns it
+                if stopped.done() and not finish_only:
+                    reason = training_pb2.EndReason.Name(self._heart.stop_reason)
+                    self._heart.line(f"Stops: {reason.removeprefix('END_REASON_').lower().replace('_', ' ')}.")
+                    await child.send(protocol.Stop(reason))
+                await released
+                await child.send(protocol.Stop("released", finish=False))
+        finally:
+            for task in (stopped, released):
+                await _cancel(task)
+
+    def _take(self, report: protocol.Message) -> Ending | None:
+        vitals = self._heart.vitals
+        match report:
+            case protocol.Stage():
+                if vitals.stage != STAGES[report.stage]:
+                    self._heart.hurry()
+                vitals.stage = STAGES[report.stage]
+                vitals.stage_progress = report.done / report.total if report.total else 0.0
+                if report.stage is not StageName.TRAINING:
+                    vitals.time_left_ms = None
+            case protocol.Progress():
+                self._progressed(report)
+            case protocol.Metrics():
+                self._heart.metric(report.iteration, report.epoch, report.values)
+                if "map_50" in report.values:
+                    vitals.best_map_50 = max(report.values["map_50"], vitals.best_map_50 or 0.0)
+            case protocol.Log():
+                self._heart.line(report.text, LEVELS.get(report.level, training_pb2.LOG_LEVEL_INFO), report.time)
+            case protocol.Checkpoint():
+                self._checkpoints.offer(report)
+            case protocol.Result():
+                return self._result(report)
+            case protocol.Halted():
+                return Ending(training_pb2.END_REASON_FAILED, "The worker was stopped.", released=True)
+            case protocol.Failure():
+                log.warning("job_failed", run_id=self._lease.run.run_id, failure=report.message, detail=report.detail)
+                self._heart.line(report.message, training_pb2.LOG_LEVEL_ERROR)
+                user_error = report.kind is FailureKind.USER
+                return Ending(training_pb2.END_REASON_FAILED, report.message, user_error=user_error)
+            case _:
+                raise BadMessageError(report.type)
+        return None
+
+    def _progressed(self, report: protocol.Progress) -> None:
+        if self._began is None:
+            self._heart.hurry()
+        began = self._began = self._began or report
+        vitals = self._heart.vitals
+        vitals.iteration, vitals.iterations, vitals.elapsed_ms = report.iteration, report.iterations, report.elapsed_ms
+        vitals.epoch = report.iteration * report.epochs / report.iterations
+        vitals.stage_progress = report.iteration / report.iterations
+        vitals.time_left_ms = time_left_ms(
+            iterations_left=report.iterations - report.iteration,
+            iterations_done=report.iteration - began.iteration,
+            trained_ms=report.elapsed_ms - began.elapsed_ms,
+            elapsed_ms=report.elapsed_ms,
+            max_duration_ms=from_duration(self._lease.run.config.max_duration),
+        )
+
+    def _result(self, result: protocol.Result) -> Ending:
+        reason = REASONS.get(result.reason)
+        if result.reason is EndReason.STOPPED:
+            reason = training_pb2.EndReason.Value(result.stop_reason)
+        if reason is None:  # finished what a checkpoint held: by order, or because the attempts are used up
+            reason = self._heart.stop_reason or training_pb2.END_REASON_FAILED
+        self._heart.vitals.elapsed_ms = result.elapsed_ms
+        self._heart.vitals.stage_progress = 1.0
+        return Ending(reason, files=result.files, best_map_50=result.best_map_50, elapsed_ms=result.elapsed_ms)
+
+    # The end
+
+    async def _finish(self, ending: Ending) -> str:
+        try:
+            upload = partial(transfer.upload_files, self._objects, ending.files, self._lease.artifact_prefix)
+            await self._finish_run(ending, await self._persistently("The results", upload))
+        except (DataLossError, InvalidArgumentError, OSError) as error:
+            # What was sent is not what was meant; a new attempt may do better.
+            log.warning("results_refused", run_id=self._lease.run.run_id, error=repr(error))
+            ending = Ending(training_pb2.END_REASON_FAILED, f"The results could not be kept: {error}")
+            await self._finish_run(ending, [])
+        if ending.released:
+            return "released"
+        return training_pb2.EndReason.Name(ending.reason).removeprefix("END_REASON_").lower()
+
+    async def _finish_run(self, ending: Ending, uploaded: list[transfer.Uploaded]) -> None:
+        request = worker_pb2.FinishRunRequest(
+            request_id=new_id(),
+            run_id=self._lease.run.run_id,
+            token=self._lease.token,
+            reason=ending.reason,
+            error_message=ending.error_message[:MAX_MESSAGE_CHARACTERS],
+            user_error=ending.user_error,
+            released=ending.released,
+            best_map_50=ending.best_map_50,
+            elapsed=to_duration(ending.elapsed_ms),
+            files=[
+                training_pb2.ModelFile(name=file.name, key=file.key, size_bytes=file.size_bytes, sha256=file.sha256)
+                for file in uploaded
+            ],
+        )
+        while True:
+            try:
+                await call(self._stub.FinishRun, request, self._token, timeout_s=FINISH_CALL_S)
+            except (DataLossError, InvalidArgumentError):
+                raise
+            except (FailedPreconditionError, NotFoundError) as error:
+                raise LeaseLostError(error.message) from error
+            except (DomainError, OSError) as error:
+                log.warning("finish_failed", run_id=request.run_id, error=repr(error))
+                await asyncio.sleep(RETRY_S)
+            else:
+                return
+
+
+class Checkpoints:
+    """Sends checkpoints to the object store while training goes on, always the newest; reports what is whole there."""
+
+    def __init__(self, prefix: str, objects: Objects, folder: Path, heart: Heart) -> None:
+        self._prefix = prefix
+        self._objects = objects
+        self._folder = folder
+        self._heart = heart
+        self._waiting: tuple[Path, protocol.Checkpoint] | None = None
+        self._offered = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._known_key: str | None = None
+
+    def offer(self, checkpoint: protocol.Checkpoint) -> None:
+        """Takes a checkpoint over; one that still waits makes room. The child may remove its own file at any time."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / f"checkpoint_{checkpoint.iteration}.pth"
+        with contextlib.suppress(FileExistsError):
+            os.link(checkpoint.path, file)
+        if self._waiting is not None and self._waiting[0] != file:
+            self._waiting[0].unlink(missing_ok=True)
+        self._waiting = (file, checkpoint)
+        self._idle.clear()
+        self._offered.set()
+
+    async def drain(self) -> None:
+        """Until what was offered is in the object store and known to the service, or has failed."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await self._offered.wait()
+            self._offered.clear()
+            if self._waiting is None:
+                continue
+            (file, checkpoint), self._waiting = self._waiting, None
+            try:
+                await self._send(file, checkpoint)
+            except (DomainError, OSError) as error:
+                self._heart.line(f"A checkpoint was not kept: {error}", training_pb2.LOG_LEVEL_WARNING)
+                log.warning("checkpoint_not_kept", error=repr(error))
+            finally:
+                file.unlink(missing_ok=True)
+            if self._waiting is None:
+                self._idle.set()
+
+    async def _send(self, file: Path, checkpoint: protocol.Checkpoint) -> None:
+        key = f"{self._prefix}/checkpoints/{file.name}"
+        uploaded = await transfer.upload(self._objects, file, key)
+        await self._heart.checkpoint(uploaded, checkpoint.iteration, checkpoint.elapsed_ms)
+        former, self._known_key = self._known_key, key
+        if former is not None and former != key:
+            await self._objects.delete(former)
+
+
+def _starting_point(name: str) -> StartingPoint:
+    try:
+        return StartingPoint(name or StartingPoint.IMAGENET_LITE0)
+    except ValueError as error:
+        raise BadMessageError(
+            f"There is no starting point {name}; choose one of {', '.join(StartingPoint)}."
+        ) from error
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -1,0 +1,88 @@
+"""Checkpoints: written whole or not at all, and read without unpickling anything but tensors and plain values."""
+
+import io
+import os
+import pickle
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.fileio import LocalBackend, register_backend
+
+from saucer.worker.errors import CheckpointError
+
+BACKEND = "saucer-atomic"
+STATE_KEY = "saucer"
+"""Under it a checkpoint keeps what mmengine does not: RunState, as plain values."""
+
+
+@dataclass
+class RunState:
+    """What a run knows beside weights and optimiser, and takes along into the next attempt.
+
+    `best_weights` is the state dict at the best validation, None before the first; `history` the metrics so far, as
+    written to metrics.jsonl.
+    """
+
+    iteration: int
+    elapsed_ms: int
+    precision: str
+    history: list[dict[str, Any]]
+    best_weights: dict[str, torch.Tensor] | None = None
+    best_map_50: float | None = None
+    best_iteration: int = 0
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader sees the old file or the whole new one, also after a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes what torch.load(weights_only=True) reads again."""
+    with io.BytesIO() as buffer:
+        torch.save(content, buffer)
+        write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> tuple[dict[str, Any], RunState]:
+    """A checkpoint's weights and its RunState.
+
+    Raises CheckpointError if the file is cut, would need unpickling of more than tensors, or is not one of ours. Called
+    before mmengine resumes from the file, since mmengine falls back to unrestricted unpickling.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content["state_dict"], RunState(**content[STATE_KEY])
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} is not a checkpoint of a run: {error}") from error
+
+
+class AtomicBackend(LocalBackend):  # type: ignore[misc]  # mmengine ships no types
+    """mmengine's local files, written by write_atomically."""
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        write_atomically(Path(filepath), obj)
+
+
+register_backend(BACKEND, AtomicBackend, force=True)

@@ -1,0 +1,143 @@
+"""From weights to what the user gets: model folder, detections of validation and test split, report."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+
+from saucer.serving.decode import decode
+from saucer.serving.detector import Detector
+from saucer.serving.letterbox import letterbox
+from saucer.serving.spec import GRAPH_FILE, SPEC_FILE, ModelSpec
+from saucer.worker import checkpoint, engine_config
+from saucer.worker.checkpoint import RunState
+from saucer.worker.export import export
+from saucer.worker.hooks import Send
+from saucer.worker.job import Stage, StageName, TrainJob
+from saucer.worker.metric import as_rows, load_truth, mean_average_precision
+from saucer.worker.predict import predict
+from saucer.worker.splits import Split, Splits
+
+EXPORT_STEPS = 2
+PREDICT_STAGE_S = 0.5
+"""The stage is told at most this often while predicting."""
+
+
+def finish(
+    job: TrainJob,
+    splits: Splits,
+    detector: nn.Module,
+    state: RunState,
+    *,
+    threads: int,
+    raise_if_halted: Callable[[], None],
+    send: Send,
+) -> dict[str, str]:
+    """Writes the result below the work folder; returns paths by kind (job.Result.files).
+
+    `detector` carries the weights to publish. Prediction that exceeds the job's finish limit leaves images out; the
+    test split comes first.
+    """
+    deadline_s = time.monotonic() + job.finish_limit_ms / 1000
+    folder = Path(job.workdir) / "result"
+    folder.mkdir(parents=True, exist_ok=True)
+    raise_if_halted()
+    send(Stage(StageName.EXPORTING, 0, EXPORT_STEPS))
+    files = {"weights": folder / "best.pth", "onnx": folder / GRAPH_FILE, "model": folder / SPEC_FILE}
+    _write_weights(job, detector, state, files["weights"])
+    files["config"] = _write_config(job, splits, state, folder)
+    send(Stage(StageName.EXPORTING, 1, EXPORT_STEPS))
+    spec = ModelSpec(
+        classes=job.classes,
+        input_size=job.input_size,
+        score_floor=engine_config.SCORE_FLOOR,
+        nms_iou=engine_config.NMS_IOU,
+        max_detections=engine_config.MAX_DETECTIONS,
+    )
+    probe, _ = letterbox(decode(splits.train.images[0][1].read_bytes()), job.input_size)
+    export(detector, spec, folder, probe)
+    send(Stage(StageName.EXPORTING, EXPORT_STEPS, EXPORT_STEPS))
+    raise_if_halted()
+
+    predicted = [split for split in (splits.test, splits.validation) if split is not None]
+    total = sum(len(split.images) for split in predicted)
+    report: dict[str, object] = {}
+    served = Detector.load(folder, threads)
+    told = _StageTeller(total, raise_if_halted, send)
+    for split in predicted:
+        detections = predict(served, split.images, deadline_s=deadline_s, on_batch=told)
+        told.split_done(len(detections.images))
+        path = folder / f"detections_{split.name}.npz"
+        checkpoint.write_atomically(path, detections.to_bytes())
+        files[f"detections_{split.name}"] = path
+        report[split.name] = _scores(split, detections_count=len(detections.images)) | mean_average_precision(
+            load_truth(split.annotations), as_rows(detections)
+        )
+    files["report"] = folder / "report.json"
+    files["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    files |= {"metrics": Path(job.workdir) / "metrics.jsonl", "log": Path(job.workdir) / "log.txt"}
+    # Written anew: a job that only finishes what a checkpoint holds has no such file yet.
+    files["metrics"].write_text("".join(json.dumps(line) + "\n" for line in state.history), encoding="utf-8")
+    return {kind: str(path) for kind, path in files.items()}
+
+
+class _StageTeller:
+    def __init__(self, total: int, raise_if_halted: Callable[[], None], send: Send) -> None:
+        self._total = total
+        self._raise_if_halted = raise_if_halted
+        self._send = send
+        self._before = 0
+        self._told_s = 0.0
+        send(Stage(StageName.PREDICTING, 0, total))
+
+    def __call__(self, done: int) -> None:
+        self._raise_if_halted()
+        if time.monotonic() - self._told_s >= PREDICT_STAGE_S or self._before + done == self._total:
+            self._told_s = time.monotonic()
+            self._send(Stage(StageName.PREDICTING, self._before + done, self._total))
+
+    def split_done(self, images: int) -> None:
+        self._before += images
+
+
+def _scores(split: Split, *, detections_count: int) -> dict[str, float]:
+    if detections_count < len(split.images):
+        logging.getLogger("saucer").warning(
+            "the finish limit ended prediction of the %s split after %d of %d images",
+            split.name,
+            detections_count,
+            len(split.images),
+        )
+    return {"images": len(split.images), "predicted_images": detections_count}
+
+
+def _write_weights(job: TrainJob, detector: nn.Module, state: RunState, path: Path) -> None:
+    meta = {
+        "classes": list(job.classes),
+        "input_size": job.input_size,
+        "starting_point": str(job.starting_point),
+        "iteration": state.best_iteration or state.iteration,
+        "map_50": state.best_map_50,
+    }
+    weights = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
+    checkpoint.save(path, {"state_dict": weights, "meta": meta})
+
+
+def _write_config(job: TrainJob, splits: Splits, state: RunState, folder: Path) -> Path:
+    """The engine's configuration, with paths that mean something to the user instead of this worker's."""
+    neutral = dataclasses.replace(job, workdir="work", images="images", resume=None, finish_only=False)
+
+    def renamed(split: Split | None) -> Split | None:
+        return None if split is None else dataclasses.replace(split, annotations=Path(f"{split.name}.json"))
+
+    train = renamed(splits.train)
+    assert train is not None
+    names = Splits(train, renamed(splits.validation), renamed(splits.test))
+    path = folder / "config.py"
+    path.write_text(Config(engine_config.build(neutral, names, state.precision)).pretty_text, encoding="utf-8")
+    return path

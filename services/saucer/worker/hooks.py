@@ -1,0 +1,281 @@
+"""What Saucer adds to mmengine's training loop, through hooks, a validation loop and a visualizer backend."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.registry import LOOPS
+from mmengine.runner import ValLoop
+from mmengine.visualization import BaseVisBackend
+
+from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState
+from saucer.worker.errors import UserError
+from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, log_lines_cut
+from saucer.worker.stopping import Stopper
+
+Send = Callable[[Report], None]
+
+CHECKPOINT_ITERATIONS = 50
+CHECKPOINT_S = 30.0
+"""A lost worker loses at most this many iterations, and, but for one iteration or validation, this much time."""
+KEPT_CHECKPOINTS = 2
+"""The newest; the one before stays while its successor is on its way to the parent's store."""
+PROGRESS_S = 0.5
+"""Progress is told at most this often."""
+VALIDATION_SHARE = 0.1
+"""Of the time that training takes, at most about this much goes into validation ..."""
+MIN_VALIDATIONS = 6
+"""... but a run is validated at least this often."""
+LOG_NOISE = ("is skipped since", "is duplicate. It is skipped", "paramwise_options", "will be deprecated", "Exp name:")
+"""Lines of the engine about its own insides that are left out of the user's log."""
+MONITOR = "coco/bbox_mAP_50"
+METRIC_NAMES = {
+    "coco/bbox_mAP": "map",
+    "coco/bbox_mAP_50": "map_50",
+    "coco/bbox_mAP_75": "map_75",
+    "loss": "loss",
+    "loss_cls": "loss_cls",
+    "loss_bbox": "loss_bbox",
+    "lr": "lr",
+    "base_lr": "lr",  # comes when the backbone has a rate of its own, which is then what "lr" says
+    "grad_norm": "grad_norm",
+}
+"""mmengine's names, and ours; other values are timings that Progress tells already."""
+
+
+class StopHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Ends training between two iterations, at the time limit or by order, and refuses a loss that is no number."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
+
+    def before_train(self, runner: Any) -> None:
+        if runner.val_loop is not None:
+            runner.val_loop.stopper = self._stopper
+        self._stopper.clock.start()
+
+    def after_train(self, runner: Any) -> None:
+        self._stopper.clock.stop()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        loss = outputs["loss"].item()
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss became {loss} at iteration {runner.iter + 1}. Choose a lower lr or a longer warmup."
+            )
+        if self._stopper.check() is not None:
+            runner.train_loop.stop_training = True
+
+
+@LOOPS.register_module()
+class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no types
+    """Validation that a stop order or the time limit cuts short, without metrics: over many images it takes minutes."""
+
+    stopper: Stopper | None = None
+    """Set by StopHook: mmengine builds loops from plain values."""
+
+    def run(self) -> dict[str, float]:
+        self.runner.call_hook("before_val")
+        self.runner.call_hook("before_val_epoch")
+        self.runner.model.eval()
+        self.val_loss.clear()
+        for index, batch in enumerate(self.dataloader):
+            if self.stopper is not None and self.stopper.check() is not None:
+                self.runner.train_loop.stop_training = True
+                for metric in self.evaluator.metrics:
+                    metric.results.clear()
+                return {}
+            self.run_iter(index, batch)
+        metrics: dict[str, float] = self.evaluator.evaluate(len(self.dataloader.dataset))
+        self.runner.call_hook("after_val_epoch", metrics=metrics)
+        self.runner.call_hook("after_val")
+        return metrics
+
+
+class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Sets the validation interval from what iterations and validations really take.
+
+    Whole epochs where an epoch is short, parts of one where it is long, so that validation stays near
+    VALIDATION_SHARE of the time, with MIN_VALIDATIONS over the run in any case.
+    """
+
+    def __init__(self, epoch_iterations: int, iterations: int) -> None:
+        self._epoch = epoch_iterations
+        self._iterations = iterations
+        self._iteration_s = 0.0
+        self._started_s = 0.0
+
+    def before_train(self, runner: Any) -> None:
+        self._set(runner, min(self._epoch, self._iterations // MIN_VALIDATIONS))
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        self._started_s = time.monotonic()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        taken_s = time.monotonic() - self._started_s
+        self._iteration_s = taken_s if self._iteration_s == 0 else 0.9 * self._iteration_s + 0.1 * taken_s
+
+    def before_val(self, runner: Any) -> None:
+        self._started_s = time.monotonic()
+
+    def after_val(self, runner: Any) -> None:
+        validation_s = time.monotonic() - self._started_s
+        self._set(runner, self.interval(self._iteration_s, validation_s))
+
+    def interval(self, iteration_s: float, validation_s: float) -> int:
+        """Iterations between validations, for these durations."""
+        wanted = math.ceil(validation_s / max(iteration_s, 1e-6) * (1 - VALIDATION_SHARE) / VALIDATION_SHARE)
+        if wanted > 0.5 * self._epoch:
+            wanted = math.ceil(wanted / self._epoch) * self._epoch
+        return min(wanted, self._iterations // MIN_VALIDATIONS)
+
+    def _set(self, runner: Any, interval: int) -> None:
+        runner.train_loop.dynamic_milestones = [0]
+        runner.train_loop.dynamic_intervals = [max(1, interval)]
+
+
+class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Keeps the best weights, and saves checkpoints from which another attempt goes on as if nothing had happened.
+
+    mmengine's own CheckpointHook keeps the best weights in a file of their own, whose path on another machine means
+    nothing; here one file holds all.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(self, state: RunState, folder: Path, stopper: Stopper, send: Send) -> None:
+        self.state = state
+        self.last: Path | None = None
+        self._folder = folder
+        self._stopper = stopper
+        self._send = send
+        self._saved_s = time.monotonic()
+        self._saved_iteration = state.iteration
+
+    def before_train(self, runner: Any) -> None:
+        self._saved_s = time.monotonic()
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        self.state.iteration = runner.iter + 1
+        late = time.monotonic() - self._saved_s >= CHECKPOINT_S
+        if late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS:
+            self._save(runner)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        value = (metrics or {}).get(MONITOR)
+        if value is not None and (self.state.best_map_50 is None or value > self.state.best_map_50):
+            weights = runner.model.state_dict()
+            self.state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+            self.state.best_map_50 = value
+            self.state.best_iteration = runner.iter
+
+    def after_train(self, runner: Any) -> None:
+        # Also without a new iteration: the last validation's best weights have to be in the file.
+        if self.state.iteration > 0:
+            self._save(runner)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        self.state.elapsed_ms = self._stopper.clock.elapsed_ms
+        checkpoint[STATE_KEY] = {**vars(self.state), "history": list(self.state.history)}
+        # Smoothing windows of log lines, and among them old reasons to stop; nothing that a resumed run may keep.
+        checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
+
+    def _save(self, runner: Any) -> None:
+        iteration = self.state.iteration
+        name = f"checkpoint_{iteration}.pth"
+        meta = {"epoch": runner.epoch, "iter": iteration}
+        runner.save_checkpoint(str(self._folder), name, meta=meta, by_epoch=False, backend_args={"backend": BACKEND})
+        self.last = self._folder / name
+        self._saved_s, self._saved_iteration = time.monotonic(), iteration
+        self._send(Checkpoint(str(self.last), iteration, self.state.elapsed_ms))
+        saved = sorted(self._folder.glob("checkpoint_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
+        for old in saved[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+
+class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Tells how far training is."""
+
+    priority = "LOWEST"
+
+    def __init__(self, epoch_iterations: int, epochs: int, iterations: int, stopper: Stopper, send: Send) -> None:
+        self._epoch = epoch_iterations
+        self._epochs = epochs
+        self._iterations = iterations
+        self._stopper = stopper
+        self._send = send
+        self._told_s = -math.inf
+
+    def before_train(self, runner: Any) -> None:
+        self._send(Stage(StageName.TRAINING, runner.iter, self._iterations))
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if time.monotonic() - self._told_s >= PROGRESS_S:
+            self._tell(runner.iter + 1)
+
+    def after_train(self, runner: Any) -> None:
+        self._tell(runner.iter)
+
+    def _tell(self, iteration: int) -> None:
+        self._told_s = time.monotonic()
+        epoch = min(self._epochs, max(0, iteration - 1) // self._epoch + 1)
+        elapsed_ms = self._stopper.clock.elapsed_ms
+        self._send(Progress(iteration, self._iterations, epoch, self._epochs, elapsed_ms))
+
+
+class MetricsBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine ships no types
+    """Receives what LoggerHook reports; sends it, and writes it to metrics.jsonl."""
+
+    def __init__(self, state: RunState, epoch_iterations: int, file: Path, send: Send) -> None:
+        super().__init__(str(file.parent))
+        self._state = state
+        self._epoch = epoch_iterations
+        self._file = file
+        self._send = send
+        file.write_text("".join(json.dumps(line) + "\n" for line in state.history), encoding="utf-8")
+
+    @property
+    def experiment(self) -> "MetricsBackend":
+        return self
+
+    def _init_env(self) -> None:
+        """Nothing to set up."""
+
+    def add_scalars(self, scalar_dict: dict[str, Any], step: int = 0, file_path: str | None = None, **_: Any) -> None:
+        values = {METRIC_NAMES[name]: float(scalar_dict[name]) for name in METRIC_NAMES if name in scalar_dict}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        if not values:
+            return
+        metrics = Metrics(step, round(step / self._epoch, 4), values)
+        self._state.history.append(asdict(metrics))
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+        self._send(metrics)
+
+
+class LogForwarder(logging.Handler):
+    """Sends log records, and appends them to the job's log.txt."""
+
+    def __init__(self, file: Path, send: Send) -> None:
+        super().__init__(logging.INFO)
+        self._send = send
+        self._file = logging.FileHandler(file, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if any(noise in record.getMessage() for noise in LOG_NOISE):
+            return
+        self._file.emit(record)
+        self._send(Log(record.levelname, record.created, log_lines_cut(record.getMessage())))
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -1,0 +1,62 @@
+"""Wires a worker, top to bottom."""
+
+import os
+import socket
+from pathlib import Path
+
+from pydantic import Field
+
+from saucer.lib.config import ProcessSettings
+from saucer.lib.grpc_client import TokenFile
+from saucer.lib.objects import Objects
+from saucer.lib.run import Process, run
+from saucer.worker.agent import Agent
+
+ID_PATTERN = "^[a-z][a-z0-9-]{0,39}$"
+
+
+class WorkerSettings(ProcessSettings):
+    """What a worker needs."""
+
+    # host:port of the training service.
+    training_address: str
+    object_store_url: str
+    # Of the role worker.
+    token_file: Path
+    # The runs that it takes.
+    region_id: str = Field(pattern=ID_PATTERN)
+    spec_id: str = Field(pattern=ID_PATTERN)
+    # Names it in logs; empty: host and process id.
+    worker_id: str = Field(default="", max_length=100)
+    # Of this worker alone: cached images and the files of the present run.
+    work_folder: Path
+    # Images kept for the next run; a run that needs more keeps more until its end.
+    cache_bytes: int = Field(default=20 * 1024**3, ge=0)
+    # Of torch and of prediction; 0 stands for all cores.
+    threads: int = Field(default=0, ge=0, le=1024)
+
+
+async def wire(process: Process, settings: WorkerSettings) -> None:
+    """The agent; it is stopped before anything else is."""
+    agent = Agent(
+        process.channel(settings.training_address),
+        TokenFile(settings.token_file),
+        Objects(settings.object_store_url),
+        worker_id=settings.worker_id or f"{socket.gethostname()}-{os.getpid()}",
+        region_id=settings.region_id,
+        spec_id=settings.spec_id,
+        work_folder=settings.work_folder,
+        cache_bytes=settings.cache_bytes,
+        threads=settings.threads,
+    )
+    process.background("agent", agent.run())
+    process.stack.push_async_callback(agent.stop)
+
+
+def main() -> None:
+    """Runs until it is told to stop."""
+    run("worker", WorkerSettings, wire)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""The splits of a job as MMDetection and pycocotools read them.
+
+A data set's COCO files may name categories in any order and leave out what is optional. MMDetection takes labels from
+the order in the file, and both tools trip over what is missing. So each split is written anew into the work folder:
+category id = label = index into the job's classes, ids counted from 1, area and iscrowd always there.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saucer.worker.errors import UserError
+from saucer.worker.job import TrainJob
+
+
+@dataclass(frozen=True)
+class Split:
+    """`annotations` is the rewritten COCO file; `images` are pairs of image id and path, in the file's order; `boxes`
+    counts those that are trained on (no crowds)."""
+
+    name: str
+    annotations: Path
+    images: tuple[tuple[int, Path], ...]
+    boxes: int
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: Split
+    validation: Split | None
+    test: Split | None
+
+
+def prepare(job: TrainJob) -> Splits:
+    """Rewrites the job's splits below its work folder.
+
+    Raises UserError if there is nothing to train on, and OSError or ValueError if a file is not what a data set's
+    manifest should be.
+    """
+    train = _rewrite(job, "train", job.train)
+    if not train.images:
+        raise UserError("The training split has no images. Import images, or change the split.")
+    if not train.boxes:
+        raise UserError(
+            "No box in the training split has one of the task's classes. Label images, or change the classes."
+        )
+    validation = _rewrite(job, "validation", job.validation) if job.validation else None
+    test = _rewrite(job, "test", job.test) if job.test else None
+    return Splits(
+        train, validation if validation and validation.images else None, test if test and test.images else None
+    )
+
+
+def _rewrite(job: TrainJob, name: str, source: str) -> Split:
+    content = json.loads(Path(source).read_text(encoding="utf-8"))
+    label_of = {
+        item["id"]: job.classes.index(item["name"]) for item in content["categories"] if item["name"] in job.classes
+    }
+    images = [_image(item) for item in content["images"]]
+    known = {item["id"] for item in images}
+    boxes = [
+        _box(number, item, label_of[item["category_id"]])
+        for number, item in enumerate(content.get("annotations", []), start=1)
+        if item["category_id"] in label_of and item["image_id"] in known
+    ]
+    folder = Path(job.images)
+    paths = tuple((item["id"], folder / item["file_name"]) for item in images)
+    missing = [path for _, path in paths if not path.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(paths)} images of the {name} split are missing, first {missing[0]}"
+        )
+    target = Path(job.workdir) / f"{name}.json"
+    categories = [{"id": label, "name": class_name} for label, class_name in enumerate(job.classes)]
+    target.write_text(
+        json.dumps({"info": {}, "images": images, "annotations": boxes, "categories": categories}), encoding="utf-8"
+    )
+    return Split(name, target, paths, sum(not box["iscrowd"] for box in boxes))
+
+
+def _image(item: dict[str, Any]) -> dict[str, Any]:
+    return {name: item[name] for name in ("id", "file_name", "width", "height")}
+
+
+def _box(number: int, item: dict[str, Any], label: int) -> dict[str, Any]:
+    width, height = item["bbox"][2:]
+    return {
+        "id": number,
+        "image_id": item["image_id"],
+        "category_id": label,
+        "bbox": item["bbox"],
+        # MMDetection drops boxes without area; a polygon's area of 0 beside a real box is no reason to.
+        "area": item.get("area") or width * height,
+        "iscrowd": int(bool(item.get("iscrowd", 0))),
+    }

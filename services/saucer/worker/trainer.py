@@ -1,0 +1,194 @@
+"""One job from data to result, in the child process."""
+
+import gc
+import importlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from saucer.worker import checkpoint, engine_config, hooks, precision, splits, stand_ins
+from saucer.worker.checkpoint import RunState
+from saucer.worker.errors import HaltedError
+from saucer.worker.finish import finish
+from saucer.worker.hooks import Send
+from saucer.worker.job import EndReason, Halted, Result, Stage, StageName, TrainJob
+from saucer.worker.stopping import Stopper
+
+TRIAL_SIZE = 192
+TRIAL_BATCH = 4
+
+
+def load_engine() -> None:
+    """Imports MMDetection with everything that a job needs. Takes seconds; the child does it before it has a job."""
+    stand_ins.install()
+    importlib.import_module("mmdet.utils").register_all_modules(init_default_scope=False)
+    for module in ("backbone", "metric", "transforms"):
+        importlib.import_module(f"saucer.worker.{module}")
+
+
+def faster_precision() -> str:
+    """The precision to train with on this machine: "bf16" or "fp32". Takes a second or two, after load_engine."""
+    torch.set_num_threads(_threads(0))
+    detector = build(TrainJob("", "", "", ("any",)))
+    device = get_device()
+    return precision.faster_precision(precision.trial_step(detector, TRIAL_SIZE, TRIAL_BATCH, device), device)
+
+
+def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Halted:
+    """Trains unless the job is to be finished only, and makes the model.
+
+    Raises UserError, CheckpointError, ExportError, or what the engine raises.
+    """
+    torch.set_num_threads(_threads(job.threads))
+    Path(job.workdir).mkdir(parents=True, exist_ok=True)
+    attempt = _Attempt(job, stopper, faster, send)
+    with _logging(Path(job.workdir) / "log.txt", send) as logger:
+        try:
+            return attempt.go(logger)
+        except HaltedError as halted:
+            return Halted(str(halted), attempt.saved, attempt.state.iteration, stopper.clock.elapsed_ms)
+        finally:
+            del attempt
+            gc.collect()
+
+
+class _Attempt:
+    """The state of one call of run."""
+
+    def __init__(self, job: TrainJob, stopper: Stopper, faster: str, send: Send) -> None:
+        self._job = job
+        self._stopper = stopper
+        self._send = send
+        self.saved = job.resume
+        self._resumed: dict[str, torch.Tensor] | None = None
+        if job.resume is None:
+            self.state = RunState(0, job.elapsed_ms, faster, [])
+        else:
+            self._resumed, self.state = checkpoint.load(Path(job.resume))
+            self.state.precision = faster
+        stopper.clock.resume_at(self.state.elapsed_ms)
+
+    def go(self, logger: logging.Logger) -> Result:
+        self._send(Stage(StageName.PREPARING))
+        prepared = splits.prepare(self._job)
+        self._stopper.raise_if_halted()
+        iterations = self._job.epochs * engine_config.epoch_iterations(self._job, prepared)
+        reason = self._reason_not_to_train(iterations)
+        if reason is None:
+            detector = self._train(prepared, logger)
+            self._stopper.raise_if_halted()
+            reason = self._stopper.check() or self._accuracy_reached() or EndReason.COMPLETED
+        else:
+            logger.info("not trained further: %s", reason)
+            detector = build(self._job)
+            detector.load_state_dict(self._resumed or {})
+        if self.state.best_weights is not None:
+            detector.load_state_dict(self.state.best_weights)
+        files = finish(
+            self._job,
+            prepared,
+            detector,
+            self.state,
+            threads=_threads(self._job.threads),
+            raise_if_halted=self._stopper.raise_if_halted,
+            send=self._send,
+        )
+        return Result(
+            reason,
+            files,
+            self.state.iteration,
+            self._stopper.clock.elapsed_ms,
+            self.state.best_map_50,
+            self._stopper.stop_reason if reason is EndReason.STOPPED else "",
+            self.saved,
+        )
+
+    def _accuracy_reached(self) -> EndReason | None:
+        best, expected = self.state.best_map_50, self._job.expected_accuracy
+        reached = best is not None and expected is not None and best >= expected
+        return EndReason.ACCURACY_REACHED if reached else None
+
+    def _reason_not_to_train(self, iterations: int) -> EndReason | None:
+        """A checkpoint may hold a run whose training had ended when its worker was lost while finishing."""
+        if self._job.finish_only:
+            return EndReason.FINISHED
+        if self._resumed is None:
+            return None
+        if self.state.iteration >= iterations:
+            return self._accuracy_reached() or EndReason.COMPLETED
+        return self._accuracy_reached() or self._stopper.check()
+
+    def _train(self, prepared: splits.Splits, logger: logging.Logger) -> nn.Module:
+        """Trains to an end, and returns the detector with the last weights."""
+        job, stopper, state, send = self._job, self._stopper, self.state, self._send
+        epoch = engine_config.epoch_iterations(job, prepared)
+        iterations = job.epochs * epoch
+        keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
+        extra: list[Any] = [
+            hooks.StopHook(stopper),
+            hooks.PaceHook(epoch, iterations),
+            keeper,
+            hooks.ProgressHook(epoch, job.epochs, iterations, stopper, send),
+        ]
+        if job.expected_accuracy is not None and prepared.validation is not None:
+            extra.append(engine_config.early_stopping(job.expected_accuracy))
+        backend = hooks.MetricsBackend(state, epoch, Path(job.workdir) / "metrics.jsonl", send)
+        config = engine_config.build(job, prepared, state.precision)
+        config["default_hooks"]["checkpoint"] = None
+        # Without cfg=: mmengine would format the whole configuration anew for each checkpoint.
+        runner = Runner(
+            **config,
+            custom_hooks=extra,
+            visualizer={"type": "Visualizer", "vis_backends": [backend]},
+            load_from=job.resume,
+            resume=job.resume is not None,
+            experiment_name=f"run-{uuid.uuid4().hex}",
+        )
+        for handler in logger.handlers:
+            runner.logger.addHandler(handler)
+        try:
+            runner.train()
+        finally:
+            for handler in list(runner.logger.handlers):
+                runner.logger.removeHandler(handler)
+                if handler not in logger.handlers:
+                    handler.close()
+            self.saved = str(keeper.last) if keeper.last is not None else self.saved
+        detector: nn.Module = runner.model
+        return detector
+
+
+def build(job: TrainJob) -> nn.Module:
+    """The job's detector with random weights, after load_engine."""
+    init_default_scope("mmdet")
+    models = importlib.import_module("mmdet.registry").MODELS
+    detector: nn.Module = models.build(engine_config.model(job))
+    return detector
+
+
+def _threads(wanted: int) -> int:
+    return wanted or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def _logging(file: Path, send: Send) -> Iterator[logging.Logger]:
+    """The logger "saucer", forwarding to the parent and to log.txt while a job runs."""
+    logger = logging.getLogger("saucer")
+    logger.setLevel(logging.INFO)
+    forwarder = hooks.LogForwarder(file, send)
+    logger.addHandler(forwarder)
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(forwarder)
+        forwarder.close()

@@ -1,0 +1,215 @@
+"""Evaluation as it runs: a model's event in, figures at any threshold out, on real PostgreSQL, NATS and files."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.evaluation.main import EvaluationSettings, wire
+from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
+from saucer.evaluation.v1 import events_pb2 as evaluation_events
+from saucer.lib.auth import Role
+from saucer.lib.cloudevent import from_json
+from saucer.lib.ids import derived_id, new_id
+from saucer.lib.objects import Objects
+from saucer.serving.detections import Detections
+from saucer.training.v1 import events_pb2 as training_events
+from saucer.training.v1 import training_pb2
+from tests.support.events import event, publish, read_events
+from tests.support.services import Running, ServiceRunner, Tokens
+
+CLASSES = ["cup", "plate"]
+BOX = [10, 10, 40, 40]
+
+
+@dataclass
+class World:
+    """A running evaluation service over a store, and what to ask it with."""
+
+    stub: "evaluation_pb2_grpc.EvaluationServiceAsyncStub"  # of the stubs alone
+    objects: Objects
+    tokens: Tokens
+    jetstream: JetStreamContext
+    account_id: str
+
+    async def model(self) -> training_pb2.Model:
+        """A model whose detections lie in the store: on image 2 a cup is found well, on image 3 a plate as a cup."""
+        model_id = new_id()
+        manifest = {
+            "images": [
+                {"id": 1, "file_name": "a" * 64, "width": 100, "height": 80, "split": "validation"},
+                {"id": 2, "file_name": "b" * 64, "width": 100, "height": 80, "split": "test"},
+                {"id": 3, "file_name": "c" * 64, "width": 100, "height": 80, "split": "test"},
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 0, "bbox": BOX, "area": 1600, "iscrowd": 0},
+                {"id": 2, "image_id": 2, "category_id": 0, "bbox": BOX, "area": 1600, "iscrowd": 0},
+                {"id": 3, "image_id": 3, "category_id": 1, "bbox": BOX, "area": 1600, "iscrowd": 0},
+            ],
+            "categories": [{"id": 0, "name": "cup"}, {"id": 1, "name": "plate"}],
+        }
+        files = {
+            "manifest.json": json.dumps(manifest).encode(),
+            "detections_test.npz": detections([2, 3], [2, 3], [0.9, 0.6]).to_bytes(),
+            "detections_validation.npz": detections([1], [1], [0.7]).to_bytes(),
+        }
+        prefix = f"system/{self.account_id}/{model_id}"
+        sums = {name: await self.objects.put(f"{prefix}/{name}", data) for name, data in files.items()}
+        for image in "abc":
+            await self.objects.put(f"system/{self.account_id}/images/{image * 64}", image.encode())
+        return training_pb2.Model(
+            model_id=model_id,
+            account_id=self.account_id,
+            task_id=new_id(),
+            run_id=new_id(),
+            classes=CLASSES,
+            dataset_version_id=new_id(),
+            manifest_key=f"{prefix}/manifest.json",
+            manifest_sha256=sums["manifest.json"],
+            image_prefix=f"system/{self.account_id}/images",
+            files=[
+                training_pb2.ModelFile(name=name, key=f"{prefix}/{name}", sha256=sums[name])
+                for name in ("detections_test.npz", "detections_validation.npz")
+            ],
+        )
+
+    async def tell(self, model: training_pb2.Model) -> None:
+        run = training_pb2.Run(run_id=model.run_id, account_id=self.account_id, task_id=model.task_id)
+        ended = training_events.RunEnded(run=run, model=model)
+        await publish(self.jetstream, event(ended, "training", self.account_id, model.task_id, model.run_id))
+
+    async def ended(self, model: training_pb2.Model) -> evaluation_pb2.Evaluation:
+        subject = f"saucer.evaluation.v1.EvaluationEnded.{self.account_id}.{model.task_id}.>"
+        (found,) = await read_events(self.jetstream, subject, count=1, timeout_s=40)
+        return from_json(found.data, evaluation_events.EvaluationEnded()).evaluation
+
+    @property
+    def viewer(self) -> tuple[tuple[str, str], ...]:
+        return self.tokens.metadata(Role.VIEWER, self.account_id)
+
+
+def detections(images: list[int], rows: list[int], scores: list[float]) -> Detections:
+    x, y, width, height = BOX
+    return Detections(
+        images=np.array(images, np.int64),
+        image_id=np.array(rows, np.int64),
+        box=np.array([[x, y, x + width, y + height]] * len(rows), np.float32),
+        score=np.array(scores, np.float32),
+        label=np.zeros(len(rows), np.int32),
+    )
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path
+) -> AsyncIterator[World]:
+    url = f"file://{tmp_path}/objects"
+    async with run_service("evaluation", EvaluationSettings, wire, object_store_url=url) as running:
+        yield a_world(running, url, tokens, jetstream)
+
+
+def a_world(running: Running, url: str, tokens: Tokens, jetstream: JetStreamContext) -> World:
+    stub = evaluation_pb2_grpc.EvaluationServiceStub(running.channel)
+    return World(stub, Objects(url), tokens, jetstream, new_id())
+
+
+async def test_a_models_event_becomes_figures_at_any_threshold(world: World) -> None:
+    model = await world.model()
+    await world.tell(model)
+    told = await world.ended(model)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED
+    assert (told.images, told.boxes, told.bad_cases) == (2, 2, 1)
+    assert told.map_50 == pytest.approx(0.5), "cup 1.0, plate 0.0"
+    assert [entry.recommended_threshold for entry in told.classes] == [pytest.approx(0.7), 0.0]
+
+    for threshold, precision, recall in ((0.5, 0.5, 0.5), (0.7, 1.0, 0.5), (0.95, None, 0.0)):
+        request = evaluation_pb2.GetEvaluationRequest(evaluation_id=told.evaluation_id, threshold=threshold)
+        at = await world.stub.GetEvaluation(request, metadata=world.viewer)
+        assert (at.precision if at.HasField("precision") else None, at.recall) == (precision, recall)
+        assert at.map_50 == told.map_50, "no threshold moves it"
+
+
+async def test_bad_cases_say_what_is_wrong_and_read_images_only_when_asked(world: World) -> None:
+    model = await world.model()
+    await world.tell(model)
+    told = await world.ended(model)
+    request = evaluation_pb2.ListBadCasesRequest(evaluation_id=told.evaluation_id)
+    plain = await world.stub.ListBadCases(request, metadata=world.viewer)
+    (case,) = plain.bad_cases
+    assert (case.image_id, case.image, plain.total_size) == (3, b"", 1)
+    assert [fault.kind for fault in case.faults] == [evaluation_pb2.FAULT_KIND_CONFUSED]
+    request.include_images = True
+    (case,) = (await world.stub.ListBadCases(request, metadata=world.viewer)).bad_cases
+    assert case.image == b"c"
+    request.kinds.append(evaluation_pb2.FAULT_KIND_MISS)
+    assert not (await world.stub.ListBadCases(request, metadata=world.viewer)).bad_cases
+
+
+async def test_the_same_event_twice_is_one_evaluation(world: World) -> None:
+    model = await world.model()
+    await world.tell(model)
+    await world.tell(model)
+    await world.ended(model)
+    response = await world.stub.ListEvaluations(evaluation_pb2.ListEvaluationsRequest(), metadata=world.viewer)
+    assert [entry.model_id for entry in response.evaluations] == [model.model_id]
+
+
+@pytest.mark.parametrize("spoilt", ["missing", "cut", "unlisted"])
+async def test_what_cannot_be_scored_ends_in_a_failure_that_says_why(world: World, spoilt: str) -> None:
+    model = await world.model()
+    if spoilt == "missing":
+        await world.objects.delete(model.files[0].key)
+    elif spoilt == "cut":
+        await world.objects.put(model.files[0].key, b"cut")
+    else:
+        del model.files[0]
+    await world.tell(model)
+    told = await world.ended(model)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_FAILED
+    assert "detections_test.npz" in told.error_message
+    request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=told.evaluation_id)
+    with pytest.raises(grpc.aio.AioRpcError, match="FAILED") as refusal:
+        await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_another_accounts_evaluation_does_not_exist(world: World) -> None:
+    model = await world.model()
+    await world.tell(model)
+    told = await world.ended(model)
+    stranger = world.tokens.metadata(Role.OWNER, new_id())
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await world.stub.GetEvaluation(
+            evaluation_pb2.GetEvaluationRequest(evaluation_id=told.evaluation_id), metadata=stranger
+        )
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_two_replicas_score_once_and_one_that_starts_later_answers_too(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path
+) -> None:
+    url, database_url = f"file://{tmp_path}/objects", await run_service.new_database()
+    async with AsyncExitStack() as stack:
+        replicas = [
+            await stack.enter_async_context(
+                run_service("evaluation", EvaluationSettings, wire, object_store_url=url, database_url=database_url)
+            )
+            for _ in range(2)
+        ]
+        worlds = [a_world(replica, url, tokens, jetstream) for replica in replicas]
+        worlds[1].account_id = worlds[0].account_id
+        model = await worlds[0].model()
+        await worlds[0].tell(model)
+        told = await worlds[0].ended(model)
+        assert told.evaluation_id == derived_id("evaluation", model.model_id)
+        for world in worlds:
+            request = evaluation_pb2.GetEvaluationRequest(evaluation_id=told.evaluation_id)
+            assert (await world.stub.GetEvaluation(request, metadata=world.viewer)).map_50 == told.map_50
+    state = (await jetstream.stream_info("SAUCER", subjects_filter="saucer.evaluation.>")).state
+    assert sum((state.subjects or {}).values()) == 1

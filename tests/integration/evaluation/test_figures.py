@@ -1,0 +1,373 @@
+"""What evaluation answers is what the pure functions say of the same labels and detections."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import pytest
+from google.protobuf.message import Message
+from nats.js import JetStreamContext
+
+from saucer.evaluation.bad_cases import FaultKind, bad_cases
+from saucer.evaluation.main import EvaluationSettings, wire
+from saucer.evaluation.metrics import Counts, thin
+from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.auth import Role
+from saucer.lib.ids import new_id
+from saucer.serving.detections import Detections
+from saucer.training.v1 import events_pb2 as training_events
+from saucer.training.v1 import training_pb2
+from tests.integration.evaluation.generated_model import Answers, GeneratedModel, generated_model, stored_model
+from tests.integration.evaluation.test_evaluation import World, a_world, detections
+from tests.support.events import event, publish
+from tests.support.services import ServiceRunner, Tokens
+
+# Several images, classes and faults of every kind.
+SEED = 10
+THRESHOLDS = (0.0, 0.3, 0.5, 0.77, 1.0)
+
+
+class Start:
+    """Starts evaluation on a database and a store of the test's own."""
+
+    def __init__(self, run: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, folder: Path) -> None:
+        self._run, self._tokens, self._jetstream = run, tokens, jetstream
+        self.store = folder / "objects"
+        self.database_url = ""
+
+    @asynccontextmanager
+    async def __call__(self, **settings: Any) -> AsyncIterator[World]:
+        url = f"file://{self.store}"
+        self.database_url = self.database_url or await self._run.new_database()
+        own = {"object_store_url": url, "database_url": self.database_url}
+        async with self._run("evaluation", EvaluationSettings, wire, **(own | settings)) as running:
+            yield a_world(running, url, self._tokens, self._jetstream)
+
+
+@pytest.fixture
+def start(run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path) -> Start:
+    return Start(run_service, tokens, jetstream, tmp_path)
+
+
+@pytest.fixture
+async def world(start: Start) -> AsyncIterator[World]:
+    async with start() as world:
+        yield world
+
+
+async def scored(world: World, seed: int = SEED) -> tuple[GeneratedModel, evaluation_pb2.Evaluation]:
+    model = await generated_model(world.objects, world.account_id, seed)
+    await world.tell(model.message)
+    told = await world.ended(model.message)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED, told.error_message
+    return model, told
+
+
+async def at(world: World, evaluation_id: str, threshold: float | None) -> evaluation_pb2.Evaluation:
+    request = evaluation_pb2.GetEvaluationRequest(evaluation_id=evaluation_id, threshold=threshold)
+    return await world.stub.GetEvaluation(request, metadata=world.viewer)
+
+
+async def list_bad_cases(world: World, evaluation_id: str, **more: Any) -> evaluation_pb2.ListBadCasesResponse:
+    request = evaluation_pb2.ListBadCasesRequest(evaluation_id=evaluation_id, **more)
+    return await world.stub.ListBadCases(request, metadata=world.viewer)
+
+
+def value(message: Any, field: str) -> float | None:
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def ratios(message: Any) -> tuple[float | None, ...]:
+    return tuple(value(message, name) for name in ("precision", "recall", "f1"))
+
+
+def ratios_of(counts: Counts) -> tuple[float | None, ...]:
+    return counts.precision, counts.recall, counts.f1
+
+
+def check_figures(found: evaluation_pb2.Evaluation, pure: Answers, threshold: float) -> None:
+    curves, coco = pure.curves, pure.coco
+    assert found.threshold == threshold
+    assert (value(found, "map"), value(found, "map_50")) == (coco.map, coco.map_50)
+    assert value(found, "map_50_weighted") == coco.map_50_weighted
+    assert value(found, "map_50_above_threshold") == curves.map_50_above_threshold(threshold)
+    assert ratios(found) == ratios_of(curves.overall(threshold))
+    assert found.bad_cases == bad_cases(pure.scored, threshold).image_ids().size
+    assert found.images == pure.truth.images.size
+    assert found.boxes == sum(coco.support)
+    for label, (entry, counts) in enumerate(zip(found.classes, curves.per_class(threshold), strict=True)):
+        assert ratios(entry) == ratios_of(counts)
+        assert (value(entry, "ap"), value(entry, "ap_50")) == (coco.ap[label], coco.ap_50[label])
+        assert (entry.class_name, entry.boxes) == (pure.truth.classes[label], counts.truths)
+        assert (entry.true_positives, entry.false_positives) == (counts.true_positives, counts.false_positives)
+        assert entry.misses == counts.false_negatives
+
+
+@pytest.mark.parametrize("seed", [1, 3, SEED])
+async def test_figures_are_those_of_the_pure_functions_at_any_threshold(world: World, seed: int) -> None:
+    model, told = await scored(world, seed)
+    check_figures(told, model.test, 0.5)
+    for threshold in THRESHOLDS:
+        check_figures(await at(world, told.evaluation_id, threshold), model.test, threshold)
+    chosen = recommended(model.validation.truth, model.validation.detections)
+    assert value(told, "recommended_threshold") == chosen[None]
+    assert [value(entry, "recommended_threshold") for entry in told.classes] == [
+        chosen[label] for label in range(len(told.classes))
+    ]
+
+
+async def test_without_a_threshold_it_is_one_half_and_equal_in_event_list_and_answer(world: World) -> None:
+    _, told = await scored(world)
+    request = evaluation_pb2.ListEvaluationsRequest(task_id=told.task_id)
+    listed = await world.stub.ListEvaluations(request, metadata=world.viewer)
+    assert list(listed.evaluations) == [told]
+    assert await at(world, told.evaluation_id, None) == told
+    assert told.threshold == 0.5
+
+
+async def test_evaluations_are_listed_newest_first_page_by_page_and_by_model(world: World) -> None:
+    models = []
+    for _ in range(3):
+        models.append(await world.model())
+        await world.tell(models[-1])
+        await world.ended(models[-1])
+    request = evaluation_pb2.ListEvaluationsRequest(page_size=2)
+    first = await world.stub.ListEvaluations(request, metadata=world.viewer)
+    request.page_token = first.next_page_token
+    second = await world.stub.ListEvaluations(request, metadata=world.viewer)
+    listed = [entry.model_id for entry in [*first.evaluations, *second.evaluations]]
+    assert listed == [model.model_id for model in reversed(models)]
+    assert second.next_page_token == ""
+    request = evaluation_pb2.ListEvaluationsRequest(model_id=models[0].model_id)
+    (only,) = (await world.stub.ListEvaluations(request, metadata=world.viewer)).evaluations
+    assert only.model_id == models[0].model_id
+
+
+@pytest.mark.parametrize("max_points", [0, 1, 2, 7])
+async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points: int) -> None:
+    model, told = await scored(world)
+    request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=told.evaluation_id, max_points=max_points)
+    curves = (await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)).curves
+    for label, curve in enumerate(curves):
+        points = thin(model.test.curves.points(label), max(2, max_points or 200)).points
+        assert [point.threshold for point in curve.points] == points.threshold.tolist()
+        assert [point.recall for point in curve.points] == points.recall.tolist()
+        assert [point.precision for point in curve.points] == points.precision.tolist()
+        assert value(curve, "ap_50") == model.test.coco.ap_50[label]
+    assert [curve.class_name for curve in curves] == list(model.test.truth.classes)
+
+
+async def test_bad_cases_are_those_of_the_pure_function_worst_first_page_by_page(world: World) -> None:
+    model, told = await scored(world)
+    expected = dict(bad_cases(model.test.scored, 0.3).by_image())
+    found: list[evaluation_pb2.BadCase] = []
+    token = ""
+    while True:
+        page = await list_bad_cases(world, told.evaluation_id, threshold=0.3, page_size=2, page_token=token)
+        assert page.total_size == len(expected)
+        found += page.bad_cases
+        token = page.next_page_token
+        if not token:
+            break
+    faults = {case.image_id: len(case.faults) for case in found}
+    assert faults == {image_id: len(wrong) for image_id, wrong in expected.items()}
+    assert [(-len(case.faults), case.image_id) for case in found] == sorted(
+        (-len(wrong), image_id) for image_id, wrong in expected.items()
+    )
+    assert all(case.file_name == f"Photo {case.image_id}.jpg" for case in found)
+
+
+async def test_a_fault_names_its_boxes_by_their_place_in_the_case(world: World) -> None:
+    model, told = await scored(world)
+    pure = model.test
+    expected = dict(bad_cases(pure.scored, 0.3).by_image())
+    page = await list_bad_cases(world, told.evaluation_id, threshold=0.3, page_size=200)
+    for case in page.bad_cases:
+        for fault, wrong in zip(case.faults, expected[case.image_id], strict=True):
+            assert evaluation_pb2.FaultKind.Name(fault.kind) == f"FAULT_KIND_{wrong.kind.name}"
+            if wrong.detection is None:
+                assert fault.detection == -1
+            else:
+                box = case.detections[fault.detection]
+                assert (box.x1, box.y1, box.x2, box.y2) == tuple(pure.detections.box[wrong.detection].tolist())
+                assert box.score == pure.detections.score[wrong.detection]
+            if wrong.truth is None:
+                assert fault.truth == -1
+            else:
+                box = case.truth[fault.truth]
+                assert (box.x1, box.y1, box.x2, box.y2) == tuple(pure.truth.box[wrong.truth].tolist())
+        assert all(box.score >= 0.3 for box in case.detections)
+
+
+@pytest.mark.parametrize("kind", list(FaultKind))
+async def test_bad_cases_are_filtered_by_kind_and_class(world: World, kind: FaultKind) -> None:
+    model, told = await scored(world)
+    number = evaluation_pb2.FaultKind.Value(f"FAULT_KIND_{kind.name}")
+    for label, name in enumerate(model.test.truth.classes):
+        expected = bad_cases(model.test.scored, 0.3, [kind], label)
+        page = await list_bad_cases(
+            world, told.evaluation_id, threshold=0.3, kinds=[number], class_name=name, page_size=200
+        )
+        assert page.total_size == expected.image_ids().size
+        assert sum(len(case.faults) for case in page.bad_cases) == len(expected)
+        assert all(fault.kind == number for case in page.bad_cases for fault in case.faults)
+
+
+async def image_reads(start: Start, account_id: str) -> tuple[int, int]:
+    connection = await asyncpg.connect(start.database_url)
+    try:
+        row = await connection.fetchrow(
+            "SELECT coalesce(sum(reads), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM image_read "
+            "WHERE account_id = $1",
+            account_id,
+        )
+    finally:
+        await connection.close()
+    assert row is not None
+    return row[0], row[1]
+
+
+async def test_images_are_read_only_on_request_and_every_read_is_counted(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        plain = await list_bad_cases(world, told.evaluation_id, threshold=0.3)
+        assert await image_reads(start, world.account_id) == (0, 0)
+        shown = await list_bad_cases(world, told.evaluation_id, threshold=0.3, include_images=True)
+        assert [case.image.decode() for case in shown.bad_cases] == [str(case.image_id) for case in shown.bad_cases]
+        size = sum(len(case.image) for case in shown.bad_cases)
+        assert await image_reads(start, world.account_id) == (len(shown.bad_cases), size)
+        for case in shown.bad_cases:
+            case.ClearField("image")
+        assert plain.bad_cases == shown.bad_cases, "the report is the same without"
+
+
+async def test_a_page_with_images_ends_before_it_grows_too_large_and_the_next_goes_on(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        plain = await list_bad_cases(world, told.evaluation_id, threshold=0.0)
+        folder = f"system/{world.account_id}/images"
+        first, second, third, *_ = plain.bad_cases
+        await world.objects.put(f"{folder}/i{first.image_id}", b"1" * 2_000_000)
+        await world.objects.put(f"{folder}/i{second.image_id}", b"2" * 2_000_000)
+        await world.objects.put(f"{folder}/i{third.image_id}", b"3" * 20_000_000)
+        found, token = [], ""
+        while True:
+            page = await list_bad_cases(world, told.evaluation_id, threshold=0.0, include_images=True, page_token=token)
+            found += [(case.image_id, case.image) for case in page.bad_cases]
+            token = page.next_page_token
+            if not token:
+                break
+        assert [image_id for image_id, _ in found] == [case.image_id for case in plain.bad_cases]
+        assert [image[:1] for _, image in found[:3]] == [b"1", b"2", b""], "one that never fits comes empty"
+
+
+async def test_an_image_that_the_store_no_longer_has_comes_empty(world: World) -> None:
+    _, told = await scored(world)
+    plain = await list_bad_cases(world, told.evaluation_id, threshold=0.3)
+    gone = plain.bad_cases[0].image_id
+    await world.objects.delete(f"system/{world.account_id}/images/i{gone}")
+    shown = await list_bad_cases(world, told.evaluation_id, threshold=0.3, include_images=True)
+    assert [case.image_id for case in shown.bad_cases if not case.image] == [gone]
+
+
+async def test_without_room_in_memory_it_answers_all_the_same(start: Start) -> None:
+    async with start(cache_bytes=0) as world:
+        model, told = await scored(world)
+        check_figures(await at(world, told.evaluation_id, 0.3), model.test, 0.3)
+
+
+async def test_results_that_were_changed_in_the_store_are_refused(world: World) -> None:
+    _, told = await scored(world)
+    (key,) = [key for key in await world.objects.keys(f"system/{world.account_id}/evaluations") if "scored" in key]
+    await world.objects.put(key, b"other")
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await at(world, told.evaluation_id, 0.3)
+    assert refusal.value.code() is grpc.StatusCode.DATA_LOSS
+
+
+IMAGE = {"id": 1, "file_name": "a", "width": 10, "height": 10, "split": "test"}
+CATEGORIES = [{"id": 0, "name": "cup"}]
+LABEL = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 1, 2, 2]}
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"images": [], "annotations": [], "categories": CATEGORIES}, NOTHING_TO_SCORE),
+        ([], "no COCO document"),
+        ({"images": 5, "annotations": [], "categories": CATEGORIES}, "images are no list"),
+        ({"images": [None], "annotations": [], "categories": CATEGORIES}, "images are no list"),
+        ({"images": [IMAGE | {"id": [1]}], "annotations": [], "categories": CATEGORIES}, "id, width and height"),
+        ({"images": [IMAGE], "annotations": [LABEL | {"bbox": 3}], "categories": CATEGORIES}, "annotation 1"),
+        ({"images": [IMAGE], "annotations": [LABEL | {"category_id": 9}], "categories": CATEGORIES}, "category 9"),
+        ({"images": [IMAGE | {"id": 7}], "annotations": [], "categories": CATEGORIES}, "images are not in both"),
+    ],
+)
+async def test_labels_that_cannot_be_scored_end_in_a_sentence_and_the_next_model_is_scored(
+    world: World, document: Any, says: str
+) -> None:
+    files = {
+        "detections_test.npz": detections([1], [1], [0.5]).to_bytes(),
+        "detections_validation.npz": Detections.collect([], []).to_bytes(),
+    }
+    model = await stored_model(world.objects, world.account_id, document, ["cup"], files)
+    await world.tell(model)
+    told = await world.ended(model)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_FAILED
+    assert says in told.error_message
+    assert (told.images, told.HasField("map_50")) == (0, False)
+    await scored(world)
+
+
+async def test_an_empty_validation_split_recommends_no_threshold(world: World) -> None:
+    document = {"images": [IMAGE], "annotations": [LABEL], "categories": CATEGORIES}
+    files = {
+        "detections_test.npz": detections([1], [1], [0.5]).to_bytes(),
+        "detections_validation.npz": Detections.collect([], []).to_bytes(),
+    }
+    model = await stored_model(world.objects, world.account_id, document, ["cup"], files)
+    await world.tell(model)
+    told = await world.ended(model)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED, told.error_message
+    assert not told.HasField("recommended_threshold")
+
+
+async def test_a_run_without_a_model_is_no_evaluation(world: World) -> None:
+    run = training_pb2.Run(run_id=new_id(), account_id=world.account_id, task_id=new_id())
+    without = event(training_events.RunEnded(run=run), "training", world.account_id, run.task_id, run.run_id)
+    await publish(world.jetstream, without)
+    _, told = await scored(world)  # events are taken in order, so the other one has been
+    listed = await world.stub.ListEvaluations(evaluation_pb2.ListEvaluationsRequest(), metadata=world.viewer)
+    assert [entry.evaluation_id for entry in listed.evaluations] == [told.evaluation_id]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])
+async def test_a_threshold_that_is_no_score_is_refused(world: World, threshold: float) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="threshold") as refusal:
+        await at(world, new_id(), threshold)
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_no_call_shows_another_account_that_an_evaluation_exists(world: World) -> None:
+    _, told = await scored(world)
+    stranger = world.tokens.metadata(Role.OWNER, new_id())
+    stub, evaluation_id = world.stub, told.evaluation_id
+    calls: tuple[tuple[Any, Message], ...] = (
+        (stub.GetEvaluation, evaluation_pb2.GetEvaluationRequest(evaluation_id=evaluation_id)),
+        (
+            stub.GetPrecisionRecallCurves,
+            evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id),
+        ),
+        (stub.ListBadCases, evaluation_pb2.ListBadCasesRequest(evaluation_id=evaluation_id)),
+        (stub.ListEvaluations, evaluation_pb2.ListEvaluationsRequest(account_id=world.account_id)),
+    )
+    for call, request in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await call(request, metadata=stranger)
+        assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+    mine = await stub.ListEvaluations(evaluation_pb2.ListEvaluationsRequest(), metadata=stranger)
+    assert not mine.evaluations

@@ -1,0 +1,143 @@
+"""How attempts end that never get as far as their child, against the real training service."""
+
+from __future__ import annotations  # some of grpc's classes exist only for type checkers
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.lib.auth import Role
+from saucer.lib.grpc_client import TokenFile
+from saucer.lib.objects import Objects
+from saucer.training.main import TrainingSettings, wire
+from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2_grpc
+from saucer.worker.attempt import Attempt
+from saucer.worker.child_process import ChildGoneError, ChildProcess
+from saucer.worker.heart import LeaseLostError
+from saucer.worker.transfer import ImageCache
+from tests.support.events import publish
+from tests.support.services import Running, ServiceRunner, Tokens
+from tests.support.shapes import write_shapes
+from tests.support.training import ScriptedWorker, Start, object_store, store_shapes
+
+
+async def no_child() -> ChildProcess:
+    raise ChildGoneError("The training process was ended by SIGKILL.")
+
+
+@dataclass
+class Bench:
+    running: Running
+    tokens: Tokens
+    objects: Objects
+    folder: Path
+    jetstream: JetStreamContext
+
+    async def attempt(self, start: Start) -> Attempt:
+        """The next of this start, queued here if it is the first."""
+        await publish(self.jetstream, start.queued())
+        worker = ScriptedWorker.of(self.running.channel, self.tokens)
+        assert await worker.take()
+        assert worker.lease.run.run_id == start.run_id
+        return Attempt(
+            worker.lease,
+            stub=worker_pb2_grpc.WorkerServiceStub(self.running.channel),
+            token=TokenFile(self.tokens.file(Role.WORKER)),
+            objects=self.objects,
+            cache=ImageCache(self.folder / "images", self.objects, 1_000_000),
+            workdir=self.folder,
+            child=no_child,
+            threads=1,
+        )
+
+    async def run(self, start: Start) -> training_pb2.Run:
+        stub = training_pb2_grpc.TrainingServiceStub(self.running.channel)
+        viewer = self.tokens.metadata(Role.VIEWER, start.account_id)
+        return await stub.GetRun(training_pb2.GetRunRequest(run_id=start.run_id), metadata=viewer)
+
+
+@pytest.fixture
+async def bench(
+    run_service: ServiceRunner, tokens: Tokens, tmp_path: Path, jetstream: JetStreamContext
+) -> AsyncIterator[Bench]:
+    url, objects = object_store(tmp_path)
+    async with run_service("training", TrainingSettings, wire, object_store_url=url) as running:
+        yield Bench(running, tokens, objects, tmp_path, jetstream)
+
+
+async def shapes(bench: Bench, *, train: int) -> Start:
+    return await store_shapes(bench.objects, write_shapes(bench.folder / "data", train=train, validation=1, test=1))
+
+
+async def test_data_without_a_training_image_is_the_users_to_mend(bench: Bench) -> None:
+    start = await shapes(bench, train=0)
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert (run.state, run.end_reason) == (training_pb2.RUN_STATE_ENDED, training_pb2.END_REASON_FAILED)
+    assert "training split has no images" in run.error_message
+
+
+@pytest.mark.parametrize(("changed", "named"), [({"input_size": 100}, "input_size"), ({"epochs": 0}, "epochs")])
+async def test_settings_that_cannot_be_trained_with_are_named(
+    bench: Bench, changed: dict[str, int], named: str
+) -> None:
+    start = replace(await shapes(bench, train=1), **changed)  # type: ignore[arg-type]  # fields of Start
+    await (await bench.attempt(start)).go()
+    run = await bench.run(start)
+    assert run.state == training_pb2.RUN_STATE_ENDED
+    assert named in run.error_message
+
+
+@pytest.mark.parametrize("data_is_there", [True, False])
+async def test_a_lost_child_or_missing_data_costs_an_attempt_and_the_run_is_queued_again(
+    bench: Bench, data_is_there: bool
+) -> None:
+    start = await shapes(bench, train=1) if data_is_there else Start()
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert (run.state, run.attempt) == (training_pb2.RUN_STATE_QUEUED, 1)
+    assert run.error_message
+
+
+async def test_a_stop_before_the_child_has_the_job_ends_the_run_without_a_model(bench: Bench) -> None:
+    start = await shapes(bench, train=1)
+    attempt = await bench.attempt(start)
+    await publish(bench.jetstream, start.stop_requested())
+    await wait_for_stop(bench, start)
+    assert await attempt.go() == "stopped_by_user"
+    run = await bench.run(start)
+    assert (run.end_reason, run.model_id) == (training_pb2.END_REASON_STOPPED_BY_USER, "")
+
+
+async def test_a_worker_that_stops_gives_the_run_back_at_once(bench: Bench) -> None:
+    start = await shapes(bench, train=1)
+    attempt = await bench.attempt(start)
+    attempt.release()
+    assert await attempt.go() == "released"
+    assert (await bench.run(start)).state == training_pb2.RUN_STATE_QUEUED
+
+
+async def test_a_lease_that_is_gone_ends_the_attempt_and_tells_nothing(bench: Bench) -> None:
+    start = await shapes(bench, train=1)
+    attempt = await bench.attempt(start)
+    thief = ScriptedWorker.of(bench.running.channel, bench.tokens)
+    thief.lease = attempt._lease
+    await thief.finish(training_pb2.END_REASON_FAILED, released=True)
+    with pytest.raises(LeaseLostError):
+        await attempt.go()
+
+
+async def wait_for_stop(bench: Bench, start: Start) -> None:
+    """Until the service has consumed the stop: what was published after it is there."""
+    marker = Start()
+    await publish(bench.jetstream, marker.queued())
+    while True:
+        try:
+            await bench.run(marker)
+        except grpc.aio.AioRpcError:
+            continue
+        return

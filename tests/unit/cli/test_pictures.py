@@ -1,0 +1,163 @@
+"""The pictures: PNG files of a stated size that say what they show, also where there is nothing to show."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saucer.cli import pictures
+from saucer.cli.pictures import (
+    CHART_PX,
+    Curve,
+    LabelledBox,
+    Tile,
+    boxes_on_image,
+    precision_recall,
+    sheet,
+    training_curve,
+)
+
+CUP = LabelledBox(20, 30, 120, 110, "cup", 0.9)
+PLATE = LabelledBox(-15, 60, 400, 300, "plate", 0.4)
+
+
+def photograph(width: int = 320, height: int = 240, orientation: int | None = None) -> bytes:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new("RGB", (width, height), (120, 130, 140)).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def opened(path: Path) -> Image.Image:
+    image = Image.open(path)
+    assert image.format == "PNG"
+    return image
+
+
+def ink(image: Image.Image) -> int:
+    """Pixels that are not white."""
+    return int((np.asarray(image.convert("L")) < 200).sum())
+
+
+def test_a_training_curve_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
+    path = tmp_path / "curve.png"
+    metrics = [{"epoch": epoch / 4, "loss": 3 / (1 + epoch), "lr": 0.002} for epoch in range(1, 20)]
+    metrics += [{"epoch": float(epoch), "map_50": 0.15 * epoch, "map": 0.1 * epoch} for epoch in range(1, 5)]
+    training_curve(path, metrics, expected_accuracy=0.9)
+    assert opened(path).size == CHART_PX
+
+
+def test_the_expected_accuracy_is_drawn(tmp_path: Path) -> None:
+    metrics = [{"epoch": 1.0, "loss": 1.0, "lr": 0.1, "map_50": 0.5}]
+    training_curve(tmp_path / "with.png", metrics, expected_accuracy=0.9)
+    training_curve(tmp_path / "without.png", metrics)
+    assert ink(opened(tmp_path / "with.png")) > ink(opened(tmp_path / "without.png")) + 300
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [],
+        [{"epoch": 1.0}],
+        [{"epoch": 0.1, "loss": float("nan"), "lr": float("inf")}],
+        [{"epoch": 0.1, "loss": 2.0}],
+        [{"epoch": 1.0, "map_50": 0.0}],
+    ],
+)
+def test_a_training_curve_of_little_or_nothing_is_still_a_picture(
+    tmp_path: Path, metrics: list[dict[str, float]]
+) -> None:
+    training_curve(tmp_path / "curve.png", metrics, expected_accuracy=0.8)
+    image = opened(tmp_path / "curve.png")
+    assert image.size == CHART_PX
+    assert ink(image) > 300
+
+
+def curve(name: str, ap: float) -> Curve:
+    return Curve(name, ap, [0.1, 0.5, 0.9], [1.0, 0.9, 0.6], [0.9, 0.6, 0.1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 80])
+def test_precision_and_recall_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
+    precision_recall(tmp_path / "pr.png", [curve(f"class {i}", i / 80) for i in range(count)], threshold=0.5)
+    image = opened(tmp_path / "pr.png")
+    assert image.size == CHART_PX
+    assert ink(image) > 300
+
+
+def test_a_class_without_detections_or_none_above_the_threshold_has_no_dot_and_no_failure(tmp_path: Path) -> None:
+    precision_recall(tmp_path / "pr.png", [Curve("cup", 0.0, [], [], []), curve("plate", 0.7)], threshold=0.95)
+    assert opened(tmp_path / "pr.png").size == CHART_PX
+
+
+def test_only_boxes_from_the_threshold_on_are_drawn() -> None:
+    both = boxes_on_image(photograph(), [CUP, PLATE], ["cup", "plate"], 0.4)
+    one = boxes_on_image(photograph(), [CUP, PLATE], ["cup", "plate"], 0.41)
+    none = boxes_on_image(photograph(), [CUP, PLATE], ["cup", "plate"], 0.95)
+    ground = np.array((120, 130, 140))
+    coloured = [
+        int((np.abs(np.asarray(Image.open(io.BytesIO(png)))[:240].astype(int) - ground).max(axis=2) > 40).sum())
+        for png in (both, one, none)
+    ]
+    assert coloured[0] > coloured[1] > coloured[2] == 0
+
+
+def test_the_image_keeps_its_size_above_a_line_of_text() -> None:
+    png = Image.open(io.BytesIO(boxes_on_image(photograph(), [], ["cup"], 0.5)))
+    assert png.format == "PNG"
+    assert png.width == 320
+    assert 240 < png.height < 300
+
+
+def test_a_photograph_is_turned_as_its_camera_was_held() -> None:
+    png = Image.open(io.BytesIO(boxes_on_image(photograph(orientation=6), [], [], 0.5)))
+    assert png.width == 240
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", photograph()[:300]])
+def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="cannot be read"):
+        boxes_on_image(data, [CUP], ["cup"])
+
+
+def test_an_image_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 320 * 240 - 1)
+    with pytest.raises(ValueError, match="320 x 240"):
+        boxes_on_image(photograph(), [CUP], ["cup"])
+
+
+def test_a_sheet_has_room_for_each_tile_and_draws_truth_and_finding_differently(tmp_path: Path) -> None:
+    truth, found = [CUP._replace(score=None)], [CUP]
+    sheet(tmp_path / "truth.png", [Tile(photograph(), truth, [], "a miss")] * 4, 2, classes=["cup"])
+    sheet(tmp_path / "found.png", [Tile(photograph(), [], found, "a false positive")] * 4, 2, classes=["cup"])
+    one, other = opened(tmp_path / "truth.png"), opened(tmp_path / "found.png")
+    assert one.size == other.size
+    assert not np.array_equal(np.asarray(one), np.asarray(other))
+    sheet(tmp_path / "six.png", [Tile(photograph())] * 6, 2)
+    assert opened(tmp_path / "six.png").height > one.height
+
+
+def test_an_empty_sheet_says_so(tmp_path: Path) -> None:
+    sheet(tmp_path / "sheet.png", [], 3, title="Bad cases")
+    assert ink(opened(tmp_path / "sheet.png")) > 300
+
+
+def test_an_unreadable_image_leaves_a_tile_and_a_long_caption_is_cut(tmp_path: Path) -> None:
+    sheet(tmp_path / "sheet.png", [Tile(b"nonsense", [CUP], [], "word " * 200), Tile(photograph(1, 900))], 2)
+    assert ink(opened(tmp_path / "sheet.png")) > 300
+
+
+def test_a_sheet_of_too_many_tiles_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_TILES", 4)
+    sheet(tmp_path / "four.png", [Tile(photograph())] * 4, 2)
+    sheet(tmp_path / "many.png", [Tile(photograph())] * 50, 2)
+    assert opened(tmp_path / "four.png").size == opened(tmp_path / "many.png").size
+
+
+def test_a_sheet_without_columns_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="columns"):
+        sheet(tmp_path / "sheet.png", [], 0)

@@ -1,0 +1,448 @@
+"""The verbs of services that answer as a script says: what is sent, what is printed, how a failure goes on."""
+
+# ruff: noqa: N802 - gRPC names methods as the protos do
+
+import io
+import tarfile
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from PIL import Image
+
+from saucer.cli import connection, datasets, deployments
+from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
+from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
+from saucer.lib.ids import new_id
+from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
+from saucer.task.v1 import task_pb2, task_pb2_grpc
+from saucer.training.v1 import training_pb2, training_pb2_grpc
+from tests.support.cli import Cli
+
+# Fixed: parallel test processes must collect the same tests.
+ACCOUNT, TASK, RUN, MODEL, EVALUATION, DEPLOYMENT, VERSION = (
+    f"01a20aea-dd68-71ee-af64-{number:012d}" for number in range(7)
+)
+ONNX = b"onnx" * 1000
+
+
+def not_found(context: grpc.ServicerContext) -> None:
+    context.abort(grpc.StatusCode.NOT_FOUND, "There is no such thing.")
+
+
+@dataclass
+class Script(
+    task_pb2_grpc.TaskServiceServicer,
+    dataset_pb2_grpc.DatasetServiceServicer,
+    training_pb2_grpc.TrainingServiceServicer,
+    evaluation_pb2_grpc.EvaluationServiceServicer,
+    publishing_pb2_grpc.PublishingServiceServicer,
+):
+    """All services in one. Keeps what it was sent."""
+
+    requests: list[Any] = field(default_factory=list)
+    uploaded: bytearray = field(default_factory=bytearray)
+    upload_size: int = 0
+    fail_writes_at: int = -1
+    watched: int = 0
+    import_polls: int = 0
+
+    def task(self, state: Any, progress: float) -> task_pb2.Task:
+        task = task_pb2.Task(
+            task_id=TASK,
+            state=state,
+            progress=progress,
+            currency="EUR",
+            cost_micros=30_000,
+            run_id=RUN,
+            model_id=MODEL,
+            evaluation_id=EVALUATION,
+            best_map_50=0.7,
+            epoch=8 * progress,
+        )
+        task.form.display_name = "cups"
+        task.config.epochs = 8
+        task.config.max_duration.seconds = 3600
+        task.config.expected_accuracy = 0.8
+        task.elapsed.seconds = 70
+        task.time_left.seconds = 100
+        return task
+
+    def CreateTask(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return self.task(task_pb2.TASK_STATE_QUEUED, 0)
+
+    def QuoteTask(self, request: Any, context: Any) -> Any:
+        return task_pb2.TaskQuote(hold_micros=7_200_000, currency="EUR", warnings=["It is slow."])
+
+    def GetTask(self, request: Any, context: Any) -> Any:
+        if request.task_id != TASK:
+            not_found(context)
+        return self.task(task_pb2.TASK_STATE_SUCCEEDED, 1)
+
+    def ListTasks(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return task_pb2.ListTasksResponse(tasks=[self.task(task_pb2.TASK_STATE_TRAINING, 0.5)])
+
+    def WatchTask(self, request: Any, context: Any) -> Iterator[Any]:
+        self.watched += 1
+        if self.watched == 1:
+            yield self.task(task_pb2.TASK_STATE_TRAINING, 0.42)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        yield self.task(task_pb2.TASK_STATE_TRAINING, 0.9)
+        yield self.task(task_pb2.TASK_STATE_SUCCEEDED, 1)
+
+    def CreateUpload(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        self.upload_size = request.size_bytes
+        return self.upload()
+
+    def upload(self) -> dataset_pb2.Upload:
+        return dataset_pb2.Upload(upload_id=RUN, size_bytes=self.upload_size, committed_bytes=len(self.uploaded))
+
+    def GetUpload(self, request: Any, context: Any) -> Any:
+        return self.upload()
+
+    def WriteUpload(self, request: Any, context: Any) -> Any:
+        if len(self.uploaded) == self.fail_writes_at:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "The disk is full.")
+        assert request.offset_bytes == len(self.uploaded)
+        self.uploaded += request.data
+        return self.upload()
+
+    def ImportDataset(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return dataset_pb2.Import(import_id=RUN, state=dataset_pb2.IMPORT_STATE_QUEUED)
+
+    def GetImport(self, request: Any, context: Any) -> Any:
+        self.import_polls += 1
+        if self.import_polls < 3:
+            return dataset_pb2.Import(
+                import_id=RUN, state=dataset_pb2.IMPORT_STATE_IMPORTING, images_done=self.import_polls, images_total=3
+            )
+        ended = dataset_pb2.Import(
+            import_id=RUN, state=dataset_pb2.IMPORT_STATE_SUCCEEDED, images_done=3, images_total=3
+        )
+        ended.dataset_version_id = VERSION
+        ended.report.counts.add(reason="BOX_OF_NO_AREA", count=2)
+        ended.report.items.add(reason="BOX_OF_NO_AREA", item="17", message="The box has no area.")
+        return ended
+
+    def GetDatasetVersion(self, request: Any, context: Any) -> Any:
+        version = dataset_pb2.DatasetVersion(dataset_version_id=VERSION, display_name="cups", classes=["cup"])
+        version.statistics.classes.add(class_name="cup", boxes=5, images=3, share=1.0)
+        return version
+
+    def GetRun(self, request: Any, context: Any) -> Any:
+        if request.run_id != RUN:
+            not_found(context)
+        return training_pb2.Run(run_id=RUN)
+
+    def ListMetrics(self, request: Any, context: Any) -> Any:
+        points = [
+            training_pb2.MetricPoint(
+                sequence=n, epoch=n / 2, iteration=n, values={"loss": 1 / n, "lr": 0.1, "map_50": 0.5}
+            )
+            for n in range(1, 5)
+        ]
+        return training_pb2.ListMetricsResponse(points=points)
+
+    def StreamMetrics(self, request: Any, context: Any) -> Iterator[Any]:
+        yield from self.ListMetrics(request, context).points
+
+    def ListLogLines(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return training_pb2.ListLogLinesResponse(
+            lines=[training_pb2.LogLine(text="lost it", level=training_pb2.LOG_LEVEL_WARNING)]
+        )
+
+    def StreamLogLines(self, request: Any, context: Any) -> Iterator[Any]:
+        """Breaks off after each line."""
+        number = request.after_sequence + 1
+        yield training_pb2.LogLine(sequence=number, text=f"line {number}", level=training_pb2.LOG_LEVEL_INFO)
+        if number < 3:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    def GetModel(self, request: Any, context: Any) -> Any:
+        if request.model_id != MODEL:
+            not_found(context)
+        model = training_pb2.Model(model_id=MODEL, display_name="cups", classes=["cup"])
+        model.files.add(name="model.onnx", size_bytes=len(ONNX), sha256=sha256(ONNX).hexdigest())
+        model.files.add(name="bad.txt", size_bytes=4, sha256=sha256(b"good").hexdigest())
+        return model
+
+    def DownloadModelFile(self, request: Any, context: Any) -> Iterator[Any]:
+        data = ONNX if request.name == "model.onnx" else b"evil"
+        for start in range(0, len(data), 1024):
+            yield training_pb2.FileChunk(data=data[start : start + 1024])
+
+    def GetEvaluation(self, request: Any, context: Any) -> Any:
+        if request.evaluation_id != EVALUATION:
+            not_found(context)
+        self.requests.append(request)
+        evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, images=10, map_50=0.81, threshold=0.25)
+        evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
+        return evaluation
+
+    def GetPrecisionRecallCurves(self, request: Any, context: Any) -> Any:
+        curves = evaluation_pb2.PrecisionRecallCurves()
+        curve = curves.curves.add(class_name="cup", ap_50=0.81)
+        curve.points.add(recall=0.5, precision=1.0, threshold=0.9)
+        curve.points.add(recall=0.9, precision=0.6, threshold=0.1)
+        return curves
+
+    def ListBadCases(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        case = evaluation_pb2.BadCase(file_name="a.jpg", image=photograph() if request.include_images else b"")
+        case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup")
+        case.truth.add(x1=1, y1=1, x2=30, y2=30, class_name="cup")
+        return evaluation_pb2.ListBadCasesResponse(bad_cases=[case])
+
+    def CreateDeployment(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return publishing_pb2.Deployment(
+            deployment_id=DEPLOYMENT, state=publishing_pb2.DEPLOYMENT_STATE_QUEUED, warnings=["It runs until stopped."]
+        )
+
+    def GetDeployment(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.Deployment(
+            deployment_id=DEPLOYMENT,
+            state=publishing_pb2.DEPLOYMENT_STATE_ACTIVE,
+            classes=["cup", "plate"],
+            thresholds=[publishing_pb2.ClassThreshold(class_name="cup", threshold=0.6)],
+        )
+
+    def StopDeployment(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, state=publishing_pb2.DEPLOYMENT_STATE_STOPPED)
+
+    def Predict(self, request: Any, context: Any) -> Any:
+        found = publishing_pb2.PredictResponse(width=64, height=48, highest_score=0.7)
+        found.detections.add(class_name="cup", score=0.7, x1=2, y1=2, x2=30, y2=30, above_threshold=True)
+        found.detections.add(class_name="plate", score=0.2, x1=5, y1=5, x2=60, y2=40)
+        return found
+
+
+def photograph() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), (120, 130, 140)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    monkeypatch.setattr(datasets, "POLL_S", 0)
+    monkeypatch.setattr(deployments, "POLL_S", 0)
+    monkeypatch.setattr(connection, "RECONNECT_S", 0)
+    return Script()  # type: ignore[abstract] # no test makes the other calls
+
+
+@pytest.fixture
+def cli(script: Script, tmp_path: Path) -> Iterator[Cli]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    task_pb2_grpc.add_TaskServiceServicer_to_server(script, server)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(script, server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(script, server)
+    evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(script, server)
+    publishing_pb2_grpc.add_PublishingServiceServicer_to_server(script, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    names = ("task", "dataset", "training", "evaluation", "publishing")
+    yield Cli.write(
+        tmp_path / "profile.json",
+        dict.fromkeys(names, address),
+        account_id=ACCOUNT,
+        region_id="local",
+        spec_id="cpu-2",
+    )
+    server.stop(0)
+
+
+CREATE = ("task", "create", "--name", "cups", "--dataset", VERSION, "--max-duration", "15m", "--epochs", "8")
+
+
+def test_a_task_is_created_from_its_options_and_the_profiles_defaults(cli: Cli, script: Script) -> None:
+    assert cli.json(*CREATE, "--expected-accuracy", "0.8")["taskId"] == TASK
+    (request,) = script.requests
+    form = request.form
+    assert (request.account_id, form.region_id, form.spec_id, form.scene) == (
+        ACCOUNT,
+        "local",
+        "cpu-2",
+        "object-detection",
+    )
+    assert (form.max_duration.seconds, form.epochs, form.expected_accuracy) == (900, 8, 0.8)
+    assert not form.HasField("lr")
+
+
+def test_a_repeated_command_sends_the_same_request_id(cli: Cli, script: Script) -> None:
+    request_id = new_id()
+    for _ in range(2):
+        cli(*CREATE, "--request-id", request_id)
+    cli(*CREATE)
+    first, second, third = (request.request_id for request in script.requests)
+    assert first == second == request_id != third
+
+
+def test_a_quote_prints_its_warnings_beside_the_figures(cli: Cli) -> None:
+    result = cli.result("task", "quote", *CREATE[2:])
+    assert "7.20 EUR" in result.stdout
+    assert "It is slow." in result.stderr
+
+
+def test_tasks_are_filtered_by_state(cli: Cli, script: Script) -> None:
+    assert "training" in cli("task", "list", "--state", "training", "--state", "queued")
+    assert list(script.requests[0].states) == [task_pb2.TASK_STATE_TRAINING, task_pb2.TASK_STATE_QUEUED]
+
+
+def test_watching_survives_a_restart_and_prints_a_line_for_each_change(cli: Cli, script: Script) -> None:
+    result = cli.result("task", "watch", TASK)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert script.watched == 2
+    assert len(lines) == 3
+    assert "42 %" in lines[0]
+    for part in (
+        "epoch 3.4 of 8",
+        "0:01:10 of 1:00:00",
+        "0:01:40 left",
+        "0.03 EUR so far",
+        "best map_50 0.700 of 0.800",
+    ):
+        assert part in lines[0]
+    assert "succeeded" in result.stdout
+
+
+def test_watching_with_json_prints_a_snapshot_a_line(cli: Cli) -> None:
+    states = [task["state"] for task in cli.lines("task", "watch", TASK)]
+    assert states == ["TASK_STATE_TRAINING", "TASK_STATE_TRAINING", "TASK_STATE_SUCCEEDED"]
+
+
+def folder(tmp_path: Path) -> Path:
+    source = tmp_path / "cups"
+    (source / "images").mkdir(parents=True)
+    (source / "images" / "a.jpg").write_bytes(b"a" * 2_500_000)
+    (source / "labels.json").write_text("{}")
+    (source / ".hidden").write_text("x")
+    return source
+
+
+def test_a_folder_is_packed_uploaded_and_imported(cli: Cli, script: Script, tmp_path: Path) -> None:
+    text = cli("dataset", "import", str(folder(tmp_path)))
+    with tarfile.open(fileobj=io.BytesIO(bytes(script.uploaded))) as tar:
+        assert tar.getnames() == ["images/a.jpg", "labels.json"]
+    assert script.requests[-1].display_name == "cups"
+    assert script.requests[-1].upload_id == RUN
+    assert "BOX_OF_NO_AREA" in text
+    assert "and 1 more" in text
+    assert VERSION in text
+
+
+def test_an_interrupted_upload_goes_on_where_it_was(cli: Cli, script: Script, tmp_path: Path) -> None:
+    source = folder(tmp_path)
+    script.fail_writes_at = 2 * datasets.CHUNK_BYTES
+    said = cli.fails("dataset", "import", str(source))
+    assert f"--upload-id {RUN}" in said
+    assert "The disk is full." in said
+    script.fail_writes_at = -1
+    # Packed again later, the folder gives the same bytes.
+    (source / "labels.json").touch()
+    imported = cli.json("dataset", "import", str(source), "--upload-id", RUN)
+    assert imported["datasetVersion"]["datasetVersionId"] == VERSION
+    assert len(script.uploaded) == script.upload_size
+
+
+def test_another_archive_cannot_go_on_with_an_upload(cli: Cli, script: Script, tmp_path: Path) -> None:
+    script.upload_size = 7
+    assert "another one?" in cli.fails("dataset", "import", str(folder(tmp_path)), "--upload-id", RUN)
+
+
+def test_an_empty_folder_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "holds no files" in cli.fails("dataset", "import", str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("identifier", [RUN, TASK])
+def test_metrics_are_printed_and_drawn_by_run_or_task(cli: Cli, tmp_path: Path, identifier: str) -> None:
+    assert "loss 0.25  lr 0.1  map_50 0.5" in cli("run", "metrics", identifier)
+    assert len(cli.json("run", "metrics", identifier)) == 4
+    cli("run", "metrics", identifier, "--follow", "--plot", str(tmp_path / "curve.png"))
+    assert Image.open(tmp_path / "curve.png").format == "PNG"
+
+
+def test_an_id_of_nothing_is_not_found(cli: Cli) -> None:
+    assert "NOT_FOUND" in cli.fails("run", "metrics", new_id())
+
+
+def test_the_log_is_searched_or_followed(cli: Cli, script: Script) -> None:
+    assert "WARNING  lost it" in cli(
+        "run", "logs", RUN, "--keyword", "lost", "--level", "warning", "--since", "2026-01-02"
+    )
+    (request,) = script.requests
+    assert list(request.keywords) == ["lost"]
+    assert request.min_level == training_pb2.LOG_LEVEL_WARNING
+    assert request.HasField("start_time")
+
+
+def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
+    assert [line["text"] for line in cli.lines("run", "logs", RUN, "--follow")] == ["line 1", "line 2", "line 3"]
+    cli.fails("run", "logs", RUN, "--follow", "--keyword", "x", code=2)
+
+
+def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Script, tmp_path: Path) -> None:
+    text = cli("evaluation", "show", TASK, "--threshold", "0.25", "--plot", str(tmp_path / "pr.png"))
+    assert "0.810" in text
+    assert script.requests[-1].threshold == 0.25
+    assert Image.open(tmp_path / "pr.png").format == "PNG"
+
+
+def test_bad_cases_read_images_only_for_the_sheet(cli: Cli, script: Script, tmp_path: Path) -> None:
+    assert "miss of cup" in cli("evaluation", "bad-cases", EVALUATION, "--kind", "miss")
+    assert not script.requests[-1].include_images
+    cli("evaluation", "bad-cases", EVALUATION, "--sheet", str(tmp_path / "sheet.png"))
+    assert script.requests[-1].include_images
+    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+
+
+def test_a_model_is_downloaded_and_checked(cli: Cli, tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    cli("model", "download", TASK, "model.onnx", "--output", str(target))
+    assert (target / "model.onnx").read_bytes() == ONNX
+    assert "checksum" in cli.fails("model", "download", MODEL, "bad.txt", "--output", str(target))
+    assert [file.name for file in target.iterdir()] == ["model.onnx"]
+    assert "it has model.onnx" in cli.fails("model", "download", MODEL, "other", "--output", str(target))
+
+
+def test_a_deployment_is_made_waited_for_and_stopped(cli: Cli, script: Script) -> None:
+    text = cli("deploy", TASK, "--threshold", "cup=0.6", "--max-duration", "2h", "--wait")
+    request = script.requests[-1]
+    assert (request.model_id, request.display_name, request.max_duration.seconds) == (MODEL, "cups", 7200)
+    assert request.thresholds[0] == publishing_pb2.ClassThreshold(class_name="cup", threshold=0.6)
+    assert "active" in text
+    assert "stopped" in cli("deployment", "stop", DEPLOYMENT, "--wait")
+    cli.fails("deploy", TASK, "--threshold", "cup", code=2)
+
+
+def test_predictions_are_filtered_and_drawn(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    image, target = str(tmp_path / "a.jpg"), tmp_path / "drawn"
+    default = cli("predict", DEPLOYMENT, image, "--output", str(target))
+    assert "cup" in default
+    assert "plate" not in default
+    assert Image.open(target / "a.png").width == 64
+    assert "plate" in cli("predict", DEPLOYMENT, image, "--threshold", "0.1")
+    nothing = cli("predict", DEPLOYMENT, image, "--threshold", "0.9", "--output", str(target))
+    assert "the highest score below it is 0.70" in nothing
+    (found,) = cli.lines("predict", DEPLOYMENT, image)
+    assert len(found["detections"]) == 2
+
+
+def test_every_verb_has_help_and_starts_without_drawing(cli: Cli) -> None:
+    from saucer.cli.main import TOPICS  # noqa: PLC0415
+
+    for topic in TOPICS:
+        assert cli.result(topic, "--help").exit_code == 0, topic

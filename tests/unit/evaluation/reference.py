@@ -1,0 +1,93 @@
+"""The definitions of METRICS.md read out loud: plain loops over boxes, filtered first and matched afterwards."""
+
+from dataclasses import dataclass, field
+
+from saucer.evaluation.truth import Truth
+from tests.unit.evaluation.generated import Columns
+
+Box = list[float]
+
+
+@dataclass
+class Answer:
+    """At one threshold: true positives as detection → truth, ignored detections, faults as (kind, detection, truth)."""
+
+    found: dict[int, int] = field(default_factory=dict)
+    ignored: set[int] = field(default_factory=set)
+    faults: set[tuple[str, int | None, int | None]] = field(default_factory=set)
+    overlaps: dict[int, float] = field(default_factory=dict)
+
+
+def answer_at(truth: Truth, detections: Columns, threshold: float) -> Answer:
+    kept = [row for row, score in enumerate(detections.score.tolist()) if score >= threshold]
+    answer = Answer()
+    for image in truth.images.tolist():
+        truths = [row for row in range(truth.label.size) if truth.image_id[row] == image]
+        mine = [row for row in kept if detections.image_id[row] == image]
+        mine.sort(key=lambda row: -float(detections.score[row]))
+        _match_image(truth, detections, truths, mine, answer)
+    return answer
+
+
+def _match_image(truth: Truth, detections: Columns, truths: list[int], mine: list[int], answer: Answer) -> None:
+    labels, crowds = truth.label.tolist(), truth.crowd.tolist()
+    boxes: dict[int, Box] = {row: truth.box[row].tolist() for row in truths}
+    told: set[int] = set()
+    taken: set[int] = set()
+    for detection in mine:
+        label, box = int(detections.label[detection]), [float(value) for value in detections.box[detection]]
+        own = [row for row in truths if labels[row] == label and not crowds[row]]
+        others = [row for row in truths if labels[row] != label and not crowds[row]]
+        crowd = [row for row in truths if labels[row] == label and crowds[row]]
+        free = _best(box, [row for row in own if row not in taken], boxes)
+        if free and free[1] >= 0.5:
+            taken.add(free[0])
+            answer.found[detection] = free[0]
+            answer.overlaps[detection] = free[1]
+            continue
+        if any(_share_in(box, boxes[row]) >= 0.5 for row in crowd):
+            answer.ignored.add(detection)
+            continue
+        best_own, best_other = _best(box, own, boxes), _best(box, others, boxes)
+        own_iou = best_own[1] if best_own else 0.0
+        fault: tuple[str, int | None, int | None] = ("FALSE_POSITIVE", detection, None)
+        if best_other and best_other[1] >= 0.5 and best_other[1] > own_iou:
+            fault = ("CONFUSED", detection, best_other[0])
+            told.add(best_other[0])
+            answer.overlaps[detection] = best_other[1]
+        elif best_own and own_iou >= 0.5:
+            fault = ("FALSE_POSITIVE", detection, best_own[0])
+            answer.overlaps[detection] = own_iou
+        elif best_own and own_iou >= 0.1:
+            fault = ("POORLY_PLACED", detection, best_own[0])
+            told.add(best_own[0])
+            answer.overlaps[detection] = own_iou
+        answer.faults.add(fault)
+    for row in truths:
+        if not crowds[row] and row not in taken and row not in told:
+            answer.faults.add(("MISS", None, row))
+
+
+def _best(box: Box, rows: list[int], boxes: dict[int, Box]) -> tuple[int, float] | None:
+    """The row of highest IoU, of equals the last."""
+    best: tuple[int, float] | None = None
+    for row in rows:
+        iou = _iou(box, boxes[row])
+        if best is None or iou >= best[1]:
+            best = (row, iou)
+    return best
+
+
+def _iou(a: Box, b: Box) -> float:
+    shared = _shared(a, b)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared) if shared else 0.0
+
+
+def _share_in(box: Box, crowd: Box) -> float:
+    shared = _shared(box, crowd)
+    return shared / ((box[2] - box[0]) * (box[3] - box[1])) if shared else 0.0
+
+
+def _shared(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return width * height if width > 0 and height > 0 else 0.0

@@ -1,0 +1,96 @@
+"""What is read from a finished evaluation, compared with the arithmetic that it is made of."""
+
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from saucer.evaluation.bad_cases import FaultKind, bad_cases
+from saucer.evaluation.matching import StoredFormError, match
+from saucer.evaluation.reading import at_threshold, find_bad_cases
+from saucer.evaluation.stored import LabelledSet, Loaded, load
+from saucer.evaluation.truth import Truth, from_coco
+from saucer.serving.detections import Detections
+from tests.unit.evaluation.generated import generate
+
+SEEDS = range(40)
+THRESHOLDS = (0.0, 0.05, 0.3, 0.5, 0.75, 1.0)
+
+
+def stored(seed: int) -> tuple[bytes, bytes, bytes]:
+    """Truth, detections and what matches them, as they lie in the store."""
+    document, classes, columns = generate(seed)
+    truth = from_coco(document, classes)
+    detections = Detections(columns.images, columns.image_id, columns.box, columns.score, columns.label)
+    names = tuple(f"i{image_id}" for image_id in truth.images.tolist())
+    test_set = LabelledSet(truth, names, tuple(f"Foto ü {name}" for name in names))
+    return test_set.to_bytes(), detections.to_bytes(), match(truth, detections).to_bytes()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_number_of_bad_images_is_that_of_the_listed_ones(seed: int) -> None:
+    loaded = load(*stored(seed))
+    scores = loaded.scored.score.tolist()[:20]
+    for threshold in (*THRESHOLDS, *scores, *(np.nextafter(np.float32(score), np.float32(2)) for score in scores)):
+        assert loaded.bad_images(float(threshold)) == bad_cases(loaded.scored, float(threshold)).image_ids().size
+        assert at_threshold(loaded, float(threshold)).bad_images == loaded.bad_images(float(threshold))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pages_of_bad_cases_join_to_the_whole_list_worst_first(seed: int) -> None:
+    loaded = load(*stored(seed))
+
+    def page(offset: int, limit: int) -> list[tuple[int, int]]:
+        cases, total = find_bad_cases(loaded, 0.3, kinds=[], class_name="", offset=offset, limit=limit)
+        assert total == len(expected)
+        return [(-len(case.faults), case.image_id) for case in cases]
+
+    expected = sorted((-len(faults), image_id) for image_id, faults in bad_cases(loaded.scored, 0.3).by_image())
+    assert page(0, 1000) == expected
+    assert [case for offset in range(0, len(expected), 2) for case in page(offset, 2)] == expected
+    assert page(len(expected), 2) == []
+
+
+def test_a_case_shows_every_truth_and_the_detections_above_the_threshold() -> None:
+    loaded = load(*stored(10))
+    cases, _ = find_bad_cases(loaded, 0.3, kinds=[FaultKind.MISS], class_name="", offset=0, limit=10)
+    for case in cases:
+        assert len(case.truth) == (loaded.truth.image_id == case.image_id).sum()
+        above = (loaded.detections.image_id == case.image_id) & (loaded.detections.score >= np.float32(0.3))
+        assert len(case.detections) == above.sum()
+        assert (case.object_name, case.file_name) == (f"i{case.image_id}", f"Foto ü i{case.image_id}")
+        assert {fault.kind for fault in case.faults} == {FaultKind.MISS}
+        assert all(fault.detection is None for fault in case.faults)
+
+
+def test_a_class_that_there_is_not_has_no_bad_case() -> None:
+    assert find_bad_cases(load(*stored(10)), 0.3, kinds=[], class_name="fork", offset=0, limit=10) == ([], 0)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_stored_test_set_is_read_as_it_was(seed: int) -> None:
+    data = stored(seed)[0]
+    document, classes, _ = generate(seed)
+    read, truth = LabelledSet.from_bytes(data).truth, from_coco(document, classes)
+    for field in fields(Truth):
+        if field.name != "classes":
+            assert np.array_equal(getattr(read, field.name), getattr(truth, field.name))
+            assert getattr(read, field.name).dtype == getattr(truth, field.name).dtype
+    assert read.classes == truth.classes
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-40], lambda _: b"", lambda _: b"{}"])
+@pytest.mark.parametrize("which", range(3))
+def test_other_bytes_are_refused(which: int, spoil: Callable[[bytes], bytes]) -> None:
+    files = list(stored(3))
+    files[which] = spoil(files[which])
+    with pytest.raises(StoredFormError):
+        load(*files)
+
+
+def test_the_memory_that_it_takes_is_not_underestimated() -> None:
+    loaded = load(*stored(37))
+    columns = sum(getattr(loaded.scored, field.name).nbytes for field in fields(loaded.scored))
+    assert loaded.size_bytes > columns
+    assert isinstance(loaded, Loaded)

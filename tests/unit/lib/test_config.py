@@ -1,0 +1,58 @@
+"""Settings: an unknown one, a missing one and a bad value each end the start with a sentence."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from saucer.lib.config import PREFIX, ServiceSettings, load
+
+GOOD = {
+    "LISTEN": "127.0.0.1:1",
+    "NATS_URL": "nats://x",
+    "PUBLIC_KEYS_FILE": "/keys.json",
+    "DATABASE_URL": "postgresql://x",
+    "TOKEN_FILE": "/token",
+}
+
+
+def loaded(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> ServiceSettings:
+    """With the good settings, changed; None leaves one out."""
+    for name in os.environ:
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+    for name, value in (GOOD | changes).items():
+        if value is not None:
+            monkeypatch.setenv(PREFIX + name, value)
+    return load(ServiceSettings)
+
+
+def sentence(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> str:
+    with pytest.raises(SystemExit) as end:
+        loaded(monkeypatch, **changes)
+    assert isinstance(end.value.code, str)
+    return end.value.code
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = loaded(monkeypatch, LOG_FORMAT="text")
+    assert settings.token_file == Path("/token")
+    assert settings.log_format == "text"
+
+
+def test_an_unknown_setting_ends_the_start_and_a_likely_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        sentence(monkeypatch, DATABSE_URL="x") == "The setting SAUCER_DATABSE_URL is unknown. "
+        "Did you mean SAUCER_DATABASE_URL?"
+    )
+    assert "There are: SAUCER_DATABASE_URL, " in sentence(monkeypatch, QQQ="x")
+
+
+def test_a_missing_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sentence(monkeypatch, TOKEN_FILE=None).startswith("The setting SAUCER_TOKEN_FILE cannot be used:")
+
+
+def test_a_bad_value_ends_the_start_and_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = sentence(monkeypatch, LOG_LEVEL="LOUD", LISTEN=None, NAT_URL="x").splitlines()
+    assert len(lines) == 3
+    assert any("SAUCER_LOG_LEVEL cannot be used" in line and "'DEBUG'" in line for line in lines)

@@ -1,0 +1,167 @@
+"""The life of a deployment as a table: every allowed move, and every other pair refused; and what it is charged."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saucer.publishing import domain
+from saucer.publishing.domain import (
+    PROBE_GAP_LIMIT,
+    PROGRESS_EVERY,
+    ChargeStatus,
+    DeploymentState,
+    EndReason,
+    Evaluation,
+)
+from tests.unit.publishing.examples import EVALUATION, NOW, PARITY, active, pending, queued
+
+ALLOWED = {
+    ("PENDING", "WAITING"),
+    ("PENDING", "QUEUED"),
+    ("PENDING", "REFUSED"),
+    ("PENDING", "STOPPED"),
+    ("PENDING", "FAILED"),
+    ("WAITING", "QUEUED"),
+    ("WAITING", "STOPPED"),
+    ("WAITING", "FAILED"),
+    ("QUEUED", "DEPLOYING"),
+    ("QUEUED", "STOPPED"),
+    ("QUEUED", "FAILED"),
+    ("DEPLOYING", "ACTIVE"),
+    ("DEPLOYING", "STOPPING"),
+    ("DEPLOYING", "FAILED"),
+    ("ACTIVE", "DEGRADED"),
+    ("ACTIVE", "STOPPING"),
+    ("DEGRADED", "ACTIVE"),
+    ("DEGRADED", "STOPPING"),
+    ("DEGRADED", "FAILED"),
+    ("STOPPING", "STOPPED"),
+    ("STOPPED", "PENDING"),
+    ("FAILED", "PENDING"),
+    ("REFUSED", "PENDING"),
+}
+
+
+@pytest.mark.parametrize("target", DeploymentState)
+@pytest.mark.parametrize("source", DeploymentState)
+def test_only_the_moves_of_the_table_are_allowed(source: DeploymentState, target: DeploymentState) -> None:
+    start = replace(pending(), state=source)
+    if (source.value, target.value) in ALLOWED:
+        moved = domain.transition(start, target, NOW)
+        assert moved.state is target
+        assert (moved.ended_at is not None) == moved.at_rest
+        assert (moved.charge_status is ChargeStatus.BILLING) == (target is DeploymentState.ACTIVE)
+        assert (moved.probed_at is not None) == (target is DeploymentState.ACTIVE)
+    else:
+        with pytest.raises(ValueError, match=f"from {source} to {target}"):
+            domain.transition(start, target, NOW)
+
+
+@pytest.mark.parametrize("reason", EndReason)
+@pytest.mark.parametrize("state", DeploymentState)
+def test_a_stop_ends_at_once_what_triton_has_nothing_of_and_asks_it_of_the_rest(
+    state: DeploymentState, reason: EndReason
+) -> None:
+    stopped = domain.stop(replace(pending(), state=state), reason, NOW)
+    if state in domain.UNPLACED:
+        assert (stopped.state, stopped.end_reason) == (DeploymentState.STOPPED, reason)
+    elif state in domain.AT_REST or state is DeploymentState.STOPPING:
+        assert stopped.state is state
+        assert stopped.end_reason is None
+    else:
+        assert (stopped.state, stopped.end_reason, stopped.stop_requested) == (DeploymentState.STOPPING, reason, True)
+        assert domain.stop(stopped, EndReason.ARREARS, NOW) == stopped, "the first reason stays"
+        assert domain.stopped(stopped, NOW).end_reason is reason
+
+
+def test_arrears_show_in_the_charge_status_until_a_new_start_is_granted() -> None:
+    stopped = domain.stopped(domain.stop(active(), EndReason.ARREARS, NOW), NOW)
+    assert stopped.charge_status is ChargeStatus.STOPPED_FOR_ARREARS
+    again = domain.queue(domain.start_again(stopped, "again", NOW), 2, 1, "EUR", NOW)
+    assert again.charge_status is ChargeStatus.NOT_BILLING
+
+
+def test_a_refused_first_start_is_refused_and_a_refused_new_start_is_where_it_was() -> None:
+    assert domain.refuse(pending(), "short", 1, NOW).state is DeploymentState.REFUSED
+    stopped = domain.stopped(domain.stop(active(), EndReason.STOPPED_BY_USER, NOW), NOW)
+    back = domain.refuse(domain.start_again(stopped, "again", NOW), "short", 1, NOW)
+    assert (back.state, back.end_reason, back.parity) == (DeploymentState.STOPPED, EndReason.STOPPED_BY_USER, PARITY)
+    assert back.start_number == 2, "a refused hold's id is used up"
+
+
+def test_a_new_start_that_is_granted_starts_with_nothing_of_the_former() -> None:
+    counted = domain.count(active(), NOW + timedelta(seconds=5))
+    failed = domain.fail(domain.degrade(counted, "dead", NOW), EndReason.FAILED, "dead", NOW, None)
+    again = domain.start_again(failed, "again", NOW)
+    assert again.charged_ms == 0, "the counter goes with the hold"
+    assert domain.queue(again, 7_200_000, 3_600_000, "EUR", NOW) == replace(
+        queued(), start_number=2, start_request_id="again", revision=again.revision
+    )
+
+
+def test_thresholds_are_the_given_then_the_recommended_then_one_half() -> None:
+    classes = ("cup", "plate")
+    assert domain.choose_thresholds(classes, {"plate": 0.9}, EVALUATION) == (("cup", 0.3), ("plate", 0.9))
+    assert domain.choose_thresholds(classes, {}, EVALUATION) == (("cup", 0.3), ("plate", 0.4))
+    nothing = Evaluation("e", "m", {}, None)
+    assert domain.choose_thresholds(classes, {"cup": 0.0}, nothing) == (("cup", 0.0), ("plate", 0.5))
+
+
+def test_a_gap_between_probes_counts_up_to_its_limit_and_a_gap_in_serving_not_at_all() -> None:
+    late = domain.count(active(), NOW + 10 * PROBE_GAP_LIMIT)
+    assert late.charged_ms == PROBE_GAP_LIMIT // timedelta(milliseconds=1)
+    hour = NOW + timedelta(hours=1)
+    back = domain.recover(domain.degrade(late, "dead", NOW + 11 * PROBE_GAP_LIMIT), hour)
+    assert back.charged_ms == late.charged_ms
+    assert domain.count(back, hour + timedelta(seconds=2)).charged_ms == late.charged_ms + 2000
+    assert back.active_at == NOW
+
+
+def test_a_clock_that_goes_back_takes_nothing_off() -> None:
+    assert domain.count(active(), NOW - timedelta(hours=1)).charged_ms == 0
+
+
+@given(st.lists(st.integers(0, 60_000), max_size=40), st.integers(10_000, 120_000))
+def test_whatever_the_probes_it_is_charged_no_more_than_it_served_and_than_its_max_duration(
+    gaps: list[int], max_duration_ms: int
+) -> None:
+    deployment, now = active(max_duration_ms), NOW
+    for gap in gaps:
+        now += timedelta(milliseconds=gap)
+        former = deployment
+        deployment = domain.count(deployment, now)
+        assert former.charged_ms <= deployment.charged_ms <= max_duration_ms
+        if deployment.state is DeploymentState.STOPPING:
+            assert (deployment.end_reason, deployment.charged_ms) == (EndReason.DURATION_REACHED, max_duration_ms)
+            break
+        assert deployment.stop_at == now + timedelta(milliseconds=max_duration_ms - deployment.charged_ms)
+    assert deployment.charged_ms <= (now - NOW) / timedelta(milliseconds=1)
+
+
+def test_the_counter_is_told_once_a_minute() -> None:
+    deployment = active()
+    told = set()
+    for seconds in range(0, 150, 2):
+        deployment = domain.count(deployment, NOW + timedelta(seconds=seconds))
+        told.add(deployment.progressed_at)
+    assert told == {NOW, NOW + PROGRESS_EVERY, NOW + 2 * PROGRESS_EVERY}
+
+
+def test_the_pause_between_attempts_grows_to_its_greatest() -> None:
+    deployment = domain.deploy(queued(), NOW)
+    pauses = []
+    for _ in range(100):
+        deployment = domain.retry_after(deployment, "no", NOW)
+        assert deployment.retry_at is not None
+        pauses.append(deployment.retry_at - NOW)
+    assert pauses[0] == domain.RETRY_FIRST
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == domain.RETRY_GREATEST
+
+
+def test_the_cost_is_the_floor_of_whole_seconds() -> None:
+    deployment = replace(active(), charged_ms=90_999, price_per_hour_micros=3_600_000)
+    assert deployment.cost_micros == 90_000

@@ -1,0 +1,117 @@
+"""Image bytes to pixels: what is accepted, what is refused, and before which cost."""
+
+import contextlib
+import io
+import struct
+import zlib
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from saucer.serving import decode as decode_module
+from saucer.serving.decode import MAX_PIXELS, decode
+from saucer.serving.errors import UnreadableImage
+from saucer.serving.header import stated_size
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+
+
+def picture(width: int = 40, height: int = 24) -> Image.Image:
+    ramp = np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)
+    return Image.fromarray(ramp)
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_format_decodes_to_blue_green_red_pixels(kind: str) -> None:
+    red = Image.new("RGB", (40, 24), (250, 10, 10))
+    pixels = decode(encoded(red, kind))
+    assert pixels.shape == (24, 40, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels[..., 2].min() > 235
+    assert pixels[..., 0].max() < 30
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("BMP", {}),
+        ("WEBP", {"lossless": False}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+    ],
+)
+def test_the_header_states_the_size(kind: str, options: dict[str, object]) -> None:
+    assert stated_size(encoded(picture(123, 45), kind, **options)) == (123, 45)
+
+
+def test_a_grey_image_becomes_three_channels() -> None:
+    assert decode(encoded(Image.new("L", (8, 6), 77), "PNG")).tolist() == np.full((6, 8, 3), 77).tolist()
+
+
+def test_transparency_is_dropped() -> None:
+    assert decode(encoded(Image.new("RGBA", (8, 6), (1, 2, 3, 0)), "PNG")).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize(("orientation", "upright"), [(1, (24, 40)), (3, (24, 40)), (6, (40, 24)), (8, (40, 24))])
+def test_exif_orientation_is_applied(orientation: int, upright: tuple[int, int]) -> None:
+    image = picture()
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    data = encoded(image, "JPEG", exif=exif.tobytes())
+    assert stated_size(data) == (40, 24)
+    assert decode(data).shape[:2] == upright
+
+
+def test_bytes_of_no_known_format_are_refused() -> None:
+    for data in (b"", b"GIF89a" + bytes(40), b"II*\0" + bytes(40), b"hello"):
+        with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP or BMP"):
+            decode(data)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_cut_of_an_image_is_refused_or_decodes_to_its_size(kind: str) -> None:
+    data = encoded(picture(), kind)
+    for length in range(0, len(data), max(1, len(data) // 60)):
+        with contextlib.suppress(UnreadableImage):
+            assert decode(data[:length]).shape == (24, 40, 3)
+
+
+def test_damaged_pixels_behind_a_good_header_are_refused() -> None:
+    data = encoded(picture(), "PNG")
+    with pytest.raises(UnreadableImage, match="damaged"):
+        decode(data[:33] + bytes(len(data) - 33))
+
+
+def test_an_image_over_the_pixel_limit_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def png(width: int, height: int) -> bytes:
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+    monkeypatch.setattr(decode_module, "cv2", None)  # any use of the decoder would fail
+    with pytest.raises(UnreadableImage, match=f"60000 × 60000 pixels, more than {MAX_PIXELS}"):
+        decode(png(60_000, 60_000))
+    with pytest.raises(UnreadableImage, match="size of 0 × 5"):
+        decode(png(0, 5))
+
+
+def test_an_image_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode_module, "MAX_BYTES", 10)
+    with pytest.raises(UnreadableImage, match="more than 10"):
+        decode(encoded(picture(), "PNG"))
+
+
+def test_pixels_are_what_opencv_decodes() -> None:
+    data = encoded(picture(), "JPEG", quality=80)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert (decode(data) == expected).all()

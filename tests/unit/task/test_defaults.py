@@ -1,0 +1,71 @@
+"""What is derived for a user who left it open, and what is refused."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saucer.task import scenes
+from saucer.task.defaults import INPUT_SIZES, MAX_EPOCHS, Data, Machine, derive, estimate_ms
+from saucer.task.domain import Refused
+from tests.unit.task.examples import form
+
+CPU = Machine(gpus=0, cpu_cores=2)
+GPU = Machine(gpus=1, cpu_cores=16)
+SCENES = scenes.load()
+DATA = Data("d", "m", "0" * 64, "i", ("cup", "plate"), 300, 60, 60, 640, 480, 0.03)
+
+
+def test_every_default_comes_with_its_reason() -> None:
+    _, derived = derive(form(), SCENES["object-detection"], DATA, CPU)
+    assert {note.field for note in derived} >= {"input_size", "batch_size", "epochs", "lr", "warmup", "max_duration"}
+    assert all(note.reason for note in derived)
+
+
+def test_what_the_user_chose_is_taken_as_it_is() -> None:
+    chosen = form(epochs=3, lr=0.01, batch_size=4, warmup=0, input_size=128, max_duration_ms=60_000)
+    config, derived = derive(chosen, SCENES["object-detection"], DATA, CPU)
+    assert (config.epochs, config.lr, config.batch_size, config.warmup) == (3, 0.01, 4, 0)
+    assert {note.field for note in derived} == {"starting_point"}
+
+
+def test_small_objects_get_a_larger_input_and_a_processor_a_limit() -> None:
+    tiny = replace(DATA, median_box_share=0.0005, median_width=4000, median_height=3000)
+    on_gpu, _ = derive(form(), SCENES["object-detection"], tiny, GPU)
+    on_cpu, _ = derive(form(), SCENES["object-detection"], tiny, CPU)
+    assert on_gpu.input_size == 640
+    assert on_cpu.input_size == 320
+
+
+def test_the_cup_and_plate_scene_refuses_data_without_its_classes() -> None:
+    with pytest.raises(Refused, match="plate"):
+        derive(form(), SCENES["cup-and-plate"], replace(DATA, classes=("cup", "fork")), CPU)
+
+
+def test_the_cup_and_plate_scene_has_its_own_expected_accuracy_and_a_form_overrides_it() -> None:
+    assert derive(form(), SCENES["cup-and-plate"], DATA, CPU)[0].expected_accuracy == 0.88
+    assert derive(form(expected_accuracy=0.5), SCENES["cup-and-plate"], DATA, CPU)[0].expected_accuracy == 0.5
+
+
+def test_data_without_training_images_is_refused() -> None:
+    with pytest.raises(Refused, match="no images"):
+        derive(form(), SCENES["object-detection"], replace(DATA, training_images=0), CPU)
+
+
+@given(
+    images=st.integers(1, 10**6),
+    share=st.floats(0, 1),
+    side=st.integers(1, 20_000),
+    gpus=st.integers(0, 8),
+)
+def test_whatever_the_data_the_configuration_can_be_trained(images: int, share: float, side: int, gpus: int) -> None:
+    data = replace(DATA, training_images=images, median_box_share=share, median_width=side, median_height=side)
+    machine = Machine(gpus, 4)
+    config, _ = derive(form(), SCENES["object-detection"], data, machine)
+    assert config.input_size in INPUT_SIZES
+    assert 1 <= config.batch_size <= max(1, images)
+    assert 1 <= config.epochs <= MAX_EPOCHS
+    assert 0 < config.lr <= 1
+    assert config.warmup >= 1
+    assert estimate_ms(config, data, machine) > 0

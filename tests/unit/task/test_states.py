@@ -1,0 +1,147 @@
+"""The life of a task as a table: every allowed move, and every other pair refused."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saucer.task import domain
+from saucer.task.domain import ChargeStatus, EndReason, Progress, Task, TaskState
+from tests.unit.task.examples import NOW, task
+
+ALLOWED = {
+    ("PENDING", "WAITING"),
+    ("PENDING", "QUEUED"),
+    ("PENDING", "REFUSED"),
+    ("PENDING", "STOPPED"),
+    ("PENDING", "FAILED"),
+    ("WAITING", "QUEUED"),
+    ("WAITING", "STOPPED"),
+    ("WAITING", "FAILED"),
+    ("QUEUED", "TRAINING"),
+    ("QUEUED", "EVALUATING"),
+    ("QUEUED", "STOPPED"),
+    ("QUEUED", "FAILED"),
+    ("TRAINING", "EVALUATING"),
+    ("TRAINING", "STOPPED"),
+    ("TRAINING", "FAILED"),
+    ("EVALUATING", "SUCCEEDED"),
+    ("EVALUATING", "STOPPED"),
+    ("EVALUATING", "FAILED"),
+    ("STOPPED", "PENDING"),
+    ("FAILED", "PENDING"),
+    ("REFUSED", "PENDING"),
+}
+
+
+@pytest.mark.parametrize("target", TaskState)
+@pytest.mark.parametrize("source", TaskState)
+def test_only_the_moves_of_the_table_are_allowed(source: TaskState, target: TaskState) -> None:
+    start = replace(task(), state=source)
+    if (source.value, target.value) in ALLOWED:
+        moved = domain.transition(start, target, NOW)
+        assert moved.state is target
+        assert (moved.ended_at is not None) == moved.at_rest
+    else:
+        with pytest.raises(ValueError, match=f"from {source} to {target}"):
+            domain.transition(start, target, NOW)
+
+
+@pytest.mark.parametrize(
+    ("reason", "state"),
+    [
+        ("COMPLETED", "SUCCEEDED"),
+        ("ACCURACY_REACHED", "SUCCEEDED"),
+        ("DURATION_REACHED", "SUCCEEDED"),
+        ("STOPPED_BY_USER", "STOPPED"),
+        ("ARREARS", "STOPPED"),
+        ("BUDGET_REACHED", "STOPPED"),
+        ("GROUP_ENDED", "STOPPED"),
+        ("ACCOUNT_SUSPENDED", "STOPPED"),
+        ("WAITED_TOO_LONG", "FAILED"),
+        ("FAILED", "FAILED"),
+    ],
+)
+def test_a_model_is_evaluated_and_the_task_rests_where_its_reason_says(reason: str, state: str) -> None:
+    evaluating = domain.end_run(training(), Progress(run_revision=9), EndReason(reason), "model", "", NOW)
+    assert evaluating.state is TaskState.EVALUATING
+    ended = domain.end_evaluation(evaluating, "evaluation", 0.9, "", NOW)
+    assert (ended.state, ended.test_map_50, ended.evaluation_id) == (TaskState(state), 0.9, "evaluation")
+
+
+@pytest.mark.parametrize("reason", EndReason)
+def test_a_run_without_a_model_has_not_succeeded(reason: EndReason) -> None:
+    ended = domain.end_run(training(), Progress(), reason, "", "nothing was learnt", NOW)
+    assert ended.state in {TaskState.STOPPED, TaskState.FAILED}
+
+
+def test_arrears_show_in_the_charge_status() -> None:
+    ended = domain.end_run(training(), Progress(), EndReason.ARREARS, "model", "", NOW)
+    assert ended.charge_status is ChargeStatus.STOPPED_FOR_ARREARS
+
+
+def test_a_refused_first_start_is_refused_and_a_refused_restart_is_where_it_was() -> None:
+    assert domain.refuse(task(), "short", 1, NOW).state is TaskState.REFUSED
+    stopped = replace(
+        task(),
+        state=TaskState.STOPPED,
+        ended_at=NOW,
+        end_reason=EndReason.STOPPED_BY_USER,
+        model_id="model",
+        progress=Progress(run_id="run"),
+    )
+    pending = domain.restart(stopped, "again", from_scratch=False, max_duration_ms=None, now=NOW)
+    back = domain.refuse(pending, "short", 1, NOW)
+    assert (back.state, back.model_id, back.end_reason) == (TaskState.STOPPED, "model", EndReason.STOPPED_BY_USER)
+    assert back.start_number == 2, "a refused hold's id is used up"
+
+
+def test_a_restart_resumes_by_default_and_from_scratch_by_choice() -> None:
+    stopped = replace(task(), state=TaskState.STOPPED, ended_at=NOW, progress=Progress(run_id="run"))
+    assert domain.restart(stopped, "r", from_scratch=False, max_duration_ms=None, now=NOW).config.resume
+    assert not domain.restart(stopped, "r", from_scratch=True, max_duration_ms=None, now=NOW).config.resume
+
+
+def test_a_restart_carries_no_counter_of_the_former_start_under_its_new_hold() -> None:
+    stopped = replace(task(), state=TaskState.STOPPED, ended_at=NOW, progress=Progress(run_id="run", charged_ms=90_000))
+    pending = domain.restart(stopped, "again", from_scratch=False, max_duration_ms=None, now=NOW)
+    assert (pending.hold_id, pending.progress.charged_ms, pending.cost_micros) == ("t-2", 0, 0)
+
+
+def test_a_restart_that_is_granted_starts_with_nothing_of_the_former_start() -> None:
+    failed = replace(
+        task(), state=TaskState.FAILED, ended_at=NOW, end_reason=EndReason.FAILED, model_id="m", error_message="e"
+    )
+    pending = domain.restart(failed, "again", from_scratch=False, max_duration_ms=60_000, now=NOW)
+    queued = domain.queue(pending, 2, 1, "EUR", NOW)
+    assert (queued.model_id, queued.error_message, queued.end_reason, queued.former_state) == ("", "", None, None)
+    assert queued.config.max_duration_ms == 60_000
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10**6)), max_size=30))
+def test_snapshots_in_any_order_leave_the_newest(snapshots: list[tuple[int, int]]) -> None:
+    followed = queued()
+    for revision, charged_ms in snapshots:
+        progress = Progress(run_id="run", run_revision=revision, charged_ms=charged_ms)
+        followed = domain.follow(followed, progress, running=True, now=NOW + timedelta(seconds=revision))
+    positive = [revision for revision, _ in snapshots if revision > 0]
+    assert followed.progress.run_revision == max(positive, default=0)
+    assert followed.state is (TaskState.TRAINING if positive else TaskState.QUEUED)
+
+
+def test_nothing_that_comes_late_moves_a_task_at_rest() -> None:
+    ended = domain.end_run(training(), Progress(run_revision=5), EndReason.FAILED, "", "broken", NOW)
+    later = datetime(2030, 1, 1, tzinfo=UTC)
+    assert domain.follow(ended, Progress(run_revision=6), running=True, now=later) == ended
+    assert domain.end_run(ended, Progress(run_revision=7), EndReason.COMPLETED, "m", "", later) == ended
+    assert domain.end_evaluation(ended, "e", 0.5, "", later) == ended
+
+
+def queued() -> Task:
+    return domain.queue(task(), 2, 1, "EUR", NOW)
+
+
+def training() -> Task:
+    return domain.follow(queued(), Progress(run_id="run", run_revision=1), running=True, now=NOW)
