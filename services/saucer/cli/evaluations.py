@@ -1,6 +1,10 @@
 """`saucer evaluation`: at any threshold, without inference. A task's id stands for its evaluation."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Literal
 
 import click
 
@@ -13,7 +17,16 @@ from saucer.task.v1 import task_pb2
 EVALUATION = click.argument("evaluation_id", type=IDENTIFIER, metavar="EVALUATION_OR_TASK")
 THRESHOLD = click.option("--threshold", type=click.FloatRange(0, 1), help="Of the score; default: 0.5.")
 CURVE_POINTS = 1000
+PICTURE = click.Path(path_type=Path, dir_okay=False)
+SHARE = click.FloatRange(0, 1, min_open=True)
+BACKGROUND = "background"
 _KINDS = evaluation_pb2.FaultKind.DESCRIPTOR
+
+_GOALS = {
+    evaluation_pb2.THRESHOLD_GOAL_BEST_F1: "best F1",
+    evaluation_pb2.THRESHOLD_GOAL_PRECISION: "precision {}",
+    evaluation_pb2.THRESHOLD_GOAL_RECALL: "recall {}",
+}
 
 
 @click.group(cls=Topic)
@@ -53,7 +66,7 @@ def list_(app: App, task_id: str | None, model_id: str | None, limit: int) -> No
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw precision over recall as a PNG.")
+@click.option("--plot", type=PICTURE, help="Draw precision over recall as a PNG or SVG.")
 @pass_app
 def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | None) -> None:
     """Scores, as a whole and by class."""
@@ -119,8 +132,61 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
         request = evaluation_pb2.GetPrecisionRecallCurvesRequest(
             evaluation_id=found.evaluation_id, max_points=CURVE_POINTS
         )
-        plot_curves(plot, found, app.connection.evaluation.GetPrecisionRecallCurves(request))
-        app.output.remark(f"Drawn: {plot}")
+        curves = app.connection.evaluation.GetPrecisionRecallCurves(request)
+        with drawing(app, plot) as draw:
+            draw.curves(plot, found, curves)
+
+
+@evaluation.command()
+@EVALUATION
+@THRESHOLD
+@click.option("--plot", type=PICTURE, help="Draw it as a PNG or SVG.")
+@pass_app
+def confusion(app: App, evaluation_id: str, threshold: float | None, plot: Path | None) -> None:
+    """Which class is taken for which; the last row is what is not there, the last column what is not found."""
+    found = _evaluation(app, evaluation_id, threshold)
+    request = evaluation_pb2.GetConfusionMatrixRequest(evaluation_id=found.evaluation_id, threshold=threshold)
+    matrix = app.connection.evaluation.GetConfusionMatrix(request)
+    if app.output.as_json:
+        app.output.json(message_dict(matrix))
+    else:
+        names = [*matrix.class_names, BACKGROUND]
+        app.output.table(
+            f"Labels (down) taken for (across), at threshold {matrix.threshold:.2f}",
+            ("", *names),
+            [(name, *row.boxes) for name, row in zip(names, matrix.rows, strict=True)],
+        )
+    if plot is not None:
+        with drawing(app, plot) as draw:
+            draw.confusion(plot, matrix)
+
+
+@evaluation.command()
+@EVALUATION
+@click.option("--precision", type=SHARE, help="Also the lowest threshold that reaches it.")
+@click.option("--recall", type=SHARE, help="Also the highest threshold that reaches it.")
+@pass_app
+def thresholds(app: App, evaluation_id: str, precision: float | None, recall: float | None) -> None:
+    """Recommended thresholds: chosen on the validation split, shown with what they do on the test split."""
+    found = _evaluation(app, evaluation_id, None)
+    request = evaluation_pb2.RecommendThresholdsRequest(
+        evaluation_id=found.evaluation_id, precision=precision, recall=recall
+    )
+    app.output.listing(
+        "On the test split, with 95 % intervals",
+        ("class", "goal", "threshold", "precision", "", "recall", "", "F1"),
+        app.connection.evaluation.RecommendThresholds(request).recommendations,
+        lambda item: (
+            item.class_name or "all",
+            _GOALS[item.goal].format(f"{item.wanted:.2f}"),
+            ratio(item, "threshold"),
+            ratio(item.test, "precision"),
+            interval(item.test, "precision_interval"),
+            ratio(item.test, "recall"),
+            interval(item.test, "recall_interval"),
+            ratio(item.test, "f1"),
+        ),
+    )
 
 
 @evaluation.command("bad-cases")
@@ -128,7 +194,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
 @THRESHOLD
 @click.option("--kind", "kinds", type=enum_choice(_KINDS), multiple=True, help="Only with it; repeatable.")
 @click.option("--class", "class_name", default="", help="Only with a fault of this class.")
-@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Draw them as a PNG; reads the images.")
+@click.option("--sheet", type=PICTURE, help="Draw them as a PNG; reads the images.")
 @limit_option(24)
 @pass_app
 def bad_cases(
@@ -151,8 +217,8 @@ def bad_cases(
     )
     cases: list[evaluation_pb2.BadCase] = pages(app.connection.evaluation.ListBadCases, request, "bad_cases", limit)
     if sheet is not None:
-        draw_bad_cases(sheet, found, cases)
-        app.output.remark(f"Drawn: {sheet}")
+        with drawing(app, sheet) as draw:
+            draw.bad_cases(sheet, found, cases)
     for case in cases:
         case.ClearField("image")
     if app.output.as_json:
@@ -161,11 +227,23 @@ def bad_cases(
         app.output.table(
             f"Bad cases at threshold {found.threshold:.2f}",
             ("image", "faults"),
-            [(case.file_name, describe(case)) for case in cases],
+            [(case.file_name, describe_faults(case)) for case in cases],
         )
 
 
-def describe(case: evaluation_pb2.BadCase) -> str:
+@contextmanager
+def drawing(app: App, file: Path) -> Iterator[ModuleType]:
+    """The module that draws, for a picture into the file. Raises CliError if that cannot be written."""
+    from saucer.cli import evaluation_pictures  # noqa: PLC0415 - matplotlib, which other commands need not wait for
+
+    try:
+        yield evaluation_pictures
+    except OSError as error:
+        raise CliError(f"The picture cannot be written: {error}.") from error
+    app.output.remark(f"Drawn: {file}")
+
+
+def describe_faults(case: evaluation_pb2.BadCase) -> str:
     """`miss of cup, false positive of plate`."""
     return ", ".join(
         f"{enum_name(_KINDS, fault.kind)} of {fault.class_name}" if fault.class_name else enum_name(_KINDS, fault.kind)
@@ -173,50 +251,12 @@ def describe(case: evaluation_pb2.BadCase) -> str:
     )
 
 
-def plot_curves(
-    file: Path, evaluation: evaluation_pb2.Evaluation, curves: evaluation_pb2.PrecisionRecallCurves
-) -> None:
-    """Draws precision over recall. Raises CliError if the file cannot be written."""
-    from saucer.cli import pictures  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
-
-    drawn = [
-        pictures.Curve(
-            curve.class_name,
-            curve.ap_50,
-            [point.recall for point in curve.points],
-            [point.precision for point in curve.points],
-            [point.threshold for point in curve.points],
-        )
-        for curve in curves.curves
-    ]
-    title = f"Precision over recall: test mAP@0.50 {ratio(evaluation, 'map_50')}"
-    try:
-        pictures.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
-    except OSError as error:
-        raise CliError(f"The picture cannot be written: {error}.") from error
-
-
-def draw_bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: list[evaluation_pb2.BadCase]) -> None:
-    """Draws a sheet of cases that came with their images. Raises CliError if the file cannot be written."""
-    from saucer.cli import pictures  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
-
-    def box(item: evaluation_pb2.LabelledBox, score: float | None) -> pictures.LabelledBox:
-        return pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
-
-    tiles = [
-        pictures.Tile(
-            case.image,
-            [box(item, None) for item in case.truth],
-            [box(item, item.score) for item in case.detections],
-            describe(case),
-        )
-        for case in cases
-    ]
-    title = f"{evaluation.bad_cases} bad cases of {evaluation.images} images, at threshold {evaluation.threshold:.2f}"
-    try:
-        pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
-    except OSError as error:
-        raise CliError(f"The picture cannot be written: {error}.") from error
+def interval(counts: evaluation_pb2.MeasuredCounts, field: Literal["precision_interval", "recall_interval"]) -> str:
+    """`0.596 - 0.982`; nothing where there is none."""
+    if not counts.HasField(field):
+        return ""
+    bounds: evaluation_pb2.Interval = getattr(counts, field)
+    return f"{bounds.low:.3f} - {bounds.high:.3f}"
 
 
 def _evaluation(app: App, identifier: str, threshold: float | None) -> evaluation_pb2.Evaluation:

@@ -1,4 +1,6 @@
-"""Pictures of a run, an evaluation and of detections: pure functions from plain data to PNG.
+"""Pictures of a run, an evaluation and of detections: pure functions from plain data to PNG, charts to SVG as well.
+
+A chart is an SVG if its file's name ends so. Its text is drawn as outlines, so that it looks the same everywhere.
 
 Colours are those of Okabe and Ito, which people with any colour vision tell apart; line styles say what colour must not
 say alone. Nothing here keeps state: matplotlib's figures are objects of their own, never pyplot's.
@@ -29,6 +31,9 @@ BOXES = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)  # lighter ones fi
 CHART_PX = (1200, 720)
 DPI = 120
 MAX_CURVES = 12  # more cannot be told apart; beyond it the classes with the lowest AP are drawn
+MATRIX_PX = (1200, 1080)
+MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
+BACKGROUND = "background"
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
 TILE_PX = (380, 300)  # the room of an image on a sheet
@@ -151,6 +156,38 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
     _save(figure, path)
 
 
+def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:
+    """Draws boxes by what they are (down) and what they are taken for (across), each row in shares of its sum.
+
+    rows has one row and one column more than there are names, for the background. The size is MATRIX_PX.
+    """
+    figure = _figure(title, MATRIX_PX)
+    whole = np.asarray(rows, float).reshape(len(names) + 1, len(names) + 1)
+    if not whole.any():
+        _say(figure, "No matrix: there is neither a label nor a detection.")
+        _save(figure, path)
+        return
+    wrong = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diagonal(whole))[:-1]
+    drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
+    table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
+    labels = [*(names[place] for place in drawn), BACKGROUND]
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    axes = figure.subplots()
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
+    places = range(len(labels))
+    axes.set_xticks(places, labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center")
+    axes.set_yticks(places, labels)
+    axes.set(xlabel="found as", ylabel="labelled as")
+    size = max(6, 15 - len(labels) // 2)
+    for row, column in np.argwhere(table > 0).tolist():
+        ink = "white" if share[row, column] > 0.55 else INK
+        axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
+    if len(drawn) < len(names):
+        axes.set_title(f"the {len(drawn)} of {len(names)} classes with the most mistakes")
+    _save(figure, path, grid=False)
+
+
 def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence[str], threshold: float = 0.0) -> bytes:
     """A PNG of the image with the boxes from the threshold on, and a line below that says what is drawn.
 
@@ -205,20 +242,20 @@ def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Seque
     canvas.save(path, "PNG")
 
 
-def _figure(title: str) -> Figure:
-    figure = Figure(figsize=(CHART_PX[0] / DPI, CHART_PX[1] / DPI), dpi=DPI, layout="constrained")
+def _figure(title: str, size_px: tuple[int, int] = CHART_PX) -> Figure:
+    figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI, layout="constrained")
     if title:
         figure.suptitle(title)
     return figure
 
 
-def _save(figure: Figure, path: Path) -> None:
-    for axes in figure.axes:
+def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
+    for axes in figure.axes if grid else ():
         axes.spines["top"].set_visible(False)
         axes.set_axisbelow(True)
-    for axes in figure.axes[:2]:
+    for axes in figure.axes[:2] if grid else ():
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    figure.savefig(path, format="png", dpi=DPI)
+    figure.savefig(path, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=DPI)
 
 
 def _say(figure: Figure, sentence: str) -> None:

@@ -121,6 +121,18 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """SHA-256 of what a scoring left in the store, each empty while it is not there.
+
+    Evaluations that were scored before the validation split was kept have none of that.
+    """
+
+    scored: str = ""
+    validation: str = ""
+    truth: str = ""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The scores of a model on a test split."""
 
@@ -138,8 +150,7 @@ class Evaluation:
     crashes: int
     # Once it has succeeded.
     summary: Summary | None
-    scored_sha256: str
-    truth_sha256: str
+    sums: Sums
     duration_ms: int
     created_at: datetime
     ended_at: datetime | None
@@ -148,24 +159,27 @@ class Evaluation:
     @property
     def scored(self) -> StoredFile:
         """Where every detection is matched: a matching.Scored."""
-        return StoredFile(f"{self._folder}/scored.npz", self.scored_sha256)
+        return StoredFile(f"{self._folder}/scored.npz", self.sums.scored)
+
+    @property
+    def scored_validation(self) -> StoredFile:
+        """The same of the validation split."""
+        return StoredFile(f"{self._folder}/validation.npz", self.sums.validation)
 
     @property
     def truth(self) -> StoredFile:
         """The labels of the test split and the names of its images: a stored.LabelledSet."""
-        return StoredFile(f"{self._folder}/truth.npz", self.truth_sha256)
+        return StoredFile(f"{self._folder}/truth.npz", self.sums.truth)
 
     @property
     def _folder(self) -> str:
         return f"system/{self.account_id}/evaluations/{self.evaluation_id}"
 
 
-def succeed(
-    evaluation: Evaluation, summary: Summary, scored_sha256: str, truth_sha256: str, duration_ms: int, now: datetime
-) -> Evaluation:
+def succeed(evaluation: Evaluation, summary: Summary, sums: Sums, duration_ms: int, now: datetime) -> Evaluation:
     """At rest, with its figures. Raises ForbiddenMoveError if it is at rest already."""
     ended = _end(evaluation, EvaluationState.SUCCEEDED, duration_ms, now)
-    return replace(ended, summary=summary, scored_sha256=scored_sha256, truth_sha256=truth_sha256)
+    return replace(ended, summary=summary, sums=sums)
 
 
 def fail(evaluation: Evaluation, message: str, duration_ms: int, now: datetime) -> Evaluation:

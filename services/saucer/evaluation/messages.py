@@ -1,9 +1,15 @@
 """Domain to message, for replies and events alike."""
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from saucer.evaluation.bad_cases import FaultKind
 from saucer.evaluation.domain import AtThreshold, Evaluation
-from saucer.evaluation.metrics import PrPoints
+from saucer.evaluation.metrics import Counts, PrPoints
 from saucer.evaluation.reading import BadCase, CaseFault, LabelledBox
+from saucer.evaluation.recommending import Recommendation, wilson
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import to_duration, to_timestamp
 
@@ -78,6 +84,50 @@ def curve_message(name: str, ap_50: float | None, points: PrPoints) -> evaluatio
             )
         ],
     )
+
+
+def confusion_message(
+    threshold: float, classes: Sequence[str], matrix: NDArray[np.int64]
+) -> evaluation_pb2.ConfusionMatrix:
+    """Row by row, the background last."""
+    return evaluation_pb2.ConfusionMatrix(
+        threshold=threshold,
+        class_names=classes,
+        rows=[evaluation_pb2.ConfusionRow(boxes=row) for row in matrix.tolist()],
+    )
+
+
+def recommendation_message(
+    classes: Sequence[str], recommendation: Recommendation
+) -> evaluation_pb2.ThresholdRecommendation:
+    """Without threshold and figures where no threshold serves."""
+    label, validation, test = recommendation.label, recommendation.validation, recommendation.test
+    return evaluation_pb2.ThresholdRecommendation(
+        class_name="" if label is None else classes[label],
+        goal=evaluation_pb2.ThresholdGoal.Value(f"THRESHOLD_GOAL_{recommendation.goal}"),
+        wanted=recommendation.wanted,
+        threshold=recommendation.threshold,
+        validation=_measured_message(validation) if validation else None,
+        test=_measured_message(test) if test else None,
+    )
+
+
+def _measured_message(counts: Counts) -> evaluation_pb2.MeasuredCounts:
+    return evaluation_pb2.MeasuredCounts(
+        true_positives=counts.true_positives,
+        false_positives=counts.false_positives,
+        misses=counts.false_negatives,
+        precision=counts.precision,
+        precision_interval=_interval_message(counts.true_positives, counts.true_positives + counts.false_positives),
+        recall=counts.recall,
+        recall_interval=_interval_message(counts.true_positives, counts.truths),
+        f1=counts.f1,
+    )
+
+
+def _interval_message(part: int, whole: int) -> evaluation_pb2.Interval | None:
+    interval = wilson(part, whole)
+    return evaluation_pb2.Interval(low=interval.low, high=interval.high) if interval else None
 
 
 def bad_case_message(case: BadCase, image: bytes) -> evaluation_pb2.BadCase:

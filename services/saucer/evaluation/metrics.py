@@ -159,7 +159,8 @@ class _Curve:
         return Counts(self.truths, hits, self.score.size - first - hits)
 
     def points(self) -> PrPoints:
-        threshold, first = np.unique(self.score, return_index=True)
+        first = np.flatnonzero(np.append(True, self.score[1:] != self.score[:-1])[: self.score.size])
+        threshold = self.score[first]
         hits, kept = self.hits_from[first], self.score.size - first
         rows = slice(None, None, -1) if self.truths else slice(0)
         return PrPoints(threshold[rows], hits[rows] / max(self.truths, 1), (hits / kept)[rows])
@@ -220,6 +221,10 @@ class ThresholdCurves:
     def of_class(self, label: int, threshold: float) -> Counts:
         """Counts of one class, for a threshold of its own."""
         return self._classes[label].at(at_score_precision(threshold))
+
+    def at(self, label: int | None, threshold: float) -> Counts:
+        """Counts of one class, or of all together."""
+        return self.overall(threshold) if label is None else self.of_class(label, threshold)
 
     def points(self, label: int | None = None) -> PrPoints:
         """The precision-recall curve of a class, or of all together; no points where there is no truth."""

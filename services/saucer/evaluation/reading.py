@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from saucer.evaluation.bad_cases import Fault, FaultKind, Faults, bad_cases
 from saucer.evaluation.domain import AtThreshold
-from saucer.evaluation.matching import at_score_precision
 from saucer.evaluation.metrics import PrPoints, thin
 from saucer.evaluation.stored import Loaded
 
@@ -95,10 +94,8 @@ def _only(faults: Faults, images: NDArray[np.int32]) -> Faults:
 
 def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Fault]) -> BadCase:
     truth, detections = loaded.truth, loaded.detections
-    truths = np.flatnonzero(truth.image_id == image_id).tolist()
-    above = (detections.image_id == image_id) & (detections.score >= at_score_precision(threshold))
-    found = np.flatnonzero(above).tolist()
     place = int(np.searchsorted(truth.images, image_id))
+    truths, found = loaded.truths_of(place).tolist(), loaded.detections_of(place, threshold).tolist()
     place_of_truth = {row: number for number, row in enumerate(truths)}
     place_of_detection = {row: number for number, row in enumerate(found)}
     return BadCase(

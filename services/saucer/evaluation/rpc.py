@@ -3,7 +3,15 @@
 from datetime import datetime
 
 from saucer.evaluation.domain import DEFAULT_THRESHOLD
-from saucer.evaluation.messages import bad_case_message, curve_message, evaluation_message, read_kind
+from saucer.evaluation.messages import (
+    bad_case_message,
+    confusion_message,
+    curve_message,
+    evaluation_message,
+    read_kind,
+    recommendation_message,
+)
+from saucer.evaluation.recommending import Goal
 from saucer.evaluation.service import Evaluations
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.auth import current
@@ -59,6 +67,25 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
         max_points = max(request.max_points or DEFAULT_POINTS, LEAST_POINTS)
         curves = await self._evaluations.curves(request.evaluation_id, max_points)
         return evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in curves])
+
+    async def GetConfusionMatrix(
+        self, request: evaluation_pb2.GetConfusionMatrixRequest, context: Context
+    ) -> evaluation_pb2.ConfusionMatrix:
+        threshold = request.threshold if request.HasField("threshold") else DEFAULT_THRESHOLD
+        return confusion_message(threshold, *await self._evaluations.confusion(request.evaluation_id, threshold))
+
+    async def RecommendThresholds(
+        self, request: evaluation_pb2.RecommendThresholdsRequest, context: Context
+    ) -> evaluation_pb2.RecommendThresholdsResponse:
+        goals: dict[Goal, float | None] = {Goal.BEST_F1: None}
+        if request.HasField("precision"):
+            goals[Goal.PRECISION] = request.precision
+        if request.HasField("recall"):
+            goals[Goal.RECALL] = request.recall
+        classes, chosen = await self._evaluations.recommend(request.evaluation_id, goals)
+        return evaluation_pb2.RecommendThresholdsResponse(
+            recommendations=[recommendation_message(classes, recommendation) for recommendation in chosen]
+        )
 
     async def ListBadCases(
         self, request: evaluation_pb2.ListBadCasesRequest, context: Context

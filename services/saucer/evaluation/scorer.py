@@ -12,6 +12,7 @@ import asyncio
 import tempfile
 import time
 from contextlib import AsyncExitStack, suppress
+from dataclasses import fields
 from datetime import timedelta
 from typing import IO
 
@@ -19,7 +20,7 @@ import asyncpg
 import structlog
 from prometheus_client import Counter, Histogram
 
-from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary
+from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary, Sums
 from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
 from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
 from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
@@ -101,8 +102,8 @@ class Scorer:
         try:
             if evaluation.attempts > self._max_attempts:
                 raise CannotScoreError(f"It could not be scored in {self._max_attempts} attempts; the model is usable.")
-            summary, scored_sha256, truth_sha256 = await self._while_held(claim)
-            await self._evaluations.succeed(claim, summary, scored_sha256, truth_sha256, passed_ms())
+            summary, sums = await self._while_held(claim)
+            await self._evaluations.succeed(claim, summary, sums, passed_ms())
             scoring_seconds.observe(time.perf_counter() - started)
             return "succeeded"
         except CannotScoreError as error:
@@ -129,7 +130,7 @@ class Scorer:
             await self._evaluations.give_back(claim, _delay(evaluation.crashes + 1), crash=True)
             return "crashed"
 
-    async def _while_held(self, claim: Claim) -> tuple[Summary, str, str]:
+    async def _while_held(self, claim: Claim) -> tuple[Summary, Sums]:
         """Scores while the claim is prolonged; stops at once where it is lost."""
         making = asyncio.create_task(self._make(claim.evaluation))
         holding = asyncio.create_task(self._hold(claim))
@@ -158,24 +159,28 @@ class Scorer:
             else:
                 held_at_s = asked_at_s
 
-    async def _make(self, evaluation: Evaluation) -> tuple[Summary, str, str]:
-        """The summary, and the checksums of the two objects."""
+    async def _make(self, evaluation: Evaluation) -> tuple[Summary, Sums]:
+        """The summary, and the checksums of the objects."""
         source = evaluation.source
         async with AsyncExitStack() as stack:
 
             def new_file() -> IO[bytes]:
                 return stack.enter_context(tempfile.TemporaryFile())
 
-            files = ScoringFiles(new_file(), new_file(), new_file(), new_file(), new_file())
+            async def put(target: StoredFile, file: IO[bytes]) -> str:
+                return await self._objects.put(target.key, await asyncio.to_thread(_content, file))
+
+            files = ScoringFiles(*(new_file() for _ in fields(ScoringFiles)))
             await self._fetch("the manifest", source.manifest, files.manifest)
             await self._fetch("detections_test.npz", source.test, files.test)
             await self._fetch("detections_validation.npz", source.validation, files.validation)
             summary = await run_child(files, source.classes, self._limits)
-            return (
-                summary,
-                await self._objects.put(evaluation.scored.key, await asyncio.to_thread(_content, files.scored)),
-                await self._objects.put(evaluation.truth.key, await asyncio.to_thread(_content, files.truth)),
+            sums = Sums(
+                scored=await put(evaluation.scored, files.scored),
+                validation=await put(evaluation.scored_validation, files.scored_validation),
+                truth=await put(evaluation.truth, files.truth),
             )
+            return summary, sums
 
     async def _fetch(self, name: str, source: StoredFile, file: IO[bytes]) -> None:
         """Raises CannotScoreError for what will not be there another time either, UnavailableError."""

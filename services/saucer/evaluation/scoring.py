@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from saucer.evaluation import reading
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, Figures, Summary
 from saucer.evaluation.matching import MismatchError, match
-from saucer.evaluation.metrics import CocoMetrics, PrPoints, ThresholdCurves, coco_metrics
+from saucer.evaluation.metrics import CocoMetrics, ThresholdCurves, coco_metrics
+from saucer.evaluation.recommending import Goal, choose
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth, TruthError, from_coco, statistics
 from saucer.serving.detections import Detections
@@ -23,10 +22,11 @@ _Thresholds = dict[int | None, float | None]
 
 @dataclass(frozen=True)
 class Scoring:
-    """What the scoring leaves: the row's summary, a matching.Scored and a stored.LabelledSet."""
+    """What it leaves: the row's summary, a matching.Scored of the test and the validation split, a LabelledSet."""
 
     summary: Summary
     scored: bytes
+    validation: bytes
     truth: bytes
 
 
@@ -47,11 +47,14 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"The test split cannot be scored: {error}.") from error
     try:
-        chosen = recommended(from_coco(split_of(document, "validation"), classes), Detections.from_bytes(validation))
+        labels = from_coco(split_of(document, "validation"), classes)
+        validated = match(labels, Detections.from_bytes(validation))
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"No threshold can be chosen on the validation split: {error}.") from error
+    chosen = recommended(ThresholdCurves(validated), len(classes))
     at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
-    return Scoring(Summary(_figures(test_set.truth, coco, chosen), at_default), scored.to_bytes(), test_set.to_bytes())
+    summary = Summary(_figures(test_set.truth, coco, chosen), at_default)
+    return Scoring(summary, scored.to_bytes(), validated.to_bytes(), test_set.to_bytes())
 
 
 def _document(manifest: bytes) -> Mapping[str, Any]:
@@ -104,18 +107,6 @@ def _figures(truth: Truth, coco: CocoMetrics, chosen: _Thresholds) -> Figures:
     )
 
 
-def recommended(truth: Truth, detections: Detections) -> _Thresholds:
-    """The threshold with the best F1, overall (None) and by class; of equal F1 the highest threshold.
-
-    None where nothing is found at any threshold, or nothing is to be found. Raises MismatchError.
-    """
-    curves = ThresholdCurves(match(truth, detections))
-    return {label: _best_f1(curves.points(label)) for label in (None, *range(len(truth.classes)))}
-
-
-def _best_f1(points: PrPoints) -> float | None:
-    total = points.precision + points.recall
-    if not (total > 0).any():
-        return None
-    f1 = np.divide(2 * points.precision * points.recall, total, out=np.zeros_like(total), where=total > 0)
-    return float(points.threshold[int(f1.argmax())])
+def recommended(curves: ThresholdCurves, classes: int) -> _Thresholds:
+    """The threshold with the best F1, overall (None) and by class (M12)."""
+    return {label: choose(curves.points(label), Goal.BEST_F1) for label in (None, *range(classes))}

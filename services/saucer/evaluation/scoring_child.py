@@ -1,7 +1,7 @@
 """A scoring, in a process of its own: `python -P -m saucer.evaluation.scoring_child`, started by scoring_process.py.
 
 It reads one JSON object, its job, from standard input; the files it names are file descriptors that it was given. It
-writes one JSON object to standard output: `{"scored": summary}` once both results are written, or
+writes one JSON object to standard output: `{"scored": summary}` once all results are written, or
 `{"refused": sentence}`. Whatever else it ends with counts as a crash. It holds no token and no address of another part.
 """
 
@@ -24,12 +24,13 @@ _NICENESS = 5
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What to score. `manifest` … `truth` are file descriptors: three to read, two to write."""
+    """What to score. `manifest` … `truth` are file descriptors: three to read, three to write."""
 
     manifest: int
     test: int
     validation: int
     scored: int
+    scored_validation: int
     truth: int
     classes: Sequence[str]
     # Of the child's address space.
@@ -59,6 +60,7 @@ def main() -> None:
         _say({"refused": f"The scoring needs more than {job.memory_bytes:,} bytes of memory."})
     else:
         _write(job.scored, made.scored)
+        _write(job.scored_validation, made.validation)
         _write(job.truth, made.truth)
         _say({"scored": made.summary.as_json()})
 

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import IO
 
 import structlog
@@ -47,19 +47,18 @@ class ChildLimits:
 
 @dataclass(frozen=True)
 class ScoringFiles:
-    """Open files: three with what is scored, two for what comes of it."""
+    """Open files: three with what is scored, three for what comes of it."""
 
     manifest: IO[bytes]
     test: IO[bytes]
     validation: IO[bytes]
     scored: IO[bytes]
+    scored_validation: IO[bytes]
     truth: IO[bytes]
 
-    def descriptors(self) -> tuple[int, int, int, int, int]:
-        """In the order of the fields."""
-        files = (self.manifest, self.test, self.validation, self.scored, self.truth)
-        manifest, test, validation, scored, truth = (file.fileno() for file in files)
-        return manifest, test, validation, scored, truth
+    def descriptors(self) -> dict[str, int]:
+        """By the name of the field."""
+        return {field.name: getattr(self, field.name).fileno() for field in fields(self)}
 
 
 async def run_child(files: ScoringFiles, classes: tuple[str, ...], limits: ChildLimits) -> Summary:
@@ -69,7 +68,7 @@ async def run_child(files: ScoringFiles, classes: tuple[str, ...], limits: Child
         CannotScoreError: the child refused, or took too long. ChildDiedError.
     """
     descriptors = files.descriptors()
-    job = ScoringJob(*descriptors, classes, limits.memory_bytes, os.getpid())
+    job = ScoringJob(**descriptors, classes=classes, memory_bytes=limits.memory_bytes, parent=os.getpid())
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # or the folder it is started in would be searched for modules
@@ -78,7 +77,7 @@ async def run_child(files: ScoringFiles, classes: tuple[str, ...], limits: Child
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        pass_fds=descriptors,
+        pass_fds=tuple(descriptors.values()),
         cwd="/",
         env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ONE_THREAD,
         start_new_session=True,  # a Ctrl-C is for the service, which ends its children itself

@@ -7,21 +7,25 @@
 """
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from saucer.evaluation import domain, reading, store
 from saucer.evaluation.bad_cases import FaultKind
 from saucer.evaluation.cache import MAX_BYTES, Cache
-from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary
+from saucer.evaluation.confusion import confusion_matrix
+from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary, Sums
 from saucer.evaluation.matching import StoredFormError
 from saucer.evaluation.messages import evaluation_message
 from saucer.evaluation.metrics import PrPoints
 from saucer.evaluation.reading import BadCase
+from saucer.evaluation.recommending import Goal, Recommendation, recommend
 from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.v1 import events_pb2
 from saucer.lib.auth import current
@@ -90,8 +94,7 @@ class Evaluations:
                 attempts=0,
                 crashes=0,
                 summary=None,
-                scored_sha256="",
-                truth_sha256="",
+                sums=Sums(),
                 duration_ms=0,
                 created_at=tx.now,
                 ended_at=None,
@@ -118,12 +121,10 @@ class Evaluations:
             if not await store.give_back(tx.connection, claim.token, tx.now + after, attempt=attempt, crash=crash):
                 raise ClaimLostError
 
-    async def succeed(
-        self, claim: Claim, summary: Summary, scored_sha256: str, truth_sha256: str, duration_ms: int
-    ) -> None:
+    async def succeed(self, claim: Claim, summary: Summary, sums: Sums, duration_ms: int) -> None:
         """Ends it, with its event. Raises ClaimLostError."""
         async with self._database.transaction() as tx:
-            ended = domain.succeed(claim.evaluation, summary, scored_sha256, truth_sha256, duration_ms, tx.now)
+            ended = domain.succeed(claim.evaluation, summary, sums, duration_ms, tx.now)
             await _end(tx, ended, claim.token)
 
     async def fail(self, claim: Claim, message: str, duration_ms: int) -> None:
@@ -165,6 +166,28 @@ class Evaluations:
         drawn = await asyncio.to_thread(reading.curves, loaded, max_points)
         classes = evaluation.summary.figures.classes
         return [(name, fixed.ap_50, points) for (name, points), fixed in zip(drawn, classes, strict=True)]
+
+    async def confusion(self, evaluation_id: str, threshold: float) -> tuple[Sequence[str], NDArray[np.int64]]:
+        """The classes and the matrix (M11). Raises FailedPreconditionError unless succeeded."""
+        _, loaded = await self._succeeded(evaluation_id)
+        return loaded.truth.classes, await asyncio.to_thread(confusion_matrix, loaded.scored, threshold)
+
+    async def recommend(
+        self, evaluation_id: str, goals: Mapping[Goal, float | None]
+    ) -> tuple[Sequence[str], list[Recommendation]]:
+        """The classes, and a threshold for each goal, overall and by class (M12).
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded, or scored before the validation split was kept.
+        """
+        _, loaded = await self._succeeded(evaluation_id)
+        classes = loaded.truth.classes
+        if loaded.validation is None:
+            raise FailedPreconditionError(
+                "VALIDATION_NOT_KEPT",
+                "The evaluation was made before the validation split was kept; those of new models have thresholds.",
+            )
+        return classes, await asyncio.to_thread(recommend, loaded.validation, loaded.curves, len(classes), goals)
 
     async def bad_cases(
         self,
@@ -254,10 +277,10 @@ class Evaluations:
         return evaluation, await self._cache.get(evaluation)
 
     async def _load(self, evaluation: Evaluation) -> Loaded:
-        stored = [
-            await self._read(file.key, file.sha256)
-            for file in (evaluation.truth, evaluation.source.test, evaluation.scored)
-        ]
+        files = [evaluation.truth, evaluation.source.test, evaluation.scored]
+        if evaluation.sums.validation:
+            files.append(evaluation.scored_validation)
+        stored = [await self._read(file.key, file.sha256) for file in files]
         try:
             return await asyncio.to_thread(load, *stored)
         except StoredFormError as error:

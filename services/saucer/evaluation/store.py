@@ -7,12 +7,12 @@ from typing import Any
 
 import asyncpg
 
-from saucer.evaluation.domain import Evaluation, EvaluationState, Source, StoredFile, Summary
+from saucer.evaluation.domain import Evaluation, EvaluationState, Source, StoredFile, Summary, Sums
 from saucer.lib.postgres import Connection
 
 _COLUMNS = (
     "evaluation_id, account_id, task_id, run_id, model_id, dataset_version_id, source, state, error_message, attempts, "
-    "crashes, summary, scored_sha256, truth_sha256, duration_ms, created_at, ended_at, revision"
+    "crashes, summary, scored_sha256, validation_sha256, truth_sha256, duration_ms, created_at, ended_at, revision"
 )
 _IDS = ("evaluation_id", "account_id", "task_id", "run_id", "model_id")
 
@@ -86,17 +86,18 @@ async def end(connection: Connection, evaluation: Evaluation, token: str) -> boo
     return bool(
         await connection.fetchval(
             """
-            UPDATE evaluation SET state = $3, summary = $4, scored_sha256 = $5, truth_sha256 = $6, error_message = $7,
-                                  duration_ms = $8, ended_at = $9, revision = $10,
-                                  claim_token = NULL, claim_expires_at = NULL
-            WHERE evaluation_id = $1 AND claim_token = $2 AND state = 'SCORING' AND revision = $10 - 1 RETURNING true
+            UPDATE evaluation SET state = $3, summary = $4, scored_sha256 = $5, validation_sha256 = $6,
+                                  truth_sha256 = $7, error_message = $8, duration_ms = $9, ended_at = $10,
+                                  revision = $11, claim_token = NULL, claim_expires_at = NULL
+            WHERE evaluation_id = $1 AND claim_token = $2 AND state = 'SCORING' AND revision = $11 - 1 RETURNING true
             """,
             evaluation.evaluation_id,
             token,
             evaluation.state,
             json.dumps(evaluation.summary.as_json()) if evaluation.summary else None,
-            evaluation.scored_sha256,
-            evaluation.truth_sha256,
+            evaluation.sums.scored,
+            evaluation.sums.validation,
+            evaluation.sums.truth,
             evaluation.error_message,
             evaluation.duration_ms,
             evaluation.ended_at,
@@ -157,12 +158,15 @@ async def count_reads(connection: Connection, account_id: str, day: date, reads:
 
 
 def _evaluation(row: asyncpg.Record) -> Evaluation:
+    columns = dict(row)
+    sums = Sums(**{name: columns.pop(f"{name}_sha256") for name in ("scored", "validation", "truth")})
     return Evaluation(
         **{
-            **row,
+            **columns,
             **{name: str(row[name]) for name in _IDS},
             "source": _source(json.loads(row["source"])),
             "state": EvaluationState(row["state"]),
+            "sums": sums,
             "summary": Summary.from_json(json.loads(row["summary"])) if row["summary"] else None,
         }
     )

@@ -71,14 +71,22 @@ class Loaded:
 
     Whether an image is a bad case depends on the threshold alone (M10): it has a wrong detection that reaches it, or a
     truth whose best detection does not. Both limits are kept for each image.
+
+    `validation`: the curves of the validation split; None where the scoring did not keep it.
     """
 
-    def __init__(self, test_set: LabelledSet, detections: Detections, scored: Scored) -> None:
+    def __init__(
+        self, test_set: LabelledSet, detections: Detections, scored: Scored, validation: Scored | None = None
+    ) -> None:
         self.test_set = test_set
         self.truth = test_set.truth
         self.detections = detections
         self.scored = scored
         self.curves = ThresholdCurves(scored)
+        self.validation = ThresholdCurves(validation) if validation is not None else None
+        self._validation_rows = 0 if validation is None else validation.score.size
+        self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
+        self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
         wrong = (scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED)
         self._worst_wrong = np.full(scored.images.size, NEVER, np.float32)
         np.maximum.at(self._worst_wrong, scored.image[wrong], scored.score[wrong])
@@ -92,6 +100,15 @@ class Loaded:
         at = at_score_precision(threshold)
         return int(((self._worst_wrong >= at) | (self._weakest_truth < at)).sum())
 
+    def truths_of(self, place: int) -> NDArray[np.intp]:
+        """Rows of the truths on the image at that place of truth.images, ascending."""
+        return self._truth_rows.of(place)
+
+    def detections_of(self, place: int, threshold: float) -> NDArray[np.intp]:
+        """Rows of the detections on it with score >= threshold, ascending."""
+        rows = self._detection_rows.of(place)
+        return rows[self.scored.score[rows] >= at_score_precision(threshold)]
+
     @property
     def size_bytes(self) -> int:
         """About what it takes of the memory; the curves hold each detection's score and a count twice."""
@@ -101,13 +118,30 @@ class Loaded:
             for value in (getattr(holder, field.name) for field in fields(holder))
             if isinstance(value, np.ndarray)
         ]
-        curves = self.scored.score.size * 2 * (self.scored.score.itemsize + 8)
-        return sum(column.nbytes for column in columns) + curves + NAME_BYTES * self.scored.images.size
+        curves = (self.scored.score.size + self._validation_rows) * 2 * (self.scored.score.itemsize + 8)
+        by_image = (self.scored.score.size + self.scored.truth_label.size) * 8
+        return sum(column.nbytes for column in columns) + curves + by_image + NAME_BYTES * self.scored.images.size
 
 
-def load(truth: bytes, test: bytes, scored: bytes) -> Loaded:
+class _RowsOfImage:
+    """Row numbers grouped by image, so that a page of images needs no search in all rows."""
+
+    def __init__(self, image: NDArray[np.int32], images: int) -> None:
+        self._rows = np.argsort(image, kind="stable")
+        self._ends = np.append(0, np.cumsum(np.bincount(image, minlength=images)))
+
+    def of(self, place: int) -> NDArray[np.intp]:
+        return self._rows[self._ends[place] : self._ends[place + 1]]
+
+
+def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = None) -> Loaded:
     """Of what a scoring left, and the detections that it scored. Raises StoredFormError."""
     try:
-        return Loaded(LabelledSet.from_bytes(truth), Detections.from_bytes(test), Scored.from_bytes(scored))
+        return Loaded(
+            LabelledSet.from_bytes(truth),
+            Detections.from_bytes(test),
+            Scored.from_bytes(scored),
+            None if validation is None else Scored.from_bytes(validation),
+        )
     except DetectionsError as error:
         raise StoredFormError(f"no stored detections: {error}") from error

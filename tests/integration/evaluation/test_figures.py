@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 from nats.js import JetStreamContext
 
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
+from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.main import EvaluationSettings, wire
 from saucer.evaluation.metrics import Counts, thin
 from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended
@@ -113,7 +114,7 @@ async def test_figures_are_those_of_the_pure_functions_at_any_threshold(world: W
     check_figures(told, model.test, 0.5)
     for threshold in THRESHOLDS:
         check_figures(await at(world, told.evaluation_id, threshold), model.test, threshold)
-    chosen = recommended(model.validation.truth, model.validation.detections)
+    chosen = recommended(model.validation.curves, len(told.classes))
     assert value(told, "recommended_threshold") == chosen[None]
     assert [value(entry, "recommended_threshold") for entry in told.classes] == [
         chosen[label] for label in range(len(told.classes))
@@ -159,6 +160,59 @@ async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points:
         assert [point.precision for point in curve.points] == points.precision.tolist()
         assert value(curve, "ap_50") == model.test.coco.ap_50[label]
     assert [curve.class_name for curve in curves] == list(model.test.truth.classes)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+async def test_the_confusion_matrix_is_that_of_the_pure_function(world: World, threshold: float | None) -> None:
+    model, told = await scored(world)
+    request = evaluation_pb2.GetConfusionMatrixRequest(evaluation_id=told.evaluation_id, threshold=threshold)
+    found = await world.stub.GetConfusionMatrix(request, metadata=world.viewer)
+    at_threshold = 0.5 if threshold is None else threshold
+    assert found.threshold == at_threshold
+    assert [list(row.boxes) for row in found.rows] == confusion_matrix(model.test.scored, at_threshold).tolist()
+    assert list(found.class_names) == list(model.test.truth.classes)
+
+
+async def recommended_by(
+    world: World, evaluation_id: str, **wanted: float
+) -> list[evaluation_pb2.ThresholdRecommendation]:
+    request = evaluation_pb2.RecommendThresholdsRequest(evaluation_id=evaluation_id, **wanted)
+    return list((await world.stub.RecommendThresholds(request, metadata=world.viewer)).recommendations)
+
+
+async def test_thresholds_are_chosen_on_the_validation_split_and_told_of_the_test_split(world: World) -> None:
+    model, told = await scored(world)
+    best = await recommended_by(world, told.evaluation_id)
+    assert [entry.class_name for entry in best] == ["", *model.test.truth.classes]
+    chosen = recommended(model.validation.curves, len(told.classes))
+    assert [value(entry, "threshold") for entry in best] == list(chosen.values())
+    for label, entry in zip((None, *range(len(told.classes))), best, strict=True):
+        if entry.HasField("threshold"):
+            counts = model.test.curves.at(label, entry.threshold)
+            assert ratios(entry.test) == ratios_of(counts)
+            assert (entry.test.true_positives, entry.test.misses) == (counts.true_positives, counts.false_negatives)
+            assert ratios(entry.validation) == ratios_of(model.validation.curves.at(label, entry.threshold))
+            if counts.truths:
+                assert entry.test.recall_interval.low <= entry.test.recall <= entry.test.recall_interval.high
+    every = await recommended_by(world, told.evaluation_id, precision=0.4, recall=0.2)
+    goals = [evaluation_pb2.ThresholdGoal.Name(entry.goal) for entry in every[:3]]
+    assert goals == ["THRESHOLD_GOAL_BEST_F1", "THRESHOLD_GOAL_PRECISION", "THRESHOLD_GOAL_RECALL"]
+    assert all((entry.validation.recall or 1) >= 0.2 for entry in every[2::3] if entry.HasField("threshold"))
+    assert len(every) == 3 * len(best)
+
+
+async def test_an_evaluation_made_before_the_validation_split_was_kept_says_so(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        connection = await asyncpg.connect(start.database_url)
+        try:
+            await connection.execute("UPDATE evaluation SET validation_sha256 = ''")
+        finally:
+            await connection.close()
+        with pytest.raises(grpc.aio.AioRpcError, match="before the validation split was kept") as refusal:
+            await recommended_by(world, told.evaluation_id)
+        assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert (await at(world, told.evaluation_id, 0.3)).images == told.images
 
 
 async def test_bad_cases_are_those_of_the_pure_function_worst_first_page_by_page(world: World) -> None:
@@ -362,6 +416,8 @@ async def test_no_call_shows_another_account_that_an_evaluation_exists(world: Wo
             stub.GetPrecisionRecallCurves,
             evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id),
         ),
+        (stub.GetConfusionMatrix, evaluation_pb2.GetConfusionMatrixRequest(evaluation_id=evaluation_id)),
+        (stub.RecommendThresholds, evaluation_pb2.RecommendThresholdsRequest(evaluation_id=evaluation_id)),
         (stub.ListBadCases, evaluation_pb2.ListBadCasesRequest(evaluation_id=evaluation_id)),
         (stub.ListEvaluations, evaluation_pb2.ListEvaluationsRequest(account_id=world.account_id)),
     )

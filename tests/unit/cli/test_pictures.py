@@ -10,10 +10,12 @@ from PIL import Image
 from saucer.cli import pictures
 from saucer.cli.pictures import (
     CHART_PX,
+    MATRIX_PX,
     Curve,
     LabelledBox,
     Tile,
     boxes_on_image,
+    confusion_matrix,
     precision_recall,
     sheet,
     training_curve,
@@ -92,6 +94,20 @@ def test_precision_and_recall_of_any_number_of_classes(tmp_path: Path, count: in
 def test_a_class_without_detections_or_none_above_the_threshold_has_no_dot_and_no_failure(tmp_path: Path) -> None:
     precision_recall(tmp_path / "pr.png", [Curve("cup", 0.0, [], [], []), curve("plate", 0.7)], threshold=0.95)
     assert opened(tmp_path / "pr.png").size == CHART_PX
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 60])
+def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
+    rows = np.arange((count + 1) ** 2).reshape(count + 1, count + 1).tolist()
+    confusion_matrix(tmp_path / "matrix.png", [f"class {i}" for i in range(count)], rows)
+    image = opened(tmp_path / "matrix.png")
+    assert image.size == MATRIX_PX
+    assert ink(image) > 300
+
+
+def test_a_chart_is_an_svg_if_its_name_says_so(tmp_path: Path) -> None:
+    precision_recall(tmp_path / "pr.svg", [curve("cup", 0.5)])
+    assert "<svg" in (tmp_path / "pr.svg").read_text()
 
 
 def test_only_boxes_from_the_threshold_on_are_drawn() -> None:

@@ -196,6 +196,20 @@ class Script(
         curve.points.add(recall=0.9, precision=0.6, threshold=0.1)
         return curves
 
+    def GetConfusionMatrix(self, request: Any, context: Any) -> Any:
+        matrix = evaluation_pb2.ConfusionMatrix(threshold=request.threshold, class_names=["cup", "plate"])
+        for boxes in ([7, 2, 1], [0, 5, 3], [4, 0, 0]):
+            matrix.rows.add(boxes=boxes)
+        return matrix
+
+    def RecommendThresholds(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        response = evaluation_pb2.RecommendThresholdsResponse()
+        chosen = response.recommendations.add(goal=evaluation_pb2.THRESHOLD_GOAL_BEST_F1, threshold=0.31)
+        chosen.test.precision, chosen.test.precision_interval.low, chosen.test.precision_interval.high = 0.9, 0.6, 0.98
+        response.recommendations.add(class_name="cup", goal=evaluation_pb2.THRESHOLD_GOAL_PRECISION, wanted=0.95)
+        return response
+
     def ListBadCases(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         case = evaluation_pb2.BadCase(file_name="a.jpg", image=photograph() if request.include_images else b"")
@@ -398,6 +412,27 @@ def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Scrip
     assert "0.810" in text
     assert script.requests[-1].threshold == 0.25
     assert Image.open(tmp_path / "pr.png").format == "PNG"
+
+
+def test_a_confusion_matrix_is_a_table_and_a_picture(cli: Cli, tmp_path: Path) -> None:
+    text = cli("evaluation", "confusion", EVALUATION, "--threshold", "0.25", "--plot", str(tmp_path / "matrix.png"))
+    assert [line.split()[1::2] for line in text.splitlines() if "background" in line][-1] == [
+        "background",
+        "4",
+        "0",
+        "0",
+    ]
+    assert Image.open(tmp_path / "matrix.png").format == "PNG"
+    assert cli.json("evaluation", "confusion", EVALUATION)["classNames"] == ["cup", "plate"]
+
+
+def test_recommended_thresholds_say_what_they_do_and_with_what_certainty(cli: Cli, script: Script) -> None:
+    text = cli("evaluation", "thresholds", EVALUATION, "--precision", "0.95")
+    assert script.requests[-1].precision == 0.95
+    assert not script.requests[-1].HasField("recall")
+    assert "0.310" in text
+    assert "0.600 - 0.980" in text
+    assert "precision 0.95" in text
 
 
 def test_bad_cases_read_images_only_for_the_sheet(cli: Cli, script: Script, tmp_path: Path) -> None:

@@ -29,6 +29,31 @@ def answer_at(truth: Truth, detections: Columns, threshold: float) -> Answer:
     return answer
 
 
+def confusion_at(truth: Truth, detections: Columns, threshold: float) -> list[list[int]]:
+    """Every truth and every other detection, one after the other, into its cell (M11)."""
+    answer = answer_at(truth, detections, threshold)
+    background = len(truth.classes)
+    matrix = [[0] * (background + 1) for _ in range(background + 1)]
+    explained: set[int] = set(answer.found) | answer.ignored
+    for row, label in enumerate(truth.label.tolist()):
+        if truth.crowd[row]:
+            continue
+        if row in answer.found.values():
+            matrix[label][label] += 1
+            continue
+        takers = [d for kind, d, t in answer.faults if kind == "CONFUSED" and t == row and d is not None]
+        if not takers:
+            matrix[label][background] += 1
+            continue
+        taker = min(takers, key=lambda d: (-float(detections.score[d]), d))
+        explained.add(taker)
+        matrix[label][int(detections.label[taker])] += 1
+    for detection, score in enumerate(detections.score.tolist()):
+        if score >= threshold and detection not in explained:
+            matrix[background][int(detections.label[detection])] += 1
+    return matrix
+
+
 def _match_image(truth: Truth, detections: Columns, truths: list[int], mine: list[int], answer: Answer) -> None:
     labels, crowds = truth.label.tolist(), truth.crowd.tolist()
     boxes: dict[int, Box] = {row: truth.box[row].tolist() for row in truths}

@@ -19,6 +19,7 @@ from saucer.evaluation.domain import (
     Source,
     StoredFile,
     Summary,
+    Sums,
     fail,
     succeed,
 )
@@ -26,6 +27,7 @@ from saucer.evaluation.metrics import Counts
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 FILE = StoredFile("system/a/x", "00")
+SUMS = Sums("11", "33", "22")
 SUMMARY = Summary(
     Figures(2, 3, 0, 0.5, None, 0.25, None, (ClassFigures("cup", 3, 1.0, 0.5, None, 0.7),)),
     AtThreshold(0.5, Counts(3, 2, 1), (Counts(3, 2, 1),), None, 1),
@@ -43,8 +45,7 @@ SCORING = Evaluation(
     attempts=1,
     crashes=0,
     summary=None,
-    scored_sha256="",
-    truth_sha256="",
+    sums=Sums(),
     duration_ms=0,
     created_at=NOW,
     ended_at=None,
@@ -55,7 +56,7 @@ SCORING = Evaluation(
 def move(source: EvaluationState, target: EvaluationState) -> Evaluation:
     evaluation = replace(SCORING, state=source)
     if target is EvaluationState.SUCCEEDED:
-        return succeed(evaluation, SUMMARY, "11", "22", 5, NOW)
+        return succeed(evaluation, SUMMARY, SUMS, 5, NOW)
     return fail(evaluation, "Why.", 5, NOW)
 
 
@@ -78,6 +79,7 @@ def test_nothing_becomes_scoring_again() -> None:
 def test_success_has_its_objects_and_failure_its_sentence() -> None:
     succeeded = move(EvaluationState.SCORING, EvaluationState.SUCCEEDED)
     assert succeeded.scored == StoredFile("system/a/evaluations/e/scored.npz", "11")
+    assert succeeded.scored_validation == StoredFile("system/a/evaluations/e/validation.npz", "33")
     assert succeeded.truth == StoredFile("system/a/evaluations/e/truth.npz", "22")
     assert (succeeded.summary, succeeded.error_message) == (SUMMARY, "")
     assert fail(SCORING, "x" * 5000, 5, NOW).error_message == "x" * MAX_MESSAGE

@@ -33,7 +33,7 @@ def test_the_recommended_threshold_has_the_best_f1_of_all(seed: int) -> None:
     document, classes, _ = generate(seed)
     truth, detections = from_coco(document, classes), detections_of(seed)
     curves = ThresholdCurves(match(truth, detections))
-    for label, chosen in recommended(truth, detections).items():
+    for label, chosen in recommended(curves, len(classes)).items():
 
         def f1(threshold: float, label: int | None = label) -> float:
             counts = curves.overall(threshold) if label is None else curves.of_class(label, threshold)
@@ -68,7 +68,7 @@ def test_of_equal_f1_the_highest_threshold_is_recommended() -> None:
     )
     truth = from_coco(document, ["cup"])
     assert {ThresholdCurves(match(truth, found)).overall(threshold).f1 for threshold in (0.9, 0.4)} == {0.5}
-    assert recommended(truth, found) == {None: pytest.approx(0.9), 0: pytest.approx(0.9)}
+    assert recommended(ThresholdCurves(match(truth, found)), 1) == {None: pytest.approx(0.9), 0: pytest.approx(0.9)}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -69,6 +69,29 @@ FAULT_KIND_POORLY_PLACED: FaultKind.ValueType  # 4
 """A box of the right class with IoU 0.1 to 0.5."""
 Global___FaultKind: _TypeAlias = FaultKind  # noqa: Y015
 
+class _ThresholdGoal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ThresholdGoalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ThresholdGoal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    THRESHOLD_GOAL_UNSPECIFIED: _ThresholdGoal.ValueType  # 0
+    THRESHOLD_GOAL_BEST_F1: _ThresholdGoal.ValueType  # 1
+    THRESHOLD_GOAL_PRECISION: _ThresholdGoal.ValueType  # 2
+    """The lowest threshold that reaches a precision."""
+    THRESHOLD_GOAL_RECALL: _ThresholdGoal.ValueType  # 3
+    """The highest threshold that reaches a recall."""
+
+class ThresholdGoal(_ThresholdGoal, metaclass=_ThresholdGoalEnumTypeWrapper): ...
+
+THRESHOLD_GOAL_UNSPECIFIED: ThresholdGoal.ValueType  # 0
+THRESHOLD_GOAL_BEST_F1: ThresholdGoal.ValueType  # 1
+THRESHOLD_GOAL_PRECISION: ThresholdGoal.ValueType  # 2
+"""The lowest threshold that reaches a precision."""
+THRESHOLD_GOAL_RECALL: ThresholdGoal.ValueType  # 3
+"""The highest threshold that reaches a recall."""
+Global___ThresholdGoal: _TypeAlias = ThresholdGoal  # noqa: Y015
+
 @_typing.final
 class Evaluation(_message.Message):
     """The scores of a model on a test split. A ratio whose denominator is zero is unset."""
@@ -644,3 +667,262 @@ class Fault(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Fault: _TypeAlias = Fault  # noqa: Y015
+
+@_typing.final
+class GetConfusionMatrixRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    threshold: _builtins.float
+    """Unset: 0.5."""
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "evaluation_id", b"evaluation_id", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___GetConfusionMatrixRequest: _TypeAlias = GetConfusionMatrixRequest  # noqa: Y015
+
+@_typing.final
+class ConfusionMatrix(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    CLASS_NAMES_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    threshold: _builtins.float
+    @_builtins.property
+    def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConfusionRow]:
+        """One for each class by what the labels say, and last the background: detections of what is not there."""
+
+    def __init__(
+        self,
+        *,
+        threshold: _builtins.float = ...,
+        class_names: _abc.Iterable[_builtins.str] | None = ...,
+        rows: _abc.Iterable[Global___ConfusionRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "rows", b"rows", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfusionMatrix: _TypeAlias = ConfusionMatrix  # noqa: Y015
+
+@_typing.final
+class ConfusionRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOXES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One for each class by what the detections say, and last the background: labels that nothing found."""
+
+    def __init__(
+        self,
+        *,
+        boxes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfusionRow: _TypeAlias = ConfusionRow  # noqa: Y015
+
+@_typing.final
+class RecommendThresholdsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    precision: _builtins.float
+    """Asks for the lowest threshold that reaches it. The threshold with the best F1 is always told."""
+    recall: _builtins.float
+    """Asks for the highest threshold that reaches it."""
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        precision: _builtins.float | None = ...,
+        recall: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "_recall", b"_recall", "precision", b"precision", "recall", b"recall"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_precision", b"_precision", "_recall", b"_recall", "evaluation_id", b"evaluation_id", "precision", b"precision", "recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
+    _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+
+Global___RecommendThresholdsRequest: _TypeAlias = RecommendThresholdsRequest  # noqa: Y015
+
+@_typing.final
+class RecommendThresholdsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECOMMENDATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def recommendations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ThresholdRecommendation]: ...
+    def __init__(
+        self,
+        *,
+        recommendations: _abc.Iterable[Global___ThresholdRecommendation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recommendations", b"recommendations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecommendThresholdsResponse: _TypeAlias = RecommendThresholdsResponse  # noqa: Y015
+
+@_typing.final
+class ThresholdRecommendation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    VALIDATION_FIELD_NUMBER: _builtins.int
+    TEST_FIELD_NUMBER: _builtins.int
+    class_name: _builtins.str
+    """Empty: all classes together."""
+    goal: Global___ThresholdGoal.ValueType
+    wanted: _builtins.float
+    """The precision or recall asked for."""
+    threshold: _builtins.float
+    """Unset, with what follows, where no threshold of the validation split reaches it."""
+    @_builtins.property
+    def validation(self) -> Global___MeasuredCounts:
+        """There the threshold was chosen, so its figures are a little kind."""
+
+    @_builtins.property
+    def test(self) -> Global___MeasuredCounts:
+        """There it was not, so this is what to expect."""
+
+    def __init__(
+        self,
+        *,
+        class_name: _builtins.str = ...,
+        goal: Global___ThresholdGoal.ValueType = ...,
+        wanted: _builtins.float | None = ...,
+        threshold: _builtins.float | None = ...,
+        validation: Global___MeasuredCounts | None = ...,
+        test: Global___MeasuredCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_wanted", b"_wanted", "test", b"test", "threshold", b"threshold", "validation", b"validation", "wanted", b"wanted"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "_wanted", b"_wanted", "class_name", b"class_name", "goal", b"goal", "test", b"test", "threshold", b"threshold", "validation", b"validation", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__wanted: _TypeAlias = _typing.Literal["wanted"]  # noqa: Y015
+    _WhichOneofArgType__wanted: _TypeAlias = _typing.Literal["_wanted", b"_wanted"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wanted) -> _WhichOneofReturnType__wanted | None: ...
+
+Global___ThresholdRecommendation: _TypeAlias = ThresholdRecommendation  # noqa: Y015
+
+@_typing.final
+class MeasuredCounts(_message.Message):
+    """A ratio whose denominator is zero is unset."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUE_POSITIVES_FIELD_NUMBER: _builtins.int
+    FALSE_POSITIVES_FIELD_NUMBER: _builtins.int
+    MISSES_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    PRECISION_INTERVAL_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    RECALL_INTERVAL_FIELD_NUMBER: _builtins.int
+    F1_FIELD_NUMBER: _builtins.int
+    true_positives: _builtins.int
+    false_positives: _builtins.int
+    misses: _builtins.int
+    precision: _builtins.float
+    recall: _builtins.float
+    f1: _builtins.float
+    @_builtins.property
+    def precision_interval(self) -> Global___Interval: ...
+    @_builtins.property
+    def recall_interval(self) -> Global___Interval: ...
+    def __init__(
+        self,
+        *,
+        true_positives: _builtins.int = ...,
+        false_positives: _builtins.int = ...,
+        misses: _builtins.int = ...,
+        precision: _builtins.float | None = ...,
+        precision_interval: Global___Interval | None = ...,
+        recall: _builtins.float | None = ...,
+        recall_interval: Global___Interval | None = ...,
+        f1: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_precision", b"_precision", "_recall", b"_recall", "f1", b"f1", "precision", b"precision", "precision_interval", b"precision_interval", "recall", b"recall", "recall_interval", b"recall_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_precision", b"_precision", "_recall", b"_recall", "f1", b"f1", "false_positives", b"false_positives", "misses", b"misses", "precision", b"precision", "precision_interval", b"precision_interval", "recall", b"recall", "recall_interval", b"recall_interval", "true_positives", b"true_positives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
+    _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
+    _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
+    _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
+    _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
+    _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f1) -> _WhichOneofReturnType__f1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
+
+Global___MeasuredCounts: _TypeAlias = MeasuredCounts  # noqa: Y015
+
+@_typing.final
+class Interval(_message.Message):
+    """Where a share may lie, with 95 % confidence (Wilson's score interval)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOW_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    low: _builtins.float
+    high: _builtins.float
+    def __init__(
+        self,
+        *,
+        low: _builtins.float = ...,
+        high: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high", b"high", "low", b"low"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Interval: _TypeAlias = Interval  # noqa: Y015

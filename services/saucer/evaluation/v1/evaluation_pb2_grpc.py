@@ -50,6 +50,16 @@ class EvaluationServiceStub:
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetPrecisionRecallCurvesRequest.SerializeToString,
                 response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.PrecisionRecallCurves.FromString,
                 _registered_method=True)
+        self.GetConfusionMatrix = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/GetConfusionMatrix',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetConfusionMatrixRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ConfusionMatrix.FromString,
+                _registered_method=True)
+        self.RecommendThresholds = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/RecommendThresholds',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsResponse.FromString,
+                _registered_method=True)
         self.ListBadCases = channel.unary_unary(
                 '/saucer.evaluation.v1.EvaluationService/ListBadCases',
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesRequest.SerializeToString,
@@ -82,6 +92,20 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetConfusionMatrix(self, request, context):
+        """Which class is taken for which at a threshold, with a background for what is not there and what is not found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecommendThresholds(self, request, context):
+        """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListBadCases(self, request, context):
         """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first.
         """
@@ -106,6 +130,16 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.GetPrecisionRecallCurves,
                     request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetPrecisionRecallCurvesRequest.FromString,
                     response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.PrecisionRecallCurves.SerializeToString,
+            ),
+            'GetConfusionMatrix': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetConfusionMatrix,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetConfusionMatrixRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ConfusionMatrix.SerializeToString,
+            ),
+            'RecommendThresholds': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecommendThresholds,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsResponse.SerializeToString,
             ),
             'ListBadCases': grpc.unary_unary_rpc_method_handler(
                     servicer.ListBadCases,
@@ -195,6 +229,60 @@ class EvaluationService:
             '/saucer.evaluation.v1.EvaluationService/GetPrecisionRecallCurves',
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetPrecisionRecallCurvesRequest.SerializeToString,
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.PrecisionRecallCurves.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetConfusionMatrix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/GetConfusionMatrix',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetConfusionMatrixRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ConfusionMatrix.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecommendThresholds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/RecommendThresholds',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.RecommendThresholdsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class EvaluationServiceStub:
     """Newest first, each at threshold 0.5."""
     GetPrecisionRecallCurves: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetPrecisionRecallCurvesRequest, _evaluation_pb2.PrecisionRecallCurves]
     """Precision over recall with the threshold at each point, one curve a class, thinned for drawing."""
+    GetConfusionMatrix: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetConfusionMatrixRequest, _evaluation_pb2.ConfusionMatrix]
+    """Which class is taken for which at a threshold, with a background for what is not there and what is not found."""
+    RecommendThresholds: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.RecommendThresholdsRequest, _evaluation_pb2.RecommendThresholdsResponse]
+    """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class."""
     ListBadCases: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListBadCasesRequest, _evaluation_pb2.ListBadCasesResponse]
     """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first."""
 
@@ -53,6 +57,10 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Newest first, each at threshold 0.5."""
     GetPrecisionRecallCurves: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetPrecisionRecallCurvesRequest, _evaluation_pb2.PrecisionRecallCurves]  # type: ignore[assignment]
     """Precision over recall with the threshold at each point, one curve a class, thinned for drawing."""
+    GetConfusionMatrix: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetConfusionMatrixRequest, _evaluation_pb2.ConfusionMatrix]  # type: ignore[assignment]
+    """Which class is taken for which at a threshold, with a background for what is not there and what is not found."""
+    RecommendThresholds: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.RecommendThresholdsRequest, _evaluation_pb2.RecommendThresholdsResponse]  # type: ignore[assignment]
+    """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class."""
     ListBadCases: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListBadCasesRequest, _evaluation_pb2.ListBadCasesResponse]  # type: ignore[assignment]
     """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first."""
 
@@ -82,6 +90,22 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.PrecisionRecallCurves, _abc.Awaitable[_evaluation_pb2.PrecisionRecallCurves]]:
         """Precision over recall with the threshold at each point, one curve a class, thinned for drawing."""
+
+    @_abc_1.abstractmethod
+    def GetConfusionMatrix(
+        self,
+        request: _evaluation_pb2.GetConfusionMatrixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.ConfusionMatrix, _abc.Awaitable[_evaluation_pb2.ConfusionMatrix]]:
+        """Which class is taken for which at a threshold, with a background for what is not there and what is not found."""
+
+    @_abc_1.abstractmethod
+    def RecommendThresholds(
+        self,
+        request: _evaluation_pb2.RecommendThresholdsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.RecommendThresholdsResponse, _abc.Awaitable[_evaluation_pb2.RecommendThresholdsResponse]]:
+        """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class."""
 
     @_abc_1.abstractmethod
     def ListBadCases(

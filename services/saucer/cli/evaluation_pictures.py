@@ -1,0 +1,50 @@
+"""What evaluation answers, drawn: messages to the plain data of pictures.py, and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from saucer.cli import pictures
+from saucer.cli.evaluations import describe_faults
+from saucer.cli.output import ratio
+from saucer.evaluation.v1 import evaluation_pb2
+
+
+def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation_pb2.PrecisionRecallCurves) -> None:
+    """Precision over recall by class."""
+    drawn = [
+        pictures.Curve(
+            curve.class_name,
+            curve.ap_50,
+            [point.recall for point in curve.points],
+            [point.precision for point in curve.points],
+            [point.threshold for point in curve.points],
+        )
+        for curve in answer.curves
+    ]
+    title = f"Precision over recall: test mAP@0.50 {ratio(evaluation, 'map_50')}"
+    pictures.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
+
+
+def confusion(file: Path, answer: evaluation_pb2.ConfusionMatrix) -> None:
+    """Which class is taken for which."""
+    title = f"Labels taken for what, at threshold {answer.threshold:.2f}"
+    pictures.confusion_matrix(file, answer.class_names, [row.boxes for row in answer.rows], title=title)
+
+
+def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence[evaluation_pb2.BadCase]) -> None:
+    """A sheet of cases that came with their images."""
+    tiles = [
+        pictures.Tile(
+            case.image,
+            [_box(item, None) for item in case.truth],
+            [_box(item, item.score) for item in case.detections],
+            describe_faults(case),
+        )
+        for case in cases
+    ]
+    title = f"{evaluation.bad_cases} bad cases of {evaluation.images} images, at threshold {evaluation.threshold:.2f}"
+    pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
+
+
+def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> pictures.LabelledBox:
+    return pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
