@@ -94,6 +94,7 @@ async def owned(saucer: Saucer, trained: Trained) -> Owned:
 FILLING: dict[str, Callable[[], Any]] = {
     "request_id": new_id,
     "event_id": new_id,
+    "base_evaluation_id": new_id,
     "display_name": lambda: "x",
     "external_reference": new_id,
     "amount_micros": lambda: 1,

@@ -27,6 +27,9 @@ class TruthState(IntEnum):
     MISSED = 4
 
 
+ScoreRange = tuple[float, float]
+"""From … to, both within; rounded to float32 as scores are."""
+
 _KIND_OF_VERDICT = {
     Verdict.FALSE_POSITIVE: FaultKind.FALSE_POSITIVE,
     Verdict.CONFUSED: FaultKind.CONFUSED,
@@ -119,31 +122,29 @@ def bad_cases(
     threshold: float,
     kinds: Collection[FaultKind] = tuple(FaultKind),
     label: int | None = None,
+    scores: ScoreRange | None = None,
+    images: NDArray[np.integer] | None = None,
 ) -> Faults:
     """Faults of the detections with score >= threshold and of the truths that they leave, in O(n + t).
 
-    `kinds` and `label` filter; a fault is of a class if its detection or its truth is, so that a confusion shows under
-    both. Raises ValueError for a threshold that is not a number.
+    `kinds`, `label` and `scores` filter; a fault is of a class if its detection or its truth is, so that a confusion
+    shows under both; a miss has no score, so it lies in no range. `images`: only of these places of Scored.images.
+    Raises ValueError for a threshold that is not a number.
     """
-    at = at_score_precision(threshold)
-    kind_of = np.full(max(Verdict) + 1, NONE, np.int16)
-    for verdict, kind in _KIND_OF_VERDICT.items():
-        if kind in kinds:
-            kind_of[verdict] = kind
-    wrong = np.flatnonzero((kind_of[scored.verdict] != NONE) & (scored.score >= at))
-    # A truth that a confused or poorly placed detection names is told of there, and not as a miss again.
-    missed = truth_states(scored, threshold) == TruthState.MISSED
-    missing = np.flatnonzero(missed if FaultKind.MISS in kinds else np.zeros_like(missed))
-
+    wrong, missing = _chosen(scored, threshold, kinds, label, scores)
+    if images is not None:
+        wrong = wrong[np.isin(scored.image[wrong], images)]
+        missing = missing[np.isin(scored.truth_image[missing], images)]
     nothing = np.full(missing.size, NONE, np.int32)
     truth = np.concatenate([scored.truth[wrong], missing.astype(np.int32)])
     named = truth != NONE
     truth_label = np.full(truth.size, NONE, np.int32)
     truth_label[named] = scored.truth_label[truth[named]]
+    kind = _kinds_of_verdicts(tuple(FaultKind))[scored.verdict[wrong]]
     faults = Faults(
         images=scored.images,
         image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
-        kind=np.concatenate([kind_of[scored.verdict[wrong]], np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
+        kind=np.concatenate([kind, np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
         detection=np.concatenate([wrong.astype(np.int32), nothing]),
         truth=truth,
         iou=np.concatenate([scored.iou[wrong], np.zeros(missing.size, np.float32)]),
@@ -152,10 +153,60 @@ def bad_cases(
         truth_label=truth_label,
     )
     rows = np.lexsort((faults.truth, faults.detection, -faults.score, faults.kind, faults.image))
-    if label is not None:
-        rows = rows[(faults.label[rows] == label) | (faults.truth_label[rows] == label)]
     columns = {field.name: getattr(faults, field.name) for field in fields(Faults)}
     return Faults(**{name: values if name == "images" else values[rows] for name, values in columns.items()})
+
+
+def fault_counts(
+    scored: Scored,
+    threshold: float,
+    kinds: Collection[FaultKind] = tuple(FaultKind),
+    label: int | None = None,
+    scores: ScoreRange | None = None,
+) -> NDArray[np.int64]:
+    """How many of the faults of bad_cases() each image has, int64 [m], without listing one."""
+    wrong, missing = _chosen(scored, threshold, kinds, label, scores)
+    images = scored.images.size
+    return np.bincount(scored.image[wrong], minlength=images) + np.bincount(
+        scored.truth_image[missing], minlength=images
+    )
+
+
+def _chosen(
+    scored: Scored,
+    threshold: float,
+    kinds: Collection[FaultKind],
+    label: int | None,
+    scores: ScoreRange | None,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Rows of the wrong detections and of the missed truths."""
+    wrong = np.flatnonzero(
+        (_kinds_of_verdicts(kinds)[scored.verdict] != NONE) & (scored.score >= at_score_precision(threshold))
+    )
+    if FaultKind.MISS in kinds and scores is None:
+        # A truth that a confused or poorly placed detection names is told of there, and not as a miss again.
+        missing = np.flatnonzero(truth_states(scored, threshold) == TruthState.MISSED)
+    else:
+        missing = np.empty(0, np.intp)
+    if scores is not None:
+        low, high = map(at_score_precision, scores)
+        wrong = wrong[(scored.score[wrong] >= low) & (scored.score[wrong] <= high)]
+    if label is not None:
+        truth = scored.truth[wrong]
+        of_truth = np.zeros(wrong.size, np.bool_)
+        of_truth[truth != NONE] = scored.truth_label[truth[truth != NONE]] == label
+        wrong = wrong[(scored.label[wrong] == label) | of_truth]
+        missing = missing[scored.truth_label[missing] == label]
+    return wrong, missing
+
+
+def _kinds_of_verdicts(kinds: Collection[FaultKind]) -> NDArray[np.int16]:
+    """By Verdict; NONE where it is no fault, or of a kind that is not asked for."""
+    kind_of = np.full(max(Verdict) + 1, NONE, np.int16)
+    for verdict, kind in _KIND_OF_VERDICT.items():
+        if kind in kinds:
+            kind_of[verdict] = kind
+    return kind_of
 
 
 def _reached(score: NDArray[np.float32], threshold: np.float32) -> NDArray[np.bool_]:

@@ -6,10 +6,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.bad_cases import FaultKind
+from saucer.evaluation.comparing import Change, Comparison
 from saucer.evaluation.domain import AtThreshold, Evaluation
-from saucer.evaluation.metrics import Counts, PrPoints
-from saucer.evaluation.reading import BadCase, CaseFault, LabelledBox
+from saucer.evaluation.exporting import ExportFormat
+from saucer.evaluation.metrics import Counts, ThinnedPoints
+from saucer.evaluation.reading import (
+    BadCase,
+    CaseFault,
+    CaseFilter,
+    LabelledBox,
+    LabelledImage,
+    ScoreHistogram,
+    SuspectedLabel,
+)
 from saucer.evaluation.recommending import Recommendation, wilson
+from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import to_duration, to_timestamp
 
@@ -72,8 +83,9 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
     return message
 
 
-def curve_message(name: str, ap_50: float | None, points: PrPoints) -> evaluation_pb2.PrecisionRecallCurve:
+def curve_message(name: str, ap_50: float | None, thinned: ThinnedPoints) -> evaluation_pb2.PrecisionRecallCurve:
     """One class's curve."""
+    points = thinned.points
     return evaluation_pb2.PrecisionRecallCurve(
         class_name=name,
         ap_50=ap_50,
@@ -83,6 +95,7 @@ def curve_message(name: str, ap_50: float | None, points: PrPoints) -> evaluatio
                 points.recall.tolist(), points.precision.tolist(), points.threshold.tolist(), strict=True
             )
         ],
+        max_error=thinned.max_error,
     )
 
 
@@ -144,6 +157,71 @@ def bad_case_message(case: BadCase, image: bytes) -> evaluation_pb2.BadCase:
     )
 
 
+def suspect_message(suspect: SuspectedLabel) -> evaluation_pb2.SuspectedLabel:
+    """A label that may be wrong."""
+    return evaluation_pb2.SuspectedLabel(
+        kind=evaluation_pb2.SuspectKind.Value(f"SUSPECT_KIND_{suspect.kind.name}"),
+        suspicion=suspect.suspicion,
+        image_id=suspect.image_id,
+        file_name=suspect.file_name,
+        detection=_box_message(suspect.detection) if suspect.detection else None,
+        truth=_box_message(suspect.truth) if suspect.truth else None,
+    )
+
+
+def comparison_message(
+    evaluation: tuple[Evaluation, AtThreshold],
+    base: tuple[Evaluation, AtThreshold],
+    found: Comparison,
+    next_page_token: str,
+) -> evaluation_pb2.Comparison:
+    """Two evaluations side by side."""
+    return evaluation_pb2.Comparison(
+        evaluation=evaluation_message(*evaluation),
+        base=evaluation_message(*base),
+        classes=[
+            evaluation_pb2.ClassChange(class_name=name, change=change_number(change))
+            for name, change in zip(evaluation[0].source.classes, found.classes, strict=True)
+        ],
+        better_images=found.images[Change.BETTER],
+        worse_images=found.images[Change.WORSE],
+        same_images=found.images[Change.SAME],
+        images=[
+            evaluation_pb2.ImageChange(
+                image_id=image.image_id,
+                file_name=image.file_name,
+                base_errors=image.base_errors,
+                errors=image.errors,
+            )
+            for image in found.page
+        ],
+        next_page_token=next_page_token,
+        total_size=found.total,
+    )
+
+
+def histogram_message(histogram: ScoreHistogram) -> evaluation_pb2.ScoreHistogram:
+    """Detections by score."""
+    return evaluation_pb2.ScoreHistogram(
+        class_name=histogram.class_name,
+        edges=histogram.edges,
+        true_positives=histogram.true_positives,
+        false_positives=histogram.false_positives,
+    )
+
+
+def test_image_message(shown: LabelledImage, image: bytes) -> evaluation_pb2.TestImage:
+    """An image with its labels; without its bytes unless they were asked for."""
+    return evaluation_pb2.TestImage(
+        image_id=shown.image_id,
+        file_name=shown.file_name,
+        width=shown.width,
+        height=shown.height,
+        truth=[_box_message(box) for box in shown.truth],
+        image=image,
+    )
+
+
 def _fault_message(fault: CaseFault) -> evaluation_pb2.Fault:
     return evaluation_pb2.Fault(
         kind=kind_number(fault.kind),
@@ -162,6 +240,40 @@ def kind_number(kind: FaultKind) -> evaluation_pb2.FaultKind.ValueType:
 def read_kind(number: evaluation_pb2.FaultKind.ValueType) -> FaultKind:
     """From the wire."""
     return FaultKind[evaluation_pb2.FaultKind.Name(number).removeprefix("FAULT_KIND_")]
+
+
+def read_suspect_kind(number: evaluation_pb2.SuspectKind.ValueType) -> SuspectKind:
+    """From the wire."""
+    return SuspectKind[evaluation_pb2.SuspectKind.Name(number).removeprefix("SUSPECT_KIND_")]
+
+
+def change_number(change: Change) -> evaluation_pb2.Change.ValueType:
+    """On the wire."""
+    return evaluation_pb2.Change.Value(f"CHANGE_{change}")
+
+
+def read_change(number: evaluation_pb2.Change.ValueType) -> Change | None:
+    """From the wire; None for unspecified."""
+    return Change(evaluation_pb2.Change.Name(number).removeprefix("CHANGE_")) if number else None
+
+
+def read_format(number: evaluation_pb2.ExportFormat.ValueType) -> ExportFormat:
+    """From the wire; COCO for unspecified."""
+    if not number:
+        return ExportFormat.COCO
+    return ExportFormat(evaluation_pb2.ExportFormat.Name(number).removeprefix("EXPORT_FORMAT_"))
+
+
+def read_filter(
+    request: evaluation_pb2.ListBadCasesRequest | evaluation_pb2.ExportBadCasesRequest,
+) -> CaseFilter:
+    """Which bad cases are asked for."""
+    ranged = request.HasField("min_score") or request.HasField("max_score")
+    return CaseFilter(
+        kinds=[read_kind(kind) for kind in request.kinds if kind],
+        class_name=request.class_name,
+        scores=(request.min_score, request.max_score if request.HasField("max_score") else 1.0) if ranged else None,
+    )
 
 
 def _box_message(box: LabelledBox) -> evaluation_pb2.LabelledBox:

@@ -1,24 +1,31 @@
 """What a finished evaluation answers at any threshold: pure arithmetic on what stored.load() brought into memory."""
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.evaluation.bad_cases import Fault, FaultKind, Faults, bad_cases
+from saucer.evaluation.bad_cases import Fault, FaultKind, ScoreRange, bad_cases, fault_counts
 from saucer.evaluation.domain import AtThreshold
-from saucer.evaluation.metrics import PrPoints, thin
+from saucer.evaluation.matching import NONE
+from saucer.evaluation.metrics import ThinnedPoints, thin
 from saucer.evaluation.stored import Loaded
+from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
+
+CASES_AT_ONCE = 500
+"""Bad cases that are made at a time where all are asked for."""
 
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """Corners in pixels of the image; score is None for truth."""
+    """Corners in pixels of the image; score is None for truth, which alone may be a crowd."""
 
     corners: tuple[float, float, float, float]
     class_name: str
     score: float | None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,43 +64,160 @@ def at_threshold(loaded: Loaded, threshold: float) -> AtThreshold:
     )
 
 
-def curves(loaded: Loaded, max_points: int) -> list[tuple[str, PrPoints]]:
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Detections by score, of a class or of all (""): those of bin i have edges[i] <= score < edges[i + 1].
+
+    The last bin holds its upper edge too. Ignored detections are in none (M7).
+    """
+
+    class_name: str
+    edges: tuple[float, ...]
+    true_positives: tuple[int, ...]
+    false_positives: tuple[int, ...]
+
+
+def score_histograms(loaded: Loaded, bins: int) -> list[ScoreHistogram]:
+    """All classes together, then each class, in so many bins of equal width from 0 to 1."""
+    edges = tuple(number / bins for number in range(bins + 1))
+    return [_histogram(loaded, name, label, edges) for label, name in ((None, ""), *enumerate(loaded.truth.classes))]
+
+
+def _histogram(loaded: Loaded, name: str, label: int | None, edges: tuple[float, ...]) -> ScoreHistogram:
+    from_edge = [loaded.curves.at(label, edge) for edge in edges[:-1]]
+    right = [counts.true_positives for counts in from_edge] + [0]
+    wrong = [counts.false_positives for counts in from_edge] + [0]
+    return ScoreHistogram(
+        name,
+        edges,
+        tuple(here - above for here, above in pairwise(right)),
+        tuple(here - above for here, above in pairwise(wrong)),
+    )
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of the test split with its labels; names as in BadCase."""
+
+    image_id: int
+    file_name: str
+    object_name: str
+    width: int
+    height: int
+    truth: tuple[LabelledBox, ...]
+
+
+def find_labelled_images(
+    loaded: Loaded, class_name: str, *, offset: int, limit: int
+) -> tuple[list[LabelledImage], int]:
+    """By image id, those with a label of the class if one is given, and how many. An unknown class has none."""
+    truth = loaded.truth
+    of_class = np.array([name == class_name for name in truth.classes], np.bool_)
+    places: NDArray[np.integer] = (
+        np.unique(loaded.scored.truth_image[of_class[truth.label]]) if class_name else np.arange(truth.images.size)
+    )
+    return [_labelled_image(loaded, place) for place in places[offset : offset + limit].tolist()], places.size
+
+
+def _labelled_image(loaded: Loaded, place: int) -> LabelledImage:
+    return LabelledImage(
+        image_id=int(loaded.truth.images[place]),
+        file_name=loaded.test_set.source_names[place],
+        object_name=loaded.test_set.object_names[place],
+        width=int(loaded.truth.width[place]),
+        height=int(loaded.truth.height[place]),
+        truth=_truth_boxes(loaded, loaded.truths_of(place).tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class SuspectedLabel:
+    """A label that may be wrong (M15), with the boxes that say so; None: no box."""
+
+    kind: SuspectKind
+    suspicion: float
+    image_id: int
+    file_name: str
+    detection: LabelledBox | None
+    truth: LabelledBox | None
+
+
+def find_suspects(
+    loaded: Loaded, threshold: float, kinds: Collection[SuspectKind], *, offset: int, limit: int
+) -> tuple[list[SuspectedLabel], int]:
+    """The most suspicious first, and how many are told of in all (at most suspecting.MAX_SUSPECTS)."""
+    found = suspects(loaded.scored, threshold, kinds or tuple(SuspectKind))
+    rows = range(found.kind.size)[offset : offset + limit]
+    return [_suspect(loaded, found, row) for row in rows], found.kind.size
+
+
+def _suspect(loaded: Loaded, found: Suspects, row: int) -> SuspectedLabel:
+    place, detection, truth = int(found.image[row]), int(found.detection[row]), int(found.truth[row])
+    return SuspectedLabel(
+        SuspectKind(int(found.kind[row])),
+        float(found.suspicion[row]),
+        int(loaded.truth.images[place]),
+        loaded.test_set.source_names[place],
+        None if detection == NONE else _found_boxes(loaded, [detection])[0],
+        None if truth == NONE else _truth_boxes(loaded, [truth])[0],
+    )
+
+
+def curves(loaded: Loaded, max_points: int) -> list[tuple[str, ThinnedPoints]]:
     """A precision-recall curve for each class, thinned to at most so many points (at least 2)."""
-    return [
-        (name, thin(loaded.curves.points(label), max_points).points) for label, name in enumerate(loaded.truth.classes)
-    ]
+    return [(name, thin(loaded.curves.points(label), max_points)) for label, name in enumerate(loaded.truth.classes)]
+
+
+@dataclass(frozen=True)
+class CaseFilter:
+    """Which faults are asked for; no kinds: all, an empty class: every one, no range: whatever the score."""
+
+    kinds: Collection[FaultKind] = ()
+    class_name: str = ""
+    scores: ScoreRange | None = None
 
 
 def find_bad_cases(
-    loaded: Loaded,
-    threshold: float,
-    *,
-    kinds: Collection[FaultKind],
-    class_name: str,
-    offset: int,
-    limit: int,
+    loaded: Loaded, threshold: float, wanted: CaseFilter, *, offset: int, limit: int
 ) -> tuple[list[BadCase], int]:
     """Bad cases, most faults first and then by image id, and how many there are in all. An unknown class has none."""
-    classes = loaded.truth.classes
-    if class_name and class_name not in classes:
-        return [], 0
-    label = classes.index(class_name) if class_name else None
-    faults = bad_cases(loaded.scored, threshold, kinds or tuple(FaultKind), label)
-    images, counts = np.unique(faults.image, return_counts=True)
-    chosen = images[np.lexsort((images, -counts))][offset : offset + limit]
-    by_id = dict(_only(faults, chosen).by_image())
-    ids = loaded.scored.images[chosen].tolist()
-    return [_bad_case(loaded, threshold, image_id, by_id[image_id]) for image_id in ids], images.size
+    images = _worst_first(loaded, threshold, wanted)
+    return _cases(loaded, threshold, wanted, images[offset : offset + limit]), images.size
 
 
-def _only(faults: Faults, images: NDArray[np.int32]) -> Faults:
-    rows = np.isin(faults.image, images)
-    columns = {field.name: getattr(faults, field.name)[rows] for field in fields(Faults) if field.name != "images"}
-    return replace(faults, **columns)
+def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iterator[BadCase]:
+    """All of find_bad_cases(), in its order, a few in memory at a time."""
+    images = _worst_first(loaded, threshold, wanted)
+    for start in range(0, images.size, CASES_AT_ONCE):
+        yield from _cases(loaded, threshold, wanted, images[start : start + CASES_AT_ONCE])
+
+
+def _worst_first(loaded: Loaded, threshold: float, wanted: CaseFilter) -> NDArray[np.intp]:
+    """Places of the images with such faults."""
+    if wanted.class_name and wanted.class_name not in loaded.truth.classes:
+        return np.empty(0, np.intp)
+    counts = fault_counts(loaded.scored, threshold, *_arguments(loaded, wanted))
+    images = np.flatnonzero(counts)
+    return images[np.argsort(-counts[images], kind="stable")]
+
+
+def _cases(loaded: Loaded, threshold: float, wanted: CaseFilter, images: NDArray[np.intp]) -> list[BadCase]:
+    if not images.size:
+        return []
+    faults = bad_cases(loaded.scored, threshold, *_arguments(loaded, wanted), images)
+    by_id = dict(faults.by_image())
+    return [
+        _bad_case(loaded, threshold, image_id, by_id[image_id]) for image_id in loaded.scored.images[images].tolist()
+    ]
+
+
+def _arguments(loaded: Loaded, wanted: CaseFilter) -> tuple[Collection[FaultKind], int | None, ScoreRange | None]:
+    label = loaded.truth.classes.index(wanted.class_name) if wanted.class_name else None
+    return wanted.kinds or tuple(FaultKind), label, wanted.scores
 
 
 def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Fault]) -> BadCase:
-    truth, detections = loaded.truth, loaded.detections
+    truth = loaded.truth
     place = int(np.searchsorted(truth.images, image_id))
     truths, found = loaded.truths_of(place).tolist(), loaded.detections_of(place, threshold).tolist()
     place_of_truth = {row: number for number, row in enumerate(truths)}
@@ -114,13 +238,23 @@ def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Faul
             )
             for fault in faults
         ),
-        truth=tuple(LabelledBox(_corners(truth.box[row]), truth.classes[truth.label[row]], None) for row in truths),
-        detections=tuple(
-            LabelledBox(
-                _corners(detections.box[row]), truth.classes[detections.label[row]], float(detections.score[row])
-            )
-            for row in found
-        ),
+        truth=_truth_boxes(loaded, truths),
+        detections=_found_boxes(loaded, found),
+    )
+
+
+def _truth_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
+    truth = loaded.truth
+    return tuple(
+        LabelledBox(_corners(truth.box[row]), truth.classes[truth.label[row]], None, bool(truth.crowd[row]))
+        for row in rows
+    )
+
+
+def _found_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
+    found, classes = loaded.detections, loaded.truth.classes
+    return tuple(
+        LabelledBox(_corners(found.box[row]), classes[found.label[row]], float(found.score[row])) for row in rows
     )
 
 

@@ -1,26 +1,36 @@
 """Messages to use cases and back; nothing else."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Literal, Protocol
 
 from saucer.evaluation.domain import DEFAULT_THRESHOLD
 from saucer.evaluation.messages import (
     bad_case_message,
+    comparison_message,
     confusion_message,
     curve_message,
     evaluation_message,
-    read_kind,
+    histogram_message,
+    read_change,
+    read_filter,
+    read_format,
+    read_suspect_kind,
     recommendation_message,
+    suspect_message,
+    test_image_message,
 )
 from saucer.evaluation.recommending import Goal
 from saucer.evaluation.service import Evaluations
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
-from saucer.lib.paging import read_page
+from saucer.lib.paging import Page, read_page
 
 DEFAULT_POINTS = 200
 # A curve has a beginning and an end; fewer points are taken for these two.
 LEAST_POINTS = 2
+DEFAULT_BINS = 20
 
 
 def servicer(evaluations: Evaluations) -> Servicer:
@@ -39,8 +49,7 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def GetEvaluation(
         self, request: evaluation_pb2.GetEvaluationRequest, context: Context
     ) -> evaluation_pb2.Evaluation:
-        threshold = request.threshold if request.HasField("threshold") else DEFAULT_THRESHOLD
-        return evaluation_message(*await self._evaluations.get(request.evaluation_id, threshold))
+        return evaluation_message(*await self._evaluations.get(request.evaluation_id, _threshold(request)))
 
     async def ListEvaluations(
         self, request: evaluation_pb2.ListEvaluationsRequest, context: Context
@@ -71,7 +80,7 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def GetConfusionMatrix(
         self, request: evaluation_pb2.GetConfusionMatrixRequest, context: Context
     ) -> evaluation_pb2.ConfusionMatrix:
-        threshold = request.threshold if request.HasField("threshold") else DEFAULT_THRESHOLD
+        threshold = _threshold(request)
         return confusion_message(threshold, *await self._evaluations.confusion(request.evaluation_id, threshold))
 
     async def RecommendThresholds(
@@ -91,19 +100,102 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
         self, request: evaluation_pb2.ListBadCasesRequest, context: Context
     ) -> evaluation_pb2.ListBadCasesResponse:
         page = read_page(request)
-        offset = max(0, int(page.after[0])) if page.after else 0
+        offset = _offset(page)
         cases, total = await self._evaluations.bad_cases(
             request.evaluation_id,
-            request.threshold if request.HasField("threshold") else DEFAULT_THRESHOLD,
-            kinds=[read_kind(kind) for kind in request.kinds if kind],
-            class_name=request.class_name,
+            _threshold(request),
+            read_filter(request),
             offset=offset,
             limit=page.size,
             include_images=request.include_images,
         )
-        following = offset + len(cases)
         return evaluation_pb2.ListBadCasesResponse(
             bad_cases=[bad_case_message(case, image) for case, image in cases],
-            next_page_token=page.token([following] if following < total else None),
+            next_page_token=_following(page, offset + len(cases), total),
             total_size=total,
         )
+
+    async def ExportBadCases(
+        self, request: evaluation_pb2.ExportBadCasesRequest, context: Context
+    ) -> AsyncIterator[evaluation_pb2.ExportedPiece]:
+        pieces = self._evaluations.export_bad_cases(
+            request.evaluation_id, _threshold(request), read_filter(request), read_format(request.format)
+        )
+        async for piece in pieces:
+            yield evaluation_pb2.ExportedPiece(data=piece)
+
+    async def ListSuspectedLabels(
+        self, request: evaluation_pb2.ListSuspectedLabelsRequest, context: Context
+    ) -> evaluation_pb2.ListSuspectedLabelsResponse:
+        page = read_page(request)
+        offset = _offset(page)
+        found, total = await self._evaluations.suspected_labels(
+            request.evaluation_id,
+            _threshold(request),
+            [read_suspect_kind(kind) for kind in request.kinds if kind],
+            offset=offset,
+            limit=page.size,
+        )
+        return evaluation_pb2.ListSuspectedLabelsResponse(
+            suspected_labels=[suspect_message(suspect) for suspect in found],
+            next_page_token=_following(page, offset + len(found), total),
+            total_size=total,
+        )
+
+    async def CompareEvaluations(
+        self, request: evaluation_pb2.CompareEvaluationsRequest, context: Context
+    ) -> evaluation_pb2.Comparison:
+        page = read_page(request)
+        offset = _offset(page)
+        evaluation, base, found = await self._evaluations.compare(
+            request.evaluation_id,
+            request.base_evaluation_id,
+            _threshold(request),
+            read_change(request.change),
+            offset=offset,
+            limit=page.size,
+        )
+        return comparison_message(evaluation, base, found, _following(page, offset + len(found.page), found.total))
+
+    async def GetScoreHistograms(
+        self, request: evaluation_pb2.GetScoreHistogramsRequest, context: Context
+    ) -> evaluation_pb2.ScoreHistograms:
+        found = await self._evaluations.score_histograms(request.evaluation_id, request.bins or DEFAULT_BINS)
+        return evaluation_pb2.ScoreHistograms(histograms=[histogram_message(histogram) for histogram in found])
+
+    async def ListTestImages(
+        self, request: evaluation_pb2.ListTestImagesRequest, context: Context
+    ) -> evaluation_pb2.ListTestImagesResponse:
+        page = read_page(request)
+        offset = _offset(page)
+        found, total = await self._evaluations.test_images(
+            request.evaluation_id,
+            request.class_name,
+            offset=offset,
+            limit=page.size,
+            include_images=request.include_images,
+        )
+        return evaluation_pb2.ListTestImagesResponse(
+            test_images=[test_image_message(shown, image) for shown, image in found],
+            next_page_token=_following(page, offset + len(found), total),
+            total_size=total,
+        )
+
+
+class _AtThreshold(Protocol):
+    @property
+    def threshold(self) -> float: ...
+    def HasField(self, field_name: Literal["threshold"], /) -> bool: ...
+
+
+def _threshold(request: _AtThreshold) -> float:
+    return request.threshold if request.HasField("threshold") else DEFAULT_THRESHOLD
+
+
+def _offset(page: Page) -> int:
+    """Lists of a finished evaluation do not change, so their tokens are places."""
+    return max(0, int(page.after[0])) if page.after else 0
+
+
+def _following(page: Page, offset: int, total: int) -> str:
+    return page.token([offset] if offset < total else None)

@@ -7,9 +7,10 @@
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 import numpy as np
 import structlog
@@ -17,16 +18,18 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from saucer.evaluation import domain, reading, store
-from saucer.evaluation.bad_cases import FaultKind
 from saucer.evaluation.cache import MAX_BYTES, Cache
+from saucer.evaluation.comparing import Change, Comparison, compare, same_test_set
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary, Sums
+from saucer.evaluation.exporting import ExportFormat, export
 from saucer.evaluation.matching import StoredFormError
 from saucer.evaluation.messages import evaluation_message
-from saucer.evaluation.metrics import PrPoints
-from saucer.evaluation.reading import BadCase
+from saucer.evaluation.metrics import ThinnedPoints
+from saucer.evaluation.reading import BadCase, CaseFilter, LabelledImage, ScoreHistogram, SuspectedLabel
 from saucer.evaluation.recommending import Goal, Recommendation, recommend
 from saucer.evaluation.stored import Loaded, load
+from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.v1 import events_pb2
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
@@ -43,6 +46,12 @@ PAGE_IMAGES_BYTES = 3 * 1024**2
 # A page has one image at least, up to this size: a client that is to see one of over 4 MiB must say so to its channel.
 # A larger one comes empty, since no message of ours holds it (lib's MAX_MESSAGE_BYTES).
 MAX_IMAGE_BYTES = 16 * 1024**2
+
+# Of an exported file, at a time.
+EXPORT_PIECE_BYTES = 256 * 1024
+
+Side = tuple[Evaluation, AtThreshold]
+Entry = TypeVar("Entry", BadCase, LabelledImage)
 
 log = structlog.get_logger()
 image_reads_total = Counter("saucer_evaluation_image_reads_total", "Images read because a caller asked", ["account_id"])
@@ -159,13 +168,13 @@ class Evaluations:
             )
         return [(evaluation, _at_default(evaluation)) for evaluation in found]
 
-    async def curves(self, evaluation_id: str, max_points: int) -> list[tuple[str, float | None, PrPoints]]:
+    async def curves(self, evaluation_id: str, max_points: int) -> list[tuple[str, float | None, ThinnedPoints]]:
         """By class: its name, its AP at IoU 0.50 and its curve. Raises FailedPreconditionError unless succeeded."""
         evaluation, loaded = await self._succeeded(evaluation_id)
         assert evaluation.summary is not None
         drawn = await asyncio.to_thread(reading.curves, loaded, max_points)
         classes = evaluation.summary.figures.classes
-        return [(name, fixed.ap_50, points) for (name, points), fixed in zip(drawn, classes, strict=True)]
+        return [(name, fixed.ap_50, thinned) for (name, thinned), fixed in zip(drawn, classes, strict=True)]
 
     async def confusion(self, evaluation_id: str, threshold: float) -> tuple[Sequence[str], NDArray[np.int64]]:
         """The classes and the matrix (M11). Raises FailedPreconditionError unless succeeded."""
@@ -193,9 +202,8 @@ class Evaluations:
         self,
         evaluation_id: str,
         threshold: float,
+        wanted: CaseFilter,
         *,
-        kinds: Collection[FaultKind],
-        class_name: str,
         offset: int,
         limit: int,
         include_images: bool,
@@ -210,29 +218,88 @@ class Evaluations:
         """
         evaluation, loaded = await self._succeeded(evaluation_id)
         cases, total = await asyncio.to_thread(
-            reading.find_bad_cases,
-            loaded,
-            threshold,
-            kinds=kinds,
-            class_name=class_name,
-            offset=offset,
-            limit=limit,
+            reading.find_bad_cases, loaded, threshold, wanted, offset=offset, limit=limit
         )
-        if not include_images:
-            return [(case, b"") for case in cases], total
-        return list(zip(cases, await self._images(evaluation, cases), strict=False)), total
+        return await self._with_images(evaluation, cases, include_images), total
 
-    async def _images(self, evaluation: Evaluation, cases: Sequence[BadCase]) -> list[bytes]:
-        """Of the first so many cases as fit into an answer, of one at least."""
+    async def export_bad_cases(
+        self, evaluation_id: str, threshold: float, wanted: CaseFilter, as_format: ExportFormat
+    ) -> AsyncIterator[bytes]:
+        """A file in pieces of about EXPORT_PIECE_BYTES. Raises FailedPreconditionError unless succeeded."""
+        _, loaded = await self._succeeded(evaluation_id)
+        written = export(loaded, threshold, wanted, as_format)
+        while piece := await asyncio.to_thread(_piece, written):
+            yield piece
+
+    async def suspected_labels(
+        self, evaluation_id: str, threshold: float, kinds: Collection[SuspectKind], *, offset: int, limit: int
+    ) -> tuple[list[SuspectedLabel], int]:
+        """The most suspicious first, and how many in all. Raises FailedPreconditionError unless succeeded."""
+        _, loaded = await self._succeeded(evaluation_id)
+        return await asyncio.to_thread(reading.find_suspects, loaded, threshold, kinds, offset=offset, limit=limit)
+
+    async def compare(
+        self, evaluation_id: str, base_id: str, threshold: float, change: Change | None, *, offset: int, limit: int
+    ) -> tuple[Side, Side, Comparison]:
+        """The evaluation, its base, and what changed from the base to it (M14).
+
+        Raises:
+            NotFoundError, FailedPreconditionError: one has not succeeded, or they are of different test sets.
+        """
+        evaluation, loaded = await self._succeeded(evaluation_id)
+        base, base_loaded = await self._succeeded(base_id)
+        if not await asyncio.to_thread(same_test_set, base_loaded.test_set, loaded.test_set):
+            raise FailedPreconditionError(
+                "TEST_SETS_DIFFER",
+                "The two evaluations were made on different images or labels, so their figures do not compare.",
+                dataset_version_id=evaluation.dataset_version_id,
+                base_dataset_version_id=base.dataset_version_id,
+            )
+        found = await asyncio.to_thread(compare, base_loaded, loaded, threshold, change, offset=offset, limit=limit)
+        return (
+            (evaluation, await asyncio.to_thread(reading.at_threshold, loaded, threshold)),
+            (base, await asyncio.to_thread(reading.at_threshold, base_loaded, threshold)),
+            found,
+        )
+
+    async def score_histograms(self, evaluation_id: str, bins: int) -> list[ScoreHistogram]:
+        """Overall, then by class. Raises FailedPreconditionError unless succeeded."""
+        _, loaded = await self._succeeded(evaluation_id)
+        return await asyncio.to_thread(reading.score_histograms, loaded, bins)
+
+    async def test_images(
+        self, evaluation_id: str, class_name: str, *, offset: int, limit: int, include_images: bool
+    ) -> tuple[list[tuple[LabelledImage, bytes]], int]:
+        """Images of the test split by id, with their bytes as in bad_cases(), and how many there are in all.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
+        """
+        evaluation, loaded = await self._succeeded(evaluation_id)
+        found, total = await asyncio.to_thread(
+            reading.find_labelled_images, loaded, class_name, offset=offset, limit=limit
+        )
+        return await self._with_images(evaluation, found, include_images), total
+
+    async def _with_images(
+        self, evaluation: Evaluation, entries: Sequence[Entry], include_images: bool
+    ) -> list[tuple[Entry, bytes]]:
+        if not include_images:
+            return [(entry, b"") for entry in entries]
+        names = [entry.object_name for entry in entries]
+        return list(zip(entries, await self._images(evaluation, names), strict=False))
+
+    async def _images(self, evaluation: Evaluation, object_names: Sequence[str]) -> list[bytes]:
+        """Of the first so many as fit into an answer, of one at least."""
         images: list[bytes] = []
         read_bytes = shown_bytes = reads = 0
         try:
-            for case in cases:
+            for name in object_names:
                 reads += 1
-                image = await self._image(evaluation, case)
+                image = await self._image(evaluation, name)
                 read_bytes += len(image)
                 if len(image) > MAX_IMAGE_BYTES:
-                    log.warning("image_too_large_to_show", image=case.object_name, size_bytes=len(image))
+                    log.warning("image_too_large_to_show", image=name, size_bytes=len(image))
                     image = b""
                 shown_bytes += len(image)
                 if images and shown_bytes > PAGE_IMAGES_BYTES:
@@ -243,11 +310,11 @@ class Evaluations:
             await self._count_reads(evaluation.account_id, reads, read_bytes)
         return images
 
-    async def _image(self, evaluation: Evaluation, case: BadCase) -> bytes:
+    async def _image(self, evaluation: Evaluation, object_name: str) -> bytes:
         try:
-            return await self._objects.get(f"{evaluation.source.image_prefix}/{case.object_name}")
+            return await self._objects.get(f"{evaluation.source.image_prefix}/{object_name}")
         except NotFoundError:
-            log.warning("image_gone", evaluation_id=evaluation.evaluation_id, image=case.object_name)
+            log.warning("image_gone", evaluation_id=evaluation.evaluation_id, image=object_name)
             return b""
 
     async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
@@ -298,6 +365,18 @@ class Evaluations:
 
 def _at_default(evaluation: Evaluation) -> AtThreshold | None:
     return evaluation.summary.at_default if evaluation.summary else None
+
+
+def _piece(written: Iterator[str]) -> bytes:
+    """The next EXPORT_PIECE_BYTES, or a little more; nothing at the end."""
+    parts: list[bytes] = []
+    size_bytes = 0
+    for text in written:
+        parts.append(text.encode())
+        size_bytes += len(parts[-1])
+        if size_bytes >= EXPORT_PIECE_BYTES:
+            break
+    return b"".join(parts)
 
 
 async def _end(tx: Transaction, ended: Evaluation, token: str) -> None:

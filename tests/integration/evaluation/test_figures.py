@@ -1,21 +1,28 @@
 """What evaluation answers is what the pure functions say of the same labels and detections."""
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 
+from saucer.evaluation import service
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
+from saucer.evaluation.comparing import errors_by_image
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.main import EvaluationSettings, wire
+from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import Counts, thin
 from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended
+from saucer.evaluation.suspecting import SuspectKind, suspects
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
@@ -154,7 +161,9 @@ async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points:
     request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=told.evaluation_id, max_points=max_points)
     curves = (await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)).curves
     for label, curve in enumerate(curves):
-        points = thin(model.test.curves.points(label), max(2, max_points or 200)).points
+        thinned = thin(model.test.curves.points(label), max(2, max_points or 200))
+        points = thinned.points
+        assert curve.max_error == thinned.max_error
         assert [point.threshold for point in curve.points] == points.threshold.tolist()
         assert [point.recall for point in curve.points] == points.recall.tolist()
         assert [point.precision for point in curve.points] == points.precision.tolist()
@@ -269,6 +278,147 @@ async def test_bad_cases_are_filtered_by_kind_and_class(world: World, kind: Faul
         assert page.total_size == expected.image_ids().size
         assert sum(len(case.faults) for case in page.bad_cases) == len(expected)
         assert all(fault.kind == number for case in page.bad_cases for fault in case.faults)
+
+
+async def test_bad_cases_are_filtered_by_the_score_of_what_is_wrong(world: World) -> None:
+    model, told = await scored(world)
+    expected = bad_cases(model.test.scored, 0.1, scores=(0.2, 0.6))
+    page = await list_bad_cases(world, told.evaluation_id, threshold=0.1, min_score=0.2, max_score=0.6, page_size=200)
+    assert page.total_size == expected.image_ids().size
+    assert sum(len(case.faults) for case in page.bad_cases) == len(expected)
+    open_ended = await list_bad_cases(world, told.evaluation_id, threshold=0.1, min_score=0.2, page_size=200)
+    assert open_ended.total_size == bad_cases(model.test.scored, 0.1, scores=(0.2, 1.0)).image_ids().size
+
+
+async def exported(world: World, evaluation_id: str, **more: Any) -> str:
+    request = evaluation_pb2.ExportBadCasesRequest(evaluation_id=evaluation_id, **more)
+    pieces = [piece.data async for piece in world.stub.ExportBadCases(request, metadata=world.viewer)]
+    return b"".join(pieces).decode()
+
+
+async def test_bad_cases_are_exported_whole_as_coco_and_as_csv(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "EXPORT_PIECE_BYTES", 100)
+    _, told = await scored(world)
+    listed = (await list_bad_cases(world, told.evaluation_id, threshold=0.3, page_size=200)).bad_cases
+    document = json.loads(await exported(world, told.evaluation_id, threshold=0.3))
+    assert [image["id"] for image in document["images"]] == [case.image_id for case in listed]
+    table = await exported(
+        world, told.evaluation_id, threshold=0.3, format=evaluation_pb2.EXPORT_FORMAT_CSV, class_name="class 0"
+    )
+    of_class = await list_bad_cases(world, told.evaluation_id, threshold=0.3, page_size=200, class_name="class 0")
+    assert len(table.splitlines()) == 1 + sum(len(case.faults) for case in of_class.bad_cases)
+
+
+async def test_suspected_labels_are_those_of_the_pure_function_page_by_page(world: World) -> None:
+    model, told = await scored(world)
+    expected = suspects(model.test.scored, 0.3)
+    request = evaluation_pb2.ListSuspectedLabelsRequest(evaluation_id=told.evaluation_id, threshold=0.3, page_size=3)
+    found: list[evaluation_pb2.SuspectedLabel] = []
+    while True:
+        page = await world.stub.ListSuspectedLabels(request, metadata=world.viewer)
+        assert page.total_size == expected.kind.size
+        found += page.suspected_labels
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert [entry.suspicion for entry in found] == expected.suspicion.tolist()
+    assert [entry.image_id for entry in found] == model.test.scored.images[expected.image].tolist()
+    assert [entry.HasField("detection") for entry in found] == (expected.detection >= 0).tolist()
+    request = evaluation_pb2.ListSuspectedLabelsRequest(
+        evaluation_id=told.evaluation_id, threshold=0.3, kinds=[evaluation_pb2.SUSPECT_KIND_WRONG_CLASS]
+    )
+    only = (await world.stub.ListSuspectedLabels(request, metadata=world.viewer)).suspected_labels
+    assert len(only) == suspects(model.test.scored, 0.3, [SuspectKind.WRONG_CLASS]).kind.size
+
+
+async def test_a_model_is_compared_with_another_of_the_same_test_split(world: World) -> None:
+    first, base = await scored(world)
+    second = training_pb2.Model()
+    second.CopyFrom(first.message)
+    second.model_id, second.run_id, second.task_id = new_id(), new_id(), new_id()
+    # All that the second finds is below 0.6.
+    found = first.test.detections
+    weaker = Detections(found.images, found.image_id, found.box, np.minimum(found.score, np.float32(0.6)), found.label)
+    second.files[0].key += ".weaker"
+    second.files[0].sha256 = await world.objects.put(second.files[0].key, weaker.to_bytes())
+    await world.tell(second)
+    told = await world.ended(second)
+    request = evaluation_pb2.CompareEvaluationsRequest(
+        evaluation_id=told.evaluation_id, base_evaluation_id=base.evaluation_id, threshold=0.7
+    )
+    compared = await world.stub.CompareEvaluations(request, metadata=world.viewer)
+    assert compared.evaluation == await at(world, told.evaluation_id, 0.7)
+    assert compared.base == await at(world, base.evaluation_id, 0.7)
+    assert [entry.class_name for entry in compared.classes] == list(first.test.truth.classes)
+    before = errors_by_image(first.test.scored, 0.7)
+    after = errors_by_image(match(first.test.truth, weaker), 0.7)
+    changed = {int(first.test.truth.images[place]) for place in np.flatnonzero(before != after)}
+    assert {image.image_id for image in compared.images} == changed
+    assert compared.total_size == len(changed) == compared.better_images + compared.worse_images
+    assert compared.same_images == len(before) - len(changed)
+    request.change = evaluation_pb2.CHANGE_WORSE
+    worse = await world.stub.CompareEvaluations(request, metadata=world.viewer)
+    assert worse.total_size == compared.worse_images
+    assert all(image.errors > image.base_errors for image in worse.images)
+
+
+async def test_evaluations_of_different_test_sets_are_not_compared(world: World) -> None:
+    _, one = await scored(world)
+    _, other = await scored(world, seed=3)
+    request = evaluation_pb2.CompareEvaluationsRequest(
+        evaluation_id=one.evaluation_id, base_evaluation_id=other.evaluation_id
+    )
+    with pytest.raises(grpc.aio.AioRpcError, match="different images or labels") as refusal:
+        await world.stub.CompareEvaluations(request, metadata=world.viewer)
+    assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_another_accounts_evaluation_is_no_base(world: World) -> None:
+    _, theirs = await scored(world)
+    stranger = replace(world, account_id=new_id())
+    _, mine = await scored(stranger)
+    request = evaluation_pb2.CompareEvaluationsRequest(
+        evaluation_id=mine.evaluation_id, base_evaluation_id=theirs.evaluation_id
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await world.stub.CompareEvaluations(request, metadata=stranger.viewer)
+    assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_score_histograms_are_overall_and_by_class(world: World) -> None:
+    model, told = await scored(world)
+    request = evaluation_pb2.GetScoreHistogramsRequest(evaluation_id=told.evaluation_id, bins=4)
+    whole, *classes = (await world.stub.GetScoreHistograms(request, metadata=world.viewer)).histograms
+    assert list(whole.edges) == [0, 0.25, 0.5, 0.75, 1]
+    at_half = model.test.curves.overall(0.5)
+    assert (sum(whole.true_positives[2:]), sum(whole.false_positives[2:])) == (
+        at_half.true_positives,
+        at_half.false_positives,
+    )
+    assert [histogram.class_name for histogram in classes] == list(model.test.truth.classes)
+
+
+async def test_the_test_split_is_browsed_by_class_and_its_images_are_counted(start: Start) -> None:
+    async with start() as world:
+        model, told = await scored(world)
+        for name in ("", *model.test.truth.classes):
+            request = evaluation_pb2.ListTestImagesRequest(evaluation_id=told.evaluation_id, class_name=name)
+            shown = await world.stub.ListTestImages(request, metadata=world.viewer)
+            label = model.test.truth.classes.index(name) if name else None
+            of_class = model.test.truth.image_id[model.test.truth.label == label] if name else model.test.truth.images
+            assert [image.image_id for image in shown.test_images] == sorted(set(of_class.tolist()))
+            assert shown.total_size == len(shown.test_images)
+            assert not any(image.image for image in shown.test_images)
+        assert await image_reads(start, world.account_id) == (0, 0)
+        request = evaluation_pb2.ListTestImagesRequest(
+            evaluation_id=told.evaluation_id, include_images=True, page_size=2
+        )
+        shown = await world.stub.ListTestImages(request, metadata=world.viewer)
+        assert [image.image.decode() for image in shown.test_images] == [str(i.image_id) for i in shown.test_images]
+        assert (await image_reads(start, world.account_id))[0] == 2
+        request.page_token = shown.next_page_token
+        following = await world.stub.ListTestImages(request, metadata=world.viewer)
+        assert following.test_images[0].image_id > shown.test_images[-1].image_id
 
 
 async def image_reads(start: Start, account_id: str) -> tuple[int, int]:
@@ -419,6 +569,13 @@ async def test_no_call_shows_another_account_that_an_evaluation_exists(world: Wo
         (stub.GetConfusionMatrix, evaluation_pb2.GetConfusionMatrixRequest(evaluation_id=evaluation_id)),
         (stub.RecommendThresholds, evaluation_pb2.RecommendThresholdsRequest(evaluation_id=evaluation_id)),
         (stub.ListBadCases, evaluation_pb2.ListBadCasesRequest(evaluation_id=evaluation_id)),
+        (stub.ListSuspectedLabels, evaluation_pb2.ListSuspectedLabelsRequest(evaluation_id=evaluation_id)),
+        (stub.GetScoreHistograms, evaluation_pb2.GetScoreHistogramsRequest(evaluation_id=evaluation_id)),
+        (stub.ListTestImages, evaluation_pb2.ListTestImagesRequest(evaluation_id=evaluation_id)),
+        (
+            stub.CompareEvaluations,
+            evaluation_pb2.CompareEvaluationsRequest(evaluation_id=evaluation_id, base_evaluation_id=evaluation_id),
+        ),
         (stub.ListEvaluations, evaluation_pb2.ListEvaluationsRequest(account_id=world.account_id)),
     )
     for call, request in calls:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saucer.evaluation.bad_cases import FaultKind, Faults, TruthState, bad_cases, truth_states
+from saucer.evaluation.bad_cases import FaultKind, Faults, TruthState, bad_cases, fault_counts, truth_states
 from saucer.evaluation.matching import Scored, match
 from saucer.evaluation.metrics import ThresholdCurves
 from saucer.evaluation.truth import from_coco
@@ -114,6 +114,22 @@ def test_cases_are_filtered_by_kind_and_a_confusion_shows_under_both_classes() -
     assert told(bad_cases(scored, 0.5, label=CUP)) == [("FALSE_POSITIVE", 1, None, 0.0), ("CONFUSED", 0, 0, 1.0)]
     assert told(bad_cases(scored, 0.5, label=PLATE)) == [("CONFUSED", 0, 0, 1.0), ("MISS", None, 1, 0.0)]
     assert len(bad_cases(scored, 0.5, kinds=())) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), level=st.integers(0, 20), low=st.integers(0, 20), high=st.integers(0, 20))
+def test_a_range_of_scores_and_counts_without_a_list_agree_with_the_list(
+    seed: int, level: int, low: int, high: int
+) -> None:
+    labels, classes, detections = generate(seed)
+    scored = match(from_coco(labels, classes), detections)
+    whole = bad_cases(scored, level / 20, label=0)
+    ranged = bad_cases(scored, level / 20, label=0, scores=(low / 20, high / 20))
+    within = (whole.score >= np.float32(low / 20)) & (whole.score <= np.float32(high / 20))
+    assert told(ranged) == [entry for entry, inside in zip(told(whole), within.tolist(), strict=True) if inside]
+    for faults, scores in ((whole, None), (ranged, (low / 20, high / 20))):
+        counts = fault_counts(scored, level / 20, label=0, scores=scores)
+        assert counts.tolist() == np.bincount(faults.image, minlength=scored.images.size).tolist()
 
 
 def test_bad_cases_are_paged_by_image() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.matching import StoredFormError, match
-from saucer.evaluation.reading import at_threshold, find_bad_cases
+from saucer.evaluation.reading import CaseFilter, at_threshold, find_bad_cases, find_labelled_images, score_histograms
 from saucer.evaluation.stored import LabelledSet, Loaded, load
 from saucer.evaluation.truth import Truth, from_coco
 from saucer.serving.detections import Detections
@@ -42,7 +42,7 @@ def test_pages_of_bad_cases_join_to_the_whole_list_worst_first(seed: int) -> Non
     loaded = load(*stored(seed))
 
     def page(offset: int, limit: int) -> list[tuple[int, int]]:
-        cases, total = find_bad_cases(loaded, 0.3, kinds=[], class_name="", offset=offset, limit=limit)
+        cases, total = find_bad_cases(loaded, 0.3, CaseFilter(), offset=offset, limit=limit)
         assert total == len(expected)
         return [(-len(case.faults), case.image_id) for case in cases]
 
@@ -54,7 +54,7 @@ def test_pages_of_bad_cases_join_to_the_whole_list_worst_first(seed: int) -> Non
 
 def test_a_case_shows_every_truth_and_the_detections_above_the_threshold() -> None:
     loaded = load(*stored(10))
-    cases, _ = find_bad_cases(loaded, 0.3, kinds=[FaultKind.MISS], class_name="", offset=0, limit=10)
+    cases, _ = find_bad_cases(loaded, 0.3, CaseFilter([FaultKind.MISS]), offset=0, limit=10)
     for case in cases:
         assert len(case.truth) == (loaded.truth.image_id == case.image_id).sum()
         above = (loaded.detections.image_id == case.image_id) & (loaded.detections.score >= np.float32(0.3))
@@ -65,7 +65,37 @@ def test_a_case_shows_every_truth_and_the_detections_above_the_threshold() -> No
 
 
 def test_a_class_that_there_is_not_has_no_bad_case() -> None:
-    assert find_bad_cases(load(*stored(10)), 0.3, kinds=[], class_name="fork", offset=0, limit=10) == ([], 0)
+    assert find_bad_cases(load(*stored(10)), 0.3, CaseFilter(class_name="fork"), offset=0, limit=10) == ([], 0)
+
+
+@pytest.mark.parametrize("seed", [3, 10])
+def test_a_histogram_holds_every_detection_that_counts_once(seed: int) -> None:
+    loaded = load(*stored(seed))
+    whole, *classes = score_histograms(loaded, 20)
+    assert whole.edges[0] == 0
+    assert whole.edges[-1] == 1
+    everything = loaded.curves.overall(0.0)
+    assert sum(whole.true_positives) == everything.true_positives
+    assert sum(whole.false_positives) == everything.false_positives
+    above = loaded.curves.overall(0.5)
+    assert sum(whole.false_positives[10:]) == above.false_positives
+    assert [histogram.class_name for histogram in classes] == list(loaded.truth.classes)
+    assert sum(sum(histogram.true_positives) for histogram in classes) == everything.true_positives
+
+
+def test_labelled_images_are_browsed_one_by_one_or_by_class() -> None:
+    loaded = load(*stored(10))
+    every, total = find_labelled_images(loaded, "", offset=0, limit=1000)
+    assert [image.image_id for image in every] == loaded.truth.images.tolist()
+    assert total == len(every)
+    assert [find_labelled_images(loaded, "", offset=place, limit=1)[0] for place in range(3)] == [
+        [image] for image in every[:3]
+    ]
+    for name in loaded.truth.classes:
+        mine, count = find_labelled_images(loaded, name, offset=0, limit=1000)
+        assert mine == [image for image in every if any(box.class_name == name for box in image.truth)]
+        assert count == len(mine)
+    assert find_labelled_images(loaded, "fork", offset=0, limit=10) == ([], 0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

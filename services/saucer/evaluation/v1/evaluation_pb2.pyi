@@ -92,6 +92,71 @@ THRESHOLD_GOAL_RECALL: ThresholdGoal.ValueType  # 3
 """The highest threshold that reaches a recall."""
 Global___ThresholdGoal: _TypeAlias = ThresholdGoal  # noqa: Y015
 
+class _ExportFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXPORT_FORMAT_UNSPECIFIED: _ExportFormat.ValueType  # 0
+    EXPORT_FORMAT_COCO: _ExportFormat.ValueType  # 1
+    """The images with their labels as annotations; detections beside them; each with tags that say what is wrong."""
+    EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 2
+    """A row a fault."""
+
+class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper): ...
+
+EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
+EXPORT_FORMAT_COCO: ExportFormat.ValueType  # 1
+"""The images with their labels as annotations; detections beside them; each with tags that say what is wrong."""
+EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 2
+"""A row a fault."""
+Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
+
+class _SuspectKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SuspectKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SuspectKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SUSPECT_KIND_UNSPECIFIED: _SuspectKind.ValueType  # 0
+    SUSPECT_KIND_MISSING_LABEL: _SuspectKind.ValueType  # 1
+    """Found, but not labelled."""
+    SUSPECT_KIND_WRONG_CLASS: _SuspectKind.ValueType  # 2
+    """Found as another class."""
+    SUSPECT_KIND_NOTHING_THERE: _SuspectKind.ValueType  # 3
+    """Labelled, but not found at any score."""
+
+class SuspectKind(_SuspectKind, metaclass=_SuspectKindEnumTypeWrapper): ...
+
+SUSPECT_KIND_UNSPECIFIED: SuspectKind.ValueType  # 0
+SUSPECT_KIND_MISSING_LABEL: SuspectKind.ValueType  # 1
+"""Found, but not labelled."""
+SUSPECT_KIND_WRONG_CLASS: SuspectKind.ValueType  # 2
+"""Found as another class."""
+SUSPECT_KIND_NOTHING_THERE: SuspectKind.ValueType  # 3
+"""Labelled, but not found at any score."""
+Global___SuspectKind: _TypeAlias = SuspectKind  # noqa: Y015
+
+class _Change:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Change.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_UNSPECIFIED: _Change.ValueType  # 0
+    CHANGE_BETTER: _Change.ValueType  # 1
+    CHANGE_WORSE: _Change.ValueType  # 2
+    CHANGE_SAME: _Change.ValueType  # 3
+
+class Change(_Change, metaclass=_ChangeEnumTypeWrapper): ...
+
+CHANGE_UNSPECIFIED: Change.ValueType  # 0
+CHANGE_BETTER: Change.ValueType  # 1
+CHANGE_WORSE: Change.ValueType  # 2
+CHANGE_SAME: Change.ValueType  # 3
+Global___Change: _TypeAlias = Change  # noqa: Y015
+
 @_typing.final
 class Evaluation(_message.Message):
     """The scores of a model on a test split. A ratio whose denominator is zero is unset."""
@@ -435,8 +500,11 @@ class PrecisionRecallCurve(_message.Message):
     CLASS_NAME_FIELD_NUMBER: _builtins.int
     AP_50_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_FIELD_NUMBER: _builtins.int
     class_name: _builtins.str
     ap_50: _builtins.float
+    max_error: _builtins.float
+    """Every point left out lies within this distance of the line drawn through the others; recall and precision are 0 … 1."""
     @_builtins.property
     def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrecisionRecallPoint]: ...
     def __init__(
@@ -445,10 +513,11 @@ class PrecisionRecallCurve(_message.Message):
         class_name: _builtins.str = ...,
         ap_50: _builtins.float | None = ...,
         points: _abc.Iterable[Global___PrecisionRecallPoint] | None = ...,
+        max_error: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_ap_50", b"_ap_50", "ap_50", b"ap_50"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ap_50", b"_ap_50", "ap_50", b"ap_50", "class_name", b"class_name", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ap_50", b"_ap_50", "ap_50", b"ap_50", "class_name", b"class_name", "max_error", b"max_error", "points", b"points"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__ap_50: _TypeAlias = _typing.Literal["ap_50"]  # noqa: Y015
     _WhichOneofArgType__ap_50: _TypeAlias = _typing.Literal["_ap_50", b"_ap_50"]  # noqa: Y015
@@ -492,6 +561,8 @@ class ListBadCasesRequest(_message.Message):
     INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    MAX_SCORE_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     threshold: _builtins.float
     """Unset: 0.5."""
@@ -501,6 +572,9 @@ class ListBadCasesRequest(_message.Message):
     """Off: no image is read, and the account's store is not charged for one. The report is the same without."""
     page_size: _builtins.int
     page_token: _builtins.str
+    min_score: _builtins.float
+    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range."""
+    max_score: _builtins.float
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FaultKind.ValueType]:
         """Empty: every kind."""
@@ -515,13 +589,24 @@ class ListBadCasesRequest(_message.Message):
         include_images: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        min_score: _builtins.float | None = ...,
+        max_score: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_score", b"_max_score", "_min_score", b"_min_score", "_threshold", b"_threshold", "max_score", b"max_score", "min_score", b"min_score", "threshold", b"threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "class_name", b"class_name", "evaluation_id", b"evaluation_id", "include_images", b"include_images", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_score", b"_max_score", "_min_score", b"_min_score", "_threshold", b"_threshold", "class_name", b"class_name", "evaluation_id", b"evaluation_id", "include_images", b"include_images", "kinds", b"kinds", "max_score", b"max_score", "min_score", b"min_score", "page_size", b"page_size", "page_token", b"page_token", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_score: _TypeAlias = _typing.Literal["max_score"]  # noqa: Y015
+    _WhichOneofArgType__max_score: _TypeAlias = _typing.Literal["_max_score", b"_max_score"]  # noqa: Y015
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
     _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
     _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_score) -> _WhichOneofReturnType__max_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
 
 Global___ListBadCasesRequest: _TypeAlias = ListBadCasesRequest  # noqa: Y015
@@ -926,3 +1011,496 @@ class Interval(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Interval: _TypeAlias = Interval  # noqa: Y015
+
+@_typing.final
+class ExportBadCasesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
+    MAX_SCORE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    threshold: _builtins.float
+    """Unset: 0.5."""
+    class_name: _builtins.str
+    """Empty: every class."""
+    min_score: _builtins.float
+    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range."""
+    max_score: _builtins.float
+    format: Global___ExportFormat.ValueType
+    """Unset: COCO."""
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FaultKind.ValueType]:
+        """Empty: every kind."""
+
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        kinds: _abc.Iterable[Global___FaultKind.ValueType] | None = ...,
+        class_name: _builtins.str = ...,
+        min_score: _builtins.float | None = ...,
+        max_score: _builtins.float | None = ...,
+        format: Global___ExportFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_score", b"_max_score", "_min_score", b"_min_score", "_threshold", b"_threshold", "max_score", b"max_score", "min_score", b"min_score", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_score", b"_max_score", "_min_score", b"_min_score", "_threshold", b"_threshold", "class_name", b"class_name", "evaluation_id", b"evaluation_id", "format", b"format", "kinds", b"kinds", "max_score", b"max_score", "min_score", b"min_score", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_score: _TypeAlias = _typing.Literal["max_score"]  # noqa: Y015
+    _WhichOneofArgType__max_score: _TypeAlias = _typing.Literal["_max_score", b"_max_score"]  # noqa: Y015
+    _WhichOneofReturnType__min_score: _TypeAlias = _typing.Literal["min_score"]  # noqa: Y015
+    _WhichOneofArgType__min_score: _TypeAlias = _typing.Literal["_min_score", b"_min_score"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_score) -> _WhichOneofReturnType__max_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_score) -> _WhichOneofReturnType__min_score | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___ExportBadCasesRequest: _TypeAlias = ExportBadCasesRequest  # noqa: Y015
+
+@_typing.final
+class ExportedPiece(_message.Message):
+    """The file's bytes, one piece after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedPiece: _TypeAlias = ExportedPiece  # noqa: Y015
+
+@_typing.final
+class ListSuspectedLabelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    threshold: _builtins.float
+    """Unset: 0.5."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    @_builtins.property
+    def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___SuspectKind.ValueType]:
+        """Empty: every kind."""
+
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        kinds: _abc.Iterable[Global___SuspectKind.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "evaluation_id", b"evaluation_id", "kinds", b"kinds", "page_size", b"page_size", "page_token", b"page_token", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___ListSuspectedLabelsRequest: _TypeAlias = ListSuspectedLabelsRequest  # noqa: Y015
+
+@_typing.final
+class ListSuspectedLabelsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUSPECTED_LABELS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    total_size: _builtins.int
+    @_builtins.property
+    def suspected_labels(self) -> _containers.RepeatedCompositeFieldContainer[Global___SuspectedLabel]: ...
+    def __init__(
+        self,
+        *,
+        suspected_labels: _abc.Iterable[Global___SuspectedLabel] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "suspected_labels", b"suspected_labels", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSuspectedLabelsResponse: _TypeAlias = ListSuspectedLabelsResponse  # noqa: Y015
+
+@_typing.final
+class SuspectedLabel(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SUSPICION_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    DETECTION_FIELD_NUMBER: _builtins.int
+    TRUTH_FIELD_NUMBER: _builtins.int
+    kind: Global___SuspectKind.ValueType
+    suspicion: _builtins.float
+    """0 to 1, for ranking; no probability."""
+    image_id: _builtins.int
+    file_name: _builtins.str
+    @_builtins.property
+    def detection(self) -> Global___LabelledBox:
+        """Unset: there is none."""
+
+    @_builtins.property
+    def truth(self) -> Global___LabelledBox: ...
+    def __init__(
+        self,
+        *,
+        kind: Global___SuspectKind.ValueType = ...,
+        suspicion: _builtins.float = ...,
+        image_id: _builtins.int = ...,
+        file_name: _builtins.str = ...,
+        detection: Global___LabelledBox | None = ...,
+        truth: Global___LabelledBox | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detection", b"detection", "truth", b"truth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detection", b"detection", "file_name", b"file_name", "image_id", b"image_id", "kind", b"kind", "suspicion", b"suspicion", "truth", b"truth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspectedLabel: _TypeAlias = SuspectedLabel  # noqa: Y015
+
+@_typing.final
+class CompareEvaluationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    BASE_EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    base_evaluation_id: _builtins.str
+    """What it is compared with. Of other images or labels: FAILED_PRECONDITION."""
+    threshold: _builtins.float
+    """Unset: 0.5."""
+    change: Global___Change.ValueType
+    """Images that changed so; unset: that changed at all."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        base_evaluation_id: _builtins.str = ...,
+        threshold: _builtins.float | None = ...,
+        change: Global___Change.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "base_evaluation_id", b"base_evaluation_id", "change", b"change", "evaluation_id", b"evaluation_id", "page_size", b"page_size", "page_token", b"page_token", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___CompareEvaluationsRequest: _TypeAlias = CompareEvaluationsRequest  # noqa: Y015
+
+@_typing.final
+class Comparison(_message.Message):
+    """Errors are false positives and misses at the threshold; fewer are better."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    BETTER_IMAGES_FIELD_NUMBER: _builtins.int
+    WORSE_IMAGES_FIELD_NUMBER: _builtins.int
+    SAME_IMAGES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    better_images: _builtins.int
+    worse_images: _builtins.int
+    same_images: _builtins.int
+    next_page_token: _builtins.str
+    total_size: _builtins.int
+    """Of images, over all pages."""
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """Both at the threshold."""
+
+    @_builtins.property
+    def base(self) -> Global___Evaluation: ...
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassChange]: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageChange]:
+        """The greatest changes first."""
+
+    def __init__(
+        self,
+        *,
+        evaluation: Global___Evaluation | None = ...,
+        base: Global___Evaluation | None = ...,
+        classes: _abc.Iterable[Global___ClassChange] | None = ...,
+        better_images: _builtins.int = ...,
+        worse_images: _builtins.int = ...,
+        same_images: _builtins.int = ...,
+        images: _abc.Iterable[Global___ImageChange] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "evaluation", b"evaluation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "better_images", b"better_images", "classes", b"classes", "evaluation", b"evaluation", "images", b"images", "next_page_token", b"next_page_token", "same_images", b"same_images", "total_size", b"total_size", "worse_images", b"worse_images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Comparison: _TypeAlias = Comparison  # noqa: Y015
+
+@_typing.final
+class ClassChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    class_name: _builtins.str
+    change: Global___Change.ValueType
+    def __init__(
+        self,
+        *,
+        class_name: _builtins.str = ...,
+        change: Global___Change.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "class_name", b"class_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClassChange: _TypeAlias = ClassChange  # noqa: Y015
+
+@_typing.final
+class ImageChange(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    BASE_ERRORS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.int
+    file_name: _builtins.str
+    base_errors: _builtins.int
+    errors: _builtins.int
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.int = ...,
+        file_name: _builtins.str = ...,
+        base_errors: _builtins.int = ...,
+        errors: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_errors", b"base_errors", "errors", b"errors", "file_name", b"file_name", "image_id", b"image_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageChange: _TypeAlias = ImageChange  # noqa: Y015
+
+@_typing.final
+class GetScoreHistogramsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    BINS_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    bins: _builtins.int
+    """Of equal width from 0 to 1; 0: 20."""
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        bins: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bins", b"bins", "evaluation_id", b"evaluation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScoreHistogramsRequest: _TypeAlias = GetScoreHistogramsRequest  # noqa: Y015
+
+@_typing.final
+class ScoreHistograms(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HISTOGRAMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def histograms(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreHistogram]: ...
+    def __init__(
+        self,
+        *,
+        histograms: _abc.Iterable[Global___ScoreHistogram] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["histograms", b"histograms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreHistograms: _TypeAlias = ScoreHistograms  # noqa: Y015
+
+@_typing.final
+class ScoreHistogram(_message.Message):
+    """Bin i holds scores from edges[i] to below edges[i + 1], the last bin its upper edge too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    EDGES_FIELD_NUMBER: _builtins.int
+    TRUE_POSITIVES_FIELD_NUMBER: _builtins.int
+    FALSE_POSITIVES_FIELD_NUMBER: _builtins.int
+    class_name: _builtins.str
+    """Empty: all classes together."""
+    @_builtins.property
+    def edges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def true_positives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def false_positives(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        class_name: _builtins.str = ...,
+        edges: _abc.Iterable[_builtins.float] | None = ...,
+        true_positives: _abc.Iterable[_builtins.int] | None = ...,
+        false_positives: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "edges", b"edges", "false_positives", b"false_positives", "true_positives", b"true_positives"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScoreHistogram: _TypeAlias = ScoreHistogram  # noqa: Y015
+
+@_typing.final
+class ListTestImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    class_name: _builtins.str
+    """Only with a label of it; empty: every image."""
+    include_images: _builtins.bool
+    """Off: no image is read, and the account's store is not charged for one."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        class_name: _builtins.str = ...,
+        include_images: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "evaluation_id", b"evaluation_id", "include_images", b"include_images", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTestImagesRequest: _TypeAlias = ListTestImagesRequest  # noqa: Y015
+
+@_typing.final
+class ListTestImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEST_IMAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    total_size: _builtins.int
+    @_builtins.property
+    def test_images(self) -> _containers.RepeatedCompositeFieldContainer[Global___TestImage]: ...
+    def __init__(
+        self,
+        *,
+        test_images: _abc.Iterable[Global___TestImage] | None = ...,
+        next_page_token: _builtins.str = ...,
+        total_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "test_images", b"test_images", "total_size", b"total_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTestImagesResponse: _TypeAlias = ListTestImagesResponse  # noqa: Y015
+
+@_typing.final
+class TestImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    TRUTH_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.int
+    file_name: _builtins.str
+    width: _builtins.int
+    height: _builtins.int
+    image: _builtins.bytes
+    """Empty unless asked for."""
+    @_builtins.property
+    def truth(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledBox]: ...
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.int = ...,
+        file_name: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        truth: _abc.Iterable[Global___LabelledBox] | None = ...,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "height", b"height", "image", b"image", "image_id", b"image_id", "truth", b"truth", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestImage: _TypeAlias = TestImage  # noqa: Y015

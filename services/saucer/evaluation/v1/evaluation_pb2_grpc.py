@@ -65,6 +65,31 @@ class EvaluationServiceStub:
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesRequest.SerializeToString,
                 response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesResponse.FromString,
                 _registered_method=True)
+        self.ExportBadCases = channel.unary_stream(
+                '/saucer.evaluation.v1.EvaluationService/ExportBadCases',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportBadCasesRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportedPiece.FromString,
+                _registered_method=True)
+        self.ListSuspectedLabels = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/ListSuspectedLabels',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsResponse.FromString,
+                _registered_method=True)
+        self.CompareEvaluations = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/CompareEvaluations',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.CompareEvaluationsRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Comparison.FromString,
+                _registered_method=True)
+        self.GetScoreHistograms = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/GetScoreHistograms',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetScoreHistogramsRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ScoreHistograms.FromString,
+                _registered_method=True)
+        self.ListTestImages = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/ListTestImages',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer:
@@ -113,6 +138,41 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportBadCases(self, request, context):
+        """All of that list as a file, in pieces: COCO with tags, or CSV.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSuspectedLabels(self, request, context):
+        """Labels that may be wrong, most suspicious first, at most 1,000.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareEvaluations(self, request, context):
+        """What got better and what got worse since another evaluation of the same test split.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScoreHistograms(self, request, context):
+        """Detections by score, right and wrong; overall, then by class.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTestImages(self, request, context):
+        """The test split, image by image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +205,31 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListBadCases,
                     request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesRequest.FromString,
                     response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesResponse.SerializeToString,
+            ),
+            'ExportBadCases': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportBadCases,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportBadCasesRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportedPiece.SerializeToString,
+            ),
+            'ListSuspectedLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSuspectedLabels,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsResponse.SerializeToString,
+            ),
+            'CompareEvaluations': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareEvaluations,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.CompareEvaluationsRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Comparison.SerializeToString,
+            ),
+            'GetScoreHistograms': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScoreHistograms,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetScoreHistogramsRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ScoreHistograms.SerializeToString,
+            ),
+            'ListTestImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTestImages,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +395,141 @@ class EvaluationService:
             '/saucer.evaluation.v1.EvaluationService/ListBadCases',
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesRequest.SerializeToString,
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListBadCasesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportBadCases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/ExportBadCases',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportBadCasesRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ExportedPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSuspectedLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/ListSuspectedLabels',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListSuspectedLabelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareEvaluations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/CompareEvaluations',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.CompareEvaluationsRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Comparison.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScoreHistograms(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/GetScoreHistograms',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.GetScoreHistogramsRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ScoreHistograms.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTestImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/ListTestImages',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,16 @@ class EvaluationServiceStub:
     """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class."""
     ListBadCases: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListBadCasesRequest, _evaluation_pb2.ListBadCasesResponse]
     """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first."""
+    ExportBadCases: _grpc.UnaryStreamMultiCallable[_evaluation_pb2.ExportBadCasesRequest, _evaluation_pb2.ExportedPiece]
+    """All of that list as a file, in pieces: COCO with tags, or CSV."""
+    ListSuspectedLabels: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListSuspectedLabelsRequest, _evaluation_pb2.ListSuspectedLabelsResponse]
+    """Labels that may be wrong, most suspicious first, at most 1,000."""
+    CompareEvaluations: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.CompareEvaluationsRequest, _evaluation_pb2.Comparison]
+    """What got better and what got worse since another evaluation of the same test split."""
+    GetScoreHistograms: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetScoreHistogramsRequest, _evaluation_pb2.ScoreHistograms]
+    """Detections by score, right and wrong; overall, then by class."""
+    ListTestImages: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]
+    """The test split, image by image."""
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -63,6 +73,16 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Thresholds chosen on the validation split, with what they do on the test split; overall, then by class."""
     ListBadCases: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListBadCasesRequest, _evaluation_pb2.ListBadCasesResponse]  # type: ignore[assignment]
     """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first."""
+    ExportBadCases: _aio.UnaryStreamMultiCallable[_evaluation_pb2.ExportBadCasesRequest, _evaluation_pb2.ExportedPiece]  # type: ignore[assignment]
+    """All of that list as a file, in pieces: COCO with tags, or CSV."""
+    ListSuspectedLabels: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListSuspectedLabelsRequest, _evaluation_pb2.ListSuspectedLabelsResponse]  # type: ignore[assignment]
+    """Labels that may be wrong, most suspicious first, at most 1,000."""
+    CompareEvaluations: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.CompareEvaluationsRequest, _evaluation_pb2.Comparison]  # type: ignore[assignment]
+    """What got better and what got worse since another evaluation of the same test split."""
+    GetScoreHistograms: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetScoreHistogramsRequest, _evaluation_pb2.ScoreHistograms]  # type: ignore[assignment]
+    """Detections by score, right and wrong; overall, then by class."""
+    ListTestImages: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]  # type: ignore[assignment]
+    """The test split, image by image."""
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """How good a model is, at any threshold, without inference."""
@@ -114,5 +134,45 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.ListBadCasesResponse, _abc.Awaitable[_evaluation_pb2.ListBadCasesResponse]]:
         """Images with a false positive, a miss, a confused class or a poorly placed box at a threshold, worst first."""
+
+    @_abc_1.abstractmethod
+    def ExportBadCases(
+        self,
+        request: _evaluation_pb2.ExportBadCasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_evaluation_pb2.ExportedPiece], _abc.AsyncIterator[_evaluation_pb2.ExportedPiece]]:
+        """All of that list as a file, in pieces: COCO with tags, or CSV."""
+
+    @_abc_1.abstractmethod
+    def ListSuspectedLabels(
+        self,
+        request: _evaluation_pb2.ListSuspectedLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.ListSuspectedLabelsResponse, _abc.Awaitable[_evaluation_pb2.ListSuspectedLabelsResponse]]:
+        """Labels that may be wrong, most suspicious first, at most 1,000."""
+
+    @_abc_1.abstractmethod
+    def CompareEvaluations(
+        self,
+        request: _evaluation_pb2.CompareEvaluationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.Comparison, _abc.Awaitable[_evaluation_pb2.Comparison]]:
+        """What got better and what got worse since another evaluation of the same test split."""
+
+    @_abc_1.abstractmethod
+    def GetScoreHistograms(
+        self,
+        request: _evaluation_pb2.GetScoreHistogramsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.ScoreHistograms, _abc.Awaitable[_evaluation_pb2.ScoreHistograms]]:
+        """Detections by score, right and wrong; overall, then by class."""
+
+    @_abc_1.abstractmethod
+    def ListTestImages(
+        self,
+        request: _evaluation_pb2.ListTestImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.ListTestImagesResponse, _abc.Awaitable[_evaluation_pb2.ListTestImagesResponse]]:
+        """The test split, image by image."""
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,100 @@
+"""Two evaluations of the same test split side by side: what got better and what got worse (M14)."""
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saucer.evaluation.matching import Scored, Verdict, at_score_precision
+from saucer.evaluation.metrics import Counts
+from saucer.evaluation.stored import LabelledSet, Loaded
+from saucer.evaluation.truth import Truth
+
+
+class Change(StrEnum):
+    """From the base to the other: fewer errors are better."""
+
+    BETTER = "BETTER"
+    WORSE = "WORSE"
+    SAME = "SAME"
+
+
+@dataclass(frozen=True)
+class ImageChange:
+    """Errors of an image, before and after."""
+
+    image_id: int
+    file_name: str
+    base_errors: int
+    errors: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`classes` in their order; `images`: how many of each change; `page`: some of those asked for, of `total`."""
+
+    classes: tuple[Change, ...]
+    images: dict[Change, int]
+    page: tuple[ImageChange, ...]
+    total: int
+
+
+def same_test_set(one: LabelledSet, other: LabelledSet) -> bool:
+    """Whether both have the same images and labels, so that their figures compare."""
+    return one.object_names == other.object_names and all(
+        np.array_equal(getattr(one.truth, field.name), getattr(other.truth, field.name)) for field in fields(Truth)
+    )
+
+
+def compare(
+    base: Loaded, other: Loaded, threshold: float, change: Change | None, *, offset: int, limit: int
+) -> Comparison:
+    """Images that changed, or only those that changed so, the greatest changes first and then by image id.
+
+    Both must be of the same test set. Raises ValueError for a threshold that is not a number.
+    """
+    before, after = errors_by_image(base.scored, threshold), errors_by_image(other.scored, threshold)
+    gain = before - after
+    shown = {
+        Change.BETTER: gain > 0,
+        Change.WORSE: gain < 0,
+        Change.SAME: gain == 0,
+        None: gain != 0,
+    }[change]
+    places = np.flatnonzero(shown)
+    places = places[np.argsort(-np.abs(gain[places]), kind="stable")]
+    names = base.test_set.source_names
+    return Comparison(
+        classes=tuple(
+            _change(_errors(counts) - _errors(new))
+            for counts, new in zip(base.curves.per_class(threshold), other.curves.per_class(threshold), strict=True)
+        ),
+        images={
+            Change.BETTER: int((gain > 0).sum()),
+            Change.WORSE: int((gain < 0).sum()),
+            Change.SAME: int((gain == 0).sum()),
+        },
+        page=tuple(
+            ImageChange(int(base.truth.images[place]), names[place], int(before[place]), int(after[place]))
+            for place in places[offset : offset + limit].tolist()
+        ),
+        total=places.size,
+    )
+
+
+def errors_by_image(scored: Scored, threshold: float) -> NDArray[np.int64]:
+    """FP + FN (M7) of each image, int64 [m]."""
+    at = at_score_precision(threshold)
+    wrong = (scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED) & (scored.score >= at)
+    lost = ~scored.truth_crowd & ~(scored.found_score >= at)
+    images = scored.images.size
+    return np.bincount(scored.image[wrong], minlength=images) + np.bincount(scored.truth_image[lost], minlength=images)
+
+
+def _errors(counts: Counts) -> int:
+    return counts.false_positives + counts.false_negatives
+
+
+def _change(gain: int) -> Change:
+    return Change.BETTER if gain > 0 else Change.WORSE if gain < 0 else Change.SAME
