@@ -46,5 +46,28 @@ def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence
     pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
+def scores(file: Path, evaluation: evaluation_pb2.Evaluation, histogram: evaluation_pb2.ScoreHistogram) -> None:
+    """Detections by score, of one class or of all."""
+    title = f"Detections of {histogram.class_name or 'all classes'} by score"
+    pictures.score_histogram(
+        file,
+        histogram.edges,
+        histogram.true_positives,
+        histogram.false_positives,
+        threshold=evaluation.threshold,
+        title=title,
+    )
+
+
+def test_images(file: Path, evaluation: evaluation_pb2.Evaluation, images: Sequence[evaluation_pb2.TestImage]) -> None:
+    """A sheet of images that came with their bytes, with their labels."""
+    tiles = [
+        pictures.Tile(image.image, [_box(item, None) for item in image.truth], caption=image.file_name)
+        for image in images
+    ]
+    title = f"{len(images)} of {evaluation.images} images of the test split"
+    pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
+
+
 def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> pictures.LabelledBox:
     return pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)

@@ -16,7 +16,9 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
@@ -171,7 +173,7 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
     table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
     labels = [*(names[place] for place in drawn), BACKGROUND]
-    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.subplots()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
@@ -186,6 +188,40 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     if len(drawn) < len(names):
         axes.set_title(f"the {len(drawn)} of {len(names)} classes with the most mistakes")
     _save(figure, path, grid=False)
+
+
+def score_histogram(
+    path: Path,
+    edges: Sequence[float],
+    right: Sequence[int],
+    wrong: Sequence[int],
+    *,
+    threshold: float | None = None,
+    title: str = "",
+) -> None:
+    """Draws how many detections have which score, right and wrong side by side; the scale is logarithmic.
+
+    right and wrong have a number for each two neighbouring edges. The size is CHART_PX.
+    """
+    figure = _figure(title)
+    if not sum(right) + sum(wrong):
+        _say(figure, "No detection, so there is no score.")
+        _save(figure, path)
+        return
+    axes = figure.subplots()
+    low, width = np.asarray(edges[:-1], float), np.diff(np.asarray(edges, float))
+    right_bars = axes.bar(low + width * 0.28, right, width * 0.42, color=BLUE, label=f"right: {sum(right)}")
+    wrong_bars = axes.bar(
+        low + width * 0.72, wrong, width * 0.42, color=ORANGE, hatch="//", edgecolor=INK, label=f"wrong: {sum(wrong)}"
+    )
+    lines: list[Artist | Container] = [right_bars, wrong_bars]
+    if threshold is not None:
+        lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold:.2f}"))
+    axes.set_yscale("log")
+    axes.set(xlabel="score", ylabel="detections", xlim=(edges[0], edges[-1]), ylim=(0.7, None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    _legend_above(axes, lines)
+    _save(figure, path)
 
 
 def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence[str], threshold: float = 0.0) -> bytes:
@@ -262,7 +298,7 @@ def _say(figure: Figure, sentence: str) -> None:
     figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK)
 
 
-def _legend_above(axes: Axes, lines: Sequence[Line2D]) -> None:
+def _legend_above(axes: Axes, lines: Sequence[Artist | Container]) -> None:
     """Above the axes, where it covers no line."""
     if lines:
         axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False)

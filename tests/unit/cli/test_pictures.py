@@ -17,6 +17,7 @@ from saucer.cli.pictures import (
     boxes_on_image,
     confusion_matrix,
     precision_recall,
+    score_histogram,
     sheet,
     training_curve,
 )
@@ -102,6 +103,14 @@ def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int)
     confusion_matrix(tmp_path / "matrix.png", [f"class {i}" for i in range(count)], rows)
     image = opened(tmp_path / "matrix.png")
     assert image.size == MATRIX_PX
+    assert ink(image) > 300
+
+
+@pytest.mark.parametrize("wrong", [[0, 0], [5000, 3]])
+def test_a_histogram_of_some_scores_or_none(tmp_path: Path, wrong: list[int]) -> None:
+    score_histogram(tmp_path / "scores.png", [0, 0.5, 1], [0, wrong[0]], wrong, threshold=0.4)
+    image = opened(tmp_path / "scores.png")
+    assert image.size == CHART_PX
     assert ink(image) > 300
 
 

@@ -2,7 +2,9 @@
 
 # ruff: noqa: N802 - gRPC names methods as the protos do
 
+import html
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent import futures
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import grpc
 import pytest
@@ -29,6 +32,7 @@ ACCOUNT, TASK, RUN, MODEL, EVALUATION, DEPLOYMENT, VERSION = (
     f"01a20aea-dd68-71ee-af64-{number:012d}" for number in range(7)
 )
 ONNX = b"onnx" * 1000
+HOSTILE = "<img src=x onerror='alert(1)'>"
 
 
 def not_found(context: grpc.ServicerContext) -> None:
@@ -51,6 +55,7 @@ class Script(
     fail_writes_at: int = -1
     watched: int = 0
     import_polls: int = 0
+    validation_kept: bool = True
 
     def task(self, state: Any, progress: float) -> task_pb2.Task:
         task = task_pb2.Task(
@@ -203,12 +208,55 @@ class Script(
         return matrix
 
     def RecommendThresholds(self, request: Any, context: Any) -> Any:
+        if not self.validation_kept:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "There are none & so on.")
         self.requests.append(request)
         response = evaluation_pb2.RecommendThresholdsResponse()
         chosen = response.recommendations.add(goal=evaluation_pb2.THRESHOLD_GOAL_BEST_F1, threshold=0.31)
         chosen.test.precision, chosen.test.precision_interval.low, chosen.test.precision_interval.high = 0.9, 0.6, 0.98
         response.recommendations.add(class_name="cup", goal=evaluation_pb2.THRESHOLD_GOAL_PRECISION, wanted=0.95)
         return response
+
+    def ListSuspectedLabels(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        response = evaluation_pb2.ListSuspectedLabelsResponse()
+        response.suspected_labels.add(file_name=HOSTILE)
+        suspect = response.suspected_labels.add(
+            kind=evaluation_pb2.SUSPECT_KIND_WRONG_CLASS, suspicion=0.75, file_name="b.jpg"
+        )
+        suspect.detection.class_name, suspect.detection.score, suspect.truth.class_name = "plate", 0.8, "cup"
+        return response
+
+    def CompareEvaluations(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        compared = evaluation_pb2.Comparison(better_images=2, worse_images=1, same_images=7)
+        for side, f1 in ((compared.base, 0.5), (compared.evaluation, 0.875)):
+            side.classes.add(class_name="cup", f1=f1)
+        compared.classes.add(class_name="cup", change=evaluation_pb2.CHANGE_BETTER)
+        compared.images.add(file_name="a.jpg", base_errors=3, errors=1)
+        return compared
+
+    def GetScoreHistograms(self, request: Any, context: Any) -> Any:
+        histograms = evaluation_pb2.ScoreHistograms()
+        for name in ("", "cup"):
+            histograms.histograms.add(
+                class_name=name, edges=[0, 0.5, 1], true_positives=[1, 40], false_positives=[333, 2]
+            )
+        return histograms
+
+    def ListTestImages(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        image = evaluation_pb2.TestImage(
+            file_name="a.jpg", width=64, height=48, image=photograph() if request.include_images else b""
+        )
+        for name in ("cup", "plate", "cup"):
+            image.truth.add(x1=1, y1=1, x2=30, y2=30, class_name=name)
+        return evaluation_pb2.ListTestImagesResponse(test_images=[image], total_size=1)
+
+    def ExportBadCases(self, request: Any, context: Any) -> Iterator[Any]:
+        self.requests.append(request)
+        for data in (b"image_id,", b"file_name"):
+            yield evaluation_pb2.ExportedPiece(data=data)
 
     def ListBadCases(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -441,6 +489,72 @@ def test_bad_cases_read_images_only_for_the_sheet(cli: Cli, script: Script, tmp_
     cli("evaluation", "bad-cases", EVALUATION, "--sheet", str(tmp_path / "sheet.png"))
     assert script.requests[-1].include_images
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
+
+
+def test_bad_cases_are_exported_in_the_form_that_the_name_says(cli: Cli, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "cases.CSV"
+    cli("evaluation", "bad-cases", EVALUATION, "--export", str(file), "--min-score", "0.4", "--kind", "confused")
+    asked = script.requests[-1]
+    assert file.read_text() == "image_id,file_name"
+    assert (asked.format, asked.min_score) == (evaluation_pb2.EXPORT_FORMAT_CSV, 0.4)
+    assert list(asked.kinds) == [evaluation_pb2.FAULT_KIND_CONFUSED]
+    assert not asked.HasField("max_score")
+    assert "must end in .csv or .json" in cli.fails("evaluation", "bad-cases", EVALUATION, "--export", "x.txt", code=2)
+
+
+def test_suspected_labels_are_listed_with_what_was_found(cli: Cli) -> None:
+    row = cli("evaluation", "suspects", EVALUATION).splitlines()[-2]
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["0.750", "wrong class", "b.jpg", "cup", "plate 0.80"]
+
+
+def test_two_evaluations_are_compared_by_class_and_by_image(cli: Cli, script: Script) -> None:
+    text = cli("evaluation", "compare", TASK, EVALUATION, "--change", "better", "--threshold", "0.4")
+    asked = script.requests[-1]
+    assert (asked.evaluation_id, asked.base_evaluation_id) == (EVALUATION, EVALUATION)
+    assert (asked.change, asked.threshold) == (evaluation_pb2.CHANGE_BETTER, 0.4)
+    assert "2 better, 1 worse, 7 the same" in text
+    assert "0.875" in text
+    assert cli.json("evaluation", "compare", TASK, EVALUATION)["images"][0]["fileName"] == "a.jpg"
+
+
+def test_scores_are_counted_and_drawn(cli: Cli, tmp_path: Path) -> None:
+    text = cli("evaluation", "scores", EVALUATION, "--class", "cup", "--plot", str(tmp_path / "scores.png"))
+    assert "333" in text
+    assert Image.open(tmp_path / "scores.png").format == "PNG"
+    assert "no class fork" in cli.fails("evaluation", "scores", EVALUATION, "--class", "fork")
+
+
+def test_test_images_are_read_only_for_the_sheet(cli: Cli, script: Script, tmp_path: Path) -> None:
+    assert "2 cup, 1 plate" in cli("evaluation", "images", EVALUATION, "--class", "cup")
+    assert (script.requests[-1].include_images, script.requests[-1].class_name) == (False, "cup")
+    cli("evaluation", "images", EVALUATION, "--sheet", str(tmp_path / "sheet.png"))
+    assert script.requests[-1].include_images
+    assert Image.open(tmp_path / "sheet.png").format == "PNG"
+
+
+def test_a_report_is_one_page_that_fetches_and_runs_nothing(cli: Cli, script: Script, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    cli("evaluation", "report", TASK, "--output", str(file), "--threshold", "0.25")
+    assert not any(getattr(request, "include_images", False) for request in script.requests)
+    text = file.read_text()
+    without_pictures = re.sub(r"data:[^\"]*", "", text)
+    assert "0.810" in without_pictures
+    assert "miss of cup" in without_pictures
+    assert "wrong class" in without_pictures
+    assert without_pictures.count("<img") == 3
+    assert not re.search(r"<script|https?:|<link|@import", without_pictures)
+    assert html.escape(HOSTILE) in without_pictures
+    assert HOSTILE not in text
+    ElementTree.fromstring(re.sub(r"<!doctype html>|<meta[^>]*>|<img[^>]*>", "", text))
+    cli("evaluation", "report", TASK, "--output", str(file), "--images", "1")
+    assert any(getattr(request, "include_images", False) for request in script.requests)
+    assert "data:image/png" in file.read_text()
+
+
+def test_a_report_without_recommendations_says_why(cli: Cli, script: Script, tmp_path: Path) -> None:
+    script.validation_kept = False
+    cli("evaluation", "report", EVALUATION, "--output", str(tmp_path / "report.html"))
+    assert "There are none &amp; so on." in (tmp_path / "report.html").read_text()
 
 
 def test_a_model_is_downloaded_and_checked(cli: Cli, tmp_path: Path) -> None:
