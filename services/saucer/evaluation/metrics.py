@@ -59,7 +59,8 @@ def coco_metrics(truth: Truth, detections: DetectionColumns) -> CocoMetrics:
     check(truth, detections)
     support = tuple(np.bincount(truth.label[~truth.crowd], minlength=len(truth.classes)).tolist())
     # Axes: IoU [10], recall [101], class, size, most detections an image (1, 10, 100). -1: no truth.
-    precision, recall = coco_arrays(truth, detections)
+    arrays = coco_arrays(truth, detections)
+    precision, recall = arrays.precision, arrays.recall
     ap = tuple(_mean(precision[:, :, label, ALL, 2]) for label in range(len(support)))
     ap_50 = tuple(_mean(precision[0, :, label, ALL, 2]) for label in range(len(support)))
     return CocoMetrics(
@@ -294,8 +295,21 @@ def _rows(detections: DetectionColumns, rows: NDArray[np.bool_]) -> tuple[NDArra
     return detections.image_id[rows], detections.box[rows], detections.score[rows], detections.label[rows]
 
 
-def coco_arrays(truth: Truth, detections: DetectionColumns) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """pycocotools' `precision` [10, 101, classes, 4, 3] and `recall` [10, classes, 4, 3]."""
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoArrays:
+    """What pycocotools accumulates, under its names; -1 where no truth exists.
+
+    `precision` and `scores` float64 [10, 101, classes, 4, 3], `recall` float64 [10, classes, 4, 3]: by IoU, recall,
+    class, size and most detections an image.
+    """
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    scores: NDArray[np.float64]
+
+
+def coco_arrays(truth: Truth, detections: DetectionColumns) -> CocoArrays:
+    """As pycocotools' evaluate and accumulate leave them."""
 
     def place(image_id: NDArray[np.int64]) -> NDArray[np.int64]:
         # Ids go through float64 columns; places among the ascending ids keep COCO's order and are always exact.
@@ -326,7 +340,7 @@ def coco_arrays(truth: Truth, detections: DetectionColumns) -> tuple[NDArray[np.
     arrays = evaluation.eval
     if arrays is None:
         raise RuntimeError("hotcoco accumulated nothing")
-    return arrays["precision"], arrays["recall"]
+    return CocoArrays(arrays["precision"], arrays["recall"], arrays["scores"])
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -13,21 +13,23 @@ TWELVE = (
     *("ar_1", "ar_10", "ar_100", "ar_small", "ar_medium", "ar_large"),
 )
 SEEDS = range(60)
+# Each time 60 of them, and 500 in all in `make soak`.
+EVERY_SEED = [*SEEDS, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(60, 500))]
 
 
 def coco_number(value: float | None) -> float:
     return -1.0 if value is None else value
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", EVERY_SEED)
 def test_arrays_and_the_twelve_numbers_equal_pycocotools(seed: int) -> None:
     labels, classes, detections = generate(seed)
     truth = from_coco(labels, classes)
     theirs = pycocotools_of(labels, detections)
 
-    precision, recall = coco_arrays(truth, detections)
-    np.testing.assert_allclose(precision, theirs.eval["precision"], rtol=0, atol=1e-12)
-    np.testing.assert_allclose(recall, theirs.eval["recall"], rtol=0, atol=1e-12)
+    arrays = coco_arrays(truth, detections)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_allclose(getattr(arrays, name), theirs.eval[name], rtol=0, atol=1e-12)
     ours = coco_metrics(truth, detections)
     assert [coco_number(getattr(ours, name)) for name in TWELVE] == pytest.approx(theirs.stats.tolist(), abs=1e-12)
 
@@ -38,7 +40,7 @@ def test_arrays_and_the_twelve_numbers_equal_pycocotools(seed: int) -> None:
     assert ap_50 == pytest.approx(all_sizes[0].mean(axis=0).tolist(), abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", EVERY_SEED)
 def test_the_one_pass_gives_cocos_ap_50_of_the_detections_above_any_threshold(seed: int) -> None:
     labels, classes, detections = generate(seed)
     truth = from_coco(labels, classes)
@@ -51,7 +53,7 @@ def test_the_one_pass_gives_cocos_ap_50_of_the_detections_above_any_threshold(se
         assert curves.map_50_above_threshold(threshold) == pytest.approx(by_coco.map_50, abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", EVERY_SEED)
 def test_the_one_pass_matches_as_pycocotools_does_at_iou_half(seed: int) -> None:
     labels, classes, detections = generate(seed)
     scored = match(from_coco(labels, classes), detections)

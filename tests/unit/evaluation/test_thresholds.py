@@ -66,6 +66,26 @@ def test_ap_50_by_hand_and_above_a_threshold() -> None:
     assert curves.ap_50_above_threshold(0.8)[PLATE] is None
 
 
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), threshold=st.floats(0, 1, width=32))
+def test_moving_the_threshold_moves_no_ap_and_never_raises_that_of_what_is_above_it(
+    seed: int, threshold: float
+) -> None:
+    labels, classes, detections = generate(seed)
+    truth = from_coco(labels, classes)
+    coco = coco_metrics(truth, detections)
+    curves = ThresholdCurves(match(truth, detections))
+    before = curves.ap_50_above_threshold(0.0)
+    above = curves.ap_50_above_threshold(threshold)
+    curves.overall(threshold)
+    assert curves.ap_50_above_threshold(0.0) == before
+    assert [value is None for value in before] == [value is None for value in coco.ap_50]
+    for all_scores, of_coco, at_threshold in zip(before, coco.ap_50, above, strict=True):
+        if all_scores is not None and of_coco is not None and at_threshold is not None:
+            assert all_scores == pytest.approx(of_coco, abs=1e-12)
+            assert at_threshold <= all_scores
+
+
 def test_weighted_map_counts_a_class_as_often_as_it_occurs() -> None:
     truth = truth_of([1], CLASSES, [(1, CUP, A, False), (1, CUP, B, False), (1, CUP, C, False), (1, PLATE, A, False)])
     found = coco_metrics(truth, columns([1], [(1, PLATE, A, 0.9)]))
