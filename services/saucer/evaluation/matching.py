@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from saucer.evaluation.columns import packed
 from saucer.evaluation.truth import Truth
 
 MATCH_IOU = 0.5
@@ -101,10 +102,8 @@ class Scored:
 
     def to_bytes(self) -> bytes:
         """The arrays as a compressed .npz; it holds no pickle."""
-        buffer = io.BytesIO()
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _COLUMNS}
-        np.savez_compressed(buffer, allow_pickle=False, format_version=np.array(FORMAT_VERSION), **arrays)
-        return buffer.getvalue()
+        return packed({"format_version": np.array(FORMAT_VERSION)} | arrays)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Scored":
@@ -231,8 +230,9 @@ def _near_pairs(
     by_image: NDArray[np.int64],
 ) -> _Pairs:
     """All pairs of one image that overlap by POOR_IOU or more, computed PAIRS_AT_ONCE at a time."""
-    d_box, d_label = detections.box[by_rank].astype(np.float64), detections.label[by_rank]
-    t_box, t_label, t_crowd = truth.box[by_image].astype(np.float64), truth.label[by_image], truth.crowd[by_image]
+    d_box, d_label = _corner_columns(detections.box[by_rank]), detections.label[by_rank]
+    t_box, t_label, t_crowd = _corner_columns(truth.box[by_image]), truth.label[by_image], truth.crowd[by_image]
+    d_area, t_area = _areas(d_box), _areas(t_box)
     d_image, t_image = detections.image_id[by_rank], truth.image_id[by_image]
     first = np.searchsorted(t_image, d_image, "left")
     count = np.searchsorted(t_image, d_image, "right") - first
@@ -246,7 +246,15 @@ def _near_pairs(
         d = np.repeat(np.arange(start, stop), count[start:stop])
         place_of_first = ends[start:stop] - count[start:stop] - done
         t = np.arange(d.size) + np.repeat(first[start:stop] - place_of_first, count[start:stop])
-        overlap = _overlap(d_box[d], t_box[t], t_crowd[t])
+        # Most pairs of an image lie apart; the rest is computed of those that do not.
+        left, top, right, bottom = (
+            better(d_column[d], t_column[t])
+            for better, d_column, t_column in zip(_SHARED_CORNERS, d_box, t_box, strict=True)
+        )
+        touching = (right > left) & (bottom > top)
+        d, t = d[touching], t[touching]
+        shared = (right[touching] - left[touching]) * (bottom[touching] - top[touching])
+        overlap = _overlap(shared, d_area[d], t_area[t], t_crowd[t])
         parts.append(_Pairs(d, t, overlap, d_label[d] == t_label[t], t_crowd[t]).only(overlap >= POOR_IOU))
         start = stop
     if not parts:
@@ -255,15 +263,29 @@ def _near_pairs(
     return _Pairs(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Pairs)))
 
 
-def _overlap(d: NDArray[np.float64], t: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of boxes [k, 4] pairwise; against a crowd, intersection over the detection's area (M2). 0 without overlap."""
-    size = np.minimum(d[:, 2:], t[:, 2:]) - np.maximum(d[:, :2], t[:, :2])
-    shared = np.where((size > 0).all(axis=1), size[:, 0] * size[:, 1], 0.0)
-    d_area = (d[:, 2] - d[:, 0]) * (d[:, 3] - d[:, 1])
-    t_area = (t[:, 2] - t[:, 0]) * (t[:, 3] - t[:, 1])
-    whole = np.where(crowd, d_area, d_area + t_area - shared)
-    overlap = np.zeros_like(shared)
-    np.divide(shared, whole, out=overlap, where=shared > 0)
+_SHARED_CORNERS = (np.maximum, np.maximum, np.minimum, np.minimum)
+"""Of left, top, right and bottom of two boxes: those of what they share."""
+
+
+def _corner_columns(box: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Boxes [n, 4] as four contiguous columns [4, n]."""
+    return np.ascontiguousarray(box.T, np.float64)
+
+
+def _areas(columns: NDArray[np.float64]) -> NDArray[np.float64]:
+    left, top, right, bottom = columns
+    areas: NDArray[np.float64] = (right - left) * (bottom - top)
+    return areas
+
+
+def _overlap(
+    shared: NDArray[np.float64],
+    d_area: NDArray[np.float64],
+    t_area: NDArray[np.float64],
+    crowd: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """IoU pairwise, of a positive area that is shared; against a crowd, the share of the detection's area (M2)."""
+    overlap: NDArray[np.float64] = shared / np.where(crowd, d_area, d_area + t_area - shared)
     return overlap
 
 

@@ -310,6 +310,17 @@ class CocoArrays:
 
 def coco_arrays(truth: Truth, detections: DetectionColumns) -> CocoArrays:
     """As pycocotools' evaluate and accumulate leave them."""
+    evaluation = coco_evaluation(truth, detections)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    arrays = evaluation.eval
+    if arrays is None:
+        raise RuntimeError("hotcoco accumulated nothing")
+    return CocoArrays(arrays["precision"], arrays["recall"], arrays["scores"])
+
+
+def coco_evaluation(truth: Truth, detections: DetectionColumns) -> hotcoco.COCOeval:
+    """Labels and detections in hotcoco's form, not yet evaluated."""
 
     def place(image_id: NDArray[np.int64]) -> NDArray[np.int64]:
         # Ids go through float64 columns; places among the ascending ids keep COCO's order and are always exact.
@@ -334,13 +345,7 @@ def coco_arrays(truth: Truth, detections: DetectionColumns) -> CocoArrays:
             [place(detections.image_id), corner_and_size(detections.box), detections.score, detections.label + 1]
         )
     )
-    evaluation = hotcoco.COCOeval(labels, results, "bbox")
-    evaluation.evaluate()
-    evaluation.accumulate()
-    arrays = evaluation.eval
-    if arrays is None:
-        raise RuntimeError("hotcoco accumulated nothing")
-    return CocoArrays(arrays["precision"], arrays["recall"], arrays["scores"])
+    return hotcoco.COCOeval(labels, results, "bbox")
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

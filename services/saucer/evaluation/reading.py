@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from saucer.evaluation.bad_cases import Fault, FaultKind, ScoreRange, bad_cases, fault_counts
 from saucer.evaluation.domain import AtThreshold
 from saucer.evaluation.matching import NONE
-from saucer.evaluation.metrics import ThinnedPoints, thin
+from saucer.evaluation.metrics import ThinnedPoints
 from saucer.evaluation.stored import Loaded
 from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
 
@@ -165,7 +165,7 @@ def _suspect(loaded: Loaded, found: Suspects, row: int) -> SuspectedLabel:
 
 def curves(loaded: Loaded, max_points: int) -> list[tuple[str, ThinnedPoints]]:
     """A precision-recall curve for each class, thinned to at most so many points (at least 2)."""
-    return [(name, thin(loaded.curves.points(label), max_points)) for label, name in enumerate(loaded.truth.classes)]
+    return list(zip(loaded.truth.classes, loaded.thinned(max_points), strict=True))
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saucer.evaluation.columns import packed
 from saucer.evaluation.matching import NEVER, Scored, StoredFormError, Verdict, at_score_precision
-from saucer.evaluation.metrics import ThresholdCurves
+from saucer.evaluation.metrics import ThinnedPoints, ThresholdCurves, thin
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
 
 FORMAT_VERSION = 1
 """Of a stored LabelledSet; bytes of another version are refused."""
+KEPT_POINTS = 200_000
+"""Points of thinned curves, 20 bytes each, that a Loaded keeps; more are made anew for each call."""
 NAME_BYTES = 400
 """Taken for one image's two names when the memory of a Loaded is estimated."""
 
@@ -34,17 +37,13 @@ class LabelledSet:
 
     def to_bytes(self) -> bytes:
         """A compressed .npz; it holds no pickle."""
-        buffer = io.BytesIO()
         columns: dict[str, NDArray[Any]] = {name: getattr(self.truth, name) for name in _COLUMNS}
         names = {"classes": self.truth.classes, "object_names": self.object_names, "source_names": self.source_names}
-        np.savez_compressed(
-            buffer,
-            allow_pickle=False,
-            format_version=np.array(FORMAT_VERSION),
-            names=np.frombuffer(json.dumps(names).encode(), np.uint8),
-            **columns,
-        )
-        return buffer.getvalue()
+        described = {
+            "format_version": np.array(FORMAT_VERSION),
+            "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
+        }
+        return packed(described | columns)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "LabelledSet":
@@ -84,6 +83,7 @@ class Loaded:
         self.scored = scored
         self.curves = ThresholdCurves(scored)
         self.validation = ThresholdCurves(validation) if validation is not None else None
+        self._thinned: tuple[int, list[ThinnedPoints]] | None = None
         self._validation_rows = 0 if validation is None else validation.score.size
         self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
         self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
@@ -99,6 +99,18 @@ class Loaded:
         """How many images are bad cases: bad_cases(scored, threshold).image_ids() without listing a fault."""
         at = at_score_precision(threshold)
         return int(((self._worst_wrong >= at) | (self._weakest_truth < at)).sum())
+
+    def thinned(self, max_points: int) -> list[ThinnedPoints]:
+        """The curve of each class, of at most so many points (at least 2).
+
+        Kept for the next call with the same limit: of hundreds of classes it takes seconds.
+        """
+        if self._thinned is not None and self._thinned[0] == max_points:
+            return self._thinned[1]
+        curves = [thin(self.curves.points(label), max_points) for label in range(len(self.truth.classes))]
+        if sum(curve.points.recall.size for curve in curves) <= KEPT_POINTS:
+            self._thinned = (max_points, curves)
+        return curves
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -120,7 +132,14 @@ class Loaded:
         ]
         curves = (self.scored.score.size + self._validation_rows) * 2 * (self.scored.score.itemsize + 8)
         by_image = (self.scored.score.size + self.scored.truth_label.size) * 8
-        return sum(column.nbytes for column in columns) + curves + by_image + NAME_BYTES * self.scored.images.size
+        thinned = min(self.scored.score.size, KEPT_POINTS) * 20
+        return (
+            sum(column.nbytes for column in columns)
+            + curves
+            + by_image
+            + thinned
+            + NAME_BYTES * self.scored.images.size
+        )
 
 
 class _RowsOfImage:

@@ -147,20 +147,27 @@ def _row(
     annotation: Mapping[str, Any], images: set[int], label_of: Mapping[int, int | None]
 ) -> tuple[int, int, tuple[float, float, float, float], bool, float]:
     """One annotation as (image id, label, x y w h, crowd, area)."""
-    named = f"annotation {annotation.get('id', '?')}"
     try:
         image_id, category_id = int(annotation["image_id"]), int(annotation["category_id"])
-        x, y, w, h = (float(value) for value in annotation["bbox"])
+        x, y, w, h = map(float, annotation["bbox"])
         area = annotation.get("area")
         area = w * h if area is None else float(area)
         crowd = bool(annotation.get("iscrowd", 0))
     except (KeyError, TypeError, ValueError) as error:
-        raise TruthError(f"{named}: image_id, category_id and a bbox of four numbers are needed ({error!r})") from error
+        raise TruthError(
+            f"{_named(annotation)}: image_id, category_id and a bbox of four numbers are needed ({error!r})"
+        ) from error
     if image_id not in images:
-        raise TruthError(f"{named}: there is no image {image_id}")
+        raise TruthError(f"{_named(annotation)}: there is no image {image_id}")
     label = label_of.get(category_id)
     if label is None:
-        raise TruthError(f"{named}: category {category_id} is not among the model's classes")
+        raise TruthError(f"{_named(annotation)}: category {category_id} is not among the model's classes")
     if w < 0 or h < 0 or not all(map(math.isfinite, (x, y, w, h, area))):
-        raise TruthError(f"{named}: bbox {[x, y, w, h]}, area {area}: finite numbers, width and height >= 0")
+        raise TruthError(
+            f"{_named(annotation)}: bbox {[x, y, w, h]}, area {area}: finite numbers, width and height >= 0"
+        )
     return image_id, label, (x, y, w, h), crowd, area
+
+
+def _named(annotation: Mapping[str, Any]) -> str:
+    return f"annotation {annotation.get('id', '?')}"

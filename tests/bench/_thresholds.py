@@ -1,0 +1,192 @@
+"""threshold_p99_ms, and large_call_p99_ms: how long the running service takes to answer, client and wire included.
+
+The service is evaluation as it is wired, with PostgreSQL, NATS and files, and its client is in the same process.
+"""
+
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from uuid import uuid4
+
+import grpc
+import nats as nats_client
+
+from saucer.evaluation.main import EvaluationSettings, wire
+from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
+from saucer.lib import auth
+from saucer.lib.consumer import ensure_stream
+from saucer.lib.ids import derived_id, new_id
+from saucer.lib.objects import Objects
+from saucer.local.servers import NatsServer, PostgresServer
+from saucer.training.v1 import events_pb2 as training_events
+from saucer.training.v1 import training_pb2
+from tests.bench._detections import Split, split
+from tests.bench.harness import LEAST_ROUNDS, Row, Say, percentile, row
+from tests.support.events import event, publish
+from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
+
+REFERENCE_MS, LARGE_REFERENCE_MS = 10.0, 100.0
+CALLS = 200
+LARGE_CALLS = 100
+LARGE = {"images": 50_000, "classes": 365, "detections_per_image": 50.0}
+SCORING_S = 600.0
+MAX_BYTES = 64 * 1024**2
+
+
+async def measure(folder: Path, say: Say) -> list[Row]:
+    """`folder` takes the servers' data and the objects."""
+    postgres, nats = PostgresServer(folder / "postgres", fast=True), NatsServer(folder / "nats")
+    await postgres.start()
+    await nats.start()
+    try:
+        (folder / "keys").mkdir()
+        auth.generate_keys(folder / "keys" / "private.pem", folder / "keys" / "keys.json", KEY_ID)
+        tokens = Tokens(folder / "keys")
+        run = ServiceRunner(lambda: postgres.database(f"bench_{uuid4().hex}"), nats.uri, tokens)
+        return await _measure(run, tokens, f"file://{folder / 'objects'}", say)
+    finally:
+        await nats.stop()
+        await postgres.stop()
+
+
+async def _measure(run: ServiceRunner, tokens: Tokens, store: str, say: Say) -> list[Row]:
+    client = await nats_client.connect(run.nats_url)
+    jetstream = client.jetstream()
+    await ensure_stream(jetstream)
+    # For an evaluation of 2.5 million detections, besides the small one.
+    settings = {"object_store_url": store, "cache_bytes": 4 * 1024**3}
+    async with run("evaluation", EvaluationSettings, wire, **settings) as running:
+        account_id = new_id()
+        metadata = tokens.metadata(auth.Role.VIEWER, account_id)
+        options = [("grpc.max_receive_message_length", MAX_BYTES)]
+        async with grpc.aio.insecure_channel(running.address, options=options) as channel:
+            stub = evaluation_pb2_grpc.EvaluationServiceStub(channel)
+
+            async def scored(made: Split) -> str:
+                model = await _model(Objects(store), account_id, made)
+                ended = training_events.RunEnded(model=model)
+                await publish(jetstream, event(ended, "training", account_id, model.task_id, model.run_id))
+                return await _succeeded(stub, metadata, derived_id("evaluation", model.model_id), say)
+
+            small = await _thresholds(stub, metadata, await scored(split(5_000, 80)), say)
+            large = await _every_call(stub, metadata, await scored(split(**LARGE)), say)  # type: ignore[arg-type]
+    await client.close()
+    return [
+        row("threshold_p99_ms", "ms", "<= 1.0", small, [REFERENCE_MS] * LEAST_ROUNDS),
+        row("large_call_p99_ms", "ms", "<= 1.0", large, [LARGE_REFERENCE_MS] * LEAST_ROUNDS),
+    ]
+
+
+async def _model(objects: Objects, account_id: str, made: Split) -> training_pb2.Model:
+    model_id = new_id()
+    prefix = f"system/{account_id}/{model_id}"
+    model = training_pb2.Model(
+        model_id=model_id,
+        account_id=account_id,
+        task_id=new_id(),
+        run_id=new_id(),
+        classes=made.classes,
+        dataset_version_id=new_id(),
+        manifest_key=f"{prefix}/manifest.json",
+        manifest_sha256=await objects.put(f"{prefix}/manifest.json", made.manifest),
+        image_prefix=f"system/{account_id}/images",
+    )
+    for name, data in (("detections_test.npz", made.test), ("detections_validation.npz", made.validation)):
+        model.files.add(name=name, key=f"{prefix}/{name}", sha256=await objects.put(f"{prefix}/{name}", data))
+    return model
+
+
+async def _succeeded(
+    stub: "evaluation_pb2_grpc.EvaluationServiceAsyncStub", metadata: Metadata, evaluation_id: str, say: Say
+) -> str:
+    """Waits for the scoring; its id."""
+    request = evaluation_pb2.GetEvaluationRequest(evaluation_id=evaluation_id)
+    until = time.monotonic() + SCORING_S
+    while time.monotonic() < until:
+        try:
+            found = await stub.GetEvaluation(request, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.NOT_FOUND:
+                raise
+            continue
+        if found.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED:
+            say(f"{found.images} images, {found.boxes} boxes: scored in {found.duration.ToMilliseconds() / 1000:.1f} s")
+            return evaluation_id
+        if found.state == evaluation_pb2.EVALUATION_STATE_FAILED:
+            raise RuntimeError(found.error_message)
+    raise TimeoutError(f"The evaluation {evaluation_id} was not scored in {SCORING_S:.0f} s.")
+
+
+Call = Callable[[], Awaitable[object]]
+
+
+async def _p99_ms(call: Call, calls: int) -> float:
+    taken_ms = []
+    for _ in range(calls):
+        started = time.perf_counter()
+        await call()
+        taken_ms.append(1000 * (time.perf_counter() - started))
+    return percentile(taken_ms, 0.99)
+
+
+async def _thresholds(
+    stub: "evaluation_pb2_grpc.EvaluationServiceAsyncStub", metadata: Metadata, evaluation_id: str, say: Say
+) -> list[float]:
+    chance = random.Random(0)
+
+    async def get() -> object:
+        request = evaluation_pb2.GetEvaluationRequest(evaluation_id=evaluation_id, threshold=chance.random())
+        return await stub.GetEvaluation(request, metadata=metadata)
+
+    await get()  # loads it
+    p99_ms = []
+    for _ in range(LEAST_ROUNDS):
+        p99_ms.append(await _p99_ms(get, CALLS))
+        say(f"threshold_p99_ms {len(p99_ms)}/{LEAST_ROUNDS}: {p99_ms[-1]:.4g} ms")
+    return p99_ms
+
+
+async def _every_call(
+    stub: "evaluation_pb2_grpc.EvaluationServiceAsyncStub", metadata: Metadata, evaluation_id: str, say: Say
+) -> list[float]:
+    """The slowest call's p99, in each round; each call with the threshold and page size that it has by itself."""
+    messages = evaluation_pb2
+    calls: dict[str, Call] = {
+        "GetEvaluation": lambda: stub.GetEvaluation(
+            messages.GetEvaluationRequest(evaluation_id=evaluation_id, threshold=0.3), metadata=metadata
+        ),
+        "GetPrecisionRecallCurves": lambda: stub.GetPrecisionRecallCurves(
+            messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "GetConfusionMatrix": lambda: stub.GetConfusionMatrix(
+            messages.GetConfusionMatrixRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "RecommendThresholds": lambda: stub.RecommendThresholds(
+            messages.RecommendThresholdsRequest(evaluation_id=evaluation_id, precision=0.9, recall=0.5),
+            metadata=metadata,
+        ),
+        "ListBadCases": lambda: stub.ListBadCases(
+            messages.ListBadCasesRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "ListSuspectedLabels": lambda: stub.ListSuspectedLabels(
+            messages.ListSuspectedLabelsRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "CompareEvaluations": lambda: stub.CompareEvaluations(
+            messages.CompareEvaluationsRequest(evaluation_id=evaluation_id, base_evaluation_id=evaluation_id),
+            metadata=metadata,
+        ),
+        "GetScoreHistograms": lambda: stub.GetScoreHistograms(
+            messages.GetScoreHistogramsRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "ListTestImages": lambda: stub.ListTestImages(
+            messages.ListTestImagesRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+    }
+    slowest_ms = [0.0] * LEAST_ROUNDS
+    for name, call in calls.items():
+        await call()
+        p99_ms = [await _p99_ms(call, LARGE_CALLS // LEAST_ROUNDS) for _ in range(LEAST_ROUNDS)]
+        say(f"{name}: {', '.join(f'{value:.4g}' for value in p99_ms)} ms")
+        slowest_ms = [max(pair) for pair in zip(slowest_ms, p99_ms, strict=True)]
+    return slowest_ms
