@@ -18,7 +18,7 @@ RIGHT_CLASS = 0.92
 
 @dataclass(frozen=True)
 class Split:
-    """What a scoring gets: a manifest whose images are all of the test split, and its detections; no validation."""
+    """What a scoring gets: a manifest, and the detections of its two splits."""
 
     manifest: bytes
     test: bytes
@@ -26,9 +26,20 @@ class Split:
     classes: tuple[str, ...]
 
 
-def split(images: int, classes: int, detections_per_image: float = DETECTIONS_PER_IMAGE, seed: int = 0) -> Split:
-    """Boxes of all sizes, classes of very different frequency, each label found or not, and much at low scores."""
+def split(
+    images: int,
+    classes: int,
+    detections_per_image: float = DETECTIONS_PER_IMAGE,
+    *,
+    validation_images: int = 0,
+    seed: int = 0,
+) -> Split:
+    """Boxes of all sizes, classes of very different frequency, each label found or not, and much at low scores.
+
+    `images` are those of the test split.
+    """
     random = np.random.default_rng(seed)
+    tested, images = images, images + validation_images
     share = 1 / np.arange(1, classes + 1) ** 0.8
     boxes = random.poisson(BOXES_PER_IMAGE, images)
     image = np.repeat(np.arange(images), boxes)
@@ -53,10 +64,20 @@ def split(images: int, classes: int, detections_per_image: float = DETECTIONS_PE
         ).astype(np.int32),
     )
     names = tuple(f"class {number}" for number in range(classes))
-    return Split(_manifest(images, names, image, label, box), detections.to_bytes(), _NOTHING, names)
+    manifest = _manifest(images, tested, names, image, label, box)
+    test, validation = _of_images(detections, 1, tested), _of_images(detections, tested + 1, images)
+    return Split(manifest, test.to_bytes(), validation.to_bytes(), names)
 
 
-_NOTHING = Detections.collect([], []).to_bytes()
+def _of_images(detections: Detections, first: int, last: int) -> Detections:
+    rows = (detections.image_id >= first) & (detections.image_id <= last)
+    return Detections(
+        detections.images[first - 1 : last],
+        detections.image_id[rows],
+        detections.box[rows],
+        detections.score[rows],
+        detections.label[rows],
+    )
 
 
 def _boxes(random: np.random.Generator, count: int) -> NDArray[np.float64]:
@@ -68,6 +89,7 @@ def _boxes(random: np.random.Generator, count: int) -> NDArray[np.float64]:
 
 def _manifest(
     images: int,
+    tested: int,
     names: tuple[str, ...],
     image: NDArray[np.int64],
     label: NDArray[np.int64],
@@ -84,7 +106,7 @@ def _manifest(
                     "source_name": f"{number:012d}.jpg",
                     "width": WIDTH,
                     "height": HEIGHT,
-                    "split": "test",
+                    "split": "test" if number < tested else "validation",
                 }
                 for number in range(images)
             ],

@@ -29,7 +29,7 @@ from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
 REFERENCE_MS, LARGE_REFERENCE_MS = 10.0, 100.0
 CALLS = 200
 LARGE_CALLS = 100
-LARGE = {"images": 50_000, "classes": 365, "detections_per_image": 50.0}
+LARGE = {"images": 50_000, "classes": 365, "detections_per_image": 50.0, "validation_images": 10_000}
 SCORING_S = 600.0
 MAX_BYTES = 64 * 1024**2
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import click
 
 from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, found_or, limit_option, pages, pass_app
+from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError
 from saucer.cli.output import duration, enum_name, enum_word, message_dict, moment, percent, ratio
 from saucer.evaluation.v1 import evaluation_pb2
@@ -363,10 +364,12 @@ def report(app: App, evaluation_id: str, threshold: float | None, output: Path, 
 
 
 def _export(app: App, file: Path, request: evaluation_pb2.ExportBadCasesRequest) -> None:
+    aside = file.with_name(f"{file.name}.part")
     try:
-        with file.open("wb") as written:
-            for piece in app.connection.evaluation.ExportBadCases(request):
+        with streaming(app.connection.evaluation.ExportBadCases(request)) as pieces, aside.open("wb") as written:
+            for piece in pieces:
                 written.write(piece.data)
+        aside.replace(file)
     except OSError as error:
         raise CliError(f"The bad cases cannot be written: {error}.") from error
     app.output.remark(f"Written: {file}")
