@@ -442,6 +442,7 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
         ("mAP@0.50 (map_50)", ratio(found, "map_50")),
         ("mAP@0.50:0.95 (map)", ratio(found, "map")),
         ("mAP@0.50, weighted by boxes", ratio(found, "map_50_weighted")),
+        *coco_rows(found),
         (f"precision at {at}", ratio(found, "precision")),
         (f"recall at {at}", ratio(found, "recall")),
         (f"F1 at {at}", ratio(found, "f1")),
@@ -450,6 +451,22 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
         ("recommended threshold", ratio(found, "recommended_threshold")),
         ("took", duration(found.duration)),
         ("model id", found.model_id),
+    ]
+
+
+def coco_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
+    """The rest of COCO's twelve numbers, where the evaluation has them."""
+    if not found.HasField("coco"):
+        return []
+    coco = found.coco
+    sizes = " / ".join(ratio(coco, f"map_{size}") for size in ("small", "medium", "large"))
+    recalls = " / ".join(ratio(coco, f"ar_{most}") for most in (1, 10, 100))
+    recalls_by_size = " / ".join(ratio(coco, f"ar_{size}") for size in ("small", "medium", "large"))
+    return [
+        ("mAP@0.75", ratio(coco, "map_75")),
+        ("mAP of small / medium / large", sizes),
+        ("average recall of 1 / 10 / 100 boxes", recalls),
+        ("average recall of small / medium / large", recalls_by_size),
     ]
 
 

@@ -69,8 +69,24 @@ class ClassFigures:
 
 
 @dataclass(frozen=True)
+class CocoNumbers:
+    """COCO's twelve numbers less `map` and `map_50` (M4); None: no truth of that size."""
+
+    map_75: float | None
+    map_small: float | None
+    map_medium: float | None
+    map_large: float | None
+    ar_1: float | None
+    ar_10: float | None
+    ar_100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+
+
+@dataclass(frozen=True)
 class Figures:
-    """What no threshold moves."""
+    """What no threshold moves. `coco` is None of what was scored before it was kept."""
 
     images: int
     boxes: int
@@ -80,6 +96,7 @@ class Figures:
     map_50_weighted: float | None
     recommended_threshold: float | None
     classes: tuple[ClassFigures, ...]
+    coco: CocoNumbers | None = None
 
 
 @dataclass(frozen=True)
@@ -108,8 +125,15 @@ class Summary:
     def from_json(cls, stored: Mapping[str, Any]) -> "Summary":
         """Of what as_json() gave. Raises KeyError or TypeError for anything else."""
         figures, at = stored["figures"], stored["at_default"]
+        coco = figures.get("coco")
         return cls(
-            Figures(**{**figures, "classes": tuple(ClassFigures(**entry) for entry in figures["classes"])}),
+            Figures(
+                **{
+                    **figures,
+                    "classes": tuple(ClassFigures(**entry) for entry in figures["classes"]),
+                    "coco": CocoNumbers(**coco) if coco else None,
+                }
+            ),
             AtThreshold(
                 **{
                     **at,

@@ -1,6 +1,7 @@
 """Domain to message, for replies and events alike."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
             map_50=figures.map_50,
             map_50_weighted=figures.map_50_weighted,
             recommended_threshold=figures.recommended_threshold,
+            coco=evaluation_pb2.CocoNumbers(**asdict(figures.coco)) if figures.coco else None,
             threshold=at.threshold,
             precision=at.overall.precision,
             recall=at.overall.recall,

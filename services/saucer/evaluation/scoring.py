@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from saucer.evaluation import reading
-from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, Figures, Summary
+from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, CocoNumbers, Figures, Summary
 from saucer.evaluation.matching import MismatchError, match
 from saucer.evaluation.metrics import CocoMetrics, ThresholdCurves, coco_metrics
 from saucer.evaluation.recommending import Goal, choose
@@ -104,6 +104,7 @@ def _figures(truth: Truth, coco: CocoMetrics, chosen: _Thresholds) -> Figures:
             ClassFigures(entry.name, entry.boxes, entry.share, coco.ap[label], coco.ap_50[label], chosen[label])
             for label, entry in enumerate(counts.classes)
         ),
+        coco=CocoNumbers(**{field.name: getattr(coco, field.name) for field in fields(CocoNumbers)}),
     )
 
 

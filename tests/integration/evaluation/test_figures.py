@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from saucer.evaluation import service
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.comparing import errors_by_image
 from saucer.evaluation.confusion import confusion_matrix
+from saucer.evaluation.domain import CocoNumbers
 from saucer.evaluation.main import EvaluationSettings, wire
 from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import Counts, thin
@@ -102,6 +103,8 @@ def check_figures(found: evaluation_pb2.Evaluation, pure: Answers, threshold: fl
     assert found.threshold == threshold
     assert (value(found, "map"), value(found, "map_50")) == (coco.map, coco.map_50)
     assert value(found, "map_50_weighted") == coco.map_50_weighted
+    for field in fields(CocoNumbers):
+        assert value(found.coco, field.name) == getattr(coco, field.name)
     assert value(found, "map_50_above_threshold") == curves.map_50_above_threshold(threshold)
     assert ratios(found) == ratios_of(curves.overall(threshold))
     assert found.bad_cases == bad_cases(pure.scored, threshold).image_ids().size

@@ -191,6 +191,7 @@ class Script(
             not_found(context)
         self.requests.append(request)
         evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, images=10, map_50=0.81, threshold=0.25)
+        evaluation.coco.map_75 = 0.625
         evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
         return evaluation
 
@@ -458,6 +459,7 @@ def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
 def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Script, tmp_path: Path) -> None:
     text = cli("evaluation", "show", TASK, "--threshold", "0.25", "--plot", str(tmp_path / "pr.png"))
     assert "0.810" in text
+    assert "0.625" in text
     assert script.requests[-1].threshold == 0.25
     assert Image.open(tmp_path / "pr.png").format == "PNG"
 

@@ -12,6 +12,7 @@ from saucer.evaluation.domain import (
     TRANSITIONS,
     AtThreshold,
     ClassFigures,
+    CocoNumbers,
     Evaluation,
     EvaluationState,
     Figures,
@@ -85,5 +86,13 @@ def test_success_has_its_objects_and_failure_its_sentence() -> None:
     assert fail(SCORING, "x" * 5000, 5, NOW).error_message == "x" * MAX_MESSAGE
 
 
+def test_a_summary_of_before_coco_was_kept_is_still_read() -> None:
+    stored = SUMMARY.as_json()
+    del stored["figures"]["coco"]
+    assert Summary.from_json(stored) == SUMMARY
+
+
 def test_a_summary_survives_the_row() -> None:
+    whole = replace(SUMMARY, figures=replace(SUMMARY.figures, coco=CocoNumbers(*(number / 10 for number in range(10)))))
+    assert Summary.from_json(json.loads(json.dumps(whole.as_json()))) == whole
     assert Summary.from_json(json.loads(json.dumps(SUMMARY.as_json()))) == SUMMARY

@@ -189,6 +189,7 @@ class Evaluation(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     RECOMMENDED_THRESHOLD_FIELD_NUMBER: _builtins.int
+    COCO_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -225,6 +226,10 @@ class Evaluation(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def coco(self) -> Global___CocoNumbers:
+        """Unset in evaluations made before it was kept."""
+
     def __init__(
         self,
         *,
@@ -254,10 +259,11 @@ class Evaluation(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
         recommended_threshold: _builtins.float | None = ...,
+        coco: Global___CocoNumbers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
     _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
@@ -293,6 +299,95 @@ class Evaluation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recommended_threshold) -> _WhichOneofReturnType__recommended_threshold | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
+
+@_typing.final
+class CocoNumbers(_message.Message):
+    """COCO's twelve numbers less map and map_50; over all scores. Unset: no label of that size."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAP_75_FIELD_NUMBER: _builtins.int
+    MAP_SMALL_FIELD_NUMBER: _builtins.int
+    MAP_MEDIUM_FIELD_NUMBER: _builtins.int
+    MAP_LARGE_FIELD_NUMBER: _builtins.int
+    AR_1_FIELD_NUMBER: _builtins.int
+    AR_10_FIELD_NUMBER: _builtins.int
+    AR_100_FIELD_NUMBER: _builtins.int
+    AR_SMALL_FIELD_NUMBER: _builtins.int
+    AR_MEDIUM_FIELD_NUMBER: _builtins.int
+    AR_LARGE_FIELD_NUMBER: _builtins.int
+    map_75: _builtins.float
+    map_small: _builtins.float
+    """By the area of the box in square pixels: below 32², below 96², from 96² on."""
+    map_medium: _builtins.float
+    map_large: _builtins.float
+    ar_1: _builtins.float
+    """Average recall with at most 1, 10, 100 detections an image and class."""
+    ar_10: _builtins.float
+    ar_100: _builtins.float
+    ar_small: _builtins.float
+    ar_medium: _builtins.float
+    ar_large: _builtins.float
+    def __init__(
+        self,
+        *,
+        map_75: _builtins.float | None = ...,
+        map_small: _builtins.float | None = ...,
+        map_medium: _builtins.float | None = ...,
+        map_large: _builtins.float | None = ...,
+        ar_1: _builtins.float | None = ...,
+        ar_10: _builtins.float | None = ...,
+        ar_100: _builtins.float | None = ...,
+        ar_small: _builtins.float | None = ...,
+        ar_medium: _builtins.float | None = ...,
+        ar_large: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ar_1", b"_ar_1", "_ar_10", b"_ar_10", "_ar_100", b"_ar_100", "_ar_large", b"_ar_large", "_ar_medium", b"_ar_medium", "_ar_small", b"_ar_small", "_map_75", b"_map_75", "_map_large", b"_map_large", "_map_medium", b"_map_medium", "_map_small", b"_map_small", "ar_1", b"ar_1", "ar_10", b"ar_10", "ar_100", b"ar_100", "ar_large", b"ar_large", "ar_medium", b"ar_medium", "ar_small", b"ar_small", "map_75", b"map_75", "map_large", b"map_large", "map_medium", b"map_medium", "map_small", b"map_small"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ar_1", b"_ar_1", "_ar_10", b"_ar_10", "_ar_100", b"_ar_100", "_ar_large", b"_ar_large", "_ar_medium", b"_ar_medium", "_ar_small", b"_ar_small", "_map_75", b"_map_75", "_map_large", b"_map_large", "_map_medium", b"_map_medium", "_map_small", b"_map_small", "ar_1", b"ar_1", "ar_10", b"ar_10", "ar_100", b"ar_100", "ar_large", b"ar_large", "ar_medium", b"ar_medium", "ar_small", b"ar_small", "map_75", b"map_75", "map_large", b"map_large", "map_medium", b"map_medium", "map_small", b"map_small"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ar_1: _TypeAlias = _typing.Literal["ar_1"]  # noqa: Y015
+    _WhichOneofArgType__ar_1: _TypeAlias = _typing.Literal["_ar_1", b"_ar_1"]  # noqa: Y015
+    _WhichOneofReturnType__ar_10: _TypeAlias = _typing.Literal["ar_10"]  # noqa: Y015
+    _WhichOneofArgType__ar_10: _TypeAlias = _typing.Literal["_ar_10", b"_ar_10"]  # noqa: Y015
+    _WhichOneofReturnType__ar_100: _TypeAlias = _typing.Literal["ar_100"]  # noqa: Y015
+    _WhichOneofArgType__ar_100: _TypeAlias = _typing.Literal["_ar_100", b"_ar_100"]  # noqa: Y015
+    _WhichOneofReturnType__ar_large: _TypeAlias = _typing.Literal["ar_large"]  # noqa: Y015
+    _WhichOneofArgType__ar_large: _TypeAlias = _typing.Literal["_ar_large", b"_ar_large"]  # noqa: Y015
+    _WhichOneofReturnType__ar_medium: _TypeAlias = _typing.Literal["ar_medium"]  # noqa: Y015
+    _WhichOneofArgType__ar_medium: _TypeAlias = _typing.Literal["_ar_medium", b"_ar_medium"]  # noqa: Y015
+    _WhichOneofReturnType__ar_small: _TypeAlias = _typing.Literal["ar_small"]  # noqa: Y015
+    _WhichOneofArgType__ar_small: _TypeAlias = _typing.Literal["_ar_small", b"_ar_small"]  # noqa: Y015
+    _WhichOneofReturnType__map_75: _TypeAlias = _typing.Literal["map_75"]  # noqa: Y015
+    _WhichOneofArgType__map_75: _TypeAlias = _typing.Literal["_map_75", b"_map_75"]  # noqa: Y015
+    _WhichOneofReturnType__map_large: _TypeAlias = _typing.Literal["map_large"]  # noqa: Y015
+    _WhichOneofArgType__map_large: _TypeAlias = _typing.Literal["_map_large", b"_map_large"]  # noqa: Y015
+    _WhichOneofReturnType__map_medium: _TypeAlias = _typing.Literal["map_medium"]  # noqa: Y015
+    _WhichOneofArgType__map_medium: _TypeAlias = _typing.Literal["_map_medium", b"_map_medium"]  # noqa: Y015
+    _WhichOneofReturnType__map_small: _TypeAlias = _typing.Literal["map_small"]  # noqa: Y015
+    _WhichOneofArgType__map_small: _TypeAlias = _typing.Literal["_map_small", b"_map_small"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_1) -> _WhichOneofReturnType__ar_1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_10) -> _WhichOneofReturnType__ar_10 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_100) -> _WhichOneofReturnType__ar_100 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_large) -> _WhichOneofReturnType__ar_large | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_medium) -> _WhichOneofReturnType__ar_medium | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ar_small) -> _WhichOneofReturnType__ar_small | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map_75) -> _WhichOneofReturnType__map_75 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map_large) -> _WhichOneofReturnType__map_large | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map_medium) -> _WhichOneofReturnType__map_medium | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map_small) -> _WhichOneofReturnType__map_small | None: ...
+
+Global___CocoNumbers: _TypeAlias = CocoNumbers  # noqa: Y015
 
 @_typing.final
 class ClassResult(_message.Message):
