@@ -88,17 +88,13 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
 def curve_message(name: str, ap_50: float | None, thinned: ThinnedPoints) -> evaluation_pb2.PrecisionRecallCurve:
     """One class's curve."""
     points = thinned.points
-    return evaluation_pb2.PrecisionRecallCurve(
-        class_name=name,
-        ap_50=ap_50,
-        points=[
-            evaluation_pb2.PrecisionRecallPoint(recall=recall, precision=precision, threshold=threshold)
-            for recall, precision, threshold in zip(
-                points.recall.tolist(), points.precision.tolist(), points.threshold.tolist(), strict=True
-            )
-        ],
-        max_error=thinned.max_error,
-    )
+    message = evaluation_pb2.PrecisionRecallCurve(class_name=name, ap_50=ap_50, max_error=thinned.max_error)
+    # Hundreds of classes have tens of thousands of points: added one by one, none is copied.
+    for recall, precision, threshold in zip(
+        points.recall.tolist(), points.precision.tolist(), points.threshold.tolist(), strict=True
+    ):
+        message.points.add(recall=recall, precision=precision, threshold=threshold)
+    return message
 
 
 def confusion_message(

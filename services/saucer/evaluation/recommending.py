@@ -51,20 +51,14 @@ def recommend(
     validation: ThresholdCurves, test: ThresholdCurves, classes: int, goals: Mapping[Goal, float | None]
 ) -> list[Recommendation]:
     """Each goal for all classes together, then for each class; `goals` maps to the precision or recall wanted."""
-    return [
-        _recommendation(validation, test, label, goal, wanted)
-        for label in (None, *range(classes))
-        for goal, wanted in goals.items()
-    ]
-
-
-def _recommendation(
-    validation: ThresholdCurves, test: ThresholdCurves, label: int | None, goal: Goal, wanted: float | None
-) -> Recommendation:
-    threshold = choose(validation.points(label), goal, wanted)
-    if threshold is None:
-        return Recommendation(label, goal, wanted, None, None, None)
-    return Recommendation(label, goal, wanted, threshold, validation.at(label, threshold), test.at(label, threshold))
+    found = []
+    for label in (None, *range(classes)):
+        points = validation.points(label)
+        for goal, wanted in goals.items():
+            threshold = choose(points, goal, wanted)
+            counts = (None, None) if threshold is None else (validation.at(label, threshold), test.at(label, threshold))
+            found.append(Recommendation(label, goal, wanted, threshold, *counts))
+    return found
 
 
 def choose(points: PrPoints, goal: Goal, wanted: float | None = None) -> float | None:
