@@ -150,7 +150,10 @@ async def _thresholds(
 async def _every_call(
     stub: "evaluation_pb2_grpc.EvaluationServiceAsyncStub", metadata: Metadata, evaluation_id: str, say: Say
 ) -> list[float]:
-    """The slowest call's p99, in each round; each call with the threshold and page size that it has by itself."""
+    """The slowest call's p99 of each round; each with the threshold and page size that it has by itself.
+
+    Of so few calls a round the p99 is the slowest, so this asks for more than a p99 would.
+    """
     messages = evaluation_pb2
     calls: dict[str, Call] = {
         "GetEvaluation": lambda: stub.GetEvaluation(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saucer.cli import pictures
-from saucer.cli.evaluations import describe_faults
+from saucer.cli.evaluations import BACKGROUND, describe_faults
 from saucer.cli.output import ratio
 from saucer.evaluation.v1 import evaluation_pb2
 
@@ -28,7 +28,7 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
 def confusion(file: Path, answer: evaluation_pb2.ConfusionMatrix) -> None:
     """Which class is taken for which."""
     title = f"Labels taken for what, at threshold {answer.threshold:.2f}"
-    pictures.confusion_matrix(file, answer.class_names, [row.boxes for row in answer.rows], title=title)
+    pictures.confusion_matrix(file, [*answer.class_names, BACKGROUND], [row.boxes for row in answer.rows], title=title)
 
 
 def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence[evaluation_pb2.BadCase]) -> None:

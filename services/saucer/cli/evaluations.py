@@ -20,7 +20,7 @@ from saucer.task.v1 import task_pb2
 EVALUATION = click.argument("evaluation_id", type=IDENTIFIER, metavar="EVALUATION_OR_TASK")
 THRESHOLD = click.option("--threshold", type=click.FloatRange(0, 1), help="Of the score; default: 0.5.")
 CURVE_POINTS = 1000
-PICTURE = click.Path(path_type=Path, dir_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
 SHARE = click.FloatRange(0, 1, min_open=True)
 BACKGROUND = "background"
 CLASS_COLUMNS = (
@@ -91,7 +91,7 @@ def list_(app: App, task_id: str | None, model_id: str | None, limit: int) -> No
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--plot", type=PICTURE, help="Draw precision over recall as a PNG or SVG.")
+@click.option("--plot", type=FILE, help="Draw precision over recall as a PNG or SVG.")
 @pass_app
 def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | None) -> None:
     """Scores, as a whole and by class."""
@@ -112,7 +112,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--plot", type=PICTURE, help="Draw it as a PNG or SVG.")
+@click.option("--plot", type=FILE, help="Draw it as a PNG or SVG.")
 @pass_app
 def confusion(app: App, evaluation_id: str, threshold: float | None, plot: Path | None) -> None:
     """Which class is taken for which; the last row is what is not there, the last column what is not found."""
@@ -159,7 +159,7 @@ def thresholds(app: App, evaluation_id: str, precision: float | None, recall: fl
 @click.option("--class", "class_name", default="", help="Only with a fault of this class.")
 @click.option("--min-score", type=click.FloatRange(0, 1), help="Only faults of detections from this score on.")
 @click.option("--max-score", type=click.FloatRange(0, 1), help="Only faults of detections up to this score.")
-@click.option("--sheet", type=PICTURE, help="Draw them as a PNG; reads the images.")
+@click.option("--sheet", type=FILE, help="Draw them as a PNG; reads the images.")
 @click.option("--export", type=EXPORT, help="Write all of them to a file: .csv, or .json as COCO with tags.")
 @limit_option(24)
 @pass_app
@@ -283,7 +283,7 @@ def compare(
 @EVALUATION
 @THRESHOLD
 @click.option("--class", "class_name", default="", help="Only of this class.")
-@click.option("--plot", type=PICTURE, help="Draw it as a PNG or SVG.")
+@click.option("--plot", type=FILE, help="Draw it as a PNG or SVG.")
 @pass_app
 def scores(app: App, evaluation_id: str, threshold: float | None, class_name: str, plot: Path | None) -> None:
     """How many detections have which score, right and wrong; the threshold is only drawn."""
@@ -314,7 +314,7 @@ def scores(app: App, evaluation_id: str, threshold: float | None, class_name: st
 @evaluation.command()
 @EVALUATION
 @click.option("--class", "class_name", default="", help="Only with a label of this class.")
-@click.option("--sheet", type=PICTURE, help="Draw them with their labels as a PNG; reads the images.")
+@click.option("--sheet", type=FILE, help="Draw them with their labels as a PNG; reads the images.")
 @limit_option(24)
 @pass_app
 def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, limit: int) -> None:
@@ -347,7 +347,7 @@ def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, li
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--output", required=True, type=PICTURE, help="The HTML file.")
+@click.option("--output", required=True, type=FILE, help="The HTML file.")
 @click.option("--images", type=click.IntRange(0, 48), default=0, help="Bad cases to show with their image; reads them.")
 @pass_app
 def report(app: App, evaluation_id: str, threshold: float | None, output: Path, images: int) -> None:

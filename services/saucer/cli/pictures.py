@@ -35,7 +35,6 @@ DPI = 120
 MAX_CURVES = 12  # more cannot be told apart; beyond it the classes with the lowest AP are drawn
 MATRIX_PX = (1200, 1080)
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
-BACKGROUND = "background"
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
 TILE_PX = (380, 300)  # the room of an image on a sheet
@@ -161,10 +160,10 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
 def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:
     """Draws boxes by what they are (down) and what they are taken for (across), each row in shares of its sum.
 
-    rows has one row and one column more than there are names, for the background. The size is MATRIX_PX.
+    names are those of the rows and of the columns; the last is the background. The size is MATRIX_PX.
     """
     figure = _figure(title, MATRIX_PX)
-    whole = np.asarray(rows, float).reshape(len(names) + 1, len(names) + 1)
+    whole = np.asarray(rows, float).reshape(len(names), len(names))
     if not whole.any():
         _say(figure, "No matrix: there is neither a label nor a detection.")
         _save(figure, path)
@@ -172,7 +171,7 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     wrong = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diagonal(whole))[:-1]
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
     table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
-    labels = [*(names[place] for place in drawn), BACKGROUND]
+    labels = [names[place] for place in (*drawn, -1)]
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.subplots()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -185,8 +184,8 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     for row, column in np.argwhere(table > 0).tolist():
         ink = "white" if share[row, column] > 0.55 else INK
         axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
-    if len(drawn) < len(names):
-        axes.set_title(f"the {len(drawn)} of {len(names)} classes with the most mistakes")
+    if len(labels) < len(names):
+        axes.set_title(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
     _save(figure, path, grid=False)
 
 

@@ -251,10 +251,11 @@ def _near_pairs(
             better(d_column[d], t_column[t])
             for better, d_column, t_column in zip(_SHARED_CORNERS, d_box, t_box, strict=True)
         )
-        touching = (right > left) & (bottom > top)
+        width, height = right - left, bottom - top
+        shared = width * height
+        touching = (width > 0) & (height > 0) & (shared > 0)
         d, t = d[touching], t[touching]
-        shared = (right[touching] - left[touching]) * (bottom[touching] - top[touching])
-        overlap = _overlap(shared, d_area[d], t_area[t], t_crowd[t])
+        overlap = _overlap(shared[touching], d_area[d], t_area[t], t_crowd[t])
         parts.append(_Pairs(d, t, overlap, d_label[d] == t_label[t], t_crowd[t]).only(overlap >= POOR_IOU))
         start = stop
     if not parts:

@@ -105,8 +105,9 @@ class Loaded:
 
         Kept for the next call with the same limit: of hundreds of classes it takes seconds.
         """
-        if self._thinned is not None and self._thinned[0] == max_points:
-            return self._thinned[1]
+        kept = self._thinned
+        if kept is not None and kept[0] == max_points:
+            return kept[1]
         curves = [thin(self.curves.points(label), max_points) for label in range(len(self.truth.classes))]
         if sum(curve.points.recall.size for curve in curves) <= KEPT_POINTS:
             self._thinned = (max_points, curves)

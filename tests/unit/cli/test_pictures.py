@@ -100,7 +100,7 @@ def test_a_class_without_detections_or_none_above_the_threshold_has_no_dot_and_n
 @pytest.mark.parametrize("count", [0, 1, 5, 60])
 def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
     rows = np.arange((count + 1) ** 2).reshape(count + 1, count + 1).tolist()
-    confusion_matrix(tmp_path / "matrix.png", [f"class {i}" for i in range(count)], rows)
+    confusion_matrix(tmp_path / "matrix.png", [*(f"class {i}" for i in range(count)), "background"], rows)
     image = opened(tmp_path / "matrix.png")
     assert image.size == MATRIX_PX
     assert ink(image) > 300
