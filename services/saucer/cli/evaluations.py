@@ -188,6 +188,7 @@ def plot_curves(
             [point.threshold for point in curve.points],
         )
         for curve in curves.curves
+        if curve.points  # a class without test boxes has none
     ]
     title = f"Precision over recall: test mAP@0.50 {ratio(evaluation, 'map_50')}"
     try:
