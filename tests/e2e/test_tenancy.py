@@ -94,6 +94,7 @@ async def owned(saucer: Saucer, trained: Trained) -> Owned:
 FILLING: dict[str, Callable[[], Any]] = {
     "request_id": new_id,
     "event_id": new_id,
+    "hold_id": lambda: f"{new_id()}-1",
     "display_name": lambda: "x",
     "external_reference": new_id,
     "amount_micros": lambda: 1,
@@ -129,7 +130,7 @@ def request_of(call: Call, ids: dict[str, str]) -> Message:
     _fill(message, ids)
     if call.method.name == "CreateHold":
         message.work_id = ids["task_id"]  # type: ignore[attr-defined] # a message of any type
-        message.hold_id = f"{ids['task_id']}-9"  # type: ignore[attr-defined]
+        message.hold_id = f"{ids['task_id']}-1"  # type: ignore[attr-defined]
     return message
 
 

@@ -99,6 +99,11 @@ class Resolution:
         return [Movement(kind, amount) for kind, amount in parts if amount > 0]
 
 
+def expire(meter: Meter) -> list[Movement]:
+    """A hold that nobody used goes back whole."""
+    return [Movement(TransferKind.EXPIRY, meter.amount_micros)]
+
+
 def resolve(meter: Meter, available_micros: int) -> Resolution:
     """Posts what is unpaid from the hold, takes the excess from the balance as far as that reaches, loses the rest."""
     posted = min(meter.unpaid_micros, meter.amount_micros)

@@ -128,6 +128,7 @@ ALLOWED = {
     (None, HoldState.REFUSED),
     (None, HoldState.BURIED),
     (HoldState.GRANTED, HoldState.RESOLVED),
+    (HoldState.GRANTED, HoldState.EXPIRED),
 }
 
 
