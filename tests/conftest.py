@@ -11,7 +11,7 @@ class _ByFixtures(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no 
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "saucer" if file.startswith(("tests/e2e/", "tests/faults/", "tests/integration/cli/")) else file
+        return "saucer" if file.startswith(("tests/e2e/", "tests/faults/")) else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:

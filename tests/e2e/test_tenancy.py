@@ -143,7 +143,9 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
         elif field.name in ids:
             setattr(message, field.name, ids[field.name])
         elif field.name in FILLING:
-            setattr(message, field.name, FILLING[field.name]())
+            value = FILLING[field.name]()
+            # A reason is an enum's number, or a sentence for the record.
+            setattr(message, field.name, str(value) if field.type == field.TYPE_STRING else value)
 
 
 async def answer(saucer: Saucer, call: Call, request: Message, metadata: Metadata) -> grpc.aio.AioRpcError | None:
