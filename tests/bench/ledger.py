@@ -41,7 +41,6 @@ async def measure(say: Say) -> list[Row]:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="saucer-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        folder.chmod(0o755)  # PostgreSQL may run as another user
         async with _postgres(folder / "disk") as disk, _postgres(_memory_folder()) as memory, AsyncExitStack() as stack:
             rows.append(await _statement("hold_disk_per_s", ">= 0.55", disk, folder, 1, _bare_update, say))
             rows.append(await _statement("hold_shm_per_s", ">= 0.80", memory, folder, 1, _bare_rows, say))
@@ -53,13 +52,12 @@ async def measure(say: Say) -> list[Row]:
 
 
 def _memory_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="saucer-bench-", dir="/dev/shm")) / "postgres"  # noqa: S108 - memory is meant
+    return Path(tempfile.mkdtemp(prefix="saucer-bench-", dir="/dev/shm")) / "postgres"
 
 
 @contextlib.asynccontextmanager
 async def _postgres(folder: Path) -> AsyncIterator[PostgresServer]:
     """With everything durable, as it runs for users."""
-    folder.parent.chmod(0o755)
     server = PostgresServer(folder)
     await server.start()
     try:

@@ -608,11 +608,19 @@ def _refusal(hold: Hold, refusal: Refusal) -> FailedPreconditionError:
         return FailedPreconditionError(refusal, f"The spec is priced in {hold.currency}, and the account is not.")
     return FailedPreconditionError(
         refusal,
-        f"Two hours cost {hold.amount_micros} micros, and {hold.missing_micros} micros are missing; top up first.",
+        f"Two hours cost {_money(hold.amount_micros, hold.currency)}, and {_money(hold.missing_micros, hold.currency)} "
+        "are missing; top up first.",
         missing_micros=hold.missing_micros,
         hold_micros=hold.amount_micros,
         currency=hold.currency,
     )
+
+
+def _money(micros: int, currency: str) -> str:
+    """For a sentence: 7.20 EUR, exact."""
+    units, rest = divmod(micros, 1_000_000)
+    decimals = f"{rest:06d}"
+    return f"{units}.{decimals[:2]}{decimals[2:].rstrip('0')} {currency}"
 
 
 async def _locked(tx: Transaction, account_id: str) -> Account:

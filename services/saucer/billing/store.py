@@ -250,7 +250,8 @@ WITH RECURSIVE locked AS (
                 $11::bigint[], $12::bigint[], $13::uuid[])
          WITH ORDINALITY AS a (hold_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
                                price_per_hour_micros, amount_micros, transfer_id, place)
-    WHERE NOT EXISTS (SELECT FROM hold WHERE hold.hold_id = a.hold_id)
+    -- As a value, so that the index answers; an anti-join may read the whole table.
+    WHERE (SELECT hold.hold_id FROM hold WHERE hold.hold_id = a.hold_id) IS NULL
 ), decided AS (
     SELECT 0::bigint AS position, 0::bigint AS granted, available_micros AS available, frozen_micros AS frozen,
            NULL::text AS refusal
