@@ -4,8 +4,8 @@ Owns: accounts, regions, specs, prices, holds, transfers and their entries, reco
     (database `billing`).
 Serves: saucer.billing.v1.BillingService, saucer.lib.v1.DeadEventService.
 Calls: nobody.
-Publishes: AccountCreated, AccountToppedUp, AccountCorrected, HoldGranted, ChargeSettled, FundsShort, StopOrdered,
-    HoldResolved.
+Publishes: AccountCreated, AccountToppedUp, AccountCorrected, HoldGranted, ChargeSettled, FundsLow, FundsShort,
+    StopOrdered, HoldResolved.
 Consumes: TaskQueued, TaskEnded; RunStarted, RunProgressed, RunInterrupted, RunEnded;
     DeploymentQueued, DeploymentActivated, DeploymentProgressed, DeploymentDegraded, DeploymentEnded.
 """

@@ -82,6 +82,7 @@ class Account:
     # Of the ledger: rises by one with every transfer.
     version: int
     state_changes: int
+    warned_hours: int | None
 
     @property
     def revision(self) -> int:

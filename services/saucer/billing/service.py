@@ -91,7 +91,9 @@ class Billing:
         except (ZoneInfoNotFoundError, ValueError) as error:
             raise InvalidArgumentError("TIME_ZONE_UNKNOWN", f"time_zone: {time_zone} is no IANA time zone.") from error
         async with self._database.transaction() as tx:
-            account = Account(account_id, display_name, currency, time_zone, AccountState.ACTIVE, 0, 0, tx.now, 0, 0)
+            account = Account(
+                account_id, display_name, currency, time_zone, AccountState.ACTIVE, 0, 0, tx.now, 0, 0, None
+            )
             if not await store.insert_account(tx.connection, account, request_id):
                 former = await store.account_of_request(tx.connection, request_id)
                 if (former.display_name, former.currency, former.time_zone) != (display_name, currency, time_zone):
@@ -148,6 +150,9 @@ class Billing:
                 for hold in holds:
                     if hold.meter.unpaid_micros:
                         account = await self._settle(tx, hold, metering.settle(hold.meter, account.available_micros))
+                if account.warned_hours is not None:
+                    account = await store.set_warned(tx.connection, account_id, None)
+                await _warn(tx, account)
                 return replace(top_up, available_micros=account.available_micros)
         except asyncpg.UniqueViolationError as error:
             raise UnavailableError("CONCURRENT_CALL", "The same top-up is being made; repeat the call.") from error
@@ -280,8 +285,11 @@ class Billing:
                 status = ChargeStatus.BILLING if running else ChargeStatus.NOT_BILLING
             if charged_ms == hold.charged_ms and status is hold.charge_status:
                 return
+            begins = status is ChargeStatus.BILLING is not hold.charge_status
             hold = await store.update_hold(tx.connection, replace(hold, charged_ms=charged_ms, charge_status=status))
-            await self._settle(tx, hold, plan)
+            account = await self._settle(tx, hold, plan)
+            if begins or plan.settle_micros or plan.short:
+                await _warn(tx, account)
 
     async def _settle(self, tx: Transaction, hold: Hold, plan: metering.Advance) -> Account:
         if plan.settle_micros:
@@ -666,6 +674,23 @@ async def _order_stop(
         tx,
         hold,
         events_pb2.StopOrdered(hold=hold_message(hold), reason=reason, stop_at_charged_ms=stop_at_charged_ms),
+    )
+
+
+async def _warn(tx: Transaction, account: Account) -> None:
+    """Says ahead of time, once for each limit, that funds run out."""
+    rate_micros = await store.rate_micros(tx.connection, account.account_id)
+    hours = metering.warning_hours(account.available_micros, rate_micros, account.warned_hours)
+    if hours is None:
+        return
+    account = await store.set_warned(tx.connection, account.account_id, hours)
+    await enqueue(
+        tx,
+        derived_id("FundsLow", account.account_id, account.revision),
+        events_pb2.FundsLow(account=account_message(account), rate_micros=rate_micros, hours=hours),
+        account_id=account.account_id,
+        work_id=None,
+        resource_id=account.account_id,
     )
 
 

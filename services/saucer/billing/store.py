@@ -28,7 +28,7 @@ from saucer.lib.postgres import Connection
 
 _ACCOUNT = (
     "account_id, display_name, currency, time_zone, state, available_micros, frozen_micros, version, state_changes, "
-    "created_at"
+    "warned_hours, created_at"
 )
 _HOLD = (
     "hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency, "
@@ -77,6 +77,33 @@ async def get_account(connection: Connection, account_id: str, *, lock: bool = F
         account_id,
     )
     return _account(row) if row else None
+
+
+async def rate_micros(connection: Connection, account_id: str) -> int:
+    """What all that is being charged to an account costs in an hour."""
+    return int(
+        await connection.fetchval(
+            """
+            SELECT coalesce(sum(price_per_hour_micros * count), 0) FROM hold
+            WHERE account_id = $1 AND state = 'GRANTED' AND charge_status = 'BILLING'
+            """,
+            account_id,
+        )
+    )
+
+
+async def set_warned(connection: Connection, account_id: str, hours: int | None) -> Account:
+    """Remembers what the account was warned of; None: of nothing any more."""
+    row = await connection.fetchrow(
+        f"""
+        UPDATE account SET warned_hours = $2, state_changes = state_changes + 1 WHERE account_id = $1
+        RETURNING {_ACCOUNT}
+        """,  # noqa: S608
+        account_id,
+        hours,
+    )
+    assert row is not None, "the row is locked"
+    return _account(row)
 
 
 async def list_accounts(connection: Connection, *, after: str | None, limit: int) -> list[Account]:

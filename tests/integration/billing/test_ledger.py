@@ -327,6 +327,28 @@ async def test_a_spec_priced_in_another_currency_is_refused(ledger: Ledger) -> N
 # Running out
 
 
+async def test_funds_that_run_low_are_told_once_for_each_limit_and_anew_after_a_top_up(ledger: Ledger) -> None:
+    async def told() -> list[int]:
+        async with ledger.database.reading() as connection:
+            rows = await connection.fetch(
+                "SELECT data::json ->> 'hours' AS hours FROM outbox WHERE type = 'saucer.billing.v1.FundsLow' "
+                "ORDER BY position"
+            )
+        return [int(row["hours"]) for row in rows]
+
+    request = await granted(ledger, HOLD_MICROS + 5 * PRICE_MICROS)
+    await ledger.billing.advance(request.hold_id, 0, running=True)
+    assert await told() == [24]
+    for hour in range(1, 6):
+        await ledger.billing.advance(request.hold_id, hour * HOUR_MS, running=True)
+    assert await told() == [24, 4, 1]
+    await ledger.billing.top_up(request.account_id, new_id(), 30 * PRICE_MICROS)
+    await ledger.billing.advance(request.hold_id, 6 * HOUR_MS, running=True)
+    assert await told() == [24, 4, 1]
+    await ledger.billing.advance(request.hold_id, 12 * HOUR_MS, running=True)
+    assert await told() == [24, 4, 1, 24]
+
+
 async def test_after_a_top_up_a_job_stopped_for_arrears_starts_again_under_a_new_hold(ledger: Ledger) -> None:
     first = await granted(ledger)
     for charged_ms in (HOUR_MS, 6_600_000):

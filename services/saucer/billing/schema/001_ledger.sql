@@ -9,8 +9,10 @@ CREATE TABLE account (
     frozen_micros    bigint NOT NULL DEFAULT 0 CHECK (frozen_micros >= 0),
     -- Rises by one with every transfer of the account.
     version          bigint NOT NULL DEFAULT 0,
-    -- Suspensions and their ends; with the version, the revision that readers compare.
+    -- Suspensions, their ends, warnings; with the version, the revision that readers compare.
     state_changes    bigint NOT NULL DEFAULT 0,
+    -- The fewest hours of funds that the account was warned of since its last top-up.
+    warned_hours     integer,
     created_at       timestamptz NOT NULL
 );
 

@@ -165,6 +165,37 @@ class ChargeSettled(_message.Message):
 Global___ChargeSettled: _TypeAlias = ChargeSettled  # noqa: Y015
 
 @_typing.final
+class FundsLow(_message.Message):
+    """Ahead of time: what is available lasts for less than so many hours of what is being charged. Once for each limit (24, 4,
+    1 hour) until the next top-up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    RATE_MICROS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    rate_micros: _builtins.int
+    """Of all that is being charged, by the hour."""
+    hours: _builtins.int
+    @_builtins.property
+    def account(self) -> _billing_pb2.Account: ...
+    def __init__(
+        self,
+        *,
+        account: _billing_pb2.Account | None = ...,
+        rate_micros: _builtins.int = ...,
+        hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "hours", b"hours", "rate_micros", b"rate_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FundsLow: _TypeAlias = FundsLow  # noqa: Y015
+
+@_typing.final
 class FundsShort(_message.Message):
     """A metered hour could not be taken from the available balance; the work goes on inside its hold."""
 
