@@ -100,10 +100,10 @@ async def _statement(
 
 
 def _hold_script(account_id: str, holds: int) -> str:
-    """The statement of store.py, its parameters made by the server."""
+    """The statement of store.py. Its ids are made by the server, which costs it a little that clients pay otherwise."""
 
     def column(expression: str) -> str:
-        return f"(SELECT array_agg({expression}) FROM generate_series(1, {holds}))"
+        return f"ARRAY[{', '.join([expression] * holds)}]"
 
     values = [
         f"'{account_id}'::uuid",

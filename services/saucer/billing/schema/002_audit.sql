@@ -11,12 +11,16 @@ WHERE (SELECT coalesce(max(e.amount_micros), 0) FROM entry e WHERE e.transfer_id
 CREATE VIEW audit_balance_is_the_sum_of_entries AS
 SELECT a.account_id, a.available_micros, a.frozen_micros, e.available AS entries_available, e.frozen AS entries_frozen
 FROM account a
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(amount_micros) FILTER (WHERE book = 'AVAILABLE'), 0) AS available,
+LEFT JOIN (
+    SELECT account_id, coalesce(sum(amount_micros) FILTER (WHERE book = 'AVAILABLE'), 0) AS available,
            coalesce(sum(amount_micros) FILTER (WHERE book = 'FROZEN'), 0) AS frozen
-    FROM entry WHERE entry.account_id = a.account_id
-) e
-WHERE a.available_micros <> e.available OR a.frozen_micros <> e.frozen;
+    FROM entry GROUP BY account_id
+) e USING (account_id)
+WHERE a.available_micros <> coalesce(e.available, 0) OR a.frozen_micros <> coalesce(e.frozen, 0);
+
+CREATE VIEW audit_entry_is_of_its_transfers_account AS
+SELECT e.transfer_id, e.book, e.account_id, t.account_id AS account_of_transfer
+FROM entry e JOIN transfer t USING (transfer_id) WHERE e.account_id <> t.account_id;
 
 CREATE VIEW audit_frozen_is_the_sum_of_open_holds AS
 SELECT a.account_id, a.frozen_micros, coalesce(sum(h.amount_micros), 0) AS open_micros
