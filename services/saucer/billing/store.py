@@ -265,58 +265,73 @@ def _hold(row: asyncpg.Record) -> Hold:
     )
 
 
-# Holds of one account, decided one after the other; $1 the account, $2 now, then a column each. `asked` leaves out ids
-# that exist; `decided` walks through the rest with what is left of the balance, so that a refused one takes nothing
-# from those behind it. The account is locked first: what is read is what the last transfer left.
+# A column each of what is asked, with its type, in the order of the parameters from $3 on.
+_ASKED = {
+    "hold_id": "text",
+    "work_kind": "text",
+    "work_id": "uuid",
+    "start_number": "integer",
+    "region_id": "text",
+    "spec_id": "text",
+    "count": "integer",
+    "currency": "text",
+    "price_per_hour_micros": "bigint",
+    "amount_micros": "bigint",
+    "transfer_id": "uuid",
+}
+# Holds of one account, decided one after the other; $1 is the account, $2 now. `asked` leaves out ids that exist;
+# `decided` walks through the rest with what is left of the balance, so that a refused one takes nothing from those
+# behind it, and carries their columns along, so that nothing need be joined again. The account is locked first: what is
+# read is what the last transfer left.
 HOLD_STATEMENT = f"""
 WITH RECURSIVE locked AS (
     SELECT currency, state, available_micros, frozen_micros, version FROM account WHERE account_id = $1 FOR UPDATE
 ), asked AS (
     SELECT a.*, row_number() OVER (ORDER BY place) AS position
-    FROM unnest($3::text[], $4::text[], $5::uuid[], $6::integer[], $7::text[], $8::text[], $9::integer[], $10::text[],
-                $11::bigint[], $12::bigint[], $13::uuid[])
-         WITH ORDINALITY AS a (hold_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
-                               price_per_hour_micros, amount_micros, transfer_id, place)
+    FROM unnest({", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_ASKED.values(), 3))})
+         WITH ORDINALITY AS a ({", ".join(_ASKED)}, place)
     -- As a value, so that the index answers; an anti-join may read the whole table.
     WHERE (SELECT hold.hold_id FROM hold WHERE hold.hold_id = a.hold_id) IS NULL
 ), decided AS (
-    SELECT 0::bigint AS position, 0::bigint AS granted, available_micros AS available, frozen_micros AS frozen,
-           NULL::text AS refusal
+    SELECT 0::bigint AS position, version, available_micros AS available, frozen_micros AS frozen,
+           NULL::text AS refusal, state AS account_state, currency AS account_currency,
+           {", ".join(f"NULL::{type_} AS {name}" for name, type_ in _ASKED.items())}
     FROM locked
     UNION ALL
-    SELECT a.position, d.granted + (r.refusal IS NULL)::integer,
-           d.available - CASE WHEN r.refusal IS NULL THEN a.amount_micros ELSE 0 END,
-           d.frozen + CASE WHEN r.refusal IS NULL THEN a.amount_micros ELSE 0 END, r.refusal
+    SELECT a.position, d.version + r.granted, d.available - r.granted * a.amount_micros,
+           d.frozen + r.granted * a.amount_micros, r.refusal, d.account_state, d.account_currency,
+           {", ".join(f"a.{name}" for name in _ASKED)}
     FROM decided d
     JOIN asked a ON a.position = d.position + 1
-    CROSS JOIN locked l
-    CROSS JOIN LATERAL (SELECT CASE WHEN l.state <> 'ACTIVE' THEN 'ACCOUNT_SUSPENDED'
-                                    WHEN l.currency <> a.currency THEN 'CURRENCY_MISMATCH'
-                                    WHEN d.available < a.amount_micros THEN 'INSUFFICIENT_BALANCE' END AS refusal) r
+    CROSS JOIN LATERAL (
+        SELECT refusal, (refusal IS NULL)::integer AS granted
+        FROM (SELECT CASE WHEN d.account_state <> 'ACTIVE' THEN 'ACCOUNT_SUSPENDED'
+                          WHEN d.account_currency <> a.currency THEN 'CURRENCY_MISMATCH'
+                          WHEN d.available < a.amount_micros THEN 'INSUFFICIENT_BALANCE' END AS refusal) x
+    ) r
 ), moved AS (
-    UPDATE account SET available_micros = d.available, frozen_micros = d.frozen, version = account.version + d.granted
-    FROM decided d
-    WHERE account_id = $1 AND d.granted > 0 AND d.position = (SELECT max(position) FROM decided)
-    RETURNING true
+    UPDATE account SET available_micros = d.available, frozen_micros = d.frozen, version = d.version
+    FROM (SELECT version, available, frozen FROM decided ORDER BY position DESC LIMIT 1) d
+    WHERE account_id = $1 AND account.version <> d.version
 ), held AS (
     INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
                       price_per_hour_micros, amount_micros, missing_micros, state, refusal, created_at)
-    SELECT a.hold_id, $1, a.work_kind, a.work_id, a.start_number, a.region_id, a.spec_id, a.count, a.currency,
-           a.price_per_hour_micros, a.amount_micros,
-           CASE d.refusal WHEN 'INSUFFICIENT_BALANCE' THEN a.amount_micros - d.available ELSE 0 END,
-           CASE WHEN d.refusal IS NULL THEN 'GRANTED' ELSE 'REFUSED' END, d.refusal, $2
-    FROM asked a JOIN decided d USING (position)
+    SELECT hold_id, $1, work_kind, work_id, start_number, region_id, spec_id, count, currency,
+           price_per_hour_micros, amount_micros,
+           CASE refusal WHEN 'INSUFFICIENT_BALANCE' THEN amount_micros - available ELSE 0 END,
+           CASE WHEN refusal IS NULL THEN 'GRANTED' ELSE 'REFUSED' END, refusal, $2
+    FROM decided WHERE position > 0
     RETURNING {_HOLD}
 ), transferred AS (
     INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
                           frozen_micros, created_at)
-    SELECT a.transfer_id, 'HOLD', $1, l.version + d.granted, a.hold_id, a.amount_micros, d.available, d.frozen, $2
-    FROM asked a JOIN decided d USING (position) CROSS JOIN locked l WHERE d.refusal IS NULL
-    RETURNING transfer_id, amount_micros
+    SELECT transfer_id, 'HOLD', $1, version, hold_id, amount_micros, available, frozen, $2
+    FROM decided WHERE position > 0 AND refusal IS NULL
 ), booked AS (
     INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-    SELECT t.transfer_id, side.book, $1, side.sign * t.amount_micros
-    FROM transferred t, (VALUES ('AVAILABLE', -1), ('FROZEN', 1)) AS side (book, sign)
+    SELECT transfer_id, side.book, $1, side.sign * amount_micros
+    FROM decided, (VALUES ('AVAILABLE', -1), ('FROZEN', 1)) AS side (book, sign)
+    WHERE position > 0 AND refusal IS NULL
 )
 SELECT {_HOLD} FROM held
 """  # noqa: S608 - column names, no values
