@@ -393,17 +393,19 @@ class Billing:
         """Until cancelled: gives back what nobody used in time."""
         while True:
             try:
-                await self.sweep_once()
+                if await self.sweep_once() == SWEEP_BATCH:
+                    continue
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
                 log.warning("sweep_failed", error=repr(error))
             await asyncio.sleep(SWEEP_S)
 
-    async def sweep_once(self) -> None:
-        """One round; several replicas may make it at once."""
+    async def sweep_once(self) -> int:
+        """One round; several replicas may make it at once. How many holds it looked at, SWEEP_BATCH at most."""
         async with self._database.transaction() as tx:
             unused = await store.unused_holds(tx.connection, tx.now - UNUSED_LIMIT, SWEEP_BATCH)
         for hold_id in unused:
             await self.expire(hold_id)
+        return len(unused)
 
     # Corrections: each in the name of an administrator, with a reason, once for each request id
 

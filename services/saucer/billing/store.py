@@ -627,10 +627,11 @@ def _record(row: asyncpg.Record) -> Record:
 
 
 async def unused_holds(connection: Connection, before: datetime, limit: int) -> list[str]:
-    """Ids of open holds that nothing has used, made before a time; oldest first."""
+    """Ids of open holds that nothing has used or been counted for, made before a time; oldest first."""
     rows = await connection.fetch(
         """
-        SELECT hold_id FROM hold WHERE state = 'GRANTED' AND NOT used AND created_at < $1 ORDER BY created_at LIMIT $2
+        SELECT hold_id FROM hold
+        WHERE state = 'GRANTED' AND NOT used AND charged_ms = 0 AND created_at < $1 ORDER BY created_at LIMIT $2
         """,
         before,
         limit,

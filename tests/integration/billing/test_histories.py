@@ -215,9 +215,9 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        # Until nothing is left of what other histories have made.
-        for _ in range(3):
-            self.do(self.ledger.billing.sweep_once())
+        # Other histories have left holds, too.
+        while self.do(self.ledger.billing.sweep_once()):
+            pass
         for hold in self.asked.values():
             old = hold.made < self.ledger.clock.time - UNUSED_LIMIT
             if hold.state == "GRANTED" and old and not hold.used and not hold.ms:

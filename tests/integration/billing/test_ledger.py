@@ -197,6 +197,20 @@ async def test_a_hold_that_nobody_uses_goes_back_whole_and_its_id_says_so(ledger
     assert (await refusal(ledger.billing.create_hold(request))).reason == "HOLD_EXPIRED"
 
 
+async def test_holds_that_were_counted_for_keep_no_unused_one_from_expiring(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saucer.billing.service.SWEEP_BATCH", 2)
+    counted = [await granted(ledger) for _ in range(3)]
+    for request in counted:
+        await ledger.billing.advance(request.hold_id, 1, running=True)
+    unused = await granted(ledger)
+    ledger.clock.advance(2 * UNUSED_LIMIT)
+    await ledger.billing.sweep_once()
+    assert (await ledger.hold(unused)).state is HoldState.EXPIRED
+    assert {(await ledger.hold(request)).state for request in counted} == {HoldState.GRANTED}
+
+
 async def test_a_hold_that_is_used_never_expires(ledger: Ledger) -> None:
     request = await granted(ledger)
     await ledger.billing.use(request.hold_id, request.work_id, request.start_number)
