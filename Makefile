@@ -37,7 +37,7 @@ check: $(STAMP) ## Formatter, linter, strict types, import boundaries, protos
 
 .PHONY: test
 test: check ## Every check and every test, on real servers (under 15 minutes)
-	@$(BIN)/pytest $(TESTS)
+	@$(BIN)/pytest --numprocesses 2 $(TESTS)
 
 .PHONY: demo
 demo: $(STAMP) ## The main job on real parts: images in, detector served, bill paid. DATA=FOLDER takes your own images

@@ -44,9 +44,9 @@ async def serve(keys_file: Path | None) -> None:
     scenes = _Scenes()  # type: ignore[abstract] # nothing else is called
     if keys_file is not None:
         servicer = Servicer(scenes, register, task_pb2.DESCRIPTOR.services_by_name["TaskService"])
-        server = Server("127.0.0.1:0", auth.Verifier(keys_file), [servicer])
-        await server.start()
-        print(server.address, flush=True)
+        ours = Server("127.0.0.1:0", auth.Verifier(keys_file), [servicer])
+        await ours.start()
+        print(ours.address, flush=True)
     else:
         bare = grpc.aio.server()
         register(scenes, bare)
@@ -57,7 +57,7 @@ async def serve(keys_file: Path | None) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _server(*arguments: str) -> AsyncIterator[tuple[str, int]]:
+async def server(*arguments: str) -> AsyncIterator[tuple[str, int]]:
     """Address and process id."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.bench._handler_stack", *arguments),
@@ -120,7 +120,7 @@ async def measure(folder: Path, say: Say) -> Row:
         now=datetime.now(UTC),
         lifetime=timedelta(hours=1),
     )
-    async with _server(str(public)) as ours_at, _server() as bare_at:
+    async with server(str(public)) as ours_at, server() as bare_at:
         ours, bare = _Client(*ours_at, token), _Client(*bare_at, None)
         for client in (ours, bare):
             await client.call(WARM_UP_CALLS)

@@ -95,6 +95,7 @@ FILLING: dict[str, Callable[[], Any]] = {
     "request_id": new_id,
     "event_id": new_id,
     "base_evaluation_id": new_id,
+    "hold_id": lambda: f"{new_id()}-1",
     "display_name": lambda: "x",
     "external_reference": new_id,
     "amount_micros": lambda: 1,
@@ -130,7 +131,7 @@ def request_of(call: Call, ids: dict[str, str]) -> Message:
     _fill(message, ids)
     if call.method.name == "CreateHold":
         message.work_id = ids["task_id"]  # type: ignore[attr-defined] # a message of any type
-        message.hold_id = f"{ids['task_id']}-9"  # type: ignore[attr-defined]
+        message.hold_id = f"{ids['task_id']}-1"  # type: ignore[attr-defined]
     return message
 
 
@@ -143,7 +144,9 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
         elif field.name in ids:
             setattr(message, field.name, ids[field.name])
         elif field.name in FILLING:
-            setattr(message, field.name, FILLING[field.name]())
+            value = FILLING[field.name]()
+            # A reason is an enum's number, or a sentence for the record.
+            setattr(message, field.name, str(value) if field.type == field.TYPE_STRING else value)
 
 
 async def answer(saucer: Saucer, call: Call, request: Message, metadata: Metadata) -> grpc.aio.AioRpcError | None:

@@ -1,9 +1,11 @@
 """Billing: accounts, prices, holds and the ledger. The only place where money is.
 
-Owns: accounts, regions, specs, prices, holds, transfers and their entries (database `billing`).
+Owns: accounts, regions, specs, prices, holds, transfers and their entries, records of what administrators did
+    (database `billing`).
 Serves: saucer.billing.v1.BillingService, saucer.lib.v1.DeadEventService.
 Calls: nobody.
-Publishes: AccountCreated, AccountToppedUp, HoldGranted, ChargeSettled, FundsShort, StopOrdered, HoldResolved.
-Consumes: TaskEnded; RunStarted, RunProgressed, RunInterrupted, RunEnded;
-    DeploymentActivated, DeploymentProgressed, DeploymentDegraded, DeploymentEnded.
+Publishes: AccountCreated, AccountToppedUp, AccountCorrected, HoldGranted, ChargeSettled, FundsLow, FundsShort,
+    StopOrdered, HoldResolved.
+Consumes: TaskQueued, TaskEnded; RunStarted, RunProgressed, RunInterrupted, RunEnded;
+    DeploymentQueued, DeploymentActivated, DeploymentProgressed, DeploymentDegraded, DeploymentEnded.
 """

@@ -29,6 +29,10 @@ DeploymentEvent = (
 def handlers(billing: Billing) -> list[Handles]:
     """Every event that billing consumes."""
 
+    async def task_queued(event: CloudEvent, message: Message) -> None:
+        task = cast(task_events.TaskQueued, message).task
+        await billing.use(task.hold_id, task.task_id, task.start_number)
+
     async def run_counts(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
         await billing.advance(run.hold_id, run.charged_ms, running=True)
@@ -58,6 +62,10 @@ def handlers(billing: Billing) -> list[Handles]:
             task.charged_ms,
         )
 
+    async def deployment_queued(event: CloudEvent, message: Message) -> None:
+        deployment = cast(publishing_events.DeploymentQueued, message).deployment
+        await billing.use(deployment.hold_id, deployment.deployment_id, deployment.start_number)
+
     async def deployment_counts(event: CloudEvent, message: Message) -> None:
         deployment = cast(DeploymentEvent, message).deployment
         await billing.advance(deployment.hold_id, deployment.charged_ms, running=True)
@@ -84,11 +92,13 @@ def handlers(billing: Billing) -> list[Handles]:
         )
 
     return [
+        Handles(task_events.TaskQueued, task_queued),
         Handles(training_events.RunStarted, run_counts),
         Handles(training_events.RunProgressed, run_counts),
         Handles(training_events.RunInterrupted, run_rests),
         Handles(training_events.RunEnded, run_ended),
         Handles(task_events.TaskEnded, task_ended),
+        Handles(publishing_events.DeploymentQueued, deployment_queued),
         Handles(publishing_events.DeploymentActivated, deployment_counts),
         Handles(publishing_events.DeploymentProgressed, deployment_counts),
         Handles(publishing_events.DeploymentDegraded, deployment_rests),

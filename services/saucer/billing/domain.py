@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
+from zoneinfo import ZoneInfo
 
+from saucer.billing.ledger import TransferKind
 from saucer.billing.metering import Meter
 
 
@@ -14,7 +16,24 @@ class HoldState(StrEnum):
     GRANTED = "GRANTED"
     REFUSED = "REFUSED"
     RESOLVED = "RESOLVED"
+    EXPIRED = "EXPIRED"
     BURIED = "BURIED"
+
+
+class Refusal(StrEnum):
+    """Why a hold was refused."""
+
+    INSUFFICIENT_BALANCE = "INSUFFICIENT_BALANCE"
+    ACCOUNT_SUSPENDED = "ACCOUNT_SUSPENDED"
+    CURRENCY_MISMATCH = "CURRENCY_MISMATCH"
+
+
+class AccountState(StrEnum):
+    """Of an account."""
+
+    ACTIVE = "ACTIVE"
+    # No new start; running work is stopped with its checkpoint.
+    SUSPENDED = "SUSPENDED"
 
 
 class ChargeStatus(StrEnum):
@@ -35,9 +54,10 @@ class WorkKind(StrEnum):
 # A hold that does not exist yet is None.
 TRANSITIONS: Mapping[HoldState | None, frozenset[HoldState]] = {
     None: frozenset({HoldState.GRANTED, HoldState.REFUSED, HoldState.BURIED}),
-    HoldState.GRANTED: frozenset({HoldState.RESOLVED}),
+    HoldState.GRANTED: frozenset({HoldState.RESOLVED, HoldState.EXPIRED}),
     HoldState.REFUSED: frozenset(),
     HoldState.RESOLVED: frozenset(),
+    HoldState.EXPIRED: frozenset(),
     HoldState.BURIED: frozenset(),
 }
 
@@ -55,11 +75,19 @@ class Account:
     display_name: str
     currency: str
     time_zone: str
-    state: str
+    state: AccountState
     available_micros: int
     frozen_micros: int
     created_at: datetime
+    # Of the ledger: rises by one with every transfer.
     version: int
+    state_changes: int
+    warned_hours: int | None
+
+    @property
+    def revision(self) -> int:
+        """Rises with every change of the account."""
+        return self.version + self.state_changes
 
 
 @dataclass(frozen=True)
@@ -118,6 +146,8 @@ class Hold:
     amount_micros: int
     missing_micros: int
     state: HoldState
+    refusal: Refusal | None
+    used: bool
     charge_status: ChargeStatus
     stop_ordered: bool
     charged_ms: int
@@ -167,9 +197,19 @@ class Transfer:
     """A movement as booked."""
 
     transfer_id: str
-    kind: str
+    kind: TransferKind
+    account_version: int
+    hold_id: str | None
     amount_micros: int
     charged_ms: int
+    # Of the account, after it.
+    available_micros: int
+    frozen_micros: int
+    # Of a top-up.
+    reference: str | None
+    # Of a correction.
+    reason: str | None
+    author: str | None
     created_at: datetime
 
 
@@ -179,6 +219,56 @@ class Statement:
 
     hold: Hold
     transfers: tuple[Transfer, ...]
+
+
+@dataclass(frozen=True)
+class Period:
+    """A calendar month in an account's time zone, as instants: from `start` on, before `end`."""
+
+    name: str
+    start: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class MonthlyStatement:
+    """What was booked for an account in one month; opening + the effect of every line = closing."""
+
+    account: Account
+    period: Period
+    opening_available_micros: int
+    opening_frozen_micros: int
+    transfers: tuple[Transfer, ...]
+    # The last line's of the page; the opening ones without a line.
+    closing_available_micros: int
+    closing_frozen_micros: int
+    # Over the whole month: settled and posted, less refunds.
+    charged_micros: int
+
+
+def month(name: str, time_zone: str) -> Period:
+    """The month `name`, like 2026-11, in an IANA time zone; daylight saving included. Raises ValueError."""
+    year, _, number = name.partition("-")
+    zone = ZoneInfo(time_zone)
+    start = datetime(int(year), int(number), 1, tzinfo=zone)
+    following = datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=zone)
+    return Period(f"{start.year:04d}-{start.month:02d}", start.astimezone(UTC), following.astimezone(UTC))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an administrator did, why and in whose name."""
+
+    record_id: str
+    request_id: str
+    action: str
+    subject: str
+    account_id: str | None
+    author: str
+    reason: str
+    # The call's figures, as JSON.
+    detail: str
+    created_at: datetime
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ class Book(StrEnum):
     REVENUE = "REVENUE"
     # What the platform lost: negative by as much as was charged and never paid.
     LOSS = "LOSS"
+    # What administrators gave and took to put something right: negative by the sum.
+    ADJUSTMENT = "ADJUSTMENT"
 
 
 class TransferKind(StrEnum):
@@ -25,7 +27,12 @@ class TransferKind(StrEnum):
     SETTLEMENT = "SETTLEMENT"
     POSTING = "POSTING"
     RELEASE = "RELEASE"
+    EXPIRY = "EXPIRY"
     LOSS = "LOSS"
+    # Of an adjustment, by its sign.
+    CREDIT = "CREDIT"
+    DEBIT = "DEBIT"
+    REFUND = "REFUND"
 
 
 # From which book to which each kind moves its amount.
@@ -35,7 +42,11 @@ MOVES: Mapping[TransferKind, tuple[Book, Book]] = {
     TransferKind.SETTLEMENT: (Book.AVAILABLE, Book.REVENUE),
     TransferKind.POSTING: (Book.FROZEN, Book.REVENUE),
     TransferKind.RELEASE: (Book.FROZEN, Book.AVAILABLE),
+    TransferKind.EXPIRY: (Book.FROZEN, Book.AVAILABLE),
     TransferKind.LOSS: (Book.LOSS, Book.REVENUE),
+    TransferKind.CREDIT: (Book.ADJUSTMENT, Book.AVAILABLE),
+    TransferKind.DEBIT: (Book.AVAILABLE, Book.ADJUSTMENT),
+    TransferKind.REFUND: (Book.REVENUE, Book.AVAILABLE),
 }
 
 

@@ -7,11 +7,12 @@ from saucer.lib.run import Process, run
 
 
 async def wire(process: Process, settings: ServiceSettings) -> None:
-    """Database, events in and out, gRPC."""
+    """Database, events in and out, the sweeper, gRPC."""
     database = await process.database(settings, "saucer.billing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
     billing = Billing(database)
+    process.background("sweep", billing.sweep())
     dead_events = process.consumer(database, jetstream, consumers.handlers(billing))
     await process.serve(settings, [rpc.servicer(billing), dead_events])
 

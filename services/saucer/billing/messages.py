@@ -1,17 +1,20 @@
 """Domain to message, for replies and events alike."""
 
-from saucer.billing.domain import Account, Audit, Hold, Quote, Spec, Statement, TopUp, Transfer
+from saucer.billing.domain import (
+    Account,
+    Audit,
+    Hold,
+    MonthlyStatement,
+    Quote,
+    Record,
+    Spec,
+    Statement,
+    TopUp,
+    Transfer,
+)
 from saucer.billing.ledger import TransferKind
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import to_timestamp
-
-_LINE_KINDS = {
-    TransferKind.HOLD: billing_pb2.STATEMENT_LINE_KIND_HOLD,
-    TransferKind.SETTLEMENT: billing_pb2.STATEMENT_LINE_KIND_SETTLEMENT,
-    TransferKind.POSTING: billing_pb2.STATEMENT_LINE_KIND_POSTING,
-    TransferKind.RELEASE: billing_pb2.STATEMENT_LINE_KIND_RELEASE,
-    TransferKind.LOSS: billing_pb2.STATEMENT_LINE_KIND_LOSS,
-}
 
 
 def account_message(account: Account) -> billing_pb2.Account:
@@ -25,7 +28,7 @@ def account_message(account: Account) -> billing_pb2.Account:
         available_micros=account.available_micros,
         frozen_micros=account.frozen_micros,
         create_time=to_timestamp(account.created_at),
-        revision=account.version,
+        revision=account.revision,
     )
 
 
@@ -101,28 +104,79 @@ def statement_message(statement: Statement) -> billing_pb2.Statement:
     hold = statement.hold
     return billing_pb2.Statement(
         hold=hold_message(hold),
-        lines=[
-            billing_pb2.StatementLine(
-                transfer_id=transfer.transfer_id,
-                kind=_LINE_KINDS[TransferKind(transfer.kind)],
-                amount_micros=transfer.amount_micros,
-                charged_ms=transfer.charged_ms,
-                create_time=to_timestamp(transfer.created_at),
-                explanation=_explain(hold, transfer),
-            )
-            for transfer in statement.transfers
-        ],
+        lines=[_line(transfer, _explain(hold, transfer)) for transfer in statement.transfers],
+    )
+
+
+def monthly_statement_message(statement: MonthlyStatement, next_page_token: str) -> billing_pb2.MonthlyStatement:
+    """A page of a month."""
+    return billing_pb2.MonthlyStatement(
+        account_id=statement.account.account_id,
+        currency=statement.account.currency,
+        time_zone=statement.account.time_zone,
+        month=statement.period.name,
+        start_time=to_timestamp(statement.period.start),
+        end_time=to_timestamp(statement.period.end),
+        opening_available_micros=statement.opening_available_micros,
+        opening_frozen_micros=statement.opening_frozen_micros,
+        lines=[_line(transfer, _source(transfer)) for transfer in statement.transfers],
+        closing_available_micros=statement.closing_available_micros,
+        closing_frozen_micros=statement.closing_frozen_micros,
+        charged_micros=statement.charged_micros,
+        next_page_token=next_page_token,
+    )
+
+
+def _line(transfer: Transfer, explanation: str) -> billing_pb2.StatementLine:
+    return billing_pb2.StatementLine(
+        transfer_id=transfer.transfer_id,
+        kind=billing_pb2.StatementLineKind.Value(f"STATEMENT_LINE_KIND_{transfer.kind}"),
+        amount_micros=transfer.amount_micros,
+        charged_ms=transfer.charged_ms,
+        create_time=to_timestamp(transfer.created_at),
+        explanation=explanation,
+        hold_id=transfer.hold_id or "",
+        available_micros=transfer.available_micros,
+        frozen_micros=transfer.frozen_micros,
     )
 
 
 def _explain(hold: Hold, transfer: Transfer) -> str:
-    if transfer.kind == TransferKind.HOLD:
+    """How a line of a start follows from its figures."""
+    if transfer.kind is TransferKind.HOLD:
         return f"2 h × {hold.price_per_hour_micros} × {hold.count}"
-    if transfer.kind == TransferKind.RELEASE:
+    if transfer.kind is TransferKind.RELEASE:
         return f"{hold.amount_micros} held − {hold.posted_micros} posted"
+    if transfer.kind is TransferKind.EXPIRY:
+        return "not used in time"
+    if transfer.kind is TransferKind.REFUND:
+        return _source(transfer)
     seconds = transfer.charged_ms // 1000
     charge = f"floor({hold.price_per_hour_micros} × {hold.count} × {seconds} s ÷ 3600)"
     return f"{charge}, less what was taken before"
+
+
+def _source(transfer: Transfer) -> str:
+    """What a line of an account comes from."""
+    if transfer.reason is not None:
+        return f"{transfer.reason} ({transfer.author})"
+    if transfer.reference is not None:
+        return f"reference {transfer.reference}"
+    return f"start {transfer.hold_id}, at {transfer.charged_ms // 1000} s"
+
+
+def record_message(record: Record) -> billing_pb2.Record:
+    """What an administrator did."""
+    return billing_pb2.Record(
+        record_id=record.record_id,
+        action=record.action,
+        subject=record.subject,
+        account_id=record.account_id or "",
+        author=record.author,
+        reason=record.reason,
+        detail=record.detail,
+        create_time=to_timestamp(record.created_at),
+    )
 
 
 def audit_message(audit: Audit) -> billing_pb2.Audit:

@@ -13,6 +13,9 @@ MS_PER_HOUR = 3_600_000
 # Of the hold, kept for checkpoint, prediction and export: what is unpaid must not reach into it.
 RESERVE_MS = 600_000
 
+# A warning goes out once when funds are left for fewer hours than one of these, at the present rate.
+WARNING_HOURS = (24, 4, 1)
+
 
 def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> int:
     """floor(price × count × whole seconds ÷ 3600), in micros."""
@@ -97,6 +100,23 @@ class Resolution:
             (TransferKind.RELEASE, self.released_micros),
         )
         return [Movement(kind, amount) for kind, amount in parts if amount > 0]
+
+
+def expire(meter: Meter) -> list[Movement]:
+    """A hold that nobody used goes back whole."""
+    return [Movement(TransferKind.EXPIRY, meter.amount_micros)]
+
+
+def warning_hours(available_micros: int, rate_micros: int, warned_hours: int | None) -> int | None:
+    """The least limit of WARNING_HOURS that funds have fallen below, unless it or a lesser one was warned of before.
+
+    Args:
+        rate_micros: what all that runs costs in an hour.
+    """
+    below = [hours for hours in WARNING_HOURS if available_micros < rate_micros * hours]
+    if not below or (warned_hours is not None and warned_hours <= min(below)):
+        return None
+    return min(below)
 
 
 def resolve(meter: Meter, available_micros: int) -> Resolution:

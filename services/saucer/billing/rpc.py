@@ -7,12 +7,14 @@ from saucer.billing.messages import (
     account_message,
     audit_message,
     hold_message,
+    monthly_statement_message,
     quote_message,
+    record_message,
     spec_message,
     statement_message,
     top_up_message,
 )
-from saucer.billing.service import Billing
+from saucer.billing.service import Billing, Correction
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.clock import from_timestamp
@@ -63,6 +65,37 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
     async def TopUpAccount(self, request: billing_pb2.TopUpAccountRequest, context: Context) -> billing_pb2.TopUp:
         top_up = await self._billing.top_up(request.account_id, request.external_reference, request.amount_micros)
         return top_up_message(top_up)
+
+    async def SuspendAccount(self, request: billing_pb2.SuspendAccountRequest, context: Context) -> billing_pb2.Account:
+        correction = Correction(request.request_id, request.reason)
+        return account_message(await self._billing.suspend_account(request.account_id, correction))
+
+    async def ResumeAccount(self, request: billing_pb2.ResumeAccountRequest, context: Context) -> billing_pb2.Account:
+        correction = Correction(request.request_id, request.reason)
+        return account_message(await self._billing.resume_account(request.account_id, correction))
+
+    async def AdjustAccount(self, request: billing_pb2.AdjustAccountRequest, context: Context) -> billing_pb2.Account:
+        correction = Correction(request.request_id, request.reason)
+        return account_message(await self._billing.adjust(request.account_id, request.amount_micros, correction))
+
+    async def RefundHold(self, request: billing_pb2.RefundHoldRequest, context: Context) -> billing_pb2.Hold:
+        correction = Correction(request.request_id, request.reason)
+        return hold_message(await self._billing.refund(request.hold_id, request.amount_micros, correction))
+
+    async def ListRecords(
+        self, request: billing_pb2.ListRecordsRequest, context: Context
+    ) -> billing_pb2.ListRecordsResponse:
+        page = read_page(request)
+        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
+        records = await self._billing.list_records(
+            account_id=request.account_id or None, after=after, limit=page.size + 1
+        )
+        shown = records[: page.size]
+        last = shown[-1] if len(records) > page.size else None
+        return billing_pb2.ListRecordsResponse(
+            records=[record_message(record) for record in shown],
+            next_page_token=page.token([last.created_at.isoformat(), last.record_id] if last else None),
+        )
 
     async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
         await self._billing.create_region(request.region_id, request.display_name)
@@ -128,6 +161,19 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
             statements=[statement_message(statement) for statement in shown],
             next_page_token=page.token([last.created_at.isoformat(), last.hold_id] if last else None),
         )
+
+    async def GetMonthlyStatement(
+        self, request: billing_pb2.GetMonthlyStatementRequest, context: Context
+    ) -> billing_pb2.MonthlyStatement:
+        page = read_page(request)
+        # The month is part of the token: a list that begins in the present one goes on in it after midnight.
+        month, after_version = (str(page.after[0]), int(page.after[1])) if page.after else (request.month, None)
+        statement = await self._billing.monthly_statement(
+            request.account_id, month, after_version=after_version, limit=page.size
+        )
+        full = len(statement.transfers) == page.size
+        token = page.token([statement.period.name, statement.transfers[-1].account_version] if full else None)
+        return monthly_statement_message(statement, token)
 
     async def AuditLedger(self, request: billing_pb2.AuditLedgerRequest, context: Context) -> billing_pb2.Audit:
         return audit_message(await self._billing.audit())

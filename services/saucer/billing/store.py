@@ -1,4 +1,4 @@
-"""The SQL of billing. Money moves in one statement each: a hold, a settlement, a resolution."""
+"""The SQL of billing. Money moves in one statement each: holds, a settlement, the parts of a resolution."""
 
 import json
 from collections.abc import Sequence
@@ -8,12 +8,16 @@ import asyncpg
 
 from saucer.billing.domain import (
     Account,
+    AccountState,
     Audit,
     ChargeStatus,
     Finding,
     Hold,
     HoldRequest,
     HoldState,
+    Period,
+    Record,
+    Refusal,
     Spec,
     TopUp,
     Transfer,
@@ -22,12 +26,20 @@ from saucer.billing.domain import (
 from saucer.billing.ledger import MOVES, Book, Movement, TransferKind
 from saucer.lib.postgres import Connection
 
-_ACCOUNT = "account_id, display_name, currency, time_zone, state, available_micros, frozen_micros, version, created_at"
+_ACCOUNT = (
+    "account_id, display_name, currency, time_zone, state, available_micros, frozen_micros, version, state_changes, "
+    "warned_hours, created_at"
+)
 _HOLD = (
     "hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency, "
-    "price_per_hour_micros, amount_micros, missing_micros, state, charge_status, stop_ordered, charged_ms, "
-    "settled_micros, posted_micros, released_micros, lost_micros, created_at, resolved_at, revision"
+    "price_per_hour_micros, amount_micros, missing_micros, state, refusal, used, charge_status, stop_ordered, "
+    "charged_ms, settled_micros, posted_micros, released_micros, lost_micros, created_at, resolved_at, revision"
 )
+_TRANSFER = (
+    "t.transfer_id, t.kind, t.account_version, t.hold_id, t.amount_micros, t.charged_ms, t.available_micros, "
+    "t.frozen_micros, t.reference, t.created_at, r.reason, r.author"
+)
+_RECORD = "record_id, request_id, action, subject, account_id, author, reason, detail, created_at"
 # Rows that the audit names of each broken invariant.
 MAX_FINDINGS = 100
 
@@ -67,6 +79,33 @@ async def get_account(connection: Connection, account_id: str, *, lock: bool = F
     return _account(row) if row else None
 
 
+async def rate_micros(connection: Connection, account_id: str) -> int:
+    """What all that is being charged to an account costs in an hour."""
+    return int(
+        await connection.fetchval(
+            """
+            SELECT coalesce(sum(price_per_hour_micros * count), 0) FROM hold
+            WHERE account_id = $1 AND state = 'GRANTED' AND charge_status = 'BILLING'
+            """,
+            account_id,
+        )
+    )
+
+
+async def set_warned(connection: Connection, account_id: str, hours: int | None) -> Account:
+    """Remembers what the account was warned of; None: of nothing any more."""
+    row = await connection.fetchrow(
+        f"""
+        UPDATE account SET warned_hours = $2, state_changes = state_changes + 1 WHERE account_id = $1
+        RETURNING {_ACCOUNT}
+        """,  # noqa: S608
+        account_id,
+        hours,
+    )
+    assert row is not None, "the row is locked"
+    return _account(row)
+
+
 async def list_accounts(connection: Connection, *, after: str | None, limit: int) -> list[Account]:
     """By id."""
     rows = await connection.fetch(
@@ -79,7 +118,20 @@ async def list_accounts(connection: Connection, *, after: str | None, limit: int
 
 
 def _account(row: asyncpg.Record) -> Account:
-    return Account(**{**row, "account_id": str(row["account_id"])})
+    return Account(**{**row, "account_id": str(row["account_id"]), "state": AccountState(row["state"])})
+
+
+async def set_account_state(connection: Connection, account_id: str, state: AccountState) -> Account:
+    """Suspends, or lifts it."""
+    row = await connection.fetchrow(
+        f"""
+        UPDATE account SET state = $2, state_changes = state_changes + 1 WHERE account_id = $1 RETURNING {_ACCOUNT}
+        """,  # noqa: S608
+        account_id,
+        state,
+    )
+    assert row is not None, "the row is locked"
+    return _account(row)
 
 
 async def insert_region(connection: Connection, region_id: str, display_name: str) -> None:
@@ -207,60 +259,123 @@ def _hold(row: asyncpg.Record) -> Hold:
             "work_id": str(row["work_id"]),
             "work_kind": WorkKind(row["work_kind"]),
             "state": HoldState(row["state"]),
+            "refusal": Refusal(row["refusal"]) if row["refusal"] else None,
             "charge_status": ChargeStatus(row["charge_status"]),
         }
     )
 
 
-async def insert_hold(
-    connection: Connection, request: HoldRequest, spec: Spec, amount_micros: int, transfer_id: str, now: datetime
-) -> Hold:
-    """Freezes the amount, or writes the refusal: account, hold, transfer and entries in one statement.
+# A column each of what is asked, with its type, in the order of the parameters from $3 on.
+_ASKED = {
+    "hold_id": "text",
+    "work_kind": "text",
+    "work_id": "uuid",
+    "start_number": "integer",
+    "region_id": "text",
+    "spec_id": "text",
+    "count": "integer",
+    "currency": "text",
+    "price_per_hour_micros": "bigint",
+    "amount_micros": "bigint",
+    "transfer_id": "uuid",
+}
+# Holds of one account, decided one after the other; $1 is the account, $2 now. `asked` leaves out ids that exist;
+# `decided` walks through the rest with what is left of the balance, so that a refused one takes nothing from those
+# behind it, and carries their columns along, so that nothing need be joined again. The account is locked first: what is
+# read is what the last transfer left.
+HOLD_STATEMENT = f"""
+WITH RECURSIVE locked AS (
+    SELECT currency, state, available_micros, frozen_micros, version FROM account WHERE account_id = $1 FOR UPDATE
+), asked AS (
+    SELECT a.*, row_number() OVER (ORDER BY place) AS position
+    FROM unnest({", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_ASKED.values(), 3))})
+         WITH ORDINALITY AS a ({", ".join(_ASKED)}, place)
+    -- As a value, so that the index answers; an anti-join may read the whole table.
+    WHERE (SELECT hold.hold_id FROM hold WHERE hold.hold_id = a.hold_id) IS NULL
+), decided AS (
+    SELECT 0::bigint AS position, version, available_micros AS available, frozen_micros AS frozen,
+           NULL::text AS refusal, state AS account_state, currency AS account_currency,
+           {", ".join(f"NULL::{type_} AS {name}" for name, type_ in _ASKED.items())}
+    FROM locked
+    UNION ALL
+    SELECT a.position, d.version + r.granted, d.available - r.granted * a.amount_micros,
+           d.frozen + r.granted * a.amount_micros, r.refusal, d.account_state, d.account_currency,
+           {", ".join(f"a.{name}" for name in _ASKED)}
+    FROM decided d
+    JOIN asked a ON a.position = d.position + 1
+    CROSS JOIN LATERAL (
+        SELECT refusal, (refusal IS NULL)::integer AS granted
+        FROM (SELECT CASE WHEN d.account_state <> 'ACTIVE' THEN 'ACCOUNT_SUSPENDED'
+                          WHEN d.account_currency <> a.currency THEN 'CURRENCY_MISMATCH'
+                          WHEN d.available < a.amount_micros THEN 'INSUFFICIENT_BALANCE' END AS refusal) x
+    ) r
+), moved AS (
+    UPDATE account SET available_micros = d.available, frozen_micros = d.frozen, version = d.version
+    FROM (SELECT version, available, frozen FROM decided ORDER BY position DESC LIMIT 1) d
+    WHERE account_id = $1 AND account.version <> d.version
+), held AS (
+    INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
+                      price_per_hour_micros, amount_micros, missing_micros, state, refusal, created_at)
+    SELECT hold_id, $1, work_kind, work_id, start_number, region_id, spec_id, count, currency,
+           price_per_hour_micros, amount_micros,
+           CASE refusal WHEN 'INSUFFICIENT_BALANCE' THEN amount_micros - available ELSE 0 END,
+           CASE WHEN refusal IS NULL THEN 'GRANTED' ELSE 'REFUSED' END, refusal, $2
+    FROM decided WHERE position > 0
+    RETURNING {_HOLD}
+), transferred AS (
+    INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
+                          frozen_micros, created_at)
+    SELECT transfer_id, 'HOLD', $1, version, hold_id, amount_micros, available, frozen, $2
+    FROM decided WHERE position > 0 AND refusal IS NULL
+), booked AS (
+    INSERT INTO entry (transfer_id, book, account_id, amount_micros)
+    SELECT transfer_id, side.book, $1, side.sign * amount_micros
+    FROM decided, (VALUES ('AVAILABLE', -1), ('FROZEN', 1)) AS side (book, sign)
+    WHERE position > 0 AND refusal IS NULL
+)
+SELECT {_HOLD} FROM held
+"""  # noqa: S608 - column names, no values
 
-    Raises asyncpg.UniqueViolationError if the id is taken; nothing has changed then.
+
+async def insert_holds(
+    connection: Connection, account_id: str, asked: Sequence[tuple[HoldRequest, Spec, int, str]], now: datetime
+) -> list[Hold]:
+    """Freezes the amounts of one account's holds in their order, or writes their refusals: one statement.
+
+    Args:
+        asked: request, spec at its price of now, amount in micros, id of the transfer; each hold id once.
+
+    Returns:
+        Those that were new, in any order; none for an account that is not there.
+
+    Raises:
+        asyncpg.UniqueViolationError: another transaction has made one of them meanwhile; nothing has changed.
     """
-    row = await connection.fetchrow(
-        f"""
-        WITH taken AS (
-            UPDATE account SET available_micros = available_micros - $10, frozen_micros = frozen_micros + $10,
-                               version = version + 1
-            WHERE account_id = $2 AND state = 'ACTIVE' AND available_micros >= $10
-            RETURNING version
-        ), held AS (
-            INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count,
-                              currency, price_per_hour_micros, amount_micros, missing_micros, state, created_at)
-            SELECT $1, account_id, $3, $4, $5, $6, $7, $8, $13, $9, $10,
-                   CASE WHEN EXISTS (SELECT FROM taken) THEN 0 ELSE greatest($10 - available_micros, 0) END,
-                   CASE WHEN EXISTS (SELECT FROM taken) THEN 'GRANTED' ELSE 'REFUSED' END, $12
-            FROM account WHERE account_id = $2
-            RETURNING {_HOLD}
-        ), moved AS (
-            INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, created_at)
-            SELECT $11, 'HOLD', $2, version, $1, $10, $12 FROM taken
-            RETURNING transfer_id
-        ), booked AS (
-            INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-            SELECT moved.transfer_id, side.book, $2, side.amount_micros
-            FROM moved, (VALUES ('AVAILABLE', -$10::bigint), ('FROZEN', $10::bigint)) AS side (book, amount_micros)
-        )
-        SELECT {_HOLD} FROM held
-        """,  # noqa: S608 - column names, no values
-        request.hold_id,
-        request.account_id,
-        request.work_kind,
-        request.work_id,
-        request.start_number,
-        request.region_id,
-        request.spec_id,
-        request.count,
-        spec.price_per_hour_micros,
-        amount_micros,
-        transfer_id,
+    requests = [request for request, _, _, _ in asked]
+    specs = [spec for _, spec, _, _ in asked]
+    rows = await connection.fetch(
+        HOLD_STATEMENT,
+        account_id,
         now,
-        spec.currency,
+        [request.hold_id for request in requests],
+        [request.work_kind for request in requests],
+        [request.work_id for request in requests],
+        [request.start_number for request in requests],
+        [request.region_id for request in requests],
+        [request.spec_id for request in requests],
+        [request.count for request in requests],
+        [spec.currency for spec in specs],
+        [spec.price_per_hour_micros for spec in specs],
+        [amount_micros for _, _, amount_micros, _ in asked],
+        [transfer_id for _, _, _, transfer_id in asked],
     )
-    assert row is not None, "the caller has looked the account up"
-    return _hold(row)
+    return [_hold(row) for row in rows]
+
+
+async def get_holds(connection: Connection, hold_ids: Sequence[str]) -> list[Hold]:
+    """Those of these ids that exist, in any order."""
+    rows = await connection.fetch(f"SELECT {_HOLD} FROM hold WHERE hold_id = ANY($1)", list(hold_ids))  # noqa: S608
+    return [_hold(row) for row in rows]
 
 
 async def bury_hold(connection: Connection, request: HoldRequest, currency: str, now: datetime) -> None:
@@ -289,9 +404,9 @@ async def update_hold(connection: Connection, hold: Hold) -> Hold:
     row = await connection.fetchrow(
         f"""
         UPDATE hold SET state = $2, charge_status = $3, stop_ordered = $4, charged_ms = $5, settled_micros = $6,
-                        posted_micros = $7, released_micros = $8, lost_micros = $9, resolved_at = $10,
+                        posted_micros = $7, released_micros = $8, lost_micros = $9, resolved_at = $10, used = $11,
                         revision = revision + 1
-        WHERE hold_id = $1 AND revision = $11 RETURNING {_HOLD}
+        WHERE hold_id = $1 AND revision = $12 RETURNING {_HOLD}
         """,  # noqa: S608
         hold.hold_id,
         hold.state,
@@ -303,6 +418,7 @@ async def update_hold(connection: Connection, hold: Hold) -> Hold:
         hold.released_micros,
         hold.lost_micros,
         hold.resolved_at,
+        hold.used,
         hold.revision,
     )
     assert row is not None, "the row is locked"
@@ -318,6 +434,7 @@ async def book(
     *,
     hold: Hold | None = None,
     reference: str | None = None,
+    record_id: str | None = None,
 ) -> Account:
     """Moves money: account, transfer and both entries in one statement. The account after it.
 
@@ -332,8 +449,8 @@ async def book(
             WHERE account_id = $1 RETURNING {_ACCOUNT}
         ), transferred AS (
             INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, charged_ms,
-                                  reference, created_at)
-            SELECT $4, $5, $1, version, $6, $7, $8, $9, $10 FROM moved
+                                  available_micros, frozen_micros, reference, record_id, created_at)
+            SELECT $4, $5, $1, version, $6, $7, $8, available_micros, frozen_micros, $9, $13, $10 FROM moved
             RETURNING transfer_id
         ), booked AS (
             INSERT INTO entry (transfer_id, book, account_id, amount_micros)
@@ -354,6 +471,7 @@ async def book(
         now,
         source,
         target,
+        record_id,
     )
     assert row is not None, "the caller has looked the account up"
     return _account(row)
@@ -363,8 +481,8 @@ async def top_up_of_reference(connection: Connection, reference: str) -> TopUp |
     """What a payment system's reference was used for."""
     row = await connection.fetchrow(
         """
-        SELECT t.account_id, t.reference AS external_reference, t.amount_micros, a.available_micros, t.created_at
-        FROM transfer t JOIN account a USING (account_id) WHERE t.kind = 'TOP_UP' AND t.reference = $1
+        SELECT account_id, reference AS external_reference, amount_micros, available_micros, created_at
+        FROM transfer WHERE kind = 'TOP_UP' AND reference = $1
         """,
         reference,
     )
@@ -374,23 +492,159 @@ async def top_up_of_reference(connection: Connection, reference: str) -> TopUp |
 async def transfers_of(connection: Connection, hold_ids: Sequence[str]) -> dict[str, list[Transfer]]:
     """Everything booked for these holds, in order."""
     rows = await connection.fetch(
-        """
-        SELECT hold_id, transfer_id, kind, amount_micros, charged_ms, created_at FROM transfer
-        WHERE hold_id = ANY($1) ORDER BY hold_id, account_version
-        """,
+        f"""
+        SELECT {_TRANSFER} FROM transfer t LEFT JOIN record r USING (record_id)
+        WHERE t.hold_id = ANY($1) ORDER BY t.hold_id, t.account_version
+        """,  # noqa: S608
         list(hold_ids),
     )
     found: dict[str, list[Transfer]] = {hold_id: [] for hold_id in hold_ids}
     for row in rows:
-        transfer = Transfer(
-            str(row["transfer_id"]),
-            TransferKind(row["kind"]),
-            row["amount_micros"],
-            row["charged_ms"],
-            row["created_at"],
-        )
-        found[row["hold_id"]].append(transfer)
+        found[row["hold_id"]].append(_transfer(row))
     return found
+
+
+async def transfers_in(
+    connection: Connection, account_id: str, period: Period, *, after_version: int, limit: int
+) -> list[Transfer]:
+    """What was booked for an account in a period, after one of its versions, in order."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_TRANSFER} FROM transfer t LEFT JOIN record r USING (record_id)
+        WHERE t.account_id = $1 AND t.created_at >= $2 AND t.created_at < $3 AND t.account_version > $4
+        ORDER BY t.account_version LIMIT $5
+        """,  # noqa: S608
+        account_id,
+        period.start,
+        period.end,
+        after_version,
+        limit,
+    )
+    return [_transfer(row) for row in rows]
+
+
+async def balance_before(
+    connection: Connection, account_id: str, period: Period, *, version: int | None
+) -> tuple[int, int]:
+    """Available and frozen after an account's version; of None, before the first transfer of the period."""
+    row = await connection.fetchrow(
+        """
+        SELECT available_micros, frozen_micros FROM transfer
+        WHERE account_id = $1 AND (account_version = $3 OR $3::bigint IS NULL AND created_at < $2)
+        ORDER BY account_version DESC LIMIT 1
+        """,
+        account_id,
+        period.start,
+        version,
+    )
+    return (row["available_micros"], row["frozen_micros"]) if row else (0, 0)
+
+
+async def charged_in(connection: Connection, account_id: str, period: Period) -> int:
+    """Settled and posted in a period, less what was refunded in it."""
+    return int(
+        await connection.fetchval(
+            """
+            SELECT coalesce(sum(CASE kind WHEN 'REFUND' THEN -amount_micros ELSE amount_micros END), 0) FROM transfer
+            WHERE account_id = $1 AND created_at >= $2 AND created_at < $3
+              AND kind IN ('SETTLEMENT', 'POSTING', 'REFUND')
+            """,
+            account_id,
+            period.start,
+            period.end,
+        )
+    )
+
+
+async def refunded(connection: Connection, hold_id: str) -> int:
+    """Given back of what a start paid."""
+    return int(
+        await connection.fetchval(
+            "SELECT coalesce(sum(amount_micros), 0) FROM transfer WHERE hold_id = $1 AND kind = 'REFUND'", hold_id
+        )
+    )
+
+
+def _transfer(row: asyncpg.Record) -> Transfer:
+    return Transfer(**{**row, "transfer_id": str(row["transfer_id"]), "kind": TransferKind(row["kind"])})
+
+
+async def insert_record(connection: Connection, record: Record) -> bool:
+    """False if the request id was used before."""
+    return bool(
+        await connection.fetchval(
+            """
+            INSERT INTO record (record_id, request_id, action, subject, account_id, author, reason, detail, created_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (request_id) DO NOTHING RETURNING true
+            """,
+            record.record_id,
+            record.request_id,
+            record.action,
+            record.subject,
+            record.account_id,
+            record.author,
+            record.reason,
+            record.detail,
+            record.created_at,
+        )
+    )
+
+
+async def record_of_request(connection: Connection, request_id: str) -> Record:
+    """What a request id did."""
+    row = await connection.fetchrow(f"SELECT {_RECORD} FROM record WHERE request_id = $1", request_id)  # noqa: S608
+    assert row is not None
+    return _record(row)
+
+
+async def list_records(
+    connection: Connection, *, account_id: str | None, after: tuple[datetime, str] | None, limit: int
+) -> list[Record]:
+    """Newest first."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_RECORD} FROM record
+        WHERE ($1::uuid IS NULL OR account_id = $1)
+          AND ($2::timestamptz IS NULL OR (created_at, record_id) < ($2, $3::uuid))
+        ORDER BY created_at DESC, record_id DESC LIMIT $4
+        """,  # noqa: S608
+        account_id,
+        after[0] if after else None,
+        after[1] if after else None,
+        limit,
+    )
+    return [_record(row) for row in rows]
+
+
+def _record(row: asyncpg.Record) -> Record:
+    return Record(
+        **{
+            **row,
+            "record_id": str(row["record_id"]),
+            "account_id": str(row["account_id"]) if row["account_id"] else None,
+        }
+    )
+
+
+async def unused_holds(connection: Connection, before: datetime, limit: int) -> list[str]:
+    """Ids of open holds that nothing has used or been counted for, made before a time; oldest first."""
+    rows = await connection.fetch(
+        """
+        SELECT hold_id FROM hold
+        WHERE state = 'GRANTED' AND NOT used AND charged_ms = 0 AND created_at < $1 ORDER BY created_at LIMIT $2
+        """,
+        before,
+        limit,
+    )
+    return [row["hold_id"] for row in rows]
+
+
+async def open_former_holds(connection: Connection, work_id: str, start_number: int) -> list[str]:
+    """Ids of open holds of a work's earlier starts."""
+    rows = await connection.fetch(
+        "SELECT hold_id FROM hold WHERE work_id = $1 AND start_number < $2 AND state = 'GRANTED'", work_id, start_number
+    )
+    return [row["hold_id"] for row in rows]
 
 
 async def audit(connection: Connection) -> Audit:

@@ -1,5 +1,8 @@
 """`saucer account`."""
 
+import csv
+import io
+
 import click
 
 from saucer.billing.v1 import billing_pb2
@@ -7,6 +10,8 @@ from saucer.cli.app import IDENTIFIER, MONEY, App, Topic, limit_option, pages, p
 from saucer.cli.output import Output, duration, enum_word, local_time, message_dict, moment, money
 
 ACCOUNT = click.argument("account_id", required=False, type=IDENTIFIER, metavar="[ACCOUNT]")
+
+REASON = click.option("--reason", required=True, help="For the record.")
 
 
 @click.group(cls=Topic)
@@ -86,6 +91,127 @@ def statement(app: App, account_id: str | None, work_id: str | None, limit: int)
         print_statement(app.output, item)
     if not found:
         app.output.say("Nothing was started yet.")
+
+
+@account.command()
+@ACCOUNT
+@click.option(
+    "--month", "month", default="", help="Like 2026-11, in the account's time zone; default: the present one."
+)
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, amounts in micros.")
+@limit_option(100_000)
+@pass_app
+def month(app: App, account_id: str | None, month: str, as_csv: bool, limit: int) -> None:
+    """Everything that was booked in a month, with the balance after each line."""
+    request = billing_pb2.GetMonthlyStatementRequest(
+        account_id=account_id or app.connection.required_account(), month=month
+    )
+    statement = app.connection.billing.GetMonthlyStatement(request)
+    while statement.next_page_token and len(statement.lines) < limit:
+        request.page_token = statement.next_page_token
+        page = app.connection.billing.GetMonthlyStatement(request)
+        statement.lines.extend(page.lines)
+        statement.closing_available_micros = page.closing_available_micros
+        statement.closing_frozen_micros = page.closing_frozen_micros
+        statement.next_page_token = page.next_page_token
+    del statement.lines[limit:]
+    if as_csv:
+        _print_csv(statement)
+    else:
+        _print_month(app.output, statement)
+
+
+def _print_month(output: Output, statement: billing_pb2.MonthlyStatement) -> None:
+    currency = statement.currency
+    if output.as_json:
+        output.json(message_dict(statement))
+        return
+    output.table(
+        f"{statement.month}, {statement.time_zone}",
+        ("time", "line", "amount", "available", "frozen", "explanation"),
+        [
+            (
+                local_time(line.create_time),
+                enum_word(line, "kind"),
+                money(line.amount_micros, currency),
+                money(line.available_micros, currency),
+                money(line.frozen_micros, currency),
+                line.explanation,
+            )
+            for line in statement.lines
+        ],
+    )
+    output.say(f"Charged in this month: {money(statement.charged_micros, currency)}")
+
+
+CSV_COLUMNS = (
+    "time",
+    "kind",
+    "amount_micros",
+    "available_micros",
+    "frozen_micros",
+    "hold_id",
+    "charged_ms",
+    "transfer_id",
+    "explanation",
+)
+
+
+def _print_csv(statement: billing_pb2.MonthlyStatement) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for line in statement.lines:
+        values = (getattr(line, name) for name in CSV_COLUMNS[2:])
+        writer.writerow((line.create_time.ToJsonString(), enum_word(line, "kind"), *values))
+    click.echo(text.getvalue(), nl=False)
+
+
+@account.command()
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@REASON
+@pass_app
+def suspend(app: App, account_id: str, reason: str) -> None:
+    """No new start; what runs is stopped with its checkpoint (administrator)."""
+    request = billing_pb2.SuspendAccountRequest(request_id=app.request_id(), account_id=account_id, reason=reason)
+    _print(app.output, app.connection.billing.SuspendAccount(request))
+
+
+@account.command()
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@REASON
+@pass_app
+def resume(app: App, account_id: str, reason: str) -> None:
+    """Lift a suspension (administrator)."""
+    request = billing_pb2.ResumeAccountRequest(request_id=app.request_id(), account_id=account_id, reason=reason)
+    _print(app.output, app.connection.billing.ResumeAccount(request))
+
+
+@account.command()
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@click.argument("amount", type=MONEY)
+@REASON
+@pass_app
+def adjust(app: App, account_id: str, amount: int, reason: str) -> None:
+    """Give to an account, or take from it: 5, or `-- ACCOUNT -5` (administrator)."""
+    request = billing_pb2.AdjustAccountRequest(
+        request_id=app.request_id(), account_id=account_id, amount_micros=amount, reason=reason
+    )
+    _print(app.output, app.connection.billing.AdjustAccount(request))
+
+
+@account.command()
+@click.argument("hold_id", metavar="HOLD")
+@click.argument("amount", type=MONEY)
+@REASON
+@pass_app
+def refund(app: App, hold_id: str, amount: int, reason: str) -> None:
+    """Give back of what a start paid; its hold is named <work id>-<start number> (administrator)."""
+    request = billing_pb2.RefundHoldRequest(
+        request_id=app.request_id(), hold_id=hold_id, amount_micros=amount, reason=reason
+    )
+    hold = app.connection.billing.RefundHold(request)
+    app.output.record("", hold, [("hold", hold.hold_id), ("refunded", money(amount, hold.currency))])
 
 
 def print_statement(output: Output, statement: billing_pb2.Statement) -> None:

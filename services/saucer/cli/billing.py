@@ -3,9 +3,9 @@
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import App, Topic, pass_app
+from saucer.cli.app import App, Topic, limit_option, pages, pass_app
 from saucer.cli.errors import CliError
-from saucer.cli.output import money
+from saucer.cli.output import moment, money
 
 
 @click.group(cls=Topic)
@@ -33,3 +33,26 @@ def audit(app: App) -> None:
         if not app.output.as_json:
             app.output.table("", ("invariant", "row"), [(finding.invariant, finding.row) for finding in found.findings])
         raise CliError("The ledger breaks its invariants.")
+
+
+@billing.command()
+@limit_option()
+@pass_app
+def records(app: App, limit: int) -> None:
+    """Who did what, and why, newest first; with --account of one account (administrator)."""
+    request = billing_pb2.ListRecordsRequest(account_id=app.connection.account_id)
+    found = pages(app.connection.billing.ListRecords, request, "records", limit)
+    columns = ("time", "action", "subject", "author", "reason", "detail")
+    app.output.listing(
+        "",
+        columns,
+        found,
+        lambda record: (
+            moment(record, "create_time"),
+            record.action.lower(),
+            record.subject,
+            record.author,
+            record.reason,
+            record.detail,
+        ),
+    )

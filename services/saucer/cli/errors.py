@@ -10,13 +10,13 @@ from saucer.lib.errors import DomainError
 from saucer.lib.grpc_client import RpcFailure, from_rpc
 
 HINTS: Mapping[str, str] = {
-    "INSUFFICIENT_BALANCE": "Add money with `saucer account topup ACCOUNT AMOUNT`, then start it again.",
+    "INSUFFICIENT_BALANCE": "Add money with `saucer account topup ACCOUNT AMOUNT`; then `saucer task restart TASK` "
+    "starts a task that was refused.",
     "TOKEN_MISSING": "Give a token with --token or SAUCER_TOKEN, or a profile that has one with --profile.",
     "TOKEN_INVALID": "Give another with --token; an administrator makes one with `saucer token create`.",
     "TOKEN_EXPIRED": "An administrator makes a new one with `saucer token create`.",
     "TOKEN_REVOKED": "An administrator makes a new one with `saucer token create`.",
-    "ACCOUNT_NOT_FOUND": "An administrator's token belongs to no account: name one with --account, from "
-    "`saucer account list`.",
+    "ACCOUNT_REQUIRED": "Name it with --account; `saucer account list` shows them.",
     "REQUEST_ID_USED": "Leave --request-id out, and a new one is made.",
 }
 # What a failed call may have done is unknown after these.

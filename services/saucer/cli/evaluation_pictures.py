@@ -20,6 +20,7 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
             [point.threshold for point in curve.points],
         )
         for curve in answer.curves
+        if curve.points  # a class without test boxes has none
     ]
     title = f"Precision over recall: test mAP@0.50 {ratio(evaluation, 'map_50')}"
     pictures.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)

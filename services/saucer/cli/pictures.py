@@ -131,7 +131,8 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
 def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
     """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
 
-    The dot is the point of highest recall whose own threshold is not below the given one. The size is CHART_PX.
+    Points go by falling threshold, as the evaluation gives them; the dot is the last one not below the given threshold.
+    The size is CHART_PX.
     """
     figure = _figure(title)
     if not curves:
@@ -146,7 +147,7 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
         label = f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
         above = np.flatnonzero(np.asarray(curve.threshold, float) >= threshold)
         if len(above):
-            at = above[np.argmax(recall[above])]
+            at = above[-1]
             label += f"; at {threshold:.2f} precision {precision[at]:.2f}, recall {recall[at]:.2f}"
             axes.plot(recall[at], precision[at], "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
         axes.plot(recall, precision, color=colour, linestyle=style, label=label)

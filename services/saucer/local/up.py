@@ -40,8 +40,8 @@ async def _up(home: Path, project: Path, workers: int) -> None:
         return
     try:
         starting.result()
-    except (ServerStartError, TritonEnvironmentError) as error:
-        raise click.ClickException(str(error)) from error
+    except (ServerStartError, TritonEnvironmentError, OSError) as error:
+        raise click.ClickException(f"Saucer did not start: {error}") from error
     follower = asyncio.create_task(_follow(stack.layout.logs, console))
     _welcome(stack, console)
     await stopping
@@ -58,8 +58,9 @@ def _welcome(stack: Stack, console: Console) -> None:
         if process.address is not None:
             table.add_row(name, process.address, "gRPC, with reflection and health")
     table.add_row("gateway", str(stack.profile["gateway"]), "HTTP: /v1/…, /v1/events:stream, /metrics, /healthz")
-    table.add_row("nats", stack.nats.uri, "stream SAUCER, subjects saucer.>")
     console.print(table)
+    # Not in the table, which a narrow terminal would cut.
+    console.print(Text(f"NATS, stream SAUCER, subjects saucer.>: {stack.nats.uri}"), soft_wrap=True)
     console.print(Text(f"Profile with an administrator's token: {stack.layout.profile}. Stop with Ctrl-C."))
 
 

@@ -49,7 +49,9 @@ SWEEP_BATCH = 100
 # Between two looks of a watcher.
 WATCH_POLL_S = 0.5
 # Refusals by which billing says that this start can never have its hold.
-FINAL_REFUSALS = frozenset({"INSUFFICIENT_BALANCE", "ACCOUNT_SUSPENDED", "CURRENCY_MISMATCH", "HOLD_BURIED"})
+FINAL_REFUSALS = frozenset(
+    {"INSUFFICIENT_BALANCE", "ACCOUNT_SUSPENDED", "CURRENCY_MISMATCH", "HOLD_BURIED", "HOLD_EXPIRED"}
+)
 
 log = structlog.get_logger()
 

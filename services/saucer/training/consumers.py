@@ -20,6 +20,7 @@ STOP_REASONS: Mapping[int, EndReason] = {
     billing_events.STOP_REASON_BUDGET_REACHED: EndReason.BUDGET_REACHED,
     billing_events.STOP_REASON_GROUP_ENDED: EndReason.GROUP_ENDED,
     billing_events.STOP_REASON_ACCOUNT_SUSPENDED: EndReason.ACCOUNT_SUSPENDED,
+    billing_events.STOP_REASON_HOLD_EXPIRED: EndReason.WAITED_TOO_LONG,
 }
 
 

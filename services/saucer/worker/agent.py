@@ -33,8 +33,9 @@ RETRY_S = 1.0
 # Before a child that could not start is started again; doubles up to the greatest.
 RESTART_FIRST_S = 1.0
 RESTART_GREATEST_S = 60.0
-# A stop has this long for checkpoint, upload and release; then the child is killed, and the lease runs out.
-RELEASE_S = 7.5
+# A stop has this long for checkpoint, upload and release; then the child is killed, and the lease runs out. It leaves
+# the rest of a Saucer on one machine time to stop within ten seconds.
+RELEASE_S = 5.0
 
 log = structlog.get_logger()
 attempts_total = Counter("saucer_worker_attempts_total", "Attempts by how they ended", ["outcome"])

@@ -1,6 +1,8 @@
 """`saucer …` against a real billing and a real gateway."""
 
 import asyncio
+import csv
+import io
 import json
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -168,6 +170,31 @@ async def test_a_statement_explains_what_a_start_cost(saucer: Saucer, jetstream:
     assert "resolved" in text
     assert "clean" in json.dumps(await saucer.json("billing", "audit"))
     assert "broken invariants   0" in await saucer.text("billing", "audit")
+
+    await saucer.text("account", "refund", hold.hold_id, "0.04", "--reason", "goodwill")
+    await saucer.text("account", "adjust", "--reason", "a typing error", "--", account_id, "-1")
+    month = await saucer.json("account", "month", token=viewer)
+    kinds = [line["kind"].removeprefix("STATEMENT_LINE_KIND_") for line in month["lines"]]
+    assert kinds == ["TOP_UP", "HOLD", "POSTING", "RELEASE", "REFUND", "DEBIT"]
+    assert (month["chargedMicros"], month["closingAvailableMicros"]) == ("50000", "98950000")
+    rows = list(csv.DictReader(io.StringIO(await saucer.text("account", "month", "--csv", token=viewer))))
+    assert [row["available_micros"] for row in rows] == [line["availableMicros"] for line in month["lines"]]
+    assert "98.95 EUR" in await saucer.text("account", "month", token=viewer)
+    text = await saucer.text("billing", "records")
+    assert "goodwill" in text
+    assert "a typing error" in text
+
+
+async def test_a_suspended_account_can_be_resumed(saucer: Saucer) -> None:
+    account_id = await saucer.account()
+    suspended = await saucer.json("account", "suspend", account_id, "--reason", "unpaid invoice")
+    resumed = await saucer.json("account", "resume", account_id, "--reason", "paid")
+    assert [account["state"] for account in (suspended, resumed)] == [
+        "ACCOUNT_STATE_SUSPENDED",
+        "ACCOUNT_STATE_ACTIVE",
+    ]
+    records = await saucer.json("billing", "records", "--account", account_id)
+    assert {record["action"] for record in records} == {"SUSPEND", "RESUME"}
 
 
 async def test_failures_are_sentences_and_end_with_1(saucer: Saucer) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -164,6 +165,14 @@ async def test_a_second_server_in_the_same_folder_is_refused(folder: Path, monke
 def occupy(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("not a folder")
+
+
+def test_two_processes_with_the_same_seed_choose_other_ports(tmp_path: Path) -> None:
+    chosen = []
+    for name in ("first", "second"):
+        random.seed(0)  # as hypothesis does
+        chosen.append(choose_ports(tmp_path / name, ["grpc", "metrics", "http"]))
+    assert chosen[0] != chosen[1]
 
 
 async def test_a_start_that_fails_says_why(folder: Path) -> None:

@@ -29,6 +29,27 @@ def test_the_charge_is_a_floor_of_the_cumulative_product(price: int, count: int,
     assert metering.charge_micros(price, count, charged_ms) == charge
 
 
+@pytest.mark.parametrize(
+    ("available", "rate", "warned", "expected"),
+    [
+        (0, 0, None, None),
+        (240, 10, None, None),
+        (239, 10, None, 24),
+        (239, 10, 24, None),
+        (39, 10, 24, 4),
+        (39, 10, None, 4),
+        (10, 10, 4, None),
+        (9, 10, 4, 1),
+        (0, 10, 1, None),
+        (100, 10, 1, None),
+    ],
+)
+def test_each_limit_of_funds_is_warned_of_once(
+    available: int, rate: int, warned: int | None, expected: int | None
+) -> None:
+    assert metering.warning_hours(available, rate, warned) == expected
+
+
 def test_a_hold_is_exactly_two_hours() -> None:
     assert metering.hold_micros(7, 3) == 42
 
@@ -128,6 +149,7 @@ ALLOWED = {
     (None, HoldState.REFUSED),
     (None, HoldState.BURIED),
     (HoldState.GRANTED, HoldState.RESOLVED),
+    (HoldState.GRANTED, HoldState.EXPIRED),
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from saucer.lib import auth
 from saucer.lib.auth import Principal, Role, Verifier, generate_keys, mint
-from saucer.lib.errors import NotFoundError, UnauthenticatedError
+from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError
 from saucer.lib.ids import new_id
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -154,9 +154,10 @@ def test_another_accounts_things_do_not_exist_for_an_accounts_role_and_do_for_th
         owner.own("task", "1", other)
     assert owner.account("") == owner.account(ACCOUNT) == ACCOUNT
     assert service.account(other) == other
-    for principal, requested in ((owner, other), (service, "")):
-        with pytest.raises(NotFoundError):
-            principal.account(requested)
+    with pytest.raises(NotFoundError):
+        owner.account(other)
+    with pytest.raises(InvalidArgumentError, match="name one"):
+        service.account("")
 
 
 def test_the_private_key_is_its_owners_alone(keys: Keys) -> None:

@@ -9,6 +9,10 @@ CREATE TABLE account (
     frozen_micros    bigint NOT NULL DEFAULT 0 CHECK (frozen_micros >= 0),
     -- Rises by one with every transfer of the account.
     version          bigint NOT NULL DEFAULT 0,
+    -- Suspensions, their ends, warnings; with the version, the revision that readers compare.
+    state_changes    bigint NOT NULL DEFAULT 0,
+    -- The fewest hours of funds that the account was warned of since its last top-up.
+    warned_hours     integer,
     created_at       timestamptz NOT NULL
 );
 
@@ -50,7 +54,11 @@ CREATE TABLE hold (
     price_per_hour_micros bigint NOT NULL,
     amount_micros         bigint NOT NULL,
     missing_micros        bigint NOT NULL DEFAULT 0 CHECK (missing_micros >= 0),
-    state                 text NOT NULL CHECK (state IN ('GRANTED', 'REFUSED', 'RESOLVED', 'BURIED')),
+    state                 text NOT NULL CHECK (state IN ('GRANTED', 'REFUSED', 'RESOLVED', 'EXPIRED', 'BURIED')),
+    -- Of a refused one: why. A retry is told the same.
+    refusal               text CHECK (refusal IN ('INSUFFICIENT_BALANCE', 'ACCOUNT_SUSPENDED', 'CURRENCY_MISMATCH')),
+    -- Whether the event that uses it was consumed: what is not used expires.
+    used                  boolean NOT NULL DEFAULT false,
     charge_status         text NOT NULL DEFAULT 'NOT_BILLING'
                           CHECK (charge_status IN ('NOT_BILLING', 'BILLING', 'STOPPED_FOR_ARREARS')),
     stop_ordered          boolean NOT NULL DEFAULT false,
@@ -64,41 +72,70 @@ CREATE TABLE hold (
     revision              bigint NOT NULL DEFAULT 1,
     UNIQUE (work_id, start_number),
     CHECK (state = 'BURIED' OR amount_micros = 2 * price_per_hour_micros * count),
-    CHECK (state <> 'RESOLVED' OR posted_micros + released_micros = amount_micros),
-    CHECK (state = 'RESOLVED' OR posted_micros + released_micros + lost_micros = 0),
-    CHECK ((state = 'RESOLVED') = (resolved_at IS NOT NULL))
+    CHECK ((state = 'REFUSED') = (refusal IS NOT NULL)),
+    CHECK (state NOT IN ('RESOLVED', 'EXPIRED') OR posted_micros + released_micros = amount_micros),
+    CHECK (state IN ('RESOLVED', 'EXPIRED') OR posted_micros + released_micros + lost_micros = 0),
+    CHECK (state <> 'EXPIRED' OR posted_micros + settled_micros = 0),
+    CHECK ((state IN ('RESOLVED', 'EXPIRED')) = (resolved_at IS NOT NULL))
 );
 CREATE INDEX hold_of_account ON hold (account_id, created_at DESC, hold_id);
+-- Open holds are few: the sweep for unused ones reads them all by it.
 CREATE INDEX hold_open ON hold (account_id) WHERE state = 'GRANTED';
+
+-- What an administrator did, why and in whose name.
+CREATE TABLE record (
+    record_id  uuid PRIMARY KEY,
+    -- Of the call: the same id twice does it once.
+    request_id text NOT NULL UNIQUE,
+    action     text NOT NULL,
+    -- What it was done to: an account, a hold, a region/spec.
+    subject    text NOT NULL,
+    account_id uuid REFERENCES account,
+    author     text NOT NULL,
+    reason     text NOT NULL,
+    -- The call's figures, as JSON.
+    detail     jsonb NOT NULL,
+    created_at timestamptz NOT NULL
+);
+CREATE INDEX record_in_order ON record (created_at DESC, record_id DESC);
+CREATE INDEX record_of_account ON record (account_id, created_at DESC, record_id DESC);
 
 CREATE TABLE transfer (
     transfer_id     uuid PRIMARY KEY,
-    kind            text NOT NULL CHECK (kind IN ('TOP_UP', 'HOLD', 'SETTLEMENT', 'POSTING', 'RELEASE', 'LOSS')),
+    kind            text NOT NULL CHECK (kind IN ('TOP_UP', 'HOLD', 'SETTLEMENT', 'POSTING', 'RELEASE', 'EXPIRY', 'LOSS',
+                                                  'CREDIT', 'DEBIT', 'REFUND')),
     account_id      uuid NOT NULL REFERENCES account,
     account_version bigint NOT NULL,
     hold_id         text REFERENCES hold,
     amount_micros   bigint NOT NULL CHECK (amount_micros > 0),
     -- The counter of the hold when it was booked.
     charged_ms      bigint NOT NULL DEFAULT 0,
+    -- Of the account, after it.
+    available_micros bigint NOT NULL,
+    frozen_micros    bigint NOT NULL,
     -- Of a top-up: the payment system's.
     reference       text,
+    -- Of a correction: who and why.
+    record_id       uuid REFERENCES record,
     created_at      timestamptz NOT NULL,
     UNIQUE (account_id, account_version),
-    CHECK ((kind = 'TOP_UP') = (hold_id IS NULL)),
-    CHECK ((kind = 'TOP_UP') = (reference IS NOT NULL))
+    CHECK ((kind IN ('TOP_UP', 'CREDIT', 'DEBIT')) = (hold_id IS NULL)),
+    CHECK ((kind = 'TOP_UP') = (reference IS NOT NULL)),
+    CHECK ((kind IN ('CREDIT', 'DEBIT', 'REFUND')) = (record_id IS NOT NULL))
 );
 CREATE UNIQUE INDEX transfer_top_up ON transfer (reference) WHERE kind = 'TOP_UP';
 CREATE INDEX transfer_of_hold ON transfer (hold_id, account_version);
 
 CREATE TABLE entry (
     transfer_id   uuid NOT NULL REFERENCES transfer,
-    book          text NOT NULL CHECK (book IN ('AVAILABLE', 'FROZEN', 'CASH', 'REVENUE', 'LOSS')),
-    account_id    uuid NOT NULL REFERENCES account,
+    book          text NOT NULL CHECK (book IN ('AVAILABLE', 'FROZEN', 'CASH', 'REVENUE', 'LOSS', 'ADJUSTMENT')),
+    -- Its transfer's, which the audit compares; a second foreign key and an index would only slow each booking.
+    account_id    uuid NOT NULL,
     amount_micros bigint NOT NULL CHECK (amount_micros <> 0),
     PRIMARY KEY (transfer_id, book)
 );
-CREATE INDEX entry_of_account ON entry (account_id, book);
 
+-- Append-only twice over: a trigger for everybody, and rights for the service's own role.
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME;
@@ -106,3 +143,20 @@ END $$;
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON transfer EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON entry EXECUTE FUNCTION refuse_change();
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON price EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON record EXECUTE FUNCTION refuse_change();
+REVOKE UPDATE, DELETE, TRUNCATE ON transfer, entry, price, record FROM CURRENT_USER;
+-- A foreign key locks the row that it points to, which asks for the right on one column; the trigger refuses its use.
+GRANT UPDATE (transfer_id) ON transfer TO CURRENT_USER;
+GRANT UPDATE (record_id) ON record TO CURRENT_USER;
+
+-- A hold: what it was granted for never changes; its meter moves until it is closed, and then nothing does.
+CREATE TRIGGER never_removed BEFORE DELETE OR TRUNCATE ON hold EXECUTE FUNCTION refuse_change();
+CREATE FUNCTION refuse_reopening() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'hold % is %', OLD.hold_id, OLD.state;
+END $$;
+CREATE TRIGGER closed_once BEFORE UPDATE ON hold FOR EACH ROW WHEN (OLD.state <> 'GRANTED')
+    EXECUTE FUNCTION refuse_reopening();
+REVOKE UPDATE, DELETE, TRUNCATE ON hold FROM CURRENT_USER;
+GRANT UPDATE (state, used, charge_status, stop_ordered, charged_ms, settled_micros, posted_micros, released_micros,
+              lost_micros, resolved_at, revision) ON hold TO CURRENT_USER;

@@ -91,6 +91,8 @@ class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.V
     """Closed: posted, released, or both. At rest."""
     HOLD_STATE_BURIED: _HoldState.ValueType  # 4
     """Its work was given up before the hold was asked for; it can never be granted. At rest."""
+    HOLD_STATE_EXPIRED: _HoldState.ValueType  # 5
+    """Nothing used it in time; it was released. At rest."""
 
 class HoldState(_HoldState, metaclass=_HoldStateEnumTypeWrapper): ...
 
@@ -102,6 +104,8 @@ HOLD_STATE_RESOLVED: HoldState.ValueType  # 3
 """Closed: posted, released, or both. At rest."""
 HOLD_STATE_BURIED: HoldState.ValueType  # 4
 """Its work was given up before the hold was asked for; it can never be granted. At rest."""
+HOLD_STATE_EXPIRED: HoldState.ValueType  # 5
+"""Nothing used it in time; it was released. At rest."""
 Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
 
 class _ChargeStatus:
@@ -135,6 +139,12 @@ class _StatementLineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sta
     STATEMENT_LINE_KIND_POSTING: _StatementLineKind.ValueType  # 3
     STATEMENT_LINE_KIND_RELEASE: _StatementLineKind.ValueType  # 4
     STATEMENT_LINE_KIND_LOSS: _StatementLineKind.ValueType  # 5
+    STATEMENT_LINE_KIND_EXPIRY: _StatementLineKind.ValueType  # 6
+    STATEMENT_LINE_KIND_TOP_UP: _StatementLineKind.ValueType  # 7
+    STATEMENT_LINE_KIND_CREDIT: _StatementLineKind.ValueType  # 8
+    """Of an adjustment, by its sign."""
+    STATEMENT_LINE_KIND_DEBIT: _StatementLineKind.ValueType  # 9
+    STATEMENT_LINE_KIND_REFUND: _StatementLineKind.ValueType  # 10
 
 class StatementLineKind(_StatementLineKind, metaclass=_StatementLineKindEnumTypeWrapper): ...
 
@@ -144,6 +154,12 @@ STATEMENT_LINE_KIND_SETTLEMENT: StatementLineKind.ValueType  # 2
 STATEMENT_LINE_KIND_POSTING: StatementLineKind.ValueType  # 3
 STATEMENT_LINE_KIND_RELEASE: StatementLineKind.ValueType  # 4
 STATEMENT_LINE_KIND_LOSS: StatementLineKind.ValueType  # 5
+STATEMENT_LINE_KIND_EXPIRY: StatementLineKind.ValueType  # 6
+STATEMENT_LINE_KIND_TOP_UP: StatementLineKind.ValueType  # 7
+STATEMENT_LINE_KIND_CREDIT: StatementLineKind.ValueType  # 8
+"""Of an adjustment, by its sign."""
+STATEMENT_LINE_KIND_DEBIT: StatementLineKind.ValueType  # 9
+STATEMENT_LINE_KIND_REFUND: StatementLineKind.ValueType  # 10
 Global___StatementLineKind: _TypeAlias = StatementLineKind  # noqa: Y015
 
 @_typing.final
@@ -346,6 +362,213 @@ class TopUp(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TopUp: _TypeAlias = TopUp  # noqa: Y015
+
+@_typing.final
+class SuspendAccountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SuspendAccountRequest: _TypeAlias = SuspendAccountRequest  # noqa: Y015
+
+@_typing.final
+class ResumeAccountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeAccountRequest: _TypeAlias = ResumeAccountRequest  # noqa: Y015
+
+@_typing.final
+class AdjustAccountRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    amount_micros: _builtins.int
+    """Less than nothing takes."""
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_micros: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustAccountRequest: _TypeAlias = AdjustAccountRequest  # noqa: Y015
+
+@_typing.final
+class RefundHoldRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    hold_id: _builtins.str
+    amount_micros: _builtins.int
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        hold_id: _builtins.str = ...,
+        amount_micros: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "hold_id", b"hold_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefundHoldRequest: _TypeAlias = RefundHoldRequest  # noqa: Y015
+
+@_typing.final
+class Record(_message.Message):
+    """What an administrator did."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_ID_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    record_id: _builtins.str
+    action: _builtins.str
+    """ADJUST, REFUND, SUSPEND, RESUME."""
+    subject: _builtins.str
+    """An account or a hold."""
+    account_id: _builtins.str
+    author: _builtins.str
+    """The subject of the token."""
+    reason: _builtins.str
+    detail: _builtins.str
+    """The call's figures, as JSON."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        record_id: _builtins.str = ...,
+        action: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        author: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "action", b"action", "author", b"author", "create_time", b"create_time", "detail", b"detail", "reason", b"reason", "record_id", b"record_id", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Record: _TypeAlias = Record  # noqa: Y015
+
+@_typing.final
+class ListRecordsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: of every account."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordsRequest: _TypeAlias = ListRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListRecordsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRecordsResponse: _TypeAlias = ListRecordsResponse  # noqa: Y015
 
 @_typing.final
 class Region(_message.Message):
@@ -761,13 +984,21 @@ class StatementLine(_message.Message):
     CHARGED_MS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
+    FROZEN_MICROS_FIELD_NUMBER: _builtins.int
     transfer_id: _builtins.str
     kind: Global___StatementLineKind.ValueType
     amount_micros: _builtins.int
     charged_ms: _builtins.int
     """The counter when it was booked."""
     explanation: _builtins.str
-    """How the amount follows from the counter, in figures."""
+    """How the amount follows from the counter, in figures; of a correction, its reason and author."""
+    hold_id: _builtins.str
+    """Empty: of no start."""
+    available_micros: _builtins.int
+    """Of the account, after it."""
+    frozen_micros: _builtins.int
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -779,10 +1010,13 @@ class StatementLine(_message.Message):
         charged_ms: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         explanation: _builtins.str = ...,
+        hold_id: _builtins.str = ...,
+        available_micros: _builtins.int = ...,
+        frozen_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "charged_ms", b"charged_ms", "create_time", b"create_time", "explanation", b"explanation", "kind", b"kind", "transfer_id", b"transfer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_micros", b"amount_micros", "available_micros", b"available_micros", "charged_ms", b"charged_ms", "create_time", b"create_time", "explanation", b"explanation", "frozen_micros", b"frozen_micros", "hold_id", b"hold_id", "kind", b"kind", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -865,6 +1099,100 @@ class ListStatementsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListStatementsResponse: _TypeAlias = ListStatementsResponse  # noqa: Y015
+
+@_typing.final
+class GetMonthlyStatementRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    month: _builtins.str
+    """Like 2026-11; empty: the present one."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        month: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "month", b"month", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetMonthlyStatementRequest: _TypeAlias = GetMonthlyStatementRequest  # noqa: Y015
+
+@_typing.final
+class MonthlyStatement(_message.Message):
+    """A page of a month's statement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    OPENING_AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
+    OPENING_FROZEN_MICROS_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    CLOSING_AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
+    CLOSING_FROZEN_MICROS_FIELD_NUMBER: _builtins.int
+    CHARGED_MICROS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    currency: _builtins.str
+    time_zone: _builtins.str
+    month: _builtins.str
+    opening_available_micros: _builtins.int
+    """Before the first line of the page."""
+    opening_frozen_micros: _builtins.int
+    closing_available_micros: _builtins.int
+    """After the last line of the page."""
+    closing_frozen_micros: _builtins.int
+    charged_micros: _builtins.int
+    """Of the whole month: settled and posted, less refunds."""
+    next_page_token: _builtins.str
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """The first instant of the next month."""
+
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementLine]: ...
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        month: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        opening_available_micros: _builtins.int = ...,
+        opening_frozen_micros: _builtins.int = ...,
+        lines: _abc.Iterable[Global___StatementLine] | None = ...,
+        closing_available_micros: _builtins.int = ...,
+        closing_frozen_micros: _builtins.int = ...,
+        charged_micros: _builtins.int = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "charged_micros", b"charged_micros", "closing_available_micros", b"closing_available_micros", "closing_frozen_micros", b"closing_frozen_micros", "currency", b"currency", "end_time", b"end_time", "lines", b"lines", "month", b"month", "next_page_token", b"next_page_token", "opening_available_micros", b"opening_available_micros", "opening_frozen_micros", b"opening_frozen_micros", "start_time", b"start_time", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MonthlyStatement: _TypeAlias = MonthlyStatement  # noqa: Y015
 
 @_typing.final
 class AuditLedgerRequest(_message.Message):

@@ -55,6 +55,31 @@ class BillingServiceStub:
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.TopUpAccountRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.TopUp.FromString,
                 _registered_method=True)
+        self.SuspendAccount = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/SuspendAccount',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SuspendAccountRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+                _registered_method=True)
+        self.ResumeAccount = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/ResumeAccount',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResumeAccountRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+                _registered_method=True)
+        self.AdjustAccount = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/AdjustAccount',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+                _registered_method=True)
+        self.RefundHold = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/RefundHold',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.RefundHoldRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Hold.FromString,
+                _registered_method=True)
+        self.ListRecords = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/ListRecords',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsResponse.FromString,
+                _registered_method=True)
         self.CreateRegion = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/CreateRegion',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateRegionRequest.SerializeToString,
@@ -90,6 +115,11 @@ class BillingServiceStub:
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsResponse.FromString,
                 _registered_method=True)
+        self.GetMonthlyStatement = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/GetMonthlyStatement',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetMonthlyStatementRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.MonthlyStatement.FromString,
+                _registered_method=True)
         self.AuditLedger = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/AuditLedger',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AuditLedgerRequest.SerializeToString,
@@ -123,6 +153,41 @@ class BillingServiceServicer:
     def TopUpAccount(self, request, context):
         """Adds money. The external reference is its idempotency key: the same reference and amount answer the same top-up;
         another amount is ALREADY_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendAccount(self, request, context):
+        """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeAccount(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdjustAccount(self, request, context):
+        """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
+        reason INSUFFICIENT_BALANCE if it would go below zero.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RefundHold(self, request, context):
+        """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRecords(self, request, context):
+        """Who did what, and why; newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +243,13 @@ class BillingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMonthlyStatement(self, request, context):
+        """Everything booked for an account in one month of its time zone, in order, with the balance after each line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AuditLedger(self, request, context):
         """Checks every invariant of the ledger and names the rows that break one.
         """
@@ -207,6 +279,31 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.TopUpAccount,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.TopUpAccountRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.TopUp.SerializeToString,
+            ),
+            'SuspendAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendAccount,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SuspendAccountRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.SerializeToString,
+            ),
+            'ResumeAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeAccount,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResumeAccountRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.SerializeToString,
+            ),
+            'AdjustAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdjustAccount,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.SerializeToString,
+            ),
+            'RefundHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.RefundHold,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.RefundHoldRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Hold.SerializeToString,
+            ),
+            'ListRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRecords,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsResponse.SerializeToString,
             ),
             'CreateRegion': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateRegion,
@@ -242,6 +339,11 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.ListStatements,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsResponse.SerializeToString,
+            ),
+            'GetMonthlyStatement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMonthlyStatement,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetMonthlyStatementRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.MonthlyStatement.SerializeToString,
             ),
             'AuditLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.AuditLedger,
@@ -358,6 +460,141 @@ class BillingService:
             '/saucer.billing.v1.BillingService/TopUpAccount',
             saucer_dot_billing_dot_v1_dot_billing__pb2.TopUpAccountRequest.SerializeToString,
             saucer_dot_billing_dot_v1_dot_billing__pb2.TopUp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/SuspendAccount',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.SuspendAccountRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/ResumeAccount',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ResumeAccountRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdjustAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/AdjustAccount',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RefundHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/RefundHold',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.RefundHoldRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Hold.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/ListRecords',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -547,6 +784,33 @@ class BillingService:
             '/saucer.billing.v1.BillingService/ListStatements',
             saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsRequest.SerializeToString,
             saucer_dot_billing_dot_v1_dot_billing__pb2.ListStatementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMonthlyStatement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/GetMonthlyStatement',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.GetMonthlyStatementRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.MonthlyStatement.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,17 @@ class BillingServiceStub:
     """Adds money. The external reference is its idempotency key: the same reference and amount answer the same top-up;
     another amount is ALREADY_EXISTS.
     """
+    SuspendAccount: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SuspendAccountRequest, _billing_pb2.Account]
+    """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount."""
+    ResumeAccount: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ResumeAccountRequest, _billing_pb2.Account]
+    AdjustAccount: _grpc.UnaryUnaryMultiCallable[_billing_pb2.AdjustAccountRequest, _billing_pb2.Account]
+    """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
+    reason INSUFFICIENT_BALANCE if it would go below zero.
+    """
+    RefundHold: _grpc.UnaryUnaryMultiCallable[_billing_pb2.RefundHoldRequest, _billing_pb2.Hold]
+    """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE."""
+    ListRecords: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]
+    """Who did what, and why; newest first."""
     CreateRegion: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateRegionRequest, _billing_pb2.Region]
     CreateSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]
     """A compute shape with its first price."""
@@ -57,6 +68,8 @@ class BillingServiceStub:
     """
     ListStatements: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]
     """One statement a start, newest first."""
+    GetMonthlyStatement: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetMonthlyStatementRequest, _billing_pb2.MonthlyStatement]
+    """Everything booked for an account in one month of its time zone, in order, with the balance after each line."""
     AuditLedger: _grpc.UnaryUnaryMultiCallable[_billing_pb2.AuditLedgerRequest, _billing_pb2.Audit]
     """Checks every invariant of the ledger and names the rows that break one."""
 
@@ -73,6 +86,17 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """Adds money. The external reference is its idempotency key: the same reference and amount answer the same top-up;
     another amount is ALREADY_EXISTS.
     """
+    SuspendAccount: _aio.UnaryUnaryMultiCallable[_billing_pb2.SuspendAccountRequest, _billing_pb2.Account]  # type: ignore[assignment]
+    """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount."""
+    ResumeAccount: _aio.UnaryUnaryMultiCallable[_billing_pb2.ResumeAccountRequest, _billing_pb2.Account]  # type: ignore[assignment]
+    AdjustAccount: _aio.UnaryUnaryMultiCallable[_billing_pb2.AdjustAccountRequest, _billing_pb2.Account]  # type: ignore[assignment]
+    """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
+    reason INSUFFICIENT_BALANCE if it would go below zero.
+    """
+    RefundHold: _aio.UnaryUnaryMultiCallable[_billing_pb2.RefundHoldRequest, _billing_pb2.Hold]  # type: ignore[assignment]
+    """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE."""
+    ListRecords: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]  # type: ignore[assignment]
+    """Who did what, and why; newest first."""
     CreateRegion: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateRegionRequest, _billing_pb2.Region]  # type: ignore[assignment]
     CreateSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
     """A compute shape with its first price."""
@@ -89,6 +113,8 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """
     ListStatements: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]  # type: ignore[assignment]
     """One statement a start, newest first."""
+    GetMonthlyStatement: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetMonthlyStatementRequest, _billing_pb2.MonthlyStatement]  # type: ignore[assignment]
+    """Everything booked for an account in one month of its time zone, in order, with the balance after each line."""
     AuditLedger: _aio.UnaryUnaryMultiCallable[_billing_pb2.AuditLedgerRequest, _billing_pb2.Audit]  # type: ignore[assignment]
     """Checks every invariant of the ledger and names the rows that break one."""
 
@@ -126,6 +152,47 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds money. The external reference is its idempotency key: the same reference and amount answer the same top-up;
         another amount is ALREADY_EXISTS.
         """
+
+    @_abc_1.abstractmethod
+    def SuspendAccount(
+        self,
+        request: _billing_pb2.SuspendAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Account, _abc.Awaitable[_billing_pb2.Account]]:
+        """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount."""
+
+    @_abc_1.abstractmethod
+    def ResumeAccount(
+        self,
+        request: _billing_pb2.ResumeAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Account, _abc.Awaitable[_billing_pb2.Account]]: ...
+
+    @_abc_1.abstractmethod
+    def AdjustAccount(
+        self,
+        request: _billing_pb2.AdjustAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Account, _abc.Awaitable[_billing_pb2.Account]]:
+        """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
+        reason INSUFFICIENT_BALANCE if it would go below zero.
+        """
+
+    @_abc_1.abstractmethod
+    def RefundHold(
+        self,
+        request: _billing_pb2.RefundHoldRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Hold, _abc.Awaitable[_billing_pb2.Hold]]:
+        """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE."""
+
+    @_abc_1.abstractmethod
+    def ListRecords(
+        self,
+        request: _billing_pb2.ListRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListRecordsResponse, _abc.Awaitable[_billing_pb2.ListRecordsResponse]]:
+        """Who did what, and why; newest first."""
 
     @_abc_1.abstractmethod
     def CreateRegion(
@@ -184,6 +251,14 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ListStatementsResponse, _abc.Awaitable[_billing_pb2.ListStatementsResponse]]:
         """One statement a start, newest first."""
+
+    @_abc_1.abstractmethod
+    def GetMonthlyStatement(
+        self,
+        request: _billing_pb2.GetMonthlyStatementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.MonthlyStatement, _abc.Awaitable[_billing_pb2.MonthlyStatement]]:
+        """Everything booked for an account in one month of its time zone, in order, with the balance after each line."""
 
     @_abc_1.abstractmethod
     def AuditLedger(

@@ -29,6 +29,8 @@ class _StopReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StopReason
     STOP_REASON_BUDGET_REACHED: _StopReason.ValueType  # 2
     STOP_REASON_GROUP_ENDED: _StopReason.ValueType  # 3
     STOP_REASON_ACCOUNT_SUSPENDED: _StopReason.ValueType  # 4
+    STOP_REASON_HOLD_EXPIRED: _StopReason.ValueType  # 5
+    """The hold was given back before its use was heard of; nothing of it is charged."""
 
 class StopReason(_StopReason, metaclass=_StopReasonEnumTypeWrapper):
     """Why billing ordered a stop."""
@@ -38,6 +40,8 @@ STOP_REASON_ARREARS: StopReason.ValueType  # 1
 STOP_REASON_BUDGET_REACHED: StopReason.ValueType  # 2
 STOP_REASON_GROUP_ENDED: StopReason.ValueType  # 3
 STOP_REASON_ACCOUNT_SUSPENDED: StopReason.ValueType  # 4
+STOP_REASON_HOLD_EXPIRED: StopReason.ValueType  # 5
+"""The hold was given back before its use was heard of; nothing of it is charged."""
 Global___StopReason: _TypeAlias = StopReason  # noqa: Y015
 
 @_typing.final
@@ -89,6 +93,31 @@ class AccountToppedUp(_message.Message):
 Global___AccountToppedUp: _TypeAlias = AccountToppedUp  # noqa: Y015
 
 @_typing.final
+class AccountCorrected(_message.Message):
+    """An administrator suspended, resumed, adjusted or refunded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    @_builtins.property
+    def account(self) -> _billing_pb2.Account: ...
+    def __init__(
+        self,
+        *,
+        account: _billing_pb2.Account | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountCorrected: _TypeAlias = AccountCorrected  # noqa: Y015
+
+@_typing.final
 class HoldGranted(_message.Message):
     """Money is frozen for a start."""
 
@@ -134,6 +163,37 @@ class ChargeSettled(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChargeSettled: _TypeAlias = ChargeSettled  # noqa: Y015
+
+@_typing.final
+class FundsLow(_message.Message):
+    """Ahead of time: what is available lasts for less than so many hours of what is being charged. Once for each limit (24, 4,
+    1 hour) until the next top-up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    RATE_MICROS_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    rate_micros: _builtins.int
+    """Of all that is being charged, by the hour."""
+    hours: _builtins.int
+    @_builtins.property
+    def account(self) -> _billing_pb2.Account: ...
+    def __init__(
+        self,
+        *,
+        account: _billing_pb2.Account | None = ...,
+        rate_micros: _builtins.int = ...,
+        hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "hours", b"hours", "rate_micros", b"rate_micros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FundsLow: _TypeAlias = FundsLow  # noqa: Y015
 
 @_typing.final
 class FundsShort(_message.Message):
@@ -191,7 +251,7 @@ Global___StopOrdered: _TypeAlias = StopOrdered  # noqa: Y015
 
 @_typing.final
 class HoldResolved(_message.Message):
-    """A start is paid, and nothing of it is frozen any more."""
+    """A start is paid, or its hold expired unused; nothing of it is frozen any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
