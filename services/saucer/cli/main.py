@@ -11,6 +11,8 @@ TOPICS = {
     "account": ("saucer.cli.accounts", "Accounts: create, list, show, top up, statement."),
     "region": ("saucer.cli.offers", "Regions."),
     "spec": ("saucer.cli.offers", "Compute shapes and their prices."),
+    "group": ("saucer.cli.groups", "Prepaid capacity: create, update, show, list."),
+    "budget": ("saucer.cli.groups", "Limits on what is spent: set, list."),
     "dataset": ("saucer.cli.datasets", "Data sets: import, show, list."),
     "task": ("saucer.cli.tasks", "Tasks: create, quote, get, list, watch, stop, restart, delete."),
     "run": ("saucer.cli.runs", "A task's training: metrics and log."),
