@@ -142,7 +142,7 @@ def request_of(call: Call, ids: dict[str, str]) -> Message:
 
 def _fill(message: Message, ids: dict[str, str]) -> None:
     for field in message.DESCRIPTOR.fields:
-        if field.name in LEFT_OUT or field.name == "resource_group_id" and hasattr(message, "billing_mode"):
+        if field.name in LEFT_OUT or (field.name == "resource_group_id" and hasattr(message, "billing_mode")):
             # What is started here is post-paid.
             continue
         if field.name == "form":
