@@ -340,12 +340,13 @@ class Tasks:
         """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
         while True:
             try:
-                await self._sweep_once()
+                await self.sweep_once()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
                 log.warning("sweep_failed", error=repr(error))
             await asyncio.sleep(SWEEP_S)
 
-    async def _sweep_once(self) -> None:
+    async def sweep_once(self) -> None:
+        """One round; several replicas may make it at once."""
         async with self._database.transaction() as tx:
             pending = await store.unsettled(tx.connection, TaskState.PENDING, tx.now - ASK_AGAIN_AFTER, SWEEP_BATCH)
             waiting = await store.unsettled(tx.connection, TaskState.WAITING, tx.now - WAITING_LIMIT, SWEEP_BATCH)
