@@ -22,14 +22,13 @@ from saucer.evaluation.messages import (
 )
 from saucer.evaluation.recommending import Goal
 from saucer.evaluation.service import Evaluations
+from saucer.evaluation.stored import DEFAULT_POINTS
+from saucer.evaluation.thinning import LEAST_POINTS
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.paging import Page, read_page
 
-DEFAULT_POINTS = 200
-# A curve has a beginning and an end; fewer points are taken for these two.
-LEAST_POINTS = 2
 DEFAULT_BINS = 20
 
 

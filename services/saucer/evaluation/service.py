@@ -25,11 +25,11 @@ from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation,
 from saucer.evaluation.exporting import ExportFormat, export
 from saucer.evaluation.matching import StoredFormError
 from saucer.evaluation.messages import evaluation_message
-from saucer.evaluation.metrics import ThinnedPoints
 from saucer.evaluation.reading import BadCase, CaseFilter, LabelledImage, ScoreHistogram, SuspectedLabel
 from saucer.evaluation.recommending import Goal, Recommendation, recommend
 from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
+from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import events_pb2
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
@@ -130,11 +130,16 @@ class Evaluations:
             if not await store.give_back(tx.connection, claim.token, tx.now + after, attempt=attempt, crash=crash):
                 raise ClaimLostError
 
-    async def succeed(self, claim: Claim, summary: Summary, sums: Sums, duration_ms: int) -> None:
-        """Ends it, with its event. Raises ClaimLostError."""
+    async def succeed(self, claim: Claim, summary: Summary, sums: Sums, duration_ms: int) -> Evaluation:
+        """Ends it, with its event; as it is then. Raises ClaimLostError."""
         async with self._database.transaction() as tx:
             ended = domain.succeed(claim.evaluation, summary, sums, duration_ms, tx.now)
             await _end(tx, ended, claim.token)
+        return ended
+
+    async def warm(self, evaluation: Evaluation) -> None:
+        """Brings one that has succeeded into memory, for those who look at it now. Raises what reading it does."""
+        await self._cache.get(evaluation)
 
     async def fail(self, claim: Claim, message: str, duration_ms: int) -> None:
         """Ends it with a sentence, and with its event. Raises ClaimLostError."""
