@@ -488,13 +488,14 @@ async def test_without_room_in_memory_it_answers_all_the_same(start: Start) -> N
         check_figures(await at(world, told.evaluation_id, 0.3), model.test, 0.3)
 
 
-async def test_results_that_were_changed_in_the_store_are_refused(world: World) -> None:
-    _, told = await scored(world)
-    (key,) = [key for key in await world.objects.keys(f"system/{world.account_id}/evaluations") if "scored" in key]
-    await world.objects.put(key, b"other")
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await at(world, told.evaluation_id, 0.3)
-    assert refusal.value.code() is grpc.StatusCode.DATA_LOSS
+async def test_results_that_were_changed_in_the_store_are_refused(start: Start) -> None:
+    async with start(cache_bytes=0) as world:
+        _, told = await scored(world)
+        (key,) = [key for key in await world.objects.keys(f"system/{world.account_id}/evaluations") if "scored" in key]
+        await world.objects.put(key, b"other")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await at(world, told.evaluation_id, 0.3)
+        assert refusal.value.code() is grpc.StatusCode.DATA_LOSS
 
 
 IMAGE = {"id": 1, "file_name": "a", "width": 10, "height": 10, "split": "test"}
