@@ -212,11 +212,12 @@ class Evaluations:
         offset: int,
         limit: int,
         include_images: bool,
+        images_bytes: int = PAGE_IMAGES_BYTES,
     ) -> tuple[list[tuple[BadCase, bytes]], int]:
         """Bad cases with their images, if asked for, and how many there are in all.
 
-        With images the page may be shorter than `limit`, see PAGE_IMAGES_BYTES. An image that the store no longer has
-        comes empty: what is wrong with it is known all the same.
+        With images the page may be shorter than `limit`: it ends before one that would exceed `images_bytes`. An image
+        that the store no longer has comes empty: what is wrong with it is known all the same.
 
         Raises:
             NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
@@ -225,7 +226,7 @@ class Evaluations:
         cases, total = await asyncio.to_thread(
             reading.find_bad_cases, loaded, threshold, wanted, offset=offset, limit=limit
         )
-        return await self._with_images(evaluation, cases, include_images), total
+        return await self._with_images(evaluation, cases, include_images, images_bytes), total
 
     async def export_bad_cases(
         self, evaluation_id: str, threshold: float, wanted: CaseFilter, as_format: ExportFormat
@@ -287,14 +288,18 @@ class Evaluations:
         return await self._with_images(evaluation, found, include_images), total
 
     async def _with_images(
-        self, evaluation: Evaluation, entries: Sequence[Entry], include_images: bool
+        self,
+        evaluation: Evaluation,
+        entries: Sequence[Entry],
+        include_images: bool,
+        images_bytes: int = PAGE_IMAGES_BYTES,
     ) -> list[tuple[Entry, bytes]]:
         if not include_images:
             return [(entry, b"") for entry in entries]
         names = [entry.object_name for entry in entries]
-        return list(zip(entries, await self._images(evaluation, names), strict=False))
+        return list(zip(entries, await self._images(evaluation, names, images_bytes), strict=False))
 
-    async def _images(self, evaluation: Evaluation, object_names: Sequence[str]) -> list[bytes]:
+    async def _images(self, evaluation: Evaluation, object_names: Sequence[str], most_bytes: int) -> list[bytes]:
         """Of the first so many as fit into an answer, of one at least."""
         images: list[bytes] = []
         read_bytes = shown_bytes = reads = 0
@@ -307,7 +312,7 @@ class Evaluations:
                     log.warning("image_too_large_to_show", image=name, size_bytes=len(image))
                     image = b""
                 shown_bytes += len(image)
-                if images and shown_bytes > PAGE_IMAGES_BYTES:
+                if images and shown_bytes > most_bytes:
                     break
                 images.append(image)
         finally:
