@@ -44,6 +44,7 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
         create_time=to_timestamp(evaluation.created_at),
         end_time=to_timestamp(evaluation.ended_at),
         revision=evaluation.revision,
+        by_prediction=evaluation.by_prediction,
     )
     if evaluation.summary is None or at is None:
         return message

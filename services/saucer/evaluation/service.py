@@ -1,6 +1,6 @@
 """The use cases of evaluations, and the only place that opens their transactions.
 
-1. RunEnded with a model stores an evaluation SCORING; the same event twice stores one.
+1. RunEnded with a model, or a prediction of one, stores an evaluation SCORING; the same event twice stores one.
 2. A Scorer (scorer.py) claims it, and ends it SUCCEEDED or FAILED in one transaction with EvaluationEnded.
 3. Readers: the row answers the default threshold; any other is answered from a cache of what the scoring left.
 4. Images are read from the account's store only where a caller asks, and each read is counted.
@@ -86,12 +86,20 @@ class Evaluations:
     # Scoring
 
     async def want(
-        self, account_id: str, task_id: str, run_id: str, model_id: str, version: str, source: Source
+        self,
+        account_id: str,
+        task_id: str,
+        run_id: str,
+        model_id: str,
+        version: str,
+        source: Source,
+        *,
+        by_prediction: bool = False,
     ) -> None:
-        """A model is to be scored; the second time changes nothing."""
+        """What a run has detected is to be scored; the second time changes nothing."""
         async with self._database.transaction() as tx:
             evaluation = Evaluation(
-                evaluation_id=derived_id("evaluation", model_id),
+                evaluation_id=derived_id("evaluation", run_id if by_prediction else model_id),
                 account_id=account_id,
                 task_id=task_id,
                 run_id=run_id,
@@ -108,6 +116,7 @@ class Evaluations:
                 created_at=tx.now,
                 ended_at=None,
                 revision=1,
+                by_prediction=by_prediction,
             )
             await store.insert(tx.connection, evaluation)
         self.wanted.set()

@@ -47,6 +47,13 @@ TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
 }
 
 
+class TaskKind(StrEnum):
+    """What a task does: trains a model, or evaluates one that is there on other data."""
+
+    TRAIN = "TRAIN"
+    PREDICT = "PREDICT"
+
+
 class EndReason(StrEnum):
     """Why a start ended."""
 
@@ -107,6 +114,9 @@ class Form:
     billing_mode: str
     starting_point: str
     seed: int
+    kind: TaskKind = TaskKind.TRAIN
+    # Of a predict task.
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,8 @@ class Config:
     starting_point: str
     output_path: str
     resume: bool
+    # Of a predict task.
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,17 @@ class Progress:
     time_left_ms: int | None = None
     charged_ms: int = 0
     best_map_50: float | None = None
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that a run left, as far as a predict task depends on it."""
+
+    model_id: str
+    account_id: str
+    scene: str
+    classes: tuple[str, ...]
+    input_size: int
 
 
 @dataclass(frozen=True)

@@ -458,6 +458,14 @@ def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
     cli.fails("run", "logs", RUN, "--follow", "--keyword", "x", code=2)
 
 
+def test_a_model_is_evaluated_on_other_data_by_a_task_that_only_predicts(cli: Cli, script: Script) -> None:
+    cli("evaluate", MODEL, "--dataset", VERSION)
+    form = script.requests[-1].form
+    assert (form.kind, form.model_id) == (task_pb2.TASK_KIND_PREDICT, MODEL)
+    assert form.dataset_version_id == VERSION
+    assert re.fullmatch(r"[\w-]{1,60}", form.display_name)
+
+
 def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Script, tmp_path: Path) -> None:
     text = cli("evaluation", "show", TASK, "--threshold", "0.25", "--plot", str(tmp_path / "pr.png"))
     assert "0.810" in text

@@ -234,6 +234,7 @@ class Evaluation(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     RECOMMENDED_THRESHOLD_FIELD_NUMBER: _builtins.int
     COCO_FIELD_NUMBER: _builtins.int
+    BY_PREDICTION_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -262,6 +263,8 @@ class Evaluation(_message.Message):
     revision: _builtins.int
     recommended_threshold: _builtins.float
     """On the validation split, the threshold with the best F1; what to start from."""
+    by_prediction: _builtins.bool
+    """Made by a predict task, on data of its choice; false: by the run that trained the model."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassResult]: ...
     @_builtins.property
@@ -304,10 +307,11 @@ class Evaluation(_message.Message):
         revision: _builtins.int = ...,
         recommended_threshold: _builtins.float | None = ...,
         coco: Global___CocoNumbers | None = ...,
+        by_prediction: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
     _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
