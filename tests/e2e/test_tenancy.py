@@ -125,6 +125,7 @@ FILLING: dict[str, Callable[[], Any]] = {
     "sequence": lambda: 1,
     "stage": lambda: 3,
     "reason": lambda: 1,
+    "kind": lambda: 1,
 }
 # Optional filters that would change what a request is about.
 LEFT_OUT = {"work_id", "store_path"}

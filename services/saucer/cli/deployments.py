@@ -211,7 +211,7 @@ def draw_boxes(
     threshold: float | None,
 ) -> Path:
     """Draws what is above the threshold. Raises CliError if the file cannot be written."""
-    from saucer.cli import pictures  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
+    from saucer.drawing import images  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
 
     shown = above(found, threshold)
     if threshold is None:
@@ -219,12 +219,12 @@ def draw_boxes(
         own = [item.threshold for item in online.thresholds] or [0.0]
         threshold = min(own) if shown else max(own)
     boxes = [
-        pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
+        images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
         for item in (shown or found.detections)
     ]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pictures.boxes_on_image(image, boxes, list(online.classes), threshold))
+        file.write_bytes(images.boxes_on_image(image, boxes, list(online.classes), threshold))
     except (OSError, ValueError) as error:
         raise CliError(f"The picture {file} cannot be drawn: {error}.") from error
     return file

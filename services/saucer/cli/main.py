@@ -16,6 +16,7 @@ TOPICS = {
     "dataset": ("saucer.cli.datasets", "Data sets: import, show, list."),
     "task": ("saucer.cli.tasks", "Tasks: create, quote, get, list, watch, stop, restart, delete."),
     "run": ("saucer.cli.runs", "A task's training: metrics and log."),
+    "evaluate": ("saucer.cli.predicting", "Evaluate a model on other data."),
     "evaluation": ("saucer.cli.evaluations", "How good a model is."),
     "model": ("saucer.cli.models", "Models: list, download."),
     "deploy": ("saucer.cli.deployments", "Put a model online."),

@@ -109,10 +109,11 @@ def create(app: App, /, watch: bool, **options: Any) -> None:
         request_id=app.request_id(), account_id=app.connection.account_id, form=_form(app, options)
     )
     made = app.connection.task.CreateTask(request)
-    _show_or_watch(app, made, watch)
+    show_or_watch(app, made, watch)
 
 
-def _show_or_watch(app: App, shown: task_pb2.Task, watch: bool) -> None:
+def show_or_watch(app: App, shown: task_pb2.Task, watch: bool) -> None:
+    """A task as it is, or until it is at rest."""
     if watch:
         app.output.remark(f"Task {shown.task_id}")
         _watch(app, shown.task_id)
@@ -236,7 +237,7 @@ def restart(
         resource_group_id=resource_group_id or "",
         max_duration=to_duration(None if max_duration is None else round(1000 * max_duration)),
     )
-    _show_or_watch(app, app.connection.task.RestartTask(request), watch)
+    show_or_watch(app, app.connection.task.RestartTask(request), watch)
 
 
 @task.command()

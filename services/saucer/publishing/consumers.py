@@ -36,7 +36,8 @@ def handlers(deployments: Deployments) -> list[Handles]:
 
     async def evaluation_ended(event: CloudEvent, message: Message) -> None:
         evaluation = cast(evaluation_events.EvaluationEnded, message).evaluation
-        if evaluation.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED:
+        # Thresholds are those of the data that the model was made for.
+        if evaluation.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED and not evaluation.by_prediction:
             await deployments.meet_evaluation(read_evaluation(evaluation), from_timestamp(evaluation.end_time))
 
     async def stop_ordered(event: CloudEvent, message: Message) -> None:

@@ -12,7 +12,7 @@ from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
 from saucer.task.domain import EndReason
-from saucer.task.messages import read_progress
+from saucer.task.messages import read_model, read_progress
 from saucer.task.peers import read_hold
 from saucer.task.service import Tasks
 from saucer.training.v1 import events_pb2 as training_events
@@ -41,12 +41,14 @@ def handlers(tasks: Tasks) -> list[Handles]:
     async def run_ended(event: CloudEvent, message: Message) -> None:
         ended = cast(training_events.RunEnded, message)
         run = ended.run
+        if ended.HasField("model"):
+            await tasks.meet_model(read_model(ended.model))
         await tasks.end_run(
             run.task_id,
             run.start_number,
             read_progress(run),
             EndReason(training_pb2.EndReason.Name(run.end_reason).removeprefix("END_REASON_")),
-            ended.model.model_id,
+            ended.model.model_id or ended.prediction.model_id,
             run.error_message,
         )
 

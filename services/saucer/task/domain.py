@@ -49,6 +49,13 @@ TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
 }
 
 
+class TaskKind(StrEnum):
+    """What a task does: trains a model, or evaluates one that is there on other data."""
+
+    TRAIN = "TRAIN"
+    PREDICT = "PREDICT"
+
+
 class EndReason(StrEnum):
     """Why a start ended."""
 
@@ -113,6 +120,9 @@ class Form:
     resource_group_id: str = ""
     # 0: none of its own.
     budget_micros: int = 0
+    kind: TaskKind = TaskKind.TRAIN
+    # Of a predict task.
+    model_id: str = ""
 
     @property
     def prepaid(self) -> bool:
@@ -140,6 +150,8 @@ class Config:
     starting_point: str
     output_path: str
     resume: bool
+    # Of a predict task.
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -158,6 +170,17 @@ class Progress:
     time_left_ms: int | None = None
     charged_ms: int = 0
     best_map_50: float | None = None
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that a run left, as far as a predict task depends on it."""
+
+    model_id: str
+    account_id: str
+    scene: str
+    classes: tuple[str, ...]
+    input_size: int
 
 
 @dataclass(frozen=True)

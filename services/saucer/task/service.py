@@ -29,9 +29,20 @@ from saucer.lib.errors import (
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.task import domain, store
+from saucer.task import domain, predicting, store
 from saucer.task.defaults import Data, Derived, derive, estimate_ms
-from saucer.task.domain import ChargeStatus, Config, EndReason, Form, Progress, Refused, Task, TaskState
+from saucer.task.domain import (
+    ChargeStatus,
+    Config,
+    EndReason,
+    Form,
+    KnownModel,
+    Progress,
+    Refused,
+    Task,
+    TaskKind,
+    TaskState,
+)
 from saucer.task.messages import task_message
 from saucer.task.peers import Hold, Peers, Quote
 from saucer.task.scenes import Scene
@@ -107,6 +118,7 @@ class Tasks:
                 "SCENE_UNKNOWN", f"scene: there is no {form.scene}; there are {', '.join(self.scenes)}."
             )
         _check_billing(form)
+        model = await self._model_of(account_id, form)
         owner, data = await self._peers.data(form.dataset_version_id)
         if owner != account_id:
             raise NotFoundError("dataset_version", form.dataset_version_id)
@@ -114,10 +126,30 @@ class Tasks:
         if form.prepaid:
             quote = replace(quote, price_per_hour_micros=0, hold_micros=0, missing_micros=0)
         try:
-            config, derived = derive(form, scene, data, quote.machine)
+            config, derived = (
+                predicting.configure(form, model, data) if model else derive(form, scene, data, quote.machine)
+            )
         except Refused as refused:
             raise InvalidArgumentError(refused.reason, refused.message) from refused
         return config, derived, quote, data
+
+    async def _model_of(self, account_id: str, form: Form) -> KnownModel | None:
+        """Of a predict task. Raises NotFoundError, InvalidArgumentError if form and kind do not fit."""
+        predicts = form.kind is TaskKind.PREDICT
+        if predicts != bool(form.model_id):
+            raise InvalidArgumentError("MODEL_UNSUITABLE", "model_id: a predict task names a model, and no other does.")
+        if not predicts:
+            return None
+        async with self._database.reading() as connection:
+            model = await store.get_model(connection, form.model_id)
+        if model is None or model.account_id != account_id:
+            raise NotFoundError("model", form.model_id)
+        return model
+
+    async def meet_model(self, model: KnownModel) -> None:
+        """A run has left it; again changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.insert_model(tx.connection, model)
 
     async def _insert(
         self,
@@ -384,7 +416,8 @@ class Tasks:
     async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
         """What it would cost, and how long it would take in ms. Raises as create() does."""
         config, derived, quote, data = await self._plan(account_id, form)
-        return quote, config, derived, estimate_ms(config, data, quote.machine)
+        estimate = predicting.estimate_ms if config.model_id else estimate_ms
+        return quote, config, derived, estimate(config, data, quote.machine)
 
     async def get(self, task_id: str) -> Task:
         """Raises NotFoundError for another account's too."""

@@ -66,6 +66,27 @@ TASK_STATE_REFUSED: TaskState.ValueType  # 9
 """The first start was refused its hold."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
+class _TaskKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
+    """Training."""
+    TASK_KIND_TRAIN: _TaskKind.ValueType  # 1
+    TASK_KIND_PREDICT: _TaskKind.ValueType  # 2
+    """Evaluates a model that is there on a data set version: only predicts its validation and test split."""
+
+class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
+
+TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
+"""Training."""
+TASK_KIND_TRAIN: TaskKind.ValueType  # 1
+TASK_KIND_PREDICT: TaskKind.ValueType  # 2
+"""Evaluates a model that is there on a data set version: only predicts its validation and test split."""
+Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
+
 @_typing.final
 class TaskForm(_message.Message):
     """What the user chooses."""
@@ -93,6 +114,8 @@ class TaskForm(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """Letters of any script, digits, _ and -; first a letter or digit; unique in the account."""
     scene: _builtins.str
@@ -122,6 +145,9 @@ class TaskForm(_message.Message):
     """Of PREPAID: whose capacity it takes."""
     budget_micros: _builtins.int
     """What all its starts together may cost at most; 0: no limit of its own. SetBudget changes it later."""
+    kind: Global___TaskKind.ValueType
+    model_id: _builtins.str
+    """Of a predict task: the account's own model. What only a training uses is not looked at then."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -152,10 +178,12 @@ class TaskForm(_message.Message):
         seed: _builtins.int = ...,
         resource_group_id: _builtins.str = ...,
         budget_micros: _builtins.int = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
