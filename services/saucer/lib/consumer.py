@@ -53,7 +53,12 @@ RECONNECT_S = 1.0
 
 log = structlog.get_logger()
 events_total = Counter("saucer_events_total", "Events by what became of them", ["service", "type", "outcome"])
-event_lag = Histogram("saucer_event_lag_seconds", "From an event's creation to its effect", ["service"])
+event_lag = Histogram(
+    "saucer_event_lag_seconds",
+    "From an event's creation to its effect",
+    ["service"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)
 
 Handler = Callable[[CloudEvent, Message], Awaitable[None]]
 

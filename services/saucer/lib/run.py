@@ -20,6 +20,7 @@ from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
 from saucer.lib.consumer import Consumer, Handles, ensure_stream
 from saucer.lib.dead_events import dead_events_servicer
+from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
@@ -82,6 +83,10 @@ class Process:
         """Sends the outbox."""
         replica = f"{socket.gethostname()}-{os.getpid()}"
         self.background("relay", Relay(self.name, database, jetstream, replica=replica).run())
+
+    def gauges(self, database: Database, *readings: Reading) -> None:
+        """Exports what lies in the database: the usual gauges of a service, and its own."""
+        self.background("gauges", read_for_ever(self.name, database, readings))
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""

@@ -55,6 +55,11 @@ class Layout:
         return self.home / "profile.json"
 
     @property
+    def scrape_targets(self) -> Path:
+        """For Prometheus' file_sd_configs."""
+        return self.home / "prometheus-targets.json"
+
+    @property
     def objects(self) -> Path:
         return self.home / "objects"
 
@@ -137,6 +142,7 @@ class Stack:
             await self.stop()
             raise
         write_private(self.layout.profile, json.dumps(self.profile, indent=2))
+        self.layout.scrape_targets.write_text(json.dumps(self._scrape_targets(), indent=2))
         for name in self.processes:
             self._wanted[name] = True
             self._supervisors.append(asyncio.create_task(self._supervise(name)))
@@ -164,6 +170,12 @@ class Stack:
         """Starts a process again that kill() ended."""
         await self.processes[name].start()
         self._wanted[name] = True
+
+    def _scrape_targets(self) -> list[dict[str, object]]:
+        return [
+            {"targets": [f"{LOOPBACK}:{self._ports[f'{name}-metrics']}"], "labels": {"process": name}}
+            for name in self.processes
+        ]
 
     def _port_names(self) -> list[str]:
         names = [*SERVICES, "gateway", *(f"worker-{number}" for number in range(1, self.workers + 1))]
