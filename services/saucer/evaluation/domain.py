@@ -179,6 +179,8 @@ class Evaluation:
     created_at: datetime
     ended_at: datetime | None
     revision: int
+    # The trace of the run whose model it scores.
+    traceparent: str | None = None
 
     @property
     def scored(self) -> StoredFile:

@@ -31,6 +31,7 @@ from saucer.evaluation.recommending import Goal, Recommendation, recommend
 from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.v1 import events_pb2
+from saucer.lib import tracing
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
@@ -108,6 +109,7 @@ class Evaluations:
                 created_at=tx.now,
                 ended_at=None,
                 revision=1,
+                traceparent=tracing.current(),
             )
             await store.insert(tx.connection, evaluation)
         self.wanted.set()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "SAUCER_"
@@ -23,6 +23,10 @@ class ProcessSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # host:port of /metrics; port 0 takes a free one.
     metrics_listen: str = "127.0.0.1:0"
+    # An OTLP collector's gRPC, like http://collector:4317; empty: no traces are recorded.
+    otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    # Of the traces that begin here, the share that is recorded.
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
 
 
 class ServerSettings(ProcessSettings):

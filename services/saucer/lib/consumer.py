@@ -28,6 +28,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError as NoSuchStreamError
 from prometheus_client import Counter, Histogram
 
+from saucer.lib import tracing
 from saucer.lib.cloudevent import CloudEvent, UnreadableEventError, from_json, parse_headers
 from saucer.lib.errors import DomainError, NotFoundError, UnavailableError
 from saucer.lib.postgres import Connection, Database, Transaction
@@ -231,7 +232,13 @@ class Consumer:
     async def handle(self, event: CloudEvent) -> None:
         """Parses the body and calls the handler. Raises what either raises."""
         handles = self._handlers[event.type]
-        await handles.handler(event, from_json(event.data, handles.message()))
+        parts = event.subject.removeprefix(f"{event.type}.").split(".")
+        ids = dict(zip(("account_id", "work_id", "resource_id"), parts, strict=False))
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            tracing.span(event.type, parent=event.traceparent, kind=tracing.CONSUMER, attributes=ids),
+        ):
+            await handles.handler(event, from_json(event.data, handles.message()))
 
     async def _failed(self, message: Msg, event: CloudEvent, attempts: int, error: Exception) -> None:
         if attempts < MAX_DELIVERIES and not _is_final(error):

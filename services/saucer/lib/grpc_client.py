@@ -9,7 +9,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from saucer.lib import errors
+from saucer.lib import errors, tracing
 from saucer.lib.grpc_server import MAX_MESSAGE_BYTES
 
 DEFAULT_TIMEOUT_S = 10.0
@@ -94,7 +94,7 @@ async def call(
 ) -> Response:
     """Makes a unary call. Raises the DomainError that the other side raised; UnavailableError if it did not answer."""
     try:
-        return await method(request, metadata=token.metadata(), timeout=timeout_s)
+        return await method(request, metadata=token.metadata() + tracing.metadata(), timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
         raise from_rpc(error) from error
 

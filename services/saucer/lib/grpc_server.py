@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
-from saucer.lib import auth
+from saucer.lib import auth, tracing
 from saucer.lib.errors import (
     DomainError,
     InvalidArgumentError,
@@ -167,7 +167,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         count_ok = calls_total.labels(method, "OK")
         seconds = call_seconds.labels(method)
 
-        async def handle(request: Message, context: Context) -> object:
+        async def answer(request: Message, context: Context) -> object:
             started = time.perf_counter()
             try:
                 self._authorize(method, context)
@@ -180,6 +180,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             count_ok.inc()
             seconds.observe(time.perf_counter() - started)
             return response
+
+        # Workers call every second; what they do is traced by their run.
+        if self._access[method] == access_pb2.ACCESS_WORKER:
+            return answer
+
+        async def handle(request: Message, context: Context) -> object:
+            with tracing.span(method.removeprefix("/"), parent=_traceparent(context), kind=tracing.SERVER):
+                return await answer(request, context)
 
         return handle
 
@@ -244,6 +252,10 @@ _END = object()
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+def _traceparent(context: Context) -> str | None:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == tracing.HEADER), None)
+
+
 def _bearer(context: Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == "authorization":
@@ -284,7 +296,7 @@ def to_status(method: str, error: Exception) -> status_pb2.Status:
         return status
     if isinstance(error, TimeoutError):
         return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
-    trace_id = new_id()
+    trace_id = tracing.trace_id() or new_id()
     log.error("call_failed", method=method, trace_id=trace_id, exc_info=error)
     return status_pb2.Status(
         code=code_pb2.INTERNAL, message=f"Something went wrong in Saucer; its log has it under {trace_id}."

@@ -15,7 +15,7 @@ import structlog
 from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
 
-from saucer.lib import config, grpc_client, telemetry
+from saucer.lib import config, grpc_client, telemetry, tracing
 from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
 from saucer.lib.consumer import Consumer, Handles, ensure_stream
@@ -129,6 +129,9 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
         loop.add_signal_handler(number, stop.set)
     log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen))
     process = Process(name)
+    if settings.otlp_endpoint:
+        stop_tracing = tracing.start(name, settings.otlp_endpoint, settings.trace_ratio)
+        process.stack.push_async_callback(asyncio.to_thread, stop_tracing)
     async with process.stack:
         wiring = asyncio.ensure_future(_wire(process, settings, wire))
         ends = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(process.failed.wait())]

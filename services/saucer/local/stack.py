@@ -99,6 +99,8 @@ class Stack:
     # Loses durability for speed; for tests.
     fast: bool = False
     triton_folder: Path | None = None
+    # Of an OTLP collector; empty: no traces.
+    otlp_endpoint: str = ""
     processes: dict[str, ServiceProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -268,7 +270,11 @@ class Stack:
 
     def _add(self, name: str, module: str, settings: dict[str, object]) -> None:
         metrics_port = self._ports[f"{name}-metrics"]
-        usual = {"log_format": "text", "metrics_listen": f"{LOOPBACK}:{metrics_port}"}
+        usual = {
+            "log_format": "text",
+            "metrics_listen": f"{LOOPBACK}:{metrics_port}",
+            "otlp_endpoint": self.otlp_endpoint,
+        }
         self.processes[name] = ServiceProcess(
             self.home / name, module, {**usual, **settings}, metrics_port=metrics_port
         )

@@ -140,6 +140,8 @@ class RunRequest:
     config: str
     max_duration_ms: int
     output_prefix: str
+    # The trace of what asked for it.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
