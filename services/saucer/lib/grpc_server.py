@@ -36,6 +36,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import new_id
+from saucer.lib.tls import Identity
 from saucer.lib.v1 import access_pb2
 
 # A unary call without a deadline of its own, or with a later one, is ended after this.
@@ -83,8 +84,17 @@ def access_of(servicers: Sequence[Servicer]) -> dict[str, int]:
 class Server:
     """One listening server of one process."""
 
-    def __init__(self, listen: str, verifier: auth.Verifier, servicers: Sequence[Servicer]) -> None:
-        """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken."""
+    def __init__(
+        self,
+        listen: str,
+        verifier: auth.Verifier,
+        servicers: Sequence[Servicer],
+        identity: Identity | None = None,
+    ) -> None:
+        """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken.
+
+        With an identity callers need a certificate of its authority.
+        """
         self._interceptor = _Interceptor(verifier, access_of(servicers))
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
@@ -100,7 +110,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names = [servicer.descriptor.full_name for servicer in servicers]
         reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
-        port = self._server.add_insecure_port(listen)
+        if identity is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            port = self._server.add_secure_port(listen, identity.server_credentials())
         if port == 0:
             raise OSError(f"Cannot listen on {listen}; is another process there?")
         self.address = f"{listen.rsplit(':', 1)[0]}:{port}"

@@ -24,6 +24,7 @@ from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.tls import Identity
 
 # Background work that does not heed its cancellation within this is left behind.
 STOP_S = 8.0
@@ -36,8 +37,9 @@ S = TypeVar("S", bound=config.ProcessSettings)
 class Process:
     """What a main.py wires, top to bottom; stopped in the opposite order."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, identity: Identity | None = None) -> None:
         self.name = name
+        self.identity = identity
         self.stack = AsyncExitStack()
         # Of the gRPC server, once it serves.
         self.address: str | None = None
@@ -58,7 +60,7 @@ class Process:
 
     async def database(self, settings: config.ServiceSettings, package: str) -> Database:
         """The service's database, migrated."""
-        database = await connect(settings.database_url, PostgresClock())
+        database = await connect(settings.database_url, PostgresClock(), identity=self.identity)
         self.stack.push_async_callback(_close_pool, database)
         await migrate(database, "saucer.lib", package)
         return database
@@ -68,7 +70,13 @@ class Process:
         while True:
             try:
                 client: NatsClient = await nats.connect(
-                    url, max_reconnect_attempts=-1, name=self.name, error_cb=_nats_error
+                    url,
+                    max_reconnect_attempts=-1,
+                    name=self.name,
+                    error_cb=_nats_error,
+                    # Its user may listen nowhere else.
+                    inbox_prefix=f"_INBOX_{self.name}".encode(),
+                    tls=self.identity.client_context() if self.identity is not None else None,
                 )
                 break
             except (OSError, nats.errors.Error) as error:
@@ -96,13 +104,15 @@ class Process:
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """A channel to another service, closed at the stop."""
-        channel = grpc_client.channel(address)
+        channel = grpc_client.channel(address, self.identity)
         self.stack.push_async_callback(channel.close)
         return channel
 
     async def serve(self, settings: config.ServerSettings, servicers: Sequence[Servicer]) -> Server:
         """Starts the gRPC server; the last thing that a main.py does."""
-        server = Server(settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers)
+        server = Server(
+            settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers, self.identity
+        )
         self.stack.push_async_callback(server.stop)
         await server.start()
         self.address = server.address
@@ -128,7 +138,7 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen))
-    process = Process(name)
+    process = Process(name, settings.identity)
     if settings.otlp_endpoint:
         stop_tracing = tracing.start(name, settings.otlp_endpoint, settings.trace_ratio)
         process.stack.push_async_callback(asyncio.to_thread, stop_tracing)

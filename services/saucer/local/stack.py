@@ -263,7 +263,7 @@ class Stack:
     def _server_settings(self, name: str) -> dict[str, object]:
         return {
             "listen": self._address(name, "grpc"),
-            "nats_url": self.nats.uri,
+            "nats_url": self.nats.uri_of(name),
             "public_keys_file": self.layout.public_keys,
             "revoked_tokens_file": self.layout.revoked,
         }
