@@ -22,6 +22,7 @@ from saucer.local.stack import PRICE_PER_HOUR_MICROS, REGION_ID, SPEC_ID, Stack
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 from saucer.training.v1 import training_pb2, training_pb2_grpc
+from tests.support.collector import Collector
 from tests.support.services import Metadata, Tokens
 
 HOLD_MICROS = 2 * PRICE_PER_HOUR_MICROS
@@ -56,8 +57,9 @@ class Account:
 class Saucer:
     """Calls every service of a stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, collector: Collector | None = None) -> None:
         self.stack = stack
+        self.collector = collector or Collector()
         self.tokens = Tokens(stack.layout.private_key.parent, public_name="public.json", key_id="local")
         self.administrator = self.tokens.metadata(Role.ADMINISTRATOR)
         self.channels = {
