@@ -23,6 +23,13 @@ POLL_S = 0.5
 STORE_WAIT_S = 15.0
 # Refused items shown in the table; --json has all that the report has.
 SHOWN_ITEMS = 20
+FORMATS = {
+    "coco": dataset_pb2.SOURCE_FORMAT_COCO,
+    "voc": dataset_pb2.SOURCE_FORMAT_PASCAL_VOC,
+    "yolo": dataset_pb2.SOURCE_FORMAT_YOLO,
+    "class-folders": dataset_pb2.SOURCE_FORMAT_CLASS_FOLDERS,
+    "images": dataset_pb2.SOURCE_FORMAT_IMAGES,
+}
 _AT_REST = {dataset_pb2.IMPORT_STATE_SUCCEEDED, dataset_pb2.IMPORT_STATE_FAILED}
 
 
@@ -36,8 +43,16 @@ def dataset() -> None:
 @click.option("--name", help="For people; default: the source's name.")
 @click.option("--upload-id", type=IDENTIFIER, help="Go on with an upload that was interrupted.")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Where the source has no split of its own.")
+@click.option(
+    "--format",
+    "source_format",
+    type=click.Choice([*FORMATS], case_sensitive=False),
+    help="Of the source; default: recognised by what lies in it.",
+)
 @pass_app
-def import_(app: App, source: Path, name: str | None, upload_id: str | None, split_seed: int) -> None:
+def import_(
+    app: App, source: Path, name: str | None, upload_id: str | None, split_seed: int, source_format: str | None
+) -> None:
     """Upload a folder, or a zip or tar of one, and make a version of it."""
     with _packed(app.output, source) as archive:
         upload = _upload(app, archive, upload_id)
@@ -47,6 +62,7 @@ def import_(app: App, source: Path, name: str | None, upload_id: str | None, spl
         display_name=name or source.resolve().name,
         upload_id=upload.upload_id,
         split_seed=split_seed,
+        source_format=FORMATS[source_format] if source_format else dataset_pb2.SOURCE_FORMAT_UNSPECIFIED,
     )
     ended = _wait(app, app.connection.dataset.ImportDataset(request))
     version = None

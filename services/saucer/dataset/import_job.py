@@ -13,6 +13,8 @@ class ImportJob:
     images: str
     manifest: str
     seed: int
+    # formats.SourceFormat
+    source_format: str
     max_unpacked_bytes: int
     # RLIMIT_AS: memory beyond it is refused, and with it the import.
     memory_bytes: int

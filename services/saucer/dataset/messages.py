@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from saucer.dataset.domain import DatasetVersion, Import, Json, Upload
+from saucer.dataset.domain import DatasetVersion, Import, Json, SourceFormat, Upload
 from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.clock import to_timestamp
 
 # NATS takes messages of 1 MB, so events carry this many examples for each reason; the reply to GetImport has them all.
 MAX_EVENT_ITEMS_PER_REASON = 5
+_FORMAT_PREFIX = "SOURCE_FORMAT_"
 
 
 def upload_message(upload: Upload) -> dataset_pb2.Upload:
@@ -56,6 +57,17 @@ def _import_message(work: Import, items: Sequence[Json]) -> dataset_pb2.Import:
     )
 
 
+def source_format_of(value: dataset_pb2.SourceFormat.ValueType) -> SourceFormat:
+    """Unspecified: AUTO."""
+    name = dataset_pb2.SourceFormat.Name(value).removeprefix(_FORMAT_PREFIX)
+    return SourceFormat.AUTO if name == "UNSPECIFIED" else SourceFormat(name)
+
+
+def _source_format_value(source_format: str) -> dataset_pb2.SourceFormat.ValueType:
+    name = "UNSPECIFIED" if source_format == SourceFormat.AUTO else source_format
+    return dataset_pb2.SourceFormat.Value(f"{_FORMAT_PREFIX}{name}")
+
+
 def _report_message(report: Json, items: Sequence[Json]) -> dataset_pb2.ImportReport:
     return dataset_pb2.ImportReport(
         counts=[
@@ -66,6 +78,7 @@ def _report_message(report: Json, items: Sequence[Json]) -> dataset_pb2.ImportRe
             for item in items
         ],
         clipped_boxes=report["clipped_boxes"],
+        source_format=_source_format_value(report.get("source_format", SourceFormat.AUTO)),
     )
 
 
@@ -80,6 +93,7 @@ def version_message(version: DatasetVersion) -> dataset_pb2.DatasetVersion:
         manifest_sha256=version.manifest_sha256,
         image_prefix=version.image_prefix,
         classes=version.classes,
+        label_kind=dataset_pb2.LabelKind.Value(f"LABEL_KIND_{version.label_kind}"),
         statistics=_statistics_message(version.statistics),
         create_time=to_timestamp(version.created_at),
         revision=version.revision,

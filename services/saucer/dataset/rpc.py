@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from saucer.dataset.domain import ImportRequest
-from saucer.dataset.messages import import_message, upload_message, version_message
+from saucer.dataset.messages import import_message, source_format_of, upload_message, version_message
 from saucer.dataset.service import Datasets
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib.auth import current
@@ -49,6 +49,7 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
                 request.upload_id or None,
                 request.store_path or None,
                 request.split_seed,
+                source_format_of(request.source_format),
             ),
         )
         return import_message(work)

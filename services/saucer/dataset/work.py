@@ -190,6 +190,7 @@ class ImportWorker:
             images=str(folder / "images"),
             manifest=str(folder / "manifest.json"),
             seed=work.split_seed,
+            source_format=work.source_format,
             max_unpacked_bytes=min(MAX_UNPACKED_BYTES, await asyncio.to_thread(room, folder)),
             memory_bytes=self._limits.memory_bytes,
             file_bytes=self._limits.file_bytes,
@@ -227,6 +228,7 @@ class ImportWorker:
             manifest_key=key,
             manifest_sha256=imported.manifest_sha256,
             image_prefix=image_prefix,
+            label_kind=imported.label_kind,
             classes=imported.classes,
             statistics=imported.statistics,
             created_at=work.created_at,  # succeed() sets it

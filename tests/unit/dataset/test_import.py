@@ -84,7 +84,7 @@ def test_each_split_file_has_its_own_image_of_the_same_name(tmp_path: Path) -> N
 
 
 def test_folders_without_one_clear_label_file_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "none", {"1.png": picture(1), "a/b": b"", "c/d": b""})
+    write(tmp_path / "none", {"1.png": picture(1), "a/b.json": b"", "c/d": b""})
     write(tmp_path / "two", {"a.json": ONE, "b.json": ONE})
     write(tmp_path / "twice", {"train.json": ONE, "annotations/instances_train2017.json": ONE})
     write(tmp_path / "link", {"real.txt": json.dumps(ONE).encode()})

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from saucer.dataset.coco import LabelLimits
 from saucer.dataset.importer import ImportLimits
+from saucer.dataset.labels import LabelLimits
 from saucer.dataset.report import ImportReason, ImportRefusedError
 from tests.unit.dataset.folders import box, coco, image, picture, run_import, simple, write
 
@@ -233,7 +233,7 @@ def test_an_id_with_two_names_is_refused(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from saucer.dataset.coco import LabelLimits
+from saucer.dataset.labels import LabelLimits
 from saucer.dataset.importer import ImportLimits, import_folder
 from saucer.dataset.report import ImportRefusedError
 

@@ -43,6 +43,61 @@ IMPORT_STATE_FAILED: ImportState.ValueType  # 4
 """Refused as a whole, or failed; nothing was imported."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
+class _SourceFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SourceFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SourceFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOURCE_FORMAT_UNSPECIFIED: _SourceFormat.ValueType  # 0
+    SOURCE_FORMAT_COCO: _SourceFormat.ValueType  # 1
+    """One JSON file, or one for each split. Where no annotation has a bbox, they label whole images."""
+    SOURCE_FORMAT_PASCAL_VOC: _SourceFormat.ValueType  # 2
+    """An XML file for each image; splits in ImageSets/Main. Difficult objects become crowd boxes."""
+    SOURCE_FORMAT_YOLO: _SourceFormat.ValueType  # 3
+    """A text file for each image; class names in data.yaml or classes.txt."""
+    SOURCE_FORMAT_CLASS_FOLDERS: _SourceFormat.ValueType  # 4
+    """A folder for each class, below folders for splits if there are any."""
+    SOURCE_FORMAT_IMAGES: _SourceFormat.ValueType  # 5
+    """Images without labels, to be labelled here."""
+
+class SourceFormat(_SourceFormat, metaclass=_SourceFormatEnumTypeWrapper): ...
+
+SOURCE_FORMAT_UNSPECIFIED: SourceFormat.ValueType  # 0
+SOURCE_FORMAT_COCO: SourceFormat.ValueType  # 1
+"""One JSON file, or one for each split. Where no annotation has a bbox, they label whole images."""
+SOURCE_FORMAT_PASCAL_VOC: SourceFormat.ValueType  # 2
+"""An XML file for each image; splits in ImageSets/Main. Difficult objects become crowd boxes."""
+SOURCE_FORMAT_YOLO: SourceFormat.ValueType  # 3
+"""A text file for each image; class names in data.yaml or classes.txt."""
+SOURCE_FORMAT_CLASS_FOLDERS: SourceFormat.ValueType  # 4
+"""A folder for each class, below folders for splits if there are any."""
+SOURCE_FORMAT_IMAGES: SourceFormat.ValueType  # 5
+"""Images without labels, to be labelled here."""
+Global___SourceFormat: _TypeAlias = SourceFormat  # noqa: Y015
+
+class _LabelKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LabelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LabelKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LABEL_KIND_UNSPECIFIED: _LabelKind.ValueType  # 0
+    LABEL_KIND_BOXES: _LabelKind.ValueType  # 1
+    """Where each object is."""
+    LABEL_KIND_CLASSES: _LabelKind.ValueType  # 2
+    """What the whole image shows: one class an image."""
+
+class LabelKind(_LabelKind, metaclass=_LabelKindEnumTypeWrapper):
+    """What a label says."""
+
+LABEL_KIND_UNSPECIFIED: LabelKind.ValueType  # 0
+LABEL_KIND_BOXES: LabelKind.ValueType  # 1
+"""Where each object is."""
+LABEL_KIND_CLASSES: LabelKind.ValueType  # 2
+"""What the whole image shows: one class an image."""
+Global___LabelKind: _TypeAlias = LabelKind  # noqa: Y015
+
 @_typing.final
 class Upload(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -219,8 +274,11 @@ class ImportReport(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     CLIPPED_BOXES_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     clipped_boxes: _builtins.int
     """Boxes that reached beyond the image and were cut to it."""
+    source_format: Global___SourceFormat.ValueType
+    """As which the source was read."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCount]: ...
     @_builtins.property
@@ -233,10 +291,11 @@ class ImportReport(_message.Message):
         counts: _abc.Iterable[Global___RefusedCount] | None = ...,
         items: _abc.Iterable[Global___RefusedItem] | None = ...,
         clipped_boxes: _builtins.int = ...,
+        source_format: Global___SourceFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipped_boxes", b"clipped_boxes", "counts", b"counts", "items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipped_boxes", b"clipped_boxes", "counts", b"counts", "items", b"items", "source_format", b"source_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,6 +359,7 @@ class ImportDatasetRequest(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     STORE_PATH_FIELD_NUMBER: _builtins.int
     SPLIT_SEED_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     """Empty: the token's own."""
@@ -310,6 +370,8 @@ class ImportDatasetRequest(_message.Message):
     """A folder or an archive below the account's prefix in the object store: a relative key."""
     split_seed: _builtins.int
     """Of the split, where the source has none of its own."""
+    source_format: Global___SourceFormat.ValueType
+    """Unspecified: recognised by what lies in the source."""
     def __init__(
         self,
         *,
@@ -319,10 +381,11 @@ class ImportDatasetRequest(_message.Message):
         upload_id: _builtins.str = ...,
         store_path: _builtins.str = ...,
         split_seed: _builtins.int = ...,
+        source_format: Global___SourceFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "request_id", b"request_id", "source", b"source", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "request_id", b"request_id", "source", b"source", "source_format", b"source_format", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload_id", "store_path"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
@@ -366,17 +429,21 @@ class DatasetVersion(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LABEL_KIND_FIELD_NUMBER: _builtins.int
     dataset_version_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
     content_hash: _builtins.str
     """SHA-256 over images, labels and split; the order of the source does not matter."""
     manifest_key: _builtins.str
-    """The manifest: COCO JSON, with file_name = sha256 of the image and `split` on each image."""
+    """The manifest: COCO JSON, with file_name = sha256 of the image and `split` on each image. Annotations that label whole
+    images have no bbox.
+    """
     manifest_sha256: _builtins.str
     image_prefix: _builtins.str
     """Prefix of the images in the object store."""
     revision: _builtins.int
+    label_kind: Global___LabelKind.ValueType
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -397,10 +464,11 @@ class DatasetVersion(_message.Message):
         statistics: Global___DatasetStatistics | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        label_kind: Global___LabelKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "content_hash", b"content_hash", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "image_prefix", b"image_prefix", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "revision", b"revision", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "content_hash", b"content_hash", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "image_prefix", b"image_prefix", "label_kind", b"label_kind", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "revision", b"revision", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,7 +529,7 @@ class ClassStatistics(_message.Message):
     boxes: _builtins.int
     images: _builtins.int
     share: _builtins.float
-    """Of all boxes."""
+    """Of all boxes; of all labelled images, where labels are of whole images."""
     def __init__(
         self,
         *,
