@@ -86,6 +86,8 @@ async def owned(saucer: Saucer, trained: Trained) -> Owned:
         "deployment_id": deployment.deployment_id,
         "upload_id": upload,
         "import_id": imported,
+        "draft_id": await saucer.draft(account, trained.data.dataset_version_id),
+        "image_set_id": trained.data.dataset_version_id,
     }
     return Owned(account, ids)
 
@@ -118,6 +120,8 @@ FILLING: dict[str, Callable[[], Any]] = {
     "worker_id": lambda: "w",
     "token": lambda: "t",
     "sequence": lambda: 1,
+    "image_id": lambda: 1,
+    "revision": lambda: 1,
     "stage": lambda: 3,
     "reason": lambda: 1,
 }

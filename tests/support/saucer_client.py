@@ -111,6 +111,13 @@ class Saucer:
         started = await self.dataset.ImportDataset(request, metadata=account.metadata)
         return upload.upload_id, started.import_id
 
+    async def draft(self, account: Account, dataset_version_id: str) -> str:
+        """Id of a draft of the version."""
+        request = dataset_pb2.CreateDraftRequest(
+            request_id=new_id(), dataset_version_id=dataset_version_id, display_name="draft"
+        )
+        return (await self.dataset.CreateDraft(request, metadata=account.metadata)).draft_id
+
     async def import_folder(self, account: Account, folder: Path) -> dataset_pb2.Import:
         """Uploads a folder as a tar and imports it; the import at its end."""
         archive = await asyncio.to_thread(tar_of, folder)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from saucer.dataset.boxes import clip, turn
 from saucer.dataset.domain import LabelKind
-from saucer.dataset.labels import Labels
+from saucer.dataset.labels import MAX_BOXES_PER_IMAGE, Labels
 from saucer.dataset.report import ItemKind, ItemReason, Report
 
 # Places of images that are not among the accepted ones.
@@ -113,6 +113,11 @@ def check_annotations(
         rows.refuse(
             _same_boxes(rows, place, category), ItemReason.DUPLICATE_BOX, "The same box of the same class stands twice."
         )
+        rows.refuse(
+            _beyond_limit(rows, place),
+            ItemReason.TOO_MANY_BOXES,
+            f"Its image has more than {MAX_BOXES_PER_IMAGE:,} boxes.",
+        )
     else:
         rows.box[:] = 0
         rows.refuse(
@@ -121,6 +126,16 @@ def check_annotations(
     left = rows.left
     report.emptied_images += images_with_annotations - len(np.unique(place[left]))
     return CheckedAnnotations(place[left], category[left], rows.box[left], rows.crowd[left])
+
+
+def _beyond_limit(rows: _Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mask over `left` of the boxes beyond MAX_BOXES_PER_IMAGE, by their order in it."""
+    order = np.argsort(place[rows.left], kind="stable")
+    sorted_places = place[rows.left][order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_places, sorted_places)
+    beyond = np.zeros(len(order), dtype=np.bool_)
+    beyond[order] = rank >= MAX_BOXES_PER_IMAGE
+    return beyond
 
 
 def _scale_boxes(rows: _Rows, place: NDArray[np.int64], images: AcceptedImages) -> None:

@@ -37,7 +37,7 @@ MAX_TOKEN_BYTES = 16 * 1024**2
 _CHUNK_BYTES = 64 * 1024
 _ENTRY_DEPTH = 3
 _WANTED = {
-    "images": frozenset({"id", "file_name", "width", "height", "split"}),
+    "images": frozenset({"id", "file_name", "width", "height", "split", "source_name"}),
     "annotations": frozenset({"id", "image_id", "category_id", "bbox", "iscrowd"}),
     "categories": frozenset({"id", "name"}),
 }
@@ -199,7 +199,12 @@ def _add_image(labels: Labels, entry: dict[str, Any] | None, item: str, report: 
         item = file_name
         labels.images.append(
             ImageEntry(
-                file_name, _required(entry, "id"), _side(entry, "width"), _side(entry, "height"), _own_split(entry)
+                file_name,
+                _required(entry, "id"),
+                _side(entry, "width"),
+                _side(entry, "height"),
+                _own_split(entry),
+                _source_name(entry),
             )
         )
     except _MalformedError as error:
@@ -266,6 +271,11 @@ def _own_split(entry: dict[str, Any]) -> Split | None:
     if not isinstance(split, str) or split.lower() not in SPLIT_NAMES:
         raise _MalformedError(f"split is none of {', '.join(SPLIT_NAMES)}")
     return SPLIT_NAMES[split.lower()]
+
+
+def _source_name(entry: dict[str, Any]) -> str | None:
+    name = entry.get("source_name")
+    return name if isinstance(name, str) and 0 < len(name) <= MAX_FILE_NAME_CHARS else None
 
 
 def _integer(value: object) -> int | None:

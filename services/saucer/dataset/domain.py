@@ -36,6 +36,8 @@ class SourceFormat(StrEnum):
     CLASS_FOLDERS = "CLASS_FOLDERS"
     # Without labels.
     IMAGES = "IMAGES"
+    # Labelled here.
+    DRAFT = "DRAFT"
 
 
 class LabelKind(StrEnum):
@@ -126,7 +128,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What is to be imported; exactly one of upload_id and store_path is set."""
+    """What is to be imported; exactly one of upload_id, store_path and draft_id is set. A draft's format is DRAFT."""
 
     account_id: str
     display_name: str
@@ -134,6 +136,9 @@ class ImportRequest:
     store_path: str | None
     split_seed: int
     source_format: SourceFormat = SourceFormat.AUTO
+    draft_id: str | None = None
+    # Of a draft: a new split, instead of that of its version.
+    split_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ class Import:
     store_path: str | None
     split_seed: int
     source_format: SourceFormat
+    draft_id: str | None
+    split_again: bool
     state: ImportState
     images_done: int
     images_total: int
@@ -172,6 +179,8 @@ class Import:
             self.store_path,
             self.split_seed,
             self.source_format,
+            self.draft_id,
+            self.split_again,
         )
 
 
@@ -185,6 +194,8 @@ def queued(import_id: str, request: ImportRequest, now: datetime) -> Import:
         store_path=request.store_path,
         split_seed=request.split_seed,
         source_format=request.source_format,
+        draft_id=request.draft_id,
+        split_again=request.split_again,
         state=ImportState.QUEUED,
         images_done=0,
         images_total=0,

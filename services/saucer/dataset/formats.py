@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from saucer.dataset.class_folders import are_class_folders, read_class_folders, read_images
 from saucer.dataset.coco import read_labels
 from saucer.dataset.domain import SourceFormat
+from saucer.dataset.draft_file import DRAFT_FILE, read_draft
 from saucer.dataset.labels import LabelLimits, Labels
 from saucer.dataset.layout import (
     MAX_WRAPPING_FOLDERS,
@@ -31,6 +32,9 @@ from saucer.dataset.yolo import is_yolo, read_yolo
 
 # Endings of labels that are not read, or not found where they should be.
 _UNREAD_LABELS = (".json", ".jsonl", ".csv", ".tsv", ".tfrecord", ".parquet", ".mat")
+
+# File names are paths from the top, so that is the one place to look for them.
+_EVERYTHING = LabelFile(PurePosixPath("."), None, (PurePosixPath("."),))
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def read_sources(folder: Path, wanted: SourceFormat, limits: LabelLimits, report
     Raises:
         ImportRefusedError: no_label_file, or what the format's own reader raises.
     """
+    if wanted is SourceFormat.DRAFT:
+        with (folder / DRAFT_FILE).open(encoding="utf-8") as file:
+            return Found(wanted, folder, (Source(_EVERYTHING, read_draft(file, report)),))
     layout = find_layout(folder) if wanted in (SourceFormat.AUTO, SourceFormat.COCO) else None
     if layout is not None:
         return Found(SourceFormat.COCO, layout.folder, _read_coco(layout, limits, report))
@@ -72,9 +79,7 @@ def read_sources(folder: Path, wanted: SourceFormat, limits: LabelLimits, report
         raise ImportRefusedError(ImportReason.NO_LABEL_FILE, "The source holds neither a label file nor an image.")
     found = _recognised(files) if wanted is SourceFormat.AUTO else wanted
     labels = _read(found, folder, files, limits, report)
-    # File names are paths from the top, so that is the one place to look for them.
-    everything = LabelFile(PurePosixPath("."), None, (PurePosixPath("."),))
-    return Found(found, folder, (Source(everything, labels),))
+    return Found(found, folder, (Source(_EVERYTHING, labels),))
 
 
 def _unwrapped(folder: Path) -> Path:

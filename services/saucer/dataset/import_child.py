@@ -81,6 +81,7 @@ def _import(job: ImportJob) -> ImportResult:
         sink=keep,
         progress=lambda done, total: _say("progress", [done, total]),
         manifest_path=Path(job.manifest),
+        listing_path=Path(job.listing),
         seed=job.seed,
         source_format=SourceFormat(job.source_format),
     )

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class ImportJob:
-    """`source` is an archive or a folder; `unpacked` and `manifest` do not exist yet, the folder `images` does."""
+    """`source` is an archive or a folder; the folder `images` exists; `unpacked`, `manifest`, `listing` do not."""
 
     source: str
     unpacked: str
     images: str
     manifest: str
+    # As listing.write_listing() writes it.
+    listing: str
     seed: int
     # formats.SourceFormat
     source_format: str

@@ -27,6 +27,7 @@ from saucer.dataset.formats import Source, read_sources
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
 from saucer.dataset.labels import ImageEntry, LabelLimits
 from saucer.dataset.layout import NotInFolderError, find_image
+from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
 from saucer.dataset.splits import Split, SplitImage, assign_splits
@@ -75,6 +76,7 @@ def import_folder(
     sink: ImageSink,
     progress: Callable[[int, int], None],
     manifest_path: Path,
+    listing_path: Path,
     seed: int,
     source_format: SourceFormat = SourceFormat.AUTO,
     limits: ImportLimits | None = None,
@@ -85,7 +87,8 @@ def import_folder(
         folder: read only; links in it are not followed.
         sink: gets the bytes of each accepted image, in no stated order, before the import is known to succeed.
         progress: called with images done and images in all, for each image.
-        manifest_path: where the manifest is written; absent after an error.
+        manifest_path, listing_path: where the manifest and the rows of its images (listing.py) are written; absent
+            after an error.
         seed: of the split, where the source has none (splits.py).
         source_format: AUTO recognises it (formats.py).
 
@@ -98,7 +101,8 @@ def import_folder(
     found = read_sources(folder, source_format, bounds.labels, report)
     sources = found.sources
     class_names, class_of_id = _join_categories(sources, report)
-    accepted = _accept_images(found.folder, sources, sink, progress, bounds.images, report)
+    stored = found.source_format is SourceFormat.DRAFT
+    accepted = _accept_images(found.folder, sources, sink, progress, bounds.images, report, stored=stored)
     if not accepted:
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
@@ -107,7 +111,7 @@ def import_folder(
     columns = _columns(accepted, order, sources, class_of_id, report)
     images = [accepted[place] for place in order.tolist()]
     splits = _assign_splits(images, columns, seed)
-    hashes = _write(manifest_path, class_names, images, splits, columns)
+    hashes = _write(manifest_path, listing_path, class_names, images, splits, columns)
     statistics = describe(columns, splits, class_names)
     return ImportResult(
         manifest_path, hashes.file, hashes.content, found.source_format, columns.kind, class_names, statistics, report
@@ -169,7 +173,10 @@ def _accept_images(
     progress: Callable[[int, int], None],
     limits: ImageLimits,
     report: Report,
+    *,
+    stored: bool,
 ) -> list[_Accepted]:
+    """`stored`: images are no files here, but stored already under the hashes that are their names."""
     total = sum(len(source.labels.images) for source in sources)
     done = 0
     accepted: list[_Accepted] = []
@@ -185,9 +192,12 @@ def _accept_images(
                 ids.add(entry.id)
                 source.place_of_id[entry.id] = REFUSED
                 parts = _checked_name(entry, names)
-                with find_image(folder, source.file, parts) as file:
-                    data = read_image(file, limits)
-                facts = check_image(data, limits)
+                if stored:
+                    data, facts = b"", _stored_facts(entry)
+                else:
+                    with find_image(folder, source.file, parts) as file:
+                        data = read_image(file, limits)
+                    facts = check_image(data, limits)
                 orientation = _labelled_orientation(entry, facts)
                 if facts.sha256 in name_of_hash:
                     raise _ItemRefusedError(
@@ -196,15 +206,23 @@ def _accept_images(
             except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
                 report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
             else:
-                sink(facts.sha256, data)
+                if not stored:
+                    sink(facts.sha256, data)
                 name_of_hash[facts.sha256] = printable(entry.file_name)
                 source.place_of_id[entry.id] = len(accepted)
                 report.turned_images += bool(orientation)
                 split = entry.split or source.file.split
-                accepted.append(_Accepted(facts, split, printable(entry.file_name), orientation))
+                source_name = printable(entry.source_name or entry.file_name)
+                accepted.append(_Accepted(facts, split, source_name, orientation))
             done += 1
             progress(done, total)
     return accepted
+
+
+def _stored_facts(entry: ImageEntry) -> ImageFacts:
+    assert entry.width is not None
+    assert entry.height is not None
+    return ImageFacts(entry.file_name, entry.width, entry.height, turned=None)
 
 
 class _ItemRefusedError(Exception):
@@ -302,14 +320,21 @@ def _assign_splits(images: Sequence[_Accepted], columns: Columns, seed: int) -> 
 
 
 def _write(
-    path: Path, class_names: Sequence[str], images: Sequence[_Accepted], splits: Sequence[Split], columns: Columns
+    path: Path,
+    listing: Path,
+    class_names: Sequence[str],
+    images: Sequence[_Accepted],
+    splits: Sequence[Split],
+    columns: Columns,
 ) -> ManifestHashes:
     rows = [
         ManifestImage(image.facts.sha256, image.facts.width, image.facts.height, split, image.source_name)
         for image, split in zip(images, splits, strict=True)
     ]
     try:
+        write_listing(listing, rows, columns)
         return write_manifest(path, class_names, rows, columns)
     except BaseException:
         path.unlink(missing_ok=True)
+        listing.unlink(missing_ok=True)
         raise

@@ -20,6 +20,8 @@ from saucer.dataset.splits import Split
 MAX_IMAGES = 250_000
 MAX_ANNOTATIONS = 2_500_000
 MAX_CATEGORIES = 1_000
+# Of one image, after all other checks; those beyond are left out, too_many_boxes.
+MAX_BOXES_PER_IMAGE = 10_000
 # Of one label file (COCO's own largest has 470 MB). Above it: refused, label_file_too_large, before reading.
 MAX_LABEL_FILE_BYTES = 2 * 1024**3
 # Longer names make their item malformed.
@@ -48,13 +50,15 @@ class LabelLimits:
 
 
 class ImageEntry(NamedTuple):
-    """`width` and `height` are None where the file does not say; `split` likewise."""
+    """`width` and `height` are None where the file does not say; `split` likewise. `source_name` is the image's name
+    for its owner, where that is not the file name."""
 
     file_name: str
     id: int
     width: int | None
     height: int | None
     split: Split | None
+    source_name: str | None = None
 
 
 class CategoryEntry(NamedTuple):

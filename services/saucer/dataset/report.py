@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-# Examples kept for each of the 22 reasons; further ones are counted only. So a report has at most 1,000 items.
-MAX_REPORTED = 45
+# Examples kept for each of the 23 reasons; further ones are counted only. So a report has at most 1,000 items.
+MAX_REPORTED = 43
 # Longer names and sentences from the user's files are cut with an ellipsis.
 MAX_TEXT_CHARS = 200
 
@@ -72,6 +72,7 @@ class ItemReason(StrEnum):
     BOX_OUTSIDE = "box_outside"
     DUPLICATE_BOX = "duplicate_box"
     SEVERAL_LABELS = "several_labels"
+    TOO_MANY_BOXES = "too_many_boxes"
 
     MALFORMED_CATEGORY = "malformed_category"
     DUPLICATE_CATEGORY = "duplicate_category"

@@ -23,9 +23,9 @@ from saucer.lib.postgres import Connection
 _STORE = "account_id, prefix, proven_at, revision"
 _UPLOAD = "upload_id, account_id, size_bytes, committed_bytes, state, created_at, expires_at"
 _IMPORT = (
-    "import_id, account_id, display_name, upload_id, store_path, split_seed, source_format, state, images_done, "
-    "images_total, error_reason, error_message, report, dataset_version_id, created_at, ended_at, attempts, crashes, "
-    "retry_at, claim_token, claim_expires_at, revision"
+    "import_id, account_id, display_name, upload_id, store_path, split_seed, source_format, draft_id, "
+    "split_again, state, images_done, images_total, error_reason, error_message, report, dataset_version_id, "
+    "created_at, ended_at, attempts, crashes, retry_at, claim_token, claim_expires_at, revision"
 )
 _VERSION = (
     "dataset_version_id, account_id, display_name, content_hash, manifest_key, manifest_sha256, image_prefix, "
@@ -182,8 +182,8 @@ async def insert_import(connection: Connection, work: Import) -> None:
     await connection.execute(
         """
         INSERT INTO import (import_id, account_id, display_name, upload_id, store_path, split_seed, source_format,
-                            state, created_at, retry_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                            draft_id, split_again, state, created_at, retry_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
         """,
         work.import_id,
         work.account_id,
@@ -192,6 +192,8 @@ async def insert_import(connection: Connection, work: Import) -> None:
         work.store_path,
         work.split_seed,
         work.source_format,
+        work.draft_id,
+        work.split_again,
         work.state,
         work.created_at,
         work.retry_at,
@@ -379,7 +381,7 @@ def _version(row: asyncpg.Record) -> DatasetVersion:
     )
 
 
-_IDS = frozenset({"account_id", "upload_id", "import_id", "dataset_version_id", "claim_token"})
+_IDS = frozenset({"account_id", "upload_id", "import_id", "dataset_version_id", "draft_id", "claim_token"})
 
 
 def _plain(row: asyncpg.Record) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def run_import(
         sink=store.put,
         progress=lambda done, total: store.progress.append((done, total)),
         manifest_path=manifest_path,
+        listing_path=folder.parent / f"{folder.name}.listing",
         seed=seed,
         source_format=source_format,
         limits=limits,

@@ -21,6 +21,7 @@ def job(folder: Path, source: Path) -> ImportJob:
         unpacked=str(folder / "unpacked"),
         images=str(folder / "kept"),
         manifest=str(folder / "manifest.json"),
+        listing=str(folder / "listing"),
         seed=1,
         source_format=SourceFormat.AUTO,
         max_unpacked_bytes=100 * MB,
