@@ -89,6 +89,8 @@ async def owned(saucer: Saucer, trained: Trained) -> Owned:
         "upload_id": upload,
         "import_id": imported,
         "resource_group_id": await saucer.group(account),
+        "draft_id": await saucer.draft(account, trained.data.dataset_version_id),
+        "image_set_id": trained.data.dataset_version_id,
     }
     return Owned(account, ids)
 
@@ -123,6 +125,8 @@ FILLING: dict[str, Callable[[], Any]] = {
     "worker_id": lambda: "w",
     "token": lambda: "t",
     "sequence": lambda: 1,
+    "image_id": lambda: 1,
+    "revision": lambda: 1,
     "stage": lambda: 3,
     "reason": lambda: 1,
     "kind": lambda: 1,

@@ -130,6 +130,13 @@ class Saucer:
         made = await self.billing.CreateResourceGroup(request, metadata=self.administrator)
         return made.resource_group_id
 
+    async def draft(self, account: Account, dataset_version_id: str) -> str:
+        """Id of a draft of the version."""
+        request = dataset_pb2.CreateDraftRequest(
+            request_id=new_id(), dataset_version_id=dataset_version_id, display_name="draft"
+        )
+        return (await self.dataset.CreateDraft(request, metadata=account.metadata)).draft_id
+
     async def import_folder(self, account: Account, folder: Path) -> dataset_pb2.Import:
         """Uploads a folder as a tar and imports it; the import at its end."""
         archive = await asyncio.to_thread(tar_of, folder)
