@@ -1,5 +1,5 @@
-"""Events in: one durable consumer a service, one event of an account at a time, acknowledged after its effect is
-committed.
+"""Events in: one durable consumer a service, one event of a task or deployment at a time, acknowledged after its effect
+is committed.
 
 1. A handler calls one use case, which opens its own transaction and commits before the acknowledgement: a crash between
    the two delivers the event again.
@@ -7,7 +7,7 @@ committed.
 3. What may pass later (a database that restarts, a peer that does not answer) is delivered again after a delay.
 4. What is unreadable or refused, or fails MAX_DELIVERIES times, is kept in dead_event and terminated: nothing is lost,
    and nothing stands in the way of the events behind it.
-5. Accounts do not wait for each other: what is causally linked lies within one. Another replica takes from the same
+5. Works do not wait for each other: what is causally linked lies within one. Another replica takes from the same
    durable consumer, so that handlers are safe beside each other anyway.
 """
 
@@ -40,7 +40,7 @@ STREAM_MAX_AGE_S = 30 * 24 * 3600.0
 DUPLICATE_WINDOW_S = 3600.0
 # Events in this process; no more are fetched.
 MAX_HELD = 100
-# Of those, handled at once, each of another account; the pool has to serve calls besides.
+# Of those, handled at once, each of another work; the pool has to serve calls besides.
 AT_ONCE = 4
 FETCH_TIMEOUT_S = 5.0
 # An event whose handler takes longer is delivered again, also to another replica.
@@ -104,7 +104,10 @@ async def claim(tx: Transaction, event_id: str) -> bool:
 
 
 class _Lanes:
-    """Takes messages: each account's in order, AT_ONCE accounts at a time, each as soon as its turn comes."""
+    """Takes messages: each work's in order, AT_ONCE works at a time, each as soon as its turn comes.
+
+    A work is a task or deployment; what an account's events are of none is a work of its own.
+    """
 
     def __init__(self, take: Callable[[Msg], Awaitable[None]]) -> None:
         self._take = take
@@ -125,13 +128,14 @@ class _Lanes:
         return MAX_HELD - self._held
 
     def add(self, message: Msg) -> None:
-        """To be taken after those of its account that were added before."""
+        """To be taken after those of its work that were added before."""
         self._held += 1
-        account_id = (message.headers or {}).get("ce-accountid", "")
-        lane = self._lanes.setdefault(account_id, deque())
+        # A subject ends in account, work and resource.
+        work = ".".join(message.subject.split(".")[-3:-1])
+        lane = self._lanes.setdefault(work, deque())
         lane.append(message)
         if len(lane) == 1:
-            task = asyncio.create_task(self._go_through(account_id, lane))
+            task = asyncio.create_task(self._go_through(work, lane))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
 
@@ -142,14 +146,14 @@ class _Lanes:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _go_through(self, account_id: str, lane: deque[Msg]) -> None:
+    async def _go_through(self, work: str, lane: deque[Msg]) -> None:
         while lane:
             async with self._turns:
                 await self._take(lane[0])
             lane.popleft()
             self._held -= 1
             self._changed.set()
-        del self._lanes[account_id]
+        del self._lanes[work]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -107,9 +107,10 @@ async def play(folder: Path, *, seconds: float, crashes: int) -> None:
 
 
 async def test_what_was_answered_survives_crashes_of_the_database_and_nothing_is_done_twice(servers_dir: Path) -> None:
-    await play(servers_dir / "crashing", seconds=6, crashes=2)
+    await play(servers_dir / "crashing", seconds=10, crashes=3)
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(600)
 async def test_the_same_for_a_minute(servers_dir: Path) -> None:
     await play(servers_dir / "crashing-long", seconds=60, crashes=12)

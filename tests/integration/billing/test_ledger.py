@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 from saucer.billing.domain import Hold, HoldRequest, HoldState, Spec
 from saucer.billing.ledger import TransferKind
 from saucer.billing.service import UNUSED_LIMIT
+from saucer.billing.service.holds import Counted, Ended
 from saucer.billing.store import records
 from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError, InvalidArgumentError
 from saucer.lib.ids import new_id
@@ -27,7 +28,8 @@ from tests.support.ledger import (
     request_of,
 )
 
-RACES = 50
+# In `make test`, and in `make soak`.
+RACES = pytest.mark.parametrize("races", [50, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
 
 
 async def refusal(call: Awaitable[Any]) -> DomainError:
@@ -45,8 +47,11 @@ async def granted(ledger: Ledger, balance_micros: int = HOLD_MICROS, count: int 
 # Races
 
 
-async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_wins_every_time(ledger: Ledger) -> None:
-    for _ in range(RACES):
+@RACES
+async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_wins_every_time(
+    ledger: Ledger, races: int
+) -> None:
+    for _ in range(races):
         account_id = await ledger.account(HOLD_MICROS)
         calls = [
             replica.holds.create(request_of(account_id))
@@ -62,19 +67,21 @@ async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_win
         assert await ledger.balance(account_id) == (0, HOLD_MICROS)
 
 
-async def test_the_same_hold_asked_for_at_once_of_two_replicas_freezes_once(ledger: Ledger) -> None:
-    for _ in range(RACES):
+@RACES
+async def test_the_same_hold_asked_for_at_once_of_two_replicas_freezes_once(ledger: Ledger, races: int) -> None:
+    for _ in range(races):
         request = request_of(await ledger.account(3 * HOLD_MICROS))
         calls = [replica.holds.create(request) for _ in range(4) for replica in (ledger.billing, ledger.second)]
         assert len(set(await asyncio.gather(*calls))) == 1
         assert await ledger.balance(request.account_id) == (2 * HOLD_MICROS, HOLD_MICROS)
 
 
-async def test_a_reply_lost_before_or_after_the_commit_leaves_one_hold(ledger: Ledger) -> None:
-    for attempt in range(RACES):
+@RACES
+async def test_a_reply_lost_before_or_after_the_commit_leaves_one_hold(ledger: Ledger, races: int) -> None:
+    for attempt in range(races):
         request = request_of(await ledger.account(3 * HOLD_MICROS))
         call = asyncio.create_task(ledger.billing.holds.create(request))
-        await asyncio.sleep(0.0002 * attempt)
+        await asyncio.sleep(0.0002 * (attempt % 50))
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         await ledger.second.holds.create(request)
@@ -111,6 +118,32 @@ async def test_of_holds_that_go_together_one_refused_refuses_no_neighbour(ledger
         "INSUFFICIENT_BALANCE",
     ]
     assert await ledger.balance(account_id) == (0, 3 * HOLD_MICROS)
+
+
+async def test_counters_of_one_account_that_come_together_go_to_the_database_together(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account_id = await ledger.account(100 * HOLD_MICROS)
+    requests = [request_of(account_id) for _ in range(20)]
+    for request in requests:
+        await ledger.billing.holds.create(request)
+    rounds: list[int] = []
+    meter_all = ledger.billing.holds._metered._send
+
+    async def counted(key: str, together: Sequence[Counted | Ended]) -> Sequence[Hold | Exception]:
+        rounds.append(len(together))
+        return await meter_all(key, together)
+
+    monkeypatch.setattr(ledger.billing.holds._metered, "_send", counted)
+    await asyncio.gather(
+        *(ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True) for request in requests[:10]),
+        *(ledger.billing.holds.resolve(request.hold_id, HOUR_MS) for request in requests[10:]),
+    )
+    assert sum(rounds) == len(requests)
+    assert len(rounds) < len(requests) / 2
+    holds = [await ledger.hold(request) for request in requests]
+    assert all(hold.settled_micros + hold.posted_micros == PRICE_MICROS for hold in holds)
+    assert await ledger.balance(account_id) == (80 * HOLD_MICROS, 10 * HOLD_MICROS)
 
 
 async def test_a_second_transaction_on_an_account_waits_for_the_first(ledger: Ledger) -> None:

@@ -320,21 +320,21 @@ async def test_an_event_that_comes_twice_has_its_effect_once(database: Database,
     assert effects.taken == [("t", 1), ("u", 0)]
 
 
-async def test_an_accounts_events_are_taken_in_order_and_do_not_hold_up_another_accounts(
+async def test_a_works_events_are_taken_in_order_and_do_not_hold_up_another_works(
     database: Database, jetstream: JetStreamContext
 ) -> None:
     other_taken = asyncio.Event()
 
     async def wait(taken: CloudEvent, message: events_pb2.TaskQueued) -> None:
-        if taken.account_id == ACCOUNT and message.task.revision == 1:
+        if message.task.task_id == "mine" and message.task.revision == 1:
             await other_taken.wait()
-        if taken.account_id != ACCOUNT:
+        if message.task.task_id == "another":
             other_taken.set()
 
     effects = Effects(database, wait)
     for revision in (1, 2, 3):
         await commit(database, "mine", revision)
-    await commit(database, "theirs", 1, account_id=new_id())
+    await commit(database, "another", 1)
     async with running(Relay("task", database, jetstream, replica="r"), effects.consumer(jetstream)):
         await effects.reach(4)
     assert [revision for task, revision in effects.taken if task == "mine"] == [1, 2, 3]
