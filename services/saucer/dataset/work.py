@@ -30,6 +30,7 @@ from saucer.dataset.import_process import ChildDiedError, ChildLimits, run_child
 from saucer.dataset.labelling import Labelling
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
+from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DataLossError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects, sha256_of, system_prefix
@@ -116,8 +117,7 @@ class ImportWorker:
                 log.warning("imports_interrupted", error=repr(error))
                 await asyncio.sleep(RETRY_S)
                 continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._datasets.import_queued.wait(), POLL_S)
+            await wait_at_most(self._datasets.import_queued, POLL_S)
 
     async def _do(self, work: Import) -> None:
         """One claimed import, to its end or back to the queue. Raises ClaimLostError."""

@@ -25,6 +25,7 @@ from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, S
 from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
 from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
 from saucer.lib import tracing
+from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -76,8 +77,7 @@ class Scorer:
                 log.warning("scorings_interrupted", error=repr(error))
                 await asyncio.sleep(RETRY_S)
                 continue
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._evaluations.wanted.wait(), POLL_S)
+            await wait_at_most(self._evaluations.wanted, POLL_S)
 
     async def _do(self, claim: Claim) -> None:
         """One claimed evaluation, to its end or back to those that wait."""

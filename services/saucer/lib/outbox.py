@@ -24,6 +24,7 @@ from nats.js.errors import Error as JetStreamError
 from prometheus_client import Counter, Gauge
 
 from saucer.lib import tracing
+from saucer.lib.clock import wait_at_most
 from saucer.lib.cloudevent import CloudEvent, subject_of, to_json
 from saucer.lib.postgres import Connection, Database, Transaction
 
@@ -128,13 +129,7 @@ class Relay:
                 await asyncio.sleep(RETRY_S)
                 continue
             if not sent:
-                await self._wait()
-
-    async def _wait(self) -> None:
-        try:
-            await asyncio.wait_for(self._database.published.wait(), POLL_S)
-        except TimeoutError:
-            return
+                await wait_at_most(self._database.published, POLL_S)
 
     async def _round(self) -> int:
         self._database.published.clear()

@@ -4,6 +4,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Hashable
 
+from saucer.lib.clock import wait_at_most
+
 
 class Bell:
     """Waiters by key."""
@@ -46,8 +48,6 @@ class Listener:
     async def wait(self, timeout_s: float) -> None:
         """Until it rings, or the time is over."""
         try:
-            await asyncio.wait_for(self._event.wait(), timeout_s)
-        except TimeoutError:
-            return
+            await wait_at_most(self._event, timeout_s)
         finally:
             self._event.clear()

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import Counter
 
+from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DomainError
 from saucer.lib.grpc_client import TokenFile, call
 from saucer.lib.ids import new_id
@@ -92,8 +93,7 @@ class Agent:
         self._stopping.set()
         if self._attempt is not None:
             self._attempt.release()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopped.wait(), RELEASE_S)
+        await wait_at_most(self._stopped, RELEASE_S)
 
     async def _unless_stopping(self, work: Coroutine[object, object, T]) -> T | None:
         task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from saucer.lib.clock import from_duration, to_duration
+from saucer.lib.clock import from_duration, to_duration, wait_at_most
 from saucer.lib.errors import DomainError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.grpc_client import TokenFile, call
 from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
@@ -147,9 +147,7 @@ class Heart:
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._news.wait(), BEAT_S)
-        except TimeoutError:
-            return
+            await wait_at_most(self._news, BEAT_S)
         finally:
             self._news.clear()
 

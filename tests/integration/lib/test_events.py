@@ -320,6 +320,15 @@ async def test_an_event_that_comes_twice_has_its_effect_once(database: Database,
     assert effects.taken == [("t", 1), ("u", 0)]
 
 
+async def test_a_relay_that_is_stopped_as_it_is_woken_stops(database: Database, jetstream: JetStreamContext) -> None:
+    relay = asyncio.create_task(Relay("task", database, jetstream, replica="r").run())
+    await asyncio.sleep(0.2)
+    database.published.set()
+    relay.cancel()
+    done, _ = await asyncio.wait({relay}, timeout=3)
+    assert done
+
+
 async def test_a_works_events_are_taken_in_order_and_do_not_hold_up_another_works(
     database: Database, jetstream: JetStreamContext
 ) -> None:
