@@ -51,6 +51,16 @@ async def test_capacity_is_taken_and_not_money_and_nothing_is_ever_charged(ledge
     assert (await ledger.billing.groups.get(group.group_id)).taken == 0
 
 
+async def test_a_large_one_that_waits_is_not_overtaken_by_a_small_one(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=2)
+    a, b, c = [request_of(account_id, count=count, group_id=group.group_id) for count in (1, 2, 1)]
+    for request in (a, b, c):
+        await ledger.billing.holds.create(request)
+        ledger.clock.advance(timedelta(seconds=1))
+    assert await states(ledger, [a, b, c]) == [HoldState.GRANTED, HoldState.WAITING, HoldState.WAITING]
+
+
 async def test_without_a_free_one_starts_wait_and_are_granted_in_their_order(ledger: Ledger) -> None:
     account_id = await ledger.account(0)
     group = await group_of(ledger, account_id)
