@@ -55,6 +55,10 @@ bench: $(STAMP) ## Benchmarks as a table; BENCH=platform runs one
 soak: $(STAMP) ## The long forms of the tests
 	@$(BIN)/pytest -m soak --timeout 7200 tests
 
+.PHONY: mutants
+mutants: $(STAMP) ## Whether the tests of billing notice wrong arithmetic and wrong SQL (a sample of changes)
+	@$(BIN)/python -m tests.mutation
+
 .PHONY: clean
 clean: ## Remove what the stack and the tests left; installed environments stay
 	@rm -rf .saucer .pytest_cache .mypy_cache .ruff_cache .hypothesis
