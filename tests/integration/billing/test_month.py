@@ -290,7 +290,8 @@ class Month:
     async def pass_(self, starts: float, *, settle: bool) -> None:
         """One step."""
         self.services.clock.advance(STEP)
-        await self.people(starts)
+        if starts:
+            await self.people(starts)
         await self.workers()
         await self.triton()
         await self.accidents()

@@ -111,82 +111,8 @@ async def list_holds(
     return [_hold(row) for row in rows]
 
 
-# A column each of what is asked, with its type, in the order of the parameters from $3 on.
-_ASKED = {
-    "hold_id": "text",
-    "work_kind": "text",
-    "work_id": "uuid",
-    "start_number": "integer",
-    "region_id": "text",
-    "spec_id": "text",
-    "count": "integer",
-    "currency": "text",
-    "price_per_hour_micros": "bigint",
-    "amount_micros": "bigint",
-    "transfer_id": "uuid",
-    "over_budget": "boolean",
-}
-
-
-# Holds of one account, decided one after the other; $1 is the account, $2 now. `asked` leaves out ids that exist;
-# `decided` walks through the rest with what is left of the balance, so that a refused one takes nothing from those
-# behind it, and carries their columns along, so that nothing need be joined again. The account is locked first: what is
-# read is what the last transfer left.
-HOLD_STATEMENT = f"""
-WITH RECURSIVE locked AS (
-    SELECT currency, state, available_micros, frozen_micros, version FROM account WHERE account_id = $1 FOR UPDATE
-), asked AS (
-    SELECT a.*, row_number() OVER (ORDER BY place) AS position
-    FROM unnest({", ".join(f"${number}::{type_}[]" for number, type_ in enumerate(_ASKED.values(), 3))})
-         WITH ORDINALITY AS a ({", ".join(_ASKED)}, place)
-    -- As a value, so that the index answers; an anti-join may read the whole table.
-    WHERE (SELECT hold.hold_id FROM hold WHERE hold.hold_id = a.hold_id) IS NULL
-), decided AS (
-    SELECT 0::bigint AS position, version, available_micros AS available, frozen_micros AS frozen,
-           NULL::text AS refusal, state AS account_state, currency AS account_currency,
-           {", ".join(f"NULL::{type_} AS {name}" for name, type_ in _ASKED.items())}
-    FROM locked
-    UNION ALL
-    SELECT a.position, d.version + r.granted, d.available - r.granted * a.amount_micros,
-           d.frozen + r.granted * a.amount_micros, r.refusal, d.account_state, d.account_currency,
-           {", ".join(f"a.{name}" for name in _ASKED)}
-    FROM decided d
-    JOIN asked a ON a.position = d.position + 1
-    CROSS JOIN LATERAL (
-        SELECT refusal, (refusal IS NULL)::integer AS granted
-        FROM (SELECT CASE WHEN d.account_state <> 'ACTIVE' THEN 'ACCOUNT_SUSPENDED'
-                          WHEN d.account_currency <> a.currency THEN 'CURRENCY_MISMATCH'
-                          WHEN a.over_budget THEN 'BUDGET_REACHED'
-                          WHEN d.available < a.amount_micros THEN 'INSUFFICIENT_BALANCE' END AS refusal) x
-    ) r
-), moved AS (
-    UPDATE account SET available_micros = d.available, frozen_micros = d.frozen, version = d.version
-    FROM (SELECT version, available, frozen FROM decided ORDER BY position DESC LIMIT 1) d
-    WHERE account_id = $1 AND account.version <> d.version
-), held AS (
-    INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
-                      price_per_hour_micros, amount_micros, missing_micros, state, refusal, created_at,
-                      granted_at, account_version)
-    SELECT hold_id, $1, work_kind, work_id, start_number, region_id, spec_id, count, currency,
-           price_per_hour_micros, amount_micros,
-           CASE refusal WHEN 'INSUFFICIENT_BALANCE' THEN amount_micros - available ELSE 0 END,
-           CASE WHEN refusal IS NULL THEN 'GRANTED' ELSE 'REFUSED' END, refusal, $2,
-           CASE WHEN refusal IS NULL THEN $2::timestamptz END, version
-    FROM decided WHERE position > 0
-    RETURNING {_HOLD}
-), transferred AS (
-    INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
-                          frozen_micros, created_at)
-    SELECT transfer_id, 'HOLD', $1, version, hold_id, amount_micros, available, frozen, $2
-    FROM decided WHERE position > 0 AND refusal IS NULL
-), booked AS (
-    INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-    SELECT transfer_id, side.book, $1, side.sign * amount_micros
-    FROM decided, (VALUES ('AVAILABLE', -1), ('FROZEN', 1)) AS side (book, sign)
-    WHERE position > 0 AND refusal IS NULL
-)
-SELECT {_HOLD} FROM held
-"""  # noqa: S608 - column names, no values
+# See schema/004_create_holds.sql.
+HOLD_STATEMENT = f"SELECT {_HOLD} FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"  # noqa: S608
 
 
 @dataclass(frozen=True)
