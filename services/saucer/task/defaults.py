@@ -125,6 +125,7 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
             or choose("starting_point", None, scene.starting_point, "ImageNet weights need no network"),
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
+            classification=scene.classification,
         ),
         tuple(notes),
     )

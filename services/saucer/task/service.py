@@ -112,7 +112,9 @@ class Tasks:
         quote = await self._peers.quote(account_id, form)
         try:
             config, derived = (
-                predicting.configure(form, model, data) if model else derive(form, scene, data, quote.machine)
+                predicting.configure(form, model, self.scenes.get(model.scene), data)
+                if model
+                else derive(form, scene, data, quote.machine)
             )
         except Refused as refused:
             raise InvalidArgumentError(refused.reason, refused.message) from refused
