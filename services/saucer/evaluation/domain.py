@@ -185,6 +185,8 @@ class Evaluation:
     revision: int
     # By a run that only predicts, not by the one that trained the model.
     by_prediction: bool = False
+    # The trace of the run whose model it scores.
+    traceparent: str | None = None
 
     @property
     def scored(self) -> StoredFile:

@@ -24,6 +24,7 @@ from prometheus_client import Counter, Histogram
 from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary, Sums
 from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
 from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
+from saucer.lib import tracing
 from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -82,7 +83,9 @@ class Scorer:
         """One claimed evaluation, to its end or back to those that wait."""
         outcome = "interrupted"
         try:
-            outcome = await self._end(claim)
+            ids = {"evaluation_id": claim.evaluation.evaluation_id}
+            with tracing.span("score", parent=claim.evaluation.traceparent, attributes=ids):
+                outcome = await self._end(claim)
         except ClaimLostError:
             log.warning("scoring_claim_lost", evaluation_id=claim.evaluation.evaluation_id)
             outcome = "claim_lost"

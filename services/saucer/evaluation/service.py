@@ -31,6 +31,7 @@ from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import events_pb2
+from saucer.lib import tracing
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
@@ -117,6 +118,7 @@ class Evaluations:
                 ended_at=None,
                 revision=1,
                 by_prediction=by_prediction,
+                traceparent=tracing.current(),
             )
             await store.insert(tx.connection, evaluation)
         self.wanted.set()

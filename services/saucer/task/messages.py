@@ -28,12 +28,19 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         region_id=message.region_id,
         spec_id=message.spec_id,
         count=message.count,
-        billing_mode=billing_pb2.BillingMode.Name(message.billing_mode).removeprefix("BILLING_MODE_"),
+        billing_mode=read_billing_mode(message.billing_mode),
         starting_point=message.starting_point,
         seed=message.seed,
+        resource_group_id=message.resource_group_id,
+        budget_micros=message.budget_micros,
         kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
         model_id=message.model_id,
     )
+
+
+def read_billing_mode(mode: billing_pb2.BillingMode.ValueType) -> str:
+    """POSTPAID or PREPAID."""
+    return billing_pb2.BillingMode.Name(mode).removeprefix("BILLING_MODE_")
 
 
 def form_message(form: Form) -> task_pb2.TaskForm:
@@ -58,6 +65,8 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         billing_mode=billing_pb2.BillingMode.Value(f"BILLING_MODE_{form.billing_mode}"),
         starting_point=form.starting_point,
         seed=form.seed,
+        resource_group_id=form.resource_group_id,
+        budget_micros=form.budget_micros,
         kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
         model_id=form.model_id,
     )

@@ -143,6 +143,8 @@ class RunRequest:
     output_prefix: str
     # Not None: nothing is trained, this model only predicts.
     predicts_model_id: str | None = None
+    # The trace of what asked for it.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.message import Message
 from prometheus_client import Counter, Gauge
 
+from saucer.lib import tracing
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.objects import Objects, check_key, user_prefix
@@ -403,6 +404,9 @@ def _model(run: Run, model_id: str, files: Sequence[ModelFile], now: datetime) -
 
 
 async def _publish(tx: Transaction, run: Run, message: Message) -> None:
+    traceparent = run.request.traceparent
+    if traceparent is not None and run.state is RunState.ENDED:
+        traceparent = _record(run, traceparent)
     await enqueue(
         tx,
         derived_id(message.DESCRIPTOR.name, run.run_id, run.revision),
@@ -410,4 +414,16 @@ async def _publish(tx: Transaction, run: Run, message: Message) -> None:
         account_id=run.request.account_id,
         work_id=run.request.task_id,
         resource_id=run.run_id,
+        traceparent=traceparent,
     )
+
+
+def _record(run: Run, traceparent: str) -> str:
+    """The spans of a run at rest; the traceparent of what follows from it."""
+    assert run.ended_at is not None
+    attributes = {"run_id": run.run_id, "reason": str(run.end_reason), "attempts": str(run.attempt)}
+    started_at = run.started_at or run.ended_at
+    tracing.record("waits for a worker", traceparent, run.created_at, started_at, attributes)
+    if run.started_at is None:
+        return traceparent
+    return tracing.record("run", traceparent, started_at, run.ended_at, attributes)

@@ -14,11 +14,9 @@ from saucer.task.v1 import events_pb2 as task_events
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
-from tests.integration.task.test_task import HOLD_MICROS, World, run_of, tell, world
+from tests.integration.task.world import HOLD_MICROS, World, run_of, tell
 from tests.support.events import read_events
 from tests.support.services import Metadata
-
-__all__ = ["world"]
 
 
 async def trained(
