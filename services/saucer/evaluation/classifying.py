@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.evaluation.matching import NEVER, NONE, DetectionColumns, Scored, Verdict, check
+from saucer.evaluation.matching import NEVER, NONE, DetectionColumns, Scored, Verdict, check, places
 from saucer.evaluation.truth import Truth
 
 MOST_ANSWERS = 5
@@ -33,8 +33,7 @@ def match_answers(truth: Truth, answers: DetectionColumns) -> Scored:
         MismatchError: as matching.match does.
     """
     check(truth, answers)
-    image = np.searchsorted(truth.images, answers.image_id).astype(np.int32)
-    truth_image = np.searchsorted(truth.images, truth.image_id).astype(np.int32)
+    image, truth_image = places(truth.images, answers.image_id), places(truth.images, truth.image_id)
     truth_of = _truth_of_image(truth, truth_image)
     verdict = np.full(image.size, Verdict.IGNORED, np.uint8)
     named = np.full(image.size, NONE, np.int32)
@@ -70,8 +69,8 @@ def top_accuracies(truth: Truth, answers: DetectionColumns) -> TopAccuracies:
     """How often the label is the best answer, or among the MOST_ANSWERS best; no threshold moves them."""
     if not truth.label.size:
         return TopAccuracies(None, None)
-    image = np.searchsorted(truth.images, answers.image_id)
-    truth_of = _truth_of_image(truth, np.searchsorted(truth.images, truth.image_id))
+    image = places(truth.images, answers.image_id)
+    truth_of = _truth_of_image(truth, places(truth.images, truth.image_id))
     order = _ranked(image, answers.score)
     place = np.arange(order.size) - np.searchsorted(image[order], image[order], "left")
     asked = truth_of[image[order]]
