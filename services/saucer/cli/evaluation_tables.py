@@ -71,19 +71,32 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
         ("state", enum_word(found, "state")),
         ("error", found.error_message),
         ("test split", f"{found.images} images, {found.boxes} boxes, {found.unlabelled_images} without labels"),
-        ("mAP@0.50 (map_50)", ratio(found, "map_50")),
-        ("mAP@0.50:0.95 (map)", ratio(found, "map")),
-        ("mAP@0.50, weighted by boxes", ratio(found, "map_50_weighted")),
-        *coco_rows(found),
+        *accuracy_rows(found),
         (f"precision at {at}", ratio(found, "precision")),
         (f"recall at {at}", ratio(found, "recall")),
         (f"F1 at {at}", ratio(found, "f1")),
-        (f"mAP@0.50 of what is above {at}", ratio(found, "map_50_above_threshold")),
+        (f"mAP@0.50 of what is above {at}", _unless_classified(found, "map_50_above_threshold")),
         (f"bad cases at {at}", f"{found.bad_cases} images"),
         ("recommended threshold", ratio(found, "recommended_threshold")),
         ("took", duration(found.duration)),
         ("model id", found.model_id),
     ]
+
+
+def accuracy_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
+    """What no threshold moves."""
+    if found.classification:
+        return [("top-1 accuracy", ratio(found, "top_1")), ("top-5 accuracy", ratio(found, "top_5"))]
+    return [
+        ("mAP@0.50 (map_50)", ratio(found, "map_50")),
+        ("mAP@0.50:0.95 (map)", ratio(found, "map")),
+        ("mAP@0.50, weighted by boxes", ratio(found, "map_50_weighted")),
+        *coco_rows(found),
+    ]
+
+
+def _unless_classified(found: evaluation_pb2.Evaluation, field: str) -> str:
+    return "" if found.classification else ratio(found, field)
 
 
 def coco_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:

@@ -28,10 +28,10 @@ MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most 
 
 @dataclass(frozen=True)
 class Curve:
-    """A class's curve: recall, precision and threshold, each (n,) and in the same order; ap is 0..1."""
+    """A class's curve: recall, precision and threshold, each (n,) and in the same order; ap is 0..1, or None."""
 
     class_name: str
-    ap: float
+    ap: float | None
     recall: ArrayLike
     precision: ArrayLike
     threshold: ArrayLike
@@ -99,11 +99,11 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
         _save(figure, path)
         return
     axes = figure.subplots()
-    drawn = sorted(curves, key=lambda curve: curve.ap)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
+    drawn = sorted(curves, key=lambda curve: curve.ap or 0.0)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
     for index, curve in enumerate(drawn):
         recall, precision = np.asarray(curve.recall, float), np.asarray(curve.precision, float)
         colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
-        label = f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
+        label = curve.class_name if curve.ap is None else f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
         above = np.flatnonzero(np.asarray(curve.threshold, float) >= threshold)
         if len(above):
             at = above[-1]

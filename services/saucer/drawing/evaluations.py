@@ -22,7 +22,7 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
     drawn = [
         charts.Curve(
             curve.class_name,
-            curve.ap_50,
+            curve.ap_50 if curve.HasField("ap_50") else None,
             [point.recall for point in curve.points],
             [point.precision for point in curve.points],
             [point.threshold for point in curve.points],
@@ -30,7 +30,7 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
         for curve in answer.curves
         if curve.points  # a class without test boxes has none
     ]
-    title = f"Precision over recall: test mAP@0.50 {_ratio(evaluation)}"
+    title = f"Precision over recall: test {_accuracy(evaluation)}"
     charts.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
 
 
@@ -81,5 +81,7 @@ def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> images.Labell
     return images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
 
 
-def _ratio(evaluation: evaluation_pb2.Evaluation) -> str:
-    return f"{evaluation.map_50:.3f}" if evaluation.HasField("map_50") else "-"
+def _accuracy(evaluation: evaluation_pb2.Evaluation) -> str:
+    if evaluation.classification:
+        return f"top-1 {evaluation.top_1:.3f}" if evaluation.HasField("top_1") else "top-1 -"
+    return f"mAP@0.50 {evaluation.map_50:.3f}" if evaluation.HasField("map_50") else "mAP@0.50 -"

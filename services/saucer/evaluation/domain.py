@@ -86,7 +86,7 @@ class CocoNumbers:
 
 @dataclass(frozen=True)
 class Figures:
-    """What no threshold moves. `coco` is None of what was scored before it was kept."""
+    """What no threshold moves. `coco` is None of what was scored before it was kept, too."""
 
     images: int
     boxes: int
@@ -97,6 +97,10 @@ class Figures:
     recommended_threshold: float | None
     classes: tuple[ClassFigures, ...]
     coco: CocoNumbers | None = None
+    # Of labels of whole images (M16); all that is COCO's is None then.
+    classification: bool = False
+    top_1: float | None = None
+    top_5: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ class ManifestImage(msgspec.Struct, gc=False):
 
 
 class ManifestBox(msgspec.Struct, gc=False):
-    """`bbox`: x, y, width, height in pixels."""
+    """`bbox`: x, y, width, height in pixels; None labels the whole image."""
 
     image_id: _Id
     category_id: _Id
-    bbox: tuple[float, float, float, float]
+    bbox: tuple[float, float, float, float] | None = None
     area: float | None = None
     iscrowd: int | bool = 0
     id: _Id | None = None
@@ -51,6 +51,11 @@ class Manifest(msgspec.Struct):
     images: list[ManifestImage]
     annotations: list[ManifestBox]
     categories: list[ManifestCategory]
+
+    @property
+    def labels_whole_images(self) -> bool:
+        """Whether labels say what an image shows, and not where: none has a box."""
+        return bool(self.annotations) and all(label.bbox is None for label in self.annotations)
 
     def split(self, name: str) -> "Manifest":
         """The images of one split, with their labels."""

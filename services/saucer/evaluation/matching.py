@@ -24,6 +24,8 @@ COCO_MAX_DETECTIONS = 100
 """COCO's AP sees this many detections per image and class, the best-scored; counts at a threshold see all."""
 PAIRS_AT_ONCE = 1 << 18
 """Detection-truth pairs whose IoU is computed at a time: about 40 MB. It bounds the memory, not the input."""
+DENSE = 16
+"""Up to so many ids in a span for each one that occurs, a table of the span is small enough: 4 bytes each."""
 FORMAT_VERSION = 1
 """Of the stored form; bytes of another version are refused."""
 
@@ -143,8 +145,7 @@ def match(truth: Truth, detections: DetectionColumns) -> Scored:
     """
     check(truth, detections)
     images = truth.images
-    image = np.searchsorted(images, detections.image_id).astype(np.int32)
-    truth_image = np.searchsorted(images, truth.image_id).astype(np.int32)
+    image, truth_image = places(images, detections.image_id), places(images, truth.image_id)
     # From here on `by_rank` numbers detections by image and falling score, so that a smaller number goes first.
     by_rank = np.lexsort((-detections.score, radix_sortable(image)))
     by_image = np.argsort(truth_image, kind="stable")
@@ -184,7 +185,7 @@ def match(truth: Truth, detections: DetectionColumns) -> Scored:
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
-    """Detection-truth pairs that overlap enough to matter, by detection rank; truths are numbered by image.
+    """Detection-truth pairs that overlap enough to matter, by detection rank and truth; truths are numbered by image.
 
     `overlap` is the IoU, or for a crowd the share of the detection that lies in it (M2).
     """
@@ -222,6 +223,20 @@ def check(truth: Truth, detections: DetectionColumns) -> None:
         raise MismatchError("a score or a box is not finite")
     if (box[:, 2:] < box[:, :2]).any():
         raise MismatchError("a box ends before it begins")
+
+
+def places(images: NDArray[np.int64], image_id: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Where each id stands among `images`, which ascend and hold them all."""
+    if not images.size:
+        return np.empty(0, np.int32)
+    span = int(images[-1] - images[0]) + 1
+    if span > DENSE * images.size:
+        return np.searchsorted(images, image_id).astype(np.int32)
+    # Ids that are nearly consecutive are looked up in a table: no search, and linear.
+    table = np.zeros(span, np.int32)
+    table[images - images[0]] = np.arange(images.size, dtype=np.int32)
+    found: NDArray[np.int32] = table[image_id - images[0]]
+    return found
 
 
 def _near_pairs(
@@ -322,10 +337,15 @@ def _verdicts(pairs: _Pairs, detections: int) -> tuple[NDArray[np.uint8], NDArra
 def _best(pairs: _Pairs, detections: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The truth of highest overlap for each detection, of equals the last, and that overlap; NONE and 0 without."""
     truth, overlap = np.full(detections, NONE, np.int64), np.zeros(detections)
-    order = np.lexsort((pairs.truth, pairs.overlap, pairs.detection))
-    # Of repeated indices numpy keeps the last assignment, which is the best pair.
-    truth[pairs.detection[order]] = pairs.truth[order]
-    overlap[pairs.detection[order]] = pairs.overlap[order]
+    if not pairs.detection.size:
+        return truth, overlap
+    # Pairs are by detection and then by truth, so the best of each detection is found without sorting them.
+    begins = np.flatnonzero(np.append(True, pairs.detection[1:] != pairs.detection[:-1]))
+    highest = np.maximum.reduceat(pairs.overlap, begins)
+    best = pairs.overlap == np.repeat(highest, np.diff(begins, append=pairs.detection.size))
+    # Of repeated indices numpy keeps the last assignment: the last truth.
+    truth[pairs.detection[best]] = pairs.truth[best]
+    overlap[pairs.detection[best]] = pairs.overlap[best]
     return truth, overlap
 
 

@@ -13,7 +13,15 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.evaluation.matching import DetectionColumns, Scored, Verdict, at_score_precision, check, radix_sortable
+from saucer.evaluation.matching import (
+    DetectionColumns,
+    Scored,
+    Verdict,
+    at_score_precision,
+    check,
+    places,
+    radix_sortable,
+)
 from saucer.evaluation.thinning import PrPoints
 from saucer.evaluation.truth import Truth
 
@@ -274,7 +282,7 @@ def coco_evaluation(truth: Truth, detections: DetectionColumns) -> hotcoco.COCOe
 
     def place(image_id: NDArray[np.int64]) -> NDArray[np.int64]:
         # Ids go through float64 columns; places among the ascending ids keep COCO's order and are always exact.
-        return np.searchsorted(truth.images, image_id) + 1
+        return places(truth.images, image_id).astype(np.int64) + 1
 
     def corner_and_size(box: NDArray[Any]) -> NDArray[np.float64]:
         exact = box.astype(np.float64)

@@ -59,7 +59,7 @@ def at_threshold(loaded: Loaded, threshold: float) -> AtThreshold:
         threshold,
         loaded.curves.overall(threshold),
         tuple(loaded.curves.per_class(threshold)),
-        loaded.curves.map_50_above_threshold(threshold),
+        None if loaded.test_set.whole_images else loaded.curves.map_50_above_threshold(threshold),
         loaded.bad_images(threshold),
     )
 

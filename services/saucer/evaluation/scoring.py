@@ -1,13 +1,14 @@
 """Scores stored detections: pure work on bytes, done in a process of its own (scoring_child.py)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from saucer.evaluation import reading
+from saucer.evaluation.classifying import match_answers, top_accuracies
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, CocoNumbers, Figures, Summary
 from saucer.evaluation.manifest import Manifest, ManifestError, read_manifest
 from saucer.evaluation.matching import MismatchError, match
-from saucer.evaluation.metrics import CocoMetrics, ThresholdCurves, coco_metrics
+from saucer.evaluation.metrics import ThresholdCurves, coco_metrics
 from saucer.evaluation.recommending import Goal, choose
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth, TruthError, from_coco, statistics
@@ -44,18 +45,20 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
         if test_set.truth.images.size == 0:
             raise CannotScoreError(NOTHING_TO_SCORE)
         detections = Detections.from_bytes(test)
-        scored = match(test_set.truth, detections)
-        coco = coco_metrics(test_set.truth, detections)
+        judge = match_answers if document.labels_whole_images else match
+        scored = judge(test_set.truth, detections)
+        figures = _classified if document.labels_whole_images else _detected
+        fixed = figures(test_set.truth, detections)
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"The test split cannot be scored: {error}.") from error
     try:
         labels = from_coco(document.split("validation"), classes)
-        validated = match(labels, Detections.from_bytes(validation))
+        validated = judge(labels, Detections.from_bytes(validation))
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"No threshold can be chosen on the validation split: {error}.") from error
     chosen = recommended(ThresholdCurves(validated), len(classes))
     at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
-    summary = Summary(_figures(test_set.truth, coco, chosen), at_default)
+    summary = Summary(_with_thresholds(fixed, chosen), at_default)
     return Scoring(summary, scored.to_bytes(), validated.to_bytes(), test_set.to_bytes())
 
 
@@ -67,25 +70,48 @@ def _test_set(manifest: Manifest, classes: Sequence[str]) -> LabelledSet:
         truth,
         tuple(image.file_name for image in images),
         tuple(image.source_name or image.file_name for image in images),
+        manifest.labels_whole_images,
     )
 
 
-def _figures(truth: Truth, coco: CocoMetrics, chosen: _Thresholds) -> Figures:
+def _detected(truth: Truth, detections: Detections) -> Figures:
+    coco = coco_metrics(truth, detections)
+    counted = _counted(truth)
+    return replace(
+        counted,
+        map=coco.map,
+        map_50=coco.map_50,
+        map_50_weighted=coco.map_50_weighted,
+        classes=tuple(
+            replace(entry, ap=coco.ap[label], ap_50=coco.ap_50[label]) for label, entry in enumerate(counted.classes)
+        ),
+        coco=CocoNumbers(**{field.name: getattr(coco, field.name) for field in fields(CocoNumbers)}),
+    )
+
+
+def _classified(truth: Truth, answers: Detections) -> Figures:
+    top = top_accuracies(truth, answers)
+    return replace(_counted(truth), classification=True, top_1=top.top_1, top_5=top.top_5)
+
+
+def _counted(truth: Truth) -> Figures:
+    """What the labels alone say."""
     counts = statistics(truth)
     return Figures(
         images=counts.images,
         boxes=counts.boxes,
         unlabelled_images=counts.images_without_boxes,
-        map=coco.map,
-        map_50=coco.map_50,
-        map_50_weighted=coco.map_50_weighted,
-        recommended_threshold=chosen[None],
-        classes=tuple(
-            ClassFigures(entry.name, entry.boxes, entry.share, coco.ap[label], coco.ap_50[label], chosen[label])
-            for label, entry in enumerate(counts.classes)
-        ),
-        coco=CocoNumbers(**{field.name: getattr(coco, field.name) for field in fields(CocoNumbers)}),
+        map=None,
+        map_50=None,
+        map_50_weighted=None,
+        recommended_threshold=None,
+        classes=tuple(ClassFigures(entry.name, entry.boxes, entry.share, None, None, None) for entry in counts.classes),
     )
+
+
+def _with_thresholds(figures: Figures, chosen: _Thresholds) -> Figures:
+    classes = (replace(entry, recommended_threshold=chosen[label]) for label, entry in enumerate(figures.classes))
+    return replace(figures, recommended_threshold=chosen[None], classes=tuple(classes))
 
 
 def recommended(curves: ThresholdCurves, classes: int) -> _Thresholds:

@@ -32,16 +32,22 @@ _COLUMNS = tuple(field.name for field in fields(Truth) if field.name != "classes
 @dataclass(frozen=True, eq=False)
 class LabelledSet:
     """The truth of the test split. By place in truth.images: the image's name in the object store (`object_names`),
-    and the one by which its owner knows it (`source_names`)."""
+    and the one by which its owner knows it (`source_names`). `whole_images`: labels are of whole images (M16)."""
 
     truth: Truth
     object_names: tuple[str, ...]
     source_names: tuple[str, ...]
+    whole_images: bool = False
 
     def to_bytes(self) -> bytes:
         """An .npz; it holds no pickle."""
         columns: dict[str, NDArray[Any]] = {name: getattr(self.truth, name) for name in _COLUMNS}
-        names = {"classes": self.truth.classes, "object_names": self.object_names, "source_names": self.source_names}
+        names = {
+            "classes": self.truth.classes,
+            "object_names": self.object_names,
+            "source_names": self.source_names,
+            "whole_images": self.whole_images,
+        }
         described = {
             "format_version": np.array(FORMAT_VERSION),
             "names": np.frombuffer(json.dumps(names).encode(), np.uint8),
@@ -61,6 +67,7 @@ class LabelledSet:
                     Truth(classes=tuple(names["classes"]), **columns),
                     tuple(names["object_names"]),
                     tuple(names["source_names"]),
+                    bool(names.get("whole_images", False)),
                 )
         except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
             if isinstance(error, StoredFormError):

@@ -70,11 +70,13 @@ def from_coco(document: Manifest | Mapping[str, Any], classes: Sequence[str]) ->
     """Reads a COCO detection document (cocodataset.org/#format-data).
 
     Categories are joined to `classes` by name, so that label i is the model's class i whatever ids the document
-    uses. `bbox` is x, y, width, height. A missing `area` is width × height; a missing `iscrowd` is 0.
+    uses. `bbox` is x, y, width, height. A missing `area` is width × height; a missing `iscrowd` is 0. Where no
+    annotation has a bbox, each is the label of its whole image (M16).
 
     Raises:
-        TruthError: a missing or unreadable field, an id used twice, a box of negative or infinite size, or an
-            annotation of an unknown image, of an unknown category or of one that is not in `classes`.
+        TruthError: a missing or unreadable field, an id used twice, a box of negative or infinite size, an annotation
+            of an unknown image, of an unknown category or of one that is not in `classes`; or two labels of a whole
+            image.
     """
     names = tuple(classes)
     if len(set(names)) != len(names):
@@ -84,15 +86,24 @@ def from_coco(document: Manifest | Mapping[str, Any], classes: Sequence[str]) ->
     except ManifestError as error:
         raise TruthError(str(error)) from error
     images, width, height = _images(manifest.images)
+    if manifest.labels_whole_images:
+        manifest = _with_whole_boxes(manifest)
     boxes = manifest.annotations
+    unplaced = next((box for box in boxes if box.bbox is None), None)
+    if unplaced is not None:
+        raise TruthError(f"annotation {unplaced.id}: it has no bbox, and others have")
     named = [box.id for box in boxes if box.id is not None]
     if len(set(named)) != len(named):
         raise TruthError("annotations: an id stands twice")
     image_id = np.array([box.image_id for box in boxes], np.int64)
     category = np.array([box.category_id for box in boxes], np.int64)
-    flat = np.fromiter(chain.from_iterable([box.bbox for box in boxes]), np.float64, 4 * len(boxes))
+    corners = [box.bbox or _NO_BOX for box in boxes]
+    flat = np.fromiter(chain.from_iterable(corners), np.float64, 4 * len(boxes))
     x, y, w, h = flat.reshape(-1, 4).T
-    area = np.array([box.bbox[2] * box.bbox[3] if box.area is None else box.area for box in boxes], np.float64)
+    area = np.array(
+        [corner[2] * corner[3] if box.area is None else box.area for box, corner in zip(boxes, corners, strict=True)],
+        np.float64,
+    )
     known, label = _labels(category, manifest.categories, names)
 
     def refuse(wrong: NDArray[np.bool_], why: Callable[[ManifestBox], str]) -> None:
@@ -104,7 +115,7 @@ def from_coco(document: Manifest | Mapping[str, Any], classes: Sequence[str]) ->
     refuse(~known, lambda box: f"category {box.category_id} is not among the model's classes")
     refuse(
         (w < 0) | (h < 0) | ~np.isfinite(area) | ~np.isfinite(flat.reshape(-1, 4)).all(axis=1),
-        lambda box: f"bbox {list(box.bbox)}, area {box.area}: finite numbers, width and height >= 0",
+        lambda box: f"bbox {list(box.bbox or ())}, area {box.area}: finite numbers, width and height >= 0",
     )
     return Truth(
         classes=names,
@@ -136,6 +147,23 @@ def statistics(truth: Truth) -> TruthStatistics:
         crowd_boxes=int(truth.crowd.sum()),
         classes=tuple(per_class),
     )
+
+
+def _with_whole_boxes(manifest: Manifest) -> Manifest:
+    size = {image.id: (0.0, 0.0, float(image.width), float(image.height)) for image in manifest.images}
+    seen: set[int] = set()
+    labels = []
+    for label in manifest.annotations:
+        if label.image_id in seen:
+            raise TruthError(f"annotation {label.id}: image {label.image_id} has another label already")
+        seen.add(label.image_id)
+        # Of an unknown image: whoever reads on refuses it.
+        box = size.get(label.image_id, _NO_BOX)
+        labels.append(ManifestBox(label.image_id, label.category_id, box, box[2] * box[3], 0, label.id))
+    return Manifest(manifest.images, labels, manifest.categories)
+
+
+_NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 
 def _images(entries: Sequence[ManifestImage]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:

@@ -46,6 +46,8 @@ class Data:
     median_width: int
     median_height: int
     median_box_share: float
+    # Labels say what an image shows, and not where.
+    labels_whole_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,21 @@ class Derived:
     reason: str
 
 
+def check_labels(scene: Scene, data: Data) -> None:
+    """Raises Refused if the data's labels are not of the kind that the scene learns from."""
+    if scene.classification == data.labels_whole_images:
+        return
+    raise Refused(
+        "LABEL_KIND_UNSUITABLE",
+        "The data labels objects by boxes; take the scene object-detection, or import a folder for each class."
+        if scene.classification
+        else "The data labels whole images; take the scene image-classification, or label objects by boxes.",
+    )
+
+
 def check_data(scene: Scene, data: Data) -> None:
     """Raises Refused if the scene cannot be trained on the data."""
+    check_labels(scene, data)
     missing = [name for name in scene.classes if name not in data.classes]
     if missing:
         raise Refused(
@@ -125,6 +140,7 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
             or choose("starting_point", None, scene.starting_point, "ImageNet weights need no network"),
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
+            classification=scene.classification,
         ),
         tuple(notes),
     )

@@ -152,6 +152,7 @@ class Config:
     resume: bool
     # Of a predict task.
     model_id: str = ""
+    classification: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def config_message(config: Config, account_id: str) -> training_pb2.TrainingConf
         output_prefix=f"accounts/{account_id}/{config.output_path}",
         resume=config.resume,
         model_id=config.model_id,
+        classification=config.classification,
     )
 
 

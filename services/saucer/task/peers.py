@@ -58,6 +58,7 @@ class Peers:
             median_width=version.statistics.median_width,
             median_height=version.statistics.median_height,
             median_box_share=version.statistics.median_box_share,
+            labels_whole_images=version.label_kind == dataset_pb2.LABEL_KIND_CLASSES,
         )
 
     async def quote(self, account_id: str, form: Form) -> Quote:

@@ -9,15 +9,19 @@ from saucer.task.defaults import (
     Data,
     Derived,
     Machine,
+    check_labels,
 )
 from saucer.task.domain import Config, Form, KnownModel, Refused
+from saucer.task.scenes import Scene
 
 # Of what one image of an iteration takes: no way back, and a runtime made for inference.
 PREDICTING_SHARE = 0.1
 
 
-def configure(form: Form, model: KnownModel, data: Data) -> tuple[Config, tuple[Derived, ...]]:
-    """What the run is given. Raises Refused if the model cannot be evaluated on the data."""
+def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) -> tuple[Config, tuple[Derived, ...]]:
+    """What the run is given; `scene` is the model's. Raises Refused if the model cannot be evaluated on the data."""
+    if scene is not None:
+        check_labels(scene, data)
     if not data.test_images:
         raise Refused("NO_IMAGES", "The data has no test images to evaluate the model on; change the split.")
     unknown = [name for name in data.classes if name not in model.classes]
@@ -47,6 +51,7 @@ def configure(form: Form, model: KnownModel, data: Data) -> tuple[Config, tuple[
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
             model_id=model.model_id,
+            classification=scene is not None and scene.classification,
         ),
         notes,
     )

@@ -127,7 +127,9 @@ class Tasks:
             quote = replace(quote, price_per_hour_micros=0, hold_micros=0, missing_micros=0)
         try:
             config, derived = (
-                predicting.configure(form, model, data) if model else derive(form, scene, data, quote.machine)
+                predicting.configure(form, model, self.scenes.get(model.scene), data)
+                if model
+                else derive(form, scene, data, quote.machine)
             )
         except Refused as refused:
             raise InvalidArgumentError(refused.reason, refused.message) from refused

@@ -235,6 +235,7 @@ class Attempt:
             resume=_text(resume),
             finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
             threads=self._threads,
+            classifies=config.classification,
         )
 
     async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
@@ -254,6 +255,7 @@ class Attempt:
             test=_text(data.splits.get("test")),
             max_duration_ms=from_duration(config.max_duration),
             threads=self._threads,
+            classifies=config.classification,
         )
 
     def _fetched(self, done: int, images: int) -> None:

@@ -23,7 +23,8 @@ STATE_KEY = "saucer"
 class RunState:
     """What a run knows beside weights and optimiser, and takes along into the next attempt.
 
-    `best_weights` is the state dict at the best validation, None before the first; `history` the metrics so far, as
+    `best_weights` is the state dict at the best validation, None before the first, and `best_map_50` its accuracy: a
+    classifier's is top-1; `history` the metrics so far, as
     written to metrics.jsonl.
     """
 

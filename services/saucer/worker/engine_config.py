@@ -6,9 +6,9 @@ from typing import Any
 from mmengine.config import ConfigDict
 
 from saucer.worker.backbone import OUT_CHANNELS, PIXEL_MEAN, PIXEL_STD
-from saucer.worker.hooks import MONITOR
+from saucer.worker.hooks import MONITORS
 from saucer.worker.job import StartingPoint, TrainJob
-from saucer.worker.splits import Splits
+from saucer.worker.splits import Split, Splits
 
 SCORE_FLOOR = 0.01
 NMS_IOU = 0.65
@@ -37,7 +37,7 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
         "work_dir": job.workdir,
         "default_scope": "mmdet",
         "model": model(job),
-        "train_dataloader": _train_loader(job, splits),
+        "train_dataloader": _class_loader(job, splits.train) if job.classifies else _train_loader(job, splits),
         "train_cfg": {
             "type": "IterBasedTrainLoop",
             "max_iters": iterations,
@@ -54,15 +54,21 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
     }
     if splits.validation is not None:
         config |= {
-            "val_dataloader": _validation_loader(job, splits),
-            "val_evaluator": {"type": "ValidationMetric", "annotations": str(splits.validation.annotations)},
+            "val_dataloader": _class_loader(job, splits.validation, trains=False)
+            if job.classifies
+            else _validation_loader(job, splits),
+            "val_evaluator": {"type": "TopOneMetric"}
+            if job.classifies
+            else {"type": "ValidationMetric", "annotations": str(splits.validation.annotations)},
             "val_cfg": {"type": "StoppableValLoop"},
         }
     return config
 
 
 def model(job: TrainJob) -> ConfigDict:
-    """The detector: RTMDet's neck and head over Lite0 or over its own tiny backbone."""
+    """The detector: RTMDet's neck and head over Lite0 or over its own tiny backbone; or the classifier."""
+    if job.classifies:
+        return _classifier(job)
     norm = {"type": "BN"}
     activation = {"type": "SiLU", "inplace": True}
     lite0 = job.starting_point is StartingPoint.IMAGENET_LITE0
@@ -128,12 +134,24 @@ def model(job: TrainJob) -> ConfigDict:
     return ConfigDict(detector)  # heads read their settings as attributes
 
 
-def early_stopping(expected_accuracy: float) -> dict[str, Any]:
+def _classifier(job: TrainJob) -> ConfigDict:
+    """One layer over Lite0, from ImageNet's weights or from random ones."""
+    pretrained = job.starting_point is StartingPoint.IMAGENET_LITE0
+    backbone = {
+        "type": "EfficientNetLite0",
+        "pretrained": pretrained,
+        "norm_eval": pretrained,
+        "frozen_blocks": FROZEN_BLOCKS if pretrained else 0,
+    }
+    return ConfigDict({"type": "Classifier", "backbone": backbone, "classes": len(job.classes)})
+
+
+def early_stopping(job: TrainJob, expected_accuracy: float) -> dict[str, Any]:
     """mmengine's EarlyStoppingHook, which compares by "greater", as one that stops at the value too and never for lack
     of improvement."""
     return {
         "type": "EarlyStoppingHook",
-        "monitor": MONITOR,
+        "monitor": MONITORS[job.classifies],
         "rule": "greater",
         "min_delta": 0,
         "patience": 10**6,
@@ -181,6 +199,22 @@ def _validation_loader(job: TrainJob, splits: Splits) -> dict[str, Any]:
                 {"type": "LoadLetterboxed", "size": job.input_size},
                 {"type": "PackDetInputs", "meta_keys": meta_keys},
             ],
+        },
+    }
+
+
+def _class_loader(job: TrainJob, split: Split, *, trains: bool = True) -> dict[str, Any]:
+    sampler = {"type": "InfiniteSampler", "shuffle": True} if trains else {"type": "DefaultSampler", "shuffle": False}
+    return {
+        "batch_size": job.batch_size,
+        "num_workers": 0,
+        "sampler": sampler,
+        "dataset": {
+            "type": "LabelledImages",
+            "annotations": str(split.annotations),
+            "images": job.images,
+            "size": job.input_size,
+            "trains": trains,
         },
     }
 

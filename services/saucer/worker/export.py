@@ -60,13 +60,15 @@ class RawDetector(nn.Module):
         return level.permute(0, 2, 3, 1).flatten(1, 2).reshape(level.shape[0], -1, channels)
 
 
-def export(detector: nn.Module, spec: ModelSpec, folder: Path, probe: NDArray[np.uint8]) -> None:
+def export(raw: nn.Module, spec: ModelSpec, folder: Path, probe: NDArray[np.uint8]) -> None:
     """Writes the model folder, and checks the graph against torch on `probe` uint8 [size, size, 3].
+
+    `raw`: a RawDetector, or a RawClassifier.
 
     Raises ExportError if they differ by more than the tolerances.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    raw = RawDetector(detector, spec.input_size).eval()
+    raw = raw.eval()
     images = torch.from_numpy(np.stack([probe, probe[:, ::-1].copy()]))
     with torch.no_grad():
         torch.onnx.export(

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 from mmengine.config import Config
 from torch import nn
@@ -15,13 +16,16 @@ from saucer.serving.letterbox import letterbox
 from saucer.serving.spec import GRAPH_FILE, SPEC_FILE, ModelSpec
 from saucer.worker import checkpoint, engine_config
 from saucer.worker.checkpoint import RunState
-from saucer.worker.export import export
+from saucer.worker.classifier import Classifier, RawClassifier
+from saucer.worker.export import RawDetector, export
 from saucer.worker.hooks import Send
 from saucer.worker.job import Stage, StageName, TrainJob
 from saucer.worker.predict import predict_splits
 from saucer.worker.splits import Split, Splits
 
 EXPORT_STEPS = 2
+MAX_ANSWERS = 5
+"""Of a classifier to one image, the best; top-5 needs no more."""
 
 
 def finish(
@@ -51,19 +55,30 @@ def finish(
     spec = ModelSpec(
         classes=job.classes,
         input_size=job.input_size,
-        score_floor=engine_config.SCORE_FLOOR,
+        score_floor=0.0 if job.classifies else engine_config.SCORE_FLOOR,
         nms_iou=engine_config.NMS_IOU,
-        max_detections=engine_config.MAX_DETECTIONS,
+        max_detections=MAX_ANSWERS if job.classifies else engine_config.MAX_DETECTIONS,
     )
     probe, _ = letterbox(decode(splits.train.images[0][1].read_bytes()), job.input_size)
-    export(detector, spec, folder, probe)
+    raw: nn.Module = (
+        RawClassifier(cast(Classifier, detector), job.input_size)
+        if job.classifies
+        else RawDetector(detector, job.input_size)
+    )
+    export(raw, spec, folder, probe)
     send(Stage(StageName.EXPORTING, EXPORT_STEPS, EXPORT_STEPS))
     raise_if_halted()
 
     predicted = [split for split in (splits.test, splits.validation) if split is not None]
     served = Detector.load(folder, threads)
     files |= predict_splits(
-        served, predicted, folder, deadline_s=deadline_s, raise_if_halted=raise_if_halted, send=send
+        served,
+        predicted,
+        folder,
+        deadline_s=deadline_s,
+        raise_if_halted=raise_if_halted,
+        send=send,
+        classifies=job.classifies,
     ).files
     files |= {"metrics": Path(job.workdir) / "metrics.jsonl", "log": Path(job.workdir) / "log.txt"}
     # Written anew: a job that only finishes what a checkpoint holds has no such file yet.
@@ -77,7 +92,7 @@ def _write_weights(job: TrainJob, detector: nn.Module, state: RunState, path: Pa
         "input_size": job.input_size,
         "starting_point": str(job.starting_point),
         "iteration": state.best_iteration or state.iteration,
-        "map_50": state.best_map_50,
+        "top_1" if job.classifies else "map_50": state.best_map_50,
     }
     weights = {name: tensor.detach().cpu() for name, tensor in detector.state_dict().items()}
     checkpoint.save(path, {"state_dict": weights, "meta": meta})

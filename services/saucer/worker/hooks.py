@@ -34,8 +34,11 @@ MIN_VALIDATIONS = 6
 """... but a run is validated at least this often."""
 LOG_NOISE = ("is skipped since", "is duplicate. It is skipped", "paramwise_options", "will be deprecated", "Exp name:")
 """Lines of the engine about its own insides that are left out of the user's log."""
-MONITOR = "coco/bbox_mAP_50"
+TOP_1 = "top_1"
+MONITORS = ("coco/bbox_mAP_50", TOP_1)
+"""What a validation is judged by: the engine reports one of them."""
 METRIC_NAMES = {
+    TOP_1: "top_1",
     "coco/bbox_mAP": "map",
     "coco/bbox_mAP_50": "map_50",
     "coco/bbox_mAP_75": "map_75",
@@ -170,7 +173,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
             self._save(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
-        value = (metrics or {}).get(MONITOR)
+        value = next((metrics[name] for name in MONITORS if metrics and name in metrics), None)
         if value is not None and (self.state.best_map_50 is None or value > self.state.best_map_50):
             weights = runner.model.state_dict()
             self.state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}

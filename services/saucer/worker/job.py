@@ -96,6 +96,8 @@ class TrainJob:
     finish_only: bool = False
     threads: int = 0
     """Threads of torch and of prediction; 0 stands for all cores."""
+    classifies: bool = False
+    """Annotations label whole images and have no box; the accuracy is top-1."""
 
     def __post_init__(self) -> None:
         """Raises BadMessageError naming the field and its range."""
@@ -134,6 +136,7 @@ class PredictJob:
     test: str | None = None
     max_duration_ms: int = 3_600_000
     threads: int = 0
+    classifies: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -191,7 +194,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Metrics:
-    """`values` by name: loss, loss_cls, loss_bbox, lr while training; map, map_50, map_75 at a validation.
+    """`values` by name: loss, loss_cls, loss_bbox, lr while training; map, map_50, map_75, or top_1 at a validation.
     `epoch` = iteration ÷ iterations per epoch: the x of a plot."""
 
     type: ClassVar[str] = "metrics"

@@ -47,6 +47,22 @@ def as_rows(detections: Detections) -> NDArray[np.float64]:
     return np.column_stack([detections.image_id, box, detections.score, detections.label]).astype(np.float64)
 
 
+def top_one(truth: COCO, answers: Detections) -> dict[str, float]:
+    """`top_1`: of the labelled images that were predicted, the share whose best answer is right; 0 without one."""
+    best: dict[int, tuple[float, int]] = {}
+    for image, score, label in zip(
+        answers.image_id.tolist(), answers.score.tolist(), answers.label.tolist(), strict=True
+    ):
+        if image not in best or score > best[image][0]:
+            best[image] = (score, label)
+    predicted = set(answers.images.tolist())
+    labels = {
+        label["image_id"]: label["category_id"] for label in truth.anns.values() if label["image_id"] in predicted
+    }
+    right = sum(image in best and best[image][1] == label for image, label in labels.items())
+    return {"top_1": right / len(labels) if labels else 0.0}
+
+
 @METRICS.register_module()
 class ValidationMetric(BaseMetric):  # type: ignore[misc]  # mmengine ships no types
     """What CocoMetric reports, under the same names (`coco/bbox_mAP_50`), but unrounded, with COCO's 100 detections an

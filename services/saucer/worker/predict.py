@@ -13,7 +13,7 @@ from saucer.worker import checkpoint, splits
 from saucer.worker.errors import HaltedError
 from saucer.worker.hooks import Send
 from saucer.worker.job import EndReason, PredictJob, Result, Stage, StageName
-from saucer.worker.metric import as_rows, load_truth, mean_average_precision
+from saucer.worker.metric import as_rows, load_truth, mean_average_precision, top_one
 from saucer.worker.splits import Split
 from saucer.worker.stopping import Stopper
 
@@ -48,6 +48,7 @@ def run(job: PredictJob, stopper: Stopper, threads: int, send: Send) -> Result:
         deadline_s=deadline_s,
         raise_if_halted=raise_if_stopped,
         send=send,
+        classifies=job.classifies,
     )
     stopper.clock.stop()
     if not found.whole:
@@ -73,6 +74,7 @@ def predict_splits(
     deadline_s: float,
     raise_if_halted: Callable[[], None],
     send: Send,
+    classifies: bool,
 ) -> Predicted:
     """Writes detections of each split and a report; see predict()."""
     files: dict[str, Path] = {}
@@ -86,9 +88,9 @@ def predict_splits(
         path = folder / f"detections_{split.name}.npz"
         checkpoint.write_atomically(path, detections.to_bytes())
         files[f"detections_{split.name}"] = path
-        report[split.name] = _scores(split, detections_count=len(detections.images)) | mean_average_precision(
-            load_truth(split.annotations), as_rows(detections)
-        )
+        truth = load_truth(split.annotations)
+        accuracy = top_one(truth, detections) if classifies else mean_average_precision(truth, as_rows(detections))
+        report[split.name] = _scores(split, detections_count=len(detections.images)) | accuracy
     files["report"] = folder / "report.json"
     files["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return Predicted(files, whole)

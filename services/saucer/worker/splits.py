@@ -65,9 +65,9 @@ def _rewrite(job: Job, name: str, source: str) -> Split:
         item["id"]: job.classes.index(item["name"]) for item in content["categories"] if item["name"] in job.classes
     }
     images = [_image(item) for item in content["images"]]
-    known = {item["id"] for item in images}
+    known = {item["id"]: item for item in images}
     boxes = [
-        _box(number, item, label_of[item["category_id"]])
+        _box(number, _placed(job, item, known[item["image_id"]]), label_of[item["category_id"]])
         for number, item in enumerate(content.get("annotations", []), start=1)
         if item["category_id"] in label_of and item["image_id"] in known
     ]
@@ -84,6 +84,18 @@ def _rewrite(job: Job, name: str, source: str) -> Split:
         json.dumps({"info": {}, "images": images, "annotations": boxes, "categories": categories}), encoding="utf-8"
     )
     return Split(name, target, paths, sum(not box["iscrowd"] for box in boxes))
+
+
+def _placed(job: Job, item: dict[str, Any], image: dict[str, Any]) -> dict[str, Any]:
+    """A label of a whole image has the image's box; raises UserError if labels are not of the job's kind."""
+    if job.classifies == ("bbox" in item):
+        raise UserError(
+            "The data labels objects by boxes, and this task wants a class for each whole image. "
+            "Choose the scene object-detection."
+            if job.classifies
+            else "The data labels whole images, and this task wants boxes. Choose the scene image-classification."
+        )
+    return {**item, "bbox": [0, 0, image["width"], image["height"]]} if job.classifies else item
 
 
 def _image(item: dict[str, Any]) -> dict[str, Any]:

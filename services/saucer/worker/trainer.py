@@ -33,7 +33,7 @@ def load_engine() -> None:
     """Imports MMDetection with everything that a job needs. Takes seconds; the child does it before it has a job."""
     stand_ins.install()
     importlib.import_module("mmdet.utils").register_all_modules(init_default_scope=False)
-    for module in ("backbone", "metric", "transforms"):
+    for module in ("backbone", "classifier", "metric", "transforms"):
         importlib.import_module(f"saucer.worker.{module}")
 
 
@@ -120,7 +120,7 @@ class _Attempt:
             files,
             self.state.iteration,
             self._stopper.clock.elapsed_ms,
-            self.state.best_map_50,
+            None if self._job.classifies else self.state.best_map_50,
             self._stopper.stop_reason if reason is EndReason.STOPPED else "",
             self.saved,
         )
@@ -153,7 +153,7 @@ class _Attempt:
             hooks.ProgressHook(epoch, job.epochs, iterations, stopper, send),
         ]
         if job.expected_accuracy is not None and prepared.validation is not None:
-            extra.append(engine_config.early_stopping(job.expected_accuracy))
+            extra.append(engine_config.early_stopping(job, job.expected_accuracy))
         backend = hooks.MetricsBackend(state, epoch, Path(job.workdir) / "metrics.jsonl", send)
         config = engine_config.build(job, prepared, state.precision)
         config["default_hooks"]["checkpoint"] = None

@@ -11,7 +11,8 @@ from nats.js import JetStreamContext
 from PIL import Image
 
 from saucer.evaluation.v1 import evaluation_pb2
-from tests.integration.evaluation.test_evaluation import World
+from tests.integration.evaluation.generated_model import stored_model
+from tests.integration.evaluation.test_evaluation import World, detections
 from tests.integration.evaluation.test_figures import Start, image_reads, list_bad_cases, scored
 from tests.support.services import ServiceRunner, Tokens
 
@@ -19,6 +20,39 @@ from tests.support.services import ServiceRunner, Tokens
 @pytest.fixture
 def start(run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path) -> Start:
     return Start(run_service, tokens, jetstream, tmp_path)
+
+
+async def test_a_classification_is_answered_and_drawn_as_such(start: Start) -> None:
+    async with start() as world:
+        images = [
+            {"id": number, "file_name": f"i{number}", "width": 64, "height": 48, "split": split}
+            for number, split in enumerate(("test",) * 4 + ("validation",) * 2, start=1)
+        ]
+        labels = [{"id": number, "image_id": number, "category_id": number % 2} for number in range(1, 7)]
+        document = {
+            "images": images,
+            "annotations": labels,
+            "categories": [{"id": 0, "name": "cup"}, {"id": 1, "name": "plate"}],
+        }
+        answered = detections([1, 2, 3, 4], [1, 2, 3, 4], [0.9, 0.8, 0.6, 0.3])
+        files = {
+            "detections_test.npz": answered.to_bytes(),
+            "detections_validation.npz": detections([5, 6], [5, 6], [0.9, 0.7]).to_bytes(),
+        }
+        model = await stored_model(world.objects, world.account_id, document, ["cup", "plate"], files)
+        await world.tell(model)
+        told = await world.ended(model)
+        assert told.classification
+        assert (told.top_1, told.HasField("map_50"), told.HasField("coco")) == (0.5, False, False)
+        assert (told.precision, told.recall, told.bad_cases) == (1 / 3, 0.25, 3)
+        cases = await list_bad_cases(world, told.evaluation_id)
+        assert sorted(evaluation_pb2.FaultKind.Name(case.faults[0].kind) for case in cases.bad_cases) == [
+            "FAULT_KIND_CONFUSED",
+            "FAULT_KIND_CONFUSED",
+            "FAULT_KIND_MISS",
+        ]
+        for kind in ("PRECISION_RECALL", "CONFUSION_MATRIX", "SCORES", "BAD_CASES"):
+            assert (await draw(world, told.evaluation_id, f"PICTURE_KIND_{kind}")).data
 
 
 async def draw(world: World, evaluation_id: str, kind: str, **wanted: Any) -> evaluation_pb2.Picture:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -158,6 +158,36 @@ async def test_the_same_event_twice_is_one_evaluation(world: World) -> None:
     await world.ended(model)
     response = await world.stub.ListEvaluations(evaluation_pb2.ListEvaluationsRequest(), metadata=world.viewer)
     assert [entry.model_id for entry in response.evaluations] == [model.model_id]
+
+
+async def test_a_prediction_of_a_model_is_an_evaluation_beside_its_own(world: World) -> None:
+    model = await world.model()
+    await world.tell(model)
+    own = await world.ended(model)
+    prediction = training_pb2.Prediction(
+        model_id=model.model_id,
+        account_id=model.account_id,
+        task_id=new_id(),
+        run_id=new_id(),
+        classes=model.classes,
+        dataset_version_id=new_id(),
+        manifest_key=model.manifest_key,
+        manifest_sha256=model.manifest_sha256,
+        image_prefix=model.image_prefix,
+        files=model.files,
+    )
+    ended = training_events.RunEnded(prediction=prediction)
+    told = event(ended, "training", world.account_id, prediction.task_id, prediction.run_id)
+    await publish(world.jetstream, told)
+    await publish(world.jetstream, replace(told, event_id=new_id()))
+    subject = f"saucer.evaluation.v1.EvaluationEnded.{world.account_id}.{prediction.task_id}.>"
+    (found,) = await read_events(world.jetstream, subject, count=1, timeout_s=40)
+    again = from_json(found.data, evaluation_events.EvaluationEnded()).evaluation
+    assert (own.by_prediction, again.by_prediction) == (False, True)
+    assert (again.model_id, again.map_50, again.classes) == (own.model_id, own.map_50, own.classes)
+    request = evaluation_pb2.ListEvaluationsRequest(model_id=model.model_id)
+    listed = await world.stub.ListEvaluations(request, metadata=world.viewer)
+    assert [entry.evaluation_id for entry in listed.evaluations] == [again.evaluation_id, own.evaluation_id]
 
 
 @pytest.mark.parametrize("spoilt", ["missing", "cut", "unlisted"])

@@ -151,9 +151,10 @@ class Online:
             await self.evaluate(account_id, model_id)
         return model_id
 
-    async def evaluate(self, account_id: str, model_id: str) -> None:
+    async def evaluate(self, account_id: str, model_id: str, *, by_prediction: bool = False) -> None:
         evaluation = evaluation_pb2.Evaluation(
             evaluation_id=new_id(),
+            by_prediction=by_prediction,
             account_id=account_id,
             model_id=model_id,
             state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,

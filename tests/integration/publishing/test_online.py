@@ -253,8 +253,10 @@ async def test_a_refused_hold_names_what_is_missing_and_a_refused_new_start_leav
 async def test_what_does_not_fit_is_refused_by_name_before_anything_is_stored(world: Online) -> None:
     async with world.serving():
         account_id = await world.account(3 * HOLD_MICROS)
-        model_id = await world.model(account_id)
         unevaluated = await world.model(account_id, evaluated=False)
+        # On data of somebody's choice: not what its thresholds come from.
+        await world.evaluate(account_id, unevaluated, by_prediction=True)
+        model_id = await world.model(account_id)
         other = await world.account(HOLD_MICROS)
         threshold = publishing_pb2.ClassThreshold(class_name="spoon", threshold=0.5)
         prepaid = billing_pb2.BILLING_MODE_PREPAID

@@ -43,6 +43,19 @@ def test_the_cup_and_plate_scene_refuses_data_without_its_classes() -> None:
         derive(form(), SCENES["cup-and-plate"], replace(DATA, classes=("cup", "fork")), CPU)
 
 
+@pytest.mark.parametrize(("scene", "whole"), [("image-classification", False), ("object-detection", True)])
+def test_labels_of_the_other_kind_are_refused_and_say_which_scene_fits(scene: str, whole: bool) -> None:
+    with pytest.raises(Refused, match="take the scene") as refusal:
+        derive(form(), SCENES[scene], replace(DATA, labels_whole_images=whole), CPU)
+    assert refusal.value.reason == "LABEL_KIND_UNSUITABLE"
+
+
+def test_a_classification_has_a_size_of_its_own_and_says_what_it_is() -> None:
+    whole = replace(DATA, labels_whole_images=True, median_box_share=0.0)
+    config, _ = derive(form(), SCENES["image-classification"], whole, CPU)
+    assert (config.classification, config.input_size, config.expected_accuracy) == (True, 192, None)
+
+
 def test_the_cup_and_plate_scene_has_its_own_expected_accuracy_and_a_form_overrides_it() -> None:
     assert derive(form(), SCENES["cup-and-plate"], DATA, CPU)[0].expected_accuracy == 0.88
     assert derive(form(expected_accuracy=0.5), SCENES["cup-and-plate"], DATA, CPU)[0].expected_accuracy == 0.5

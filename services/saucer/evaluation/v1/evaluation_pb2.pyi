@@ -235,6 +235,9 @@ class Evaluation(_message.Message):
     RECOMMENDED_THRESHOLD_FIELD_NUMBER: _builtins.int
     COCO_FIELD_NUMBER: _builtins.int
     BY_PREDICTION_FIELD_NUMBER: _builtins.int
+    CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    TOP_1_FIELD_NUMBER: _builtins.int
+    TOP_5_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -265,6 +268,13 @@ class Evaluation(_message.Message):
     """On the validation split, the threshold with the best F1; what to start from."""
     by_prediction: _builtins.bool
     """Made by a predict task, on data of its choice; false: by the run that trained the model."""
+    classification: _builtins.bool
+    """What a label says is what the whole image shows: mAP and COCO's numbers are unset, a box stands for an image, a
+    threshold is on the best answer, below it the answer is "unsure". A confusion is a wrong answer, a miss an unsure one.
+    """
+    top_1: _builtins.float
+    """How often the label is the best answer, or among the best five; of classification."""
+    top_5: _builtins.float
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassResult]: ...
     @_builtins.property
@@ -308,10 +318,13 @@ class Evaluation(_message.Message):
         recommended_threshold: _builtins.float | None = ...,
         coco: Global___CocoNumbers | None = ...,
         by_prediction: _builtins.bool = ...,
+        classification: _builtins.bool = ...,
+        top_1: _builtins.float | None = ...,
+        top_5: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "top_1", b"top_1", "top_5", b"top_5"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "classification", b"classification", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "top_1", b"top_1", "top_5", b"top_5", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
     _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
@@ -329,6 +342,10 @@ class Evaluation(_message.Message):
     _WhichOneofArgType__recall: _TypeAlias = _typing.Literal["_recall", b"_recall"]  # noqa: Y015
     _WhichOneofReturnType__recommended_threshold: _TypeAlias = _typing.Literal["recommended_threshold"]  # noqa: Y015
     _WhichOneofArgType__recommended_threshold: _TypeAlias = _typing.Literal["_recommended_threshold", b"_recommended_threshold"]  # noqa: Y015
+    _WhichOneofReturnType__top_1: _TypeAlias = _typing.Literal["top_1"]  # noqa: Y015
+    _WhichOneofArgType__top_1: _TypeAlias = _typing.Literal["_top_1", b"_top_1"]  # noqa: Y015
+    _WhichOneofReturnType__top_5: _TypeAlias = _typing.Literal["top_5"]  # noqa: Y015
+    _WhichOneofArgType__top_5: _TypeAlias = _typing.Literal["_top_5", b"_top_5"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__f1) -> _WhichOneofReturnType__f1 | None: ...
     @_typing.overload
@@ -345,6 +362,10 @@ class Evaluation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recall) -> _WhichOneofReturnType__recall | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__recommended_threshold) -> _WhichOneofReturnType__recommended_threshold | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_1) -> _WhichOneofReturnType__top_1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_5) -> _WhichOneofReturnType__top_5 | None: ...
 
 Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015
 

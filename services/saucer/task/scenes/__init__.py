@@ -20,6 +20,8 @@ class Scene:
     # Side of the square input, in pixels; None: derived from the data.
     input_size: int | None = None
     starting_point: str = "imagenet-lite0"
+    # Labels say what a whole image shows, and the accuracy is top-1.
+    classification: bool = False
 
 
 def load() -> Mapping[str, Scene]:

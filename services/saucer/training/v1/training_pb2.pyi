@@ -270,6 +270,7 @@ class TrainingConfig(_message.Message):
     OUTPUT_PREFIX_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    CLASSIFICATION_FIELD_NUMBER: _builtins.int
     scene: _builtins.str
     manifest_key: _builtins.str
     manifest_sha256: _builtins.str
@@ -291,6 +292,8 @@ class TrainingConfig(_message.Message):
     """Go on from the last checkpoint of the task's former start, with its elapsed time."""
     model_id: _builtins.str
     """Not empty: train nothing, and predict validation and test split with this model."""
+    classification: _builtins.bool
+    """Labels say what a whole image shows; the accuracy is top-1, and the report has no mAP."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -315,10 +318,11 @@ class TrainingConfig(_message.Message):
         output_prefix: _builtins.str = ...,
         resume: _builtins.bool = ...,
         model_id: _builtins.str = ...,
+        classification: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "expected_accuracy", b"expected_accuracy", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_accuracy: _TypeAlias = _typing.Literal["expected_accuracy"]  # noqa: Y015
     _WhichOneofArgType__expected_accuracy: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy"]  # noqa: Y015

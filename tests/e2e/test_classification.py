@@ -1,0 +1,49 @@
+"""Classification on real parts: a folder for each class in, a classifier trained, its evaluation read."""
+
+import json
+import shutil
+from pathlib import Path
+
+import grpc
+import pytest
+
+from saucer.dataset.v1 import dataset_pb2
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.task.v1 import task_pb2
+from tests.support.saucer_client import HOLD_MICROS, Saucer
+from tests.support.shapes import CLASSES, write_shapes
+
+
+def class_folders(folder: Path) -> Path:
+    """Images of shapes, each below the name of the one kind that it shows."""
+    drawn = write_shapes(folder / "drawn", train=100, validation=1, test=1)
+    content = json.loads(drawn.train.read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    for image in content["images"]:
+        kinds = {names[box["category_id"]] for box in content["annotations"] if box["image_id"] == image["id"]}
+        if len(kinds) == 1:
+            target = folder / "folders" / kinds.pop()
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copy(drawn.images / image["file_name"], target)
+    return folder / "folders"
+
+
+async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation(saucer: Saucer, tmp_path: Path) -> None:
+    account = await saucer.account(2 * HOLD_MICROS)
+    imported = await saucer.import_folder(account, class_folders(tmp_path))
+    assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, imported
+    version = imported.dataset_version_id
+    with pytest.raises(grpc.aio.AioRpcError, match="take the scene image-classification"):
+        await saucer.create_task(account, saucer.form(version))
+    form = saucer.form(version, scene="image-classification", input_size=64, epochs=6)
+    created = await saucer.create_task(account, form)
+    task = await saucer.task_ends(account, created.task_id)
+    assert task.state == task_pb2.TASK_STATE_SUCCEEDED, task
+    request = evaluation_pb2.GetEvaluationRequest(evaluation_id=task.evaluation_id)
+    found = await saucer.evaluation.GetEvaluation(request, metadata=account.metadata)
+    assert found.classification
+    assert found.top_1 > 0.5
+    assert not found.HasField("map_50")
+    assert {entry.class_name for entry in found.classes} == set(CLASSES)
+    assert sum(entry.boxes for entry in found.classes) == found.images
+    await saucer.nothing_frozen(account)
