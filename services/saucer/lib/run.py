@@ -18,12 +18,14 @@ from nats.js import JetStreamContext
 from saucer.lib import config, grpc_client, telemetry, tracing
 from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
-from saucer.lib.consumer import Consumer, Handles, ensure_stream
+from saucer.lib.consumer import Consumer, Handles
 from saucer.lib.dead_events import dead_events_servicer
 from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.retention import Forget, forget_for_ever, usual
+from saucer.lib.stream import ensure_stream
 from saucer.lib.tls import Identity
 
 # Background work that does not heed its cancellation within this is left behind.
@@ -95,6 +97,14 @@ class Process:
     def gauges(self, database: Database, *readings: Reading) -> None:
         """Exports what lies in the database: the usual gauges of a service, and its own."""
         self.background("gauges", read_for_ever(self.name, database, readings))
+
+    async def retention(
+        self, settings: config.ServiceSettings, database: Database, jetstream: JetStreamContext, *rules: Forget
+    ) -> None:
+        """Forgets what is old: events by their setting, and what the service's own rules say."""
+        await ensure_stream(jetstream, settings.events_keep_days)
+        every = [*usual(settings.events_keep_days), *rules]
+        self.background("retention", forget_for_ever(self.name, database, every))
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
