@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Whose schemas the manifests are checked against.
+KUBERNETES := 1.34
 STAMP := $(VENV)/installed
 
 .PHONY: help
@@ -33,6 +35,8 @@ check: $(STAMP) ## Formatter, linter, strict types, import boundaries, protos
 	@$(BIN)/buf format --diff --exit-code protos
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/released.binpb
+	@$(BIN)/kubernetes-validate --quiet --strict -k $(KUBERNETES) $(filter-out %/kustomization.yaml %/scaling.yaml,$(wildcard deploy/kubernetes/base/*.yaml))
+	@$(BIN)/hadolint $(wildcard deploy/Dockerfile.*)
 	@echo "check: all clean"
 
 .PHONY: test

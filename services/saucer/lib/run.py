@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -136,9 +137,15 @@ def by_type(handlers: Sequence[Handles]) -> Mapping[str, Handles]:
 
 
 def run(name: str, kind: type[S], wire: Callable[[Process, S], Awaitable[None]]) -> None:
-    """Runs a process until SIGTERM, SIGINT, or a failure in the background, which it raises after stopping."""
+    """Runs a process until SIGTERM, SIGINT, or a failure in the background, which it raises after stopping.
+
+    With the argument `migrate` a service migrates its database and ends: before a new version is rolled out.
+    """
     settings = config.load(kind)
     telemetry.configure_logging(name, json_lines=settings.log_format == "json", level=settings.log_level)
+    if sys.argv[1:] == ["migrate"] and isinstance(settings, config.ServiceSettings):
+        asyncio.run(_migrate(name, settings, package=wire.__module__.rpartition(".")[0]))
+        return
     asyncio.run(_run(name, settings, wire))
 
 
@@ -166,6 +173,12 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
         log.info("stopping")
     if process.failure is not None:
         raise process.failure
+
+
+async def _migrate(name: str, settings: config.ServiceSettings, package: str) -> None:
+    process = Process(name, settings.identity)
+    async with process.stack:
+        await process.database(settings, package)
 
 
 async def _nats_error(error: Exception) -> None:
