@@ -144,7 +144,7 @@ def run(name: str, kind: type[S], wire: Callable[[Process, S], Awaitable[None]])
     settings = config.load(kind)
     telemetry.configure_logging(name, json_lines=settings.log_format == "json", level=settings.log_level)
     if sys.argv[1:] == ["migrate"] and isinstance(settings, config.ServiceSettings):
-        asyncio.run(_migrate(name, settings, package=wire.__module__.rpartition(".")[0]))
+        asyncio.run(_migrate(name, settings))
         return
     asyncio.run(_run(name, settings, wire))
 
@@ -175,10 +175,10 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
         raise process.failure
 
 
-async def _migrate(name: str, settings: config.ServiceSettings, package: str) -> None:
+async def _migrate(name: str, settings: config.ServiceSettings) -> None:
     process = Process(name, settings.identity)
     async with process.stack:
-        await process.database(settings, package)
+        await process.database(settings, f"saucer.{name}")
 
 
 async def _nats_error(error: Exception) -> None:
