@@ -59,6 +59,14 @@ bench: $(STAMP) ## Benchmarks as a table; BENCH=platform runs one
 soak: $(STAMP) ## The long forms of the tests
 	@$(BIN)/pytest -m soak --timeout 7200 tests
 
+.PHONY: compose-demo
+compose-demo: ## The demonstration's path against docker compose, which is up
+	@docker compose run --rm --no-TTY --entrypoint bash saucer -s <deploy/path.sh
+
+.PHONY: compose-check
+compose-check: $(STAMP) ## docker-compose.yml on a real Docker Engine with stand-in images; as root, on Debian
+	@tests/compose/check.sh
+
 .PHONY: clean
 clean: ## Remove what the stack and the tests left; installed environments stay
 	@rm -rf .saucer .pytest_cache .mypy_cache .ruff_cache .hypothesis
