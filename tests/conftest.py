@@ -3,7 +3,13 @@
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-pytest_plugins = ["tests.support.servers", "tests.support.services", "tests.support.ledger", "tests.support.stack"]
+pytest_plugins = [
+    "tests.support.servers",
+    "tests.support.services",
+    "tests.support.ledger",
+    "tests.support.stack",
+    "tests.support.s3",
+]
 
 
 class _ByFixtures(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types

@@ -3,15 +3,16 @@
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from pathlib import Path, PurePosixPath
+from typing import IO, TypeVar
 
 import click
 import grpc
 
-from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, pages, pass_app, shorten
+from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError, domain_error
 from saucer.cli.output import Output, message_dict, moment, percent
 from saucer.dataset.v1 import dataset_pb2
@@ -23,6 +24,16 @@ POLL_S = 0.5
 STORE_WAIT_S = 15.0
 # Refused items shown in the table; --json has all that the report has.
 SHOWN_ITEMS = 20
+# Boxes of an image that are shown in a table.
+SHOWN_BOXES = 4
+FORMATS = {
+    "coco": dataset_pb2.SOURCE_FORMAT_COCO,
+    "voc": dataset_pb2.SOURCE_FORMAT_PASCAL_VOC,
+    "yolo": dataset_pb2.SOURCE_FORMAT_YOLO,
+    "class-folders": dataset_pb2.SOURCE_FORMAT_CLASS_FOLDERS,
+    "images": dataset_pb2.SOURCE_FORMAT_IMAGES,
+}
+M = TypeVar("M")
 _AT_REST = {dataset_pb2.IMPORT_STATE_SUCCEEDED, dataset_pb2.IMPORT_STATE_FAILED}
 
 
@@ -32,23 +43,48 @@ def dataset() -> None:
 
 
 @dataset.command("import")
-@click.argument("source", type=click.Path(exists=True, path_type=Path), metavar="FOLDER_OR_ARCHIVE")
+@click.argument("source", type=click.Path(exists=True, path_type=Path), required=False, metavar="[FOLDER_OR_ARCHIVE]")
+@click.option("--store-path", help="Of a folder or an archive that lies in the account's store, instead of an upload.")
 @click.option("--name", help="For people; default: the source's name.")
 @click.option("--upload-id", type=IDENTIFIER, help="Go on with an upload that was interrupted.")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Where the source has no split of its own.")
+@click.option(
+    "--format",
+    "source_format",
+    type=click.Choice([*FORMATS], case_sensitive=False),
+    help="Of the source; default: recognised by what lies in it.",
+)
 @pass_app
-def import_(app: App, source: Path, name: str | None, upload_id: str | None, split_seed: int) -> None:
-    """Upload a folder, or a zip or tar of one, and make a version of it."""
-    with _packed(app.output, source) as archive:
-        upload = _upload(app, archive, upload_id)
+def import_(
+    app: App,
+    source: Path | None,
+    store_path: str | None,
+    name: str | None,
+    upload_id: str | None,
+    split_seed: int,
+    source_format: str | None,
+) -> None:
+    """Make a version of a folder, or a zip or tar of one, that is uploaded or lies in the account's store."""
+    if (source is None) is (store_path is None):
+        raise click.UsageError("Name a folder or archive here, or --store-path.")
     request = dataset_pb2.ImportDatasetRequest(
         request_id=app.request_id("import"),
         account_id=app.connection.account_id,
-        display_name=name or source.resolve().name,
-        upload_id=upload.upload_id,
+        display_name=name or (source.resolve() if source else PurePosixPath(store_path or "")).name,
         split_seed=split_seed,
+        source_format=FORMATS[source_format] if source_format else dataset_pb2.SOURCE_FORMAT_UNSPECIFIED,
     )
-    ended = _wait(app, app.connection.dataset.ImportDataset(request))
+    if source is None:
+        request.store_path = store_path or ""
+    else:
+        with _packed(app.output, source) as archive:
+            request.upload_id = _upload(app, archive, upload_id).upload_id
+    make_version(app, request)
+
+
+def make_version(app: App, request: dataset_pb2.ImportDatasetRequest) -> None:
+    """Imports, waits, and prints what came of it. Raises CliError if that is no version."""
+    ended = _wait(app, _once_proven(lambda: app.connection.dataset.ImportDataset(request)))
     version = None
     if ended.dataset_version_id:
         version = app.connection.dataset.GetDatasetVersion(
@@ -95,6 +131,63 @@ def list_(app: App, limit: int) -> None:
     )
 
 
+@dataset.command()
+@click.argument("image_set_id", type=IDENTIFIER, metavar="VERSION_OR_DRAFT")
+@click.option("--unlabelled", is_flag=True, help="Only those without labels.")
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only of it.")
+@limit_option()
+@pass_app
+def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, limit: int) -> None:
+    """Images with their labels, in the order of the manifest; none is read."""
+    request = dataset_pb2.ListImagesRequest(image_set_id=image_set_id, split=split or "")
+    if unlabelled:
+        request.labelled = False
+    app.output.listing(
+        "",
+        ("image id", "file", "size", "split", "labels"),
+        pages(app.connection.dataset.ListImages, request, "images", limit),
+        lambda image: (
+            image.image_id,
+            image.file_name,
+            f"{image.width} × {image.height}",
+            image.split,
+            image.class_name or shorten([describe_box(box) for box in image.boxes], SHOWN_BOXES),
+        ),
+    )
+
+
+def describe_box(box: dataset_pb2.LabelledBox) -> str:
+    """As `saucer draft label` takes it."""
+    return f"{box.class_name}:{box.x1:g},{box.y1:g},{box.x2:g},{box.y2:g}"
+
+
+@dataset.command()
+@click.argument("dataset_version_id", type=IDENTIFIER, metavar="VERSION")
+@click.option(
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The file; .json or .zip.",
+)
+@click.option("--images", "include_images", is_flag=True, help="A zip with the images; each read is counted.")
+@pass_app
+def export(app: App, dataset_version_id: str, target: Path, include_images: bool) -> None:
+    """Write a version as COCO: its labels as JSON, or a zip with its images that an import takes again."""
+    request = dataset_pb2.ExportDatasetVersionRequest(
+        dataset_version_id=dataset_version_id, include_images=include_images
+    )
+    aside = target.with_name(f"{target.name}.part")
+    try:
+        with streaming(app.connection.dataset.ExportDatasetVersion(request)) as pieces, aside.open("wb") as written:
+            for piece in pieces:
+                written.write(piece.data)
+        aside.replace(target)
+    except OSError as error:
+        raise CliError(f"The version cannot be written: {error}.") from error
+    app.output.remark(f"Written: {target}")
+
+
 def print_version(output: Output, version: dataset_pb2.DatasetVersion) -> None:
     """What is in it."""
     statistics = version.statistics
@@ -107,6 +200,7 @@ def print_version(output: Output, version: dataset_pb2.DatasetVersion) -> None:
             ("name", version.display_name),
             ("images", f"{statistics.images} ({splits})"),
             ("without labels", statistics.unlabelled_images),
+            ("labels", "boxes" if version.label_kind == dataset_pb2.LABEL_KIND_BOXES else "a class for each image"),
             ("boxes", statistics.boxes),
             ("median image", f"{statistics.median_width} × {statistics.median_height} px"),
             ("median box", f"{100 * statistics.median_box_share:.1f} % of its image"),
@@ -181,7 +275,7 @@ def _upload(app: App, archive: IO[bytes], upload_id: str | None) -> dataset_pb2.
         request = dataset_pb2.CreateUploadRequest(
             request_id=app.request_id("upload"), account_id=app.connection.account_id, size_bytes=size
         )
-        upload = _open(app, request)
+        upload = _once_proven(lambda: stub.CreateUpload(request))
     try:
         with app.output.bar("uploading", size) as done:
             while upload.committed_bytes < size:
@@ -194,12 +288,12 @@ def _upload(app: App, archive: IO[bytes], upload_id: str | None) -> dataset_pb2.
     return upload
 
 
-def _open(app: App, request: dataset_pb2.CreateUploadRequest) -> dataset_pb2.Upload:
+def _once_proven(call: Callable[[], M]) -> M:
     """A new account's place in the object store is proven by an event that follows its creation: waits for that."""
     end_s = time.monotonic() + STORE_WAIT_S
     while True:
         try:
-            return app.connection.dataset.CreateUpload(request)
+            return call()
         except grpc.RpcError as error:
             if domain_error(error).reason != "STORE_NOT_PROVEN" or time.monotonic() > end_s:
                 raise

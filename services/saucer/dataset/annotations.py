@@ -1,18 +1,19 @@
-"""Checks the annotations of one label file against its images and categories, column by column.
+"""Checks the annotations of one source against its images and categories, column by column.
 
 The order of the checks is that of `check_annotations`; an annotation is reported for the first thing wrong with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saucer.dataset.boxes import clip, turn
-from saucer.dataset.coco import AnnotationColumns
+from saucer.dataset.domain import LabelKind
+from saucer.dataset.labels import MAX_BOXES_PER_IMAGE, Labels
 from saucer.dataset.report import ItemKind, ItemReason, Report
 
 # Places of images that are not among the accepted ones.
@@ -32,8 +33,8 @@ class AcceptedImages:
 
 @dataclass(frozen=True)
 class CheckedAnnotations:
-    """What is accepted: `place` int64 [n] of the image, `category` int64 [n], `box` float64 [n, 4] inside the image,
-    `crowd` bool [n]."""
+    """What is accepted: `place` int64 [n] of the image, `category` int64 [n], `box` float64 [n, 4] inside the image
+    (zeros where labels are of whole images), `crowd` bool [n]."""
 
     place: NDArray[np.int64]
     category: NDArray[np.int64]
@@ -44,14 +45,17 @@ class CheckedAnnotations:
 class _Rows:
     """The rows not refused so far, in an order that does not depend on the file's."""
 
-    def __init__(self, columns: AnnotationColumns, name: str, report: Report) -> None:
+    def __init__(self, labels: Labels, name: str, report: Report) -> None:
         # Views: only the boxes are changed, and millions of rows need not lie in memory twice.
+        columns = labels.annotations
         self.id = np.asarray(columns.id)
         self.image_id = np.asarray(columns.image_id)
         self.category_id = np.asarray(columns.category_id)
         self.box = columns.boxes()
         self.crowd = np.array(columns.crowd, dtype=np.bool_)
+        self.boxless = np.array(columns.boxless, dtype=np.bool_)
         self.left = np.lexsort((self.crowd, *self.box.T[::-1], self.category_id, self.image_id, self.id))
+        self._file_of_image = labels.file_of_image
         self._name = name
         self._report = report
 
@@ -61,27 +65,40 @@ class _Rows:
             ItemKind.ANNOTATION,
             reason,
             self.left[bad].tolist(),
-            lambda row: (
-                f"{self._name}, annotation {self.id[row]}",
-                f"{sentence} Image {self.image_id[row]}, box {self.box[row].tolist()}.",
-            ),
+            lambda row: self._describe(row, sentence),
         )
         self.left = self.left[~bad]
 
+    def _describe(self, row: int, sentence: str) -> tuple[str, str]:
+        box = "" if self.boxless[row] else f" Box {self.box[row].tolist()}."
+        if self._file_of_image:
+            return self._file_of_image[self.image_id[row]], f"{sentence}{box}"
+        return f"{self._name}, annotation {self.id[row]}", f"{sentence} Image {self.image_id[row]}.{box}"
+
+
+def label_kind(all_labels: Iterable[Labels]) -> LabelKind:
+    """Of a whole import: labels are of whole images if there is any, and none has a box."""
+    counts = [(len(labels.annotations), sum(labels.annotations.boxless)) for labels in all_labels]
+    some = any(count for count, _ in counts)
+    return LabelKind.CLASSES if some and all(count == boxless for count, boxless in counts) else LabelKind.BOXES
+
 
 def check_annotations(
-    columns: AnnotationColumns,
+    labels: Labels,
     name: str,
+    kind: LabelKind,
     place_of_image_id: Mapping[int, int],
     class_of_category_id: Mapping[int, int],
     images: AcceptedImages,
     report: Report,
 ) -> CheckedAnnotations:
-    """Refuses what cannot be used, with its reason in the report under the label file's `name`, and clips the rest.
+    """Refuses what cannot be used, with its reason in the report under the source's `name`, and clips the rest.
 
     `place_of_image_id` maps to the place in `images` (at least one), or to REFUSED.
     """
-    rows = _Rows(columns, name, report)
+    rows = _Rows(labels, name, report)
+    if kind is LabelKind.BOXES:
+        rows.refuse(rows.boxless[rows.left], ItemReason.MALFORMED_ANNOTATION, "It has no bbox.")
     rows.refuse(_repeats(rows.id[rows.left]), ItemReason.DUPLICATE_ID, "The annotation's id stands twice.")
     place = _look_up(rows.image_id, place_of_image_id)
     rows.refuse(place[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_IMAGE, "No image has its image_id.")
@@ -89,13 +106,51 @@ def check_annotations(
     images_with_annotations = len(np.unique(place[rows.left]))
     category = _look_up(rows.category_id, class_of_category_id)
     rows.refuse(category[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_CATEGORY, "No category has its category_id.")
-    _fit_boxes(rows, place, images, report)
-    rows.refuse(
-        _same_boxes(rows, place, category), ItemReason.DUPLICATE_BOX, "The same box of the same class stands twice."
-    )
+    if kind is LabelKind.BOXES:
+        if labels.normalised:
+            _scale_boxes(rows, place, images)
+        _fit_boxes(rows, place, images, report)
+        rows.refuse(
+            _same_boxes(rows, place, category), ItemReason.DUPLICATE_BOX, "The same box of the same class stands twice."
+        )
+        rows.refuse(
+            _beyond_limit(rows, place),
+            ItemReason.TOO_MANY_BOXES,
+            f"Its image has more than {MAX_BOXES_PER_IMAGE:,} boxes.",
+        )
+    else:
+        rows.box[:] = 0
+        rows.refuse(
+            _others_of_image(rows, place), ItemReason.SEVERAL_LABELS, "Its image has several labels, and may have one."
+        )
     left = rows.left
     report.emptied_images += images_with_annotations - len(np.unique(place[left]))
     return CheckedAnnotations(place[left], category[left], rows.box[left], rows.crowd[left])
+
+
+def _beyond_limit(rows: _Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mask over `left` of the boxes beyond MAX_BOXES_PER_IMAGE, by their order in it."""
+    order = np.argsort(place[rows.left], kind="stable")
+    sorted_places = place[rows.left][order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_places, sorted_places)
+    beyond = np.zeros(len(order), dtype=np.bool_)
+    beyond[order] = rank >= MAX_BOXES_PER_IMAGE
+    return beyond
+
+
+def _scale_boxes(rows: _Rows, place: NDArray[np.int64], images: AcceptedImages) -> None:
+    """From shares of the picture's sides to pixels."""
+    left = rows.left
+    sides = np.column_stack([images.width[place[left]], images.height[place[left]]])
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows.box[left] *= np.tile(sides, 2)
+
+
+def _others_of_image(rows: _Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Mask over `left` of all labels of an image that has more than one: which is right, nobody can tell."""
+    _, image, counts = np.unique(place[rows.left], return_inverse=True, return_counts=True)
+    several: NDArray[np.bool_] = counts[image] > 1
+    return several
 
 
 def _fit_boxes(rows: _Rows, place: NDArray[np.int64], images: AcceptedImages, report: Report) -> None:

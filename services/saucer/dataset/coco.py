@@ -1,8 +1,7 @@
 """Reads COCO label files as a stream, whatever their size and whoever wrote them.
 
 Format: cocodataset.org/#format-data. Only what detection needs is kept: segmentations, captions and the like are
-skipped while they stream by. Annotations are kept in columns of machine numbers, about 60 bytes each, so that
-MAX_ANNOTATIONS of them take some 150 MB, and a whole import at that limit stays below 1 GiB (measured: 0.85).
+skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it.
 
 Numbers must be JSON numbers: a number as a string makes its item malformed. NaN and Infinity are no JSON (RFC 8259):
 they end the import with the place, since the file's writer is broken. Ids are integers of 64 bits.
@@ -13,104 +12,37 @@ from __future__ import annotations
 import codecs
 import math
 import os
-from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import ijson
-import numpy as np
-from numpy.typing import NDArray
 
+from saucer.dataset.labels import (
+    MAX_CATEGORY_NAME_CHARS,
+    MAX_FILE_NAME_CHARS,
+    CategoryEntry,
+    ImageEntry,
+    LabelLimits,
+    Labels,
+)
 from saucer.dataset.layout import SPLIT_NAMES
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
 from saucer.dataset.splits import Split
 
-# Entries of all label files of one import, refused ones included. Above it: the import is refused, too_many_….
-MAX_IMAGES = 250_000
-MAX_ANNOTATIONS = 2_500_000
-MAX_CATEGORIES = 1_000
-# Of one label file (COCO's own largest has 470 MB). Above it: refused, label_file_too_large, before reading.
-MAX_LABEL_FILE_BYTES = 2 * 1024**3
 # COCO needs 6. Above it: refused, nested_too_deep.
 MAX_DEPTH = 32
 # One string or number, or space between two. Above it: refused, not_json. The parser holds a token in memory.
 MAX_TOKEN_BYTES = 16 * 1024**2
-# Longer names make their item malformed.
-MAX_FILE_NAME_CHARS = 1_024
-MAX_CATEGORY_NAME_CHARS = 100
 
 _CHUNK_BYTES = 64 * 1024
 _ENTRY_DEPTH = 3
 _WANTED = {
-    "images": frozenset({"id", "file_name", "width", "height", "split"}),
+    "images": frozenset({"id", "file_name", "width", "height", "split", "source_name"}),
     "annotations": frozenset({"id", "image_id", "category_id", "bbox", "iscrowd"}),
     "categories": frozenset({"id", "name"}),
 }
 _NESTED = object()  # stands for an object or array where a scalar belongs
 _MAX_INT = 2**63 - 1
-
-
-@dataclass(frozen=True)
-class LabelLimits:
-    max_images: int = MAX_IMAGES
-    max_annotations: int = MAX_ANNOTATIONS
-    max_categories: int = MAX_CATEGORIES
-    max_label_file_bytes: int = MAX_LABEL_FILE_BYTES
-
-    def after(self, labels: Labels) -> LabelLimits:
-        """What is left for the next file."""
-        return LabelLimits(
-            self.max_images - labels.counts["images"],
-            self.max_annotations - labels.counts["annotations"],
-            self.max_categories,
-            self.max_label_file_bytes,
-        )
-
-
-class ImageEntry(NamedTuple):
-    """`width` and `height` are None where the file does not say; `split` likewise."""
-
-    file_name: str
-    id: int
-    width: int | None
-    height: int | None
-    split: Split | None
-
-
-class CategoryEntry(NamedTuple):
-    id: int
-    name: str
-
-
-@dataclass
-class AnnotationColumns:
-    """Annotations as they stand in the file, unchecked against images and categories. `box` has 4 entries for each."""
-
-    id: array[int] = field(default_factory=lambda: array("q"))
-    image_id: array[int] = field(default_factory=lambda: array("q"))
-    category_id: array[int] = field(default_factory=lambda: array("q"))
-    box: array[float] = field(default_factory=lambda: array("d"))
-    crowd: array[int] = field(default_factory=lambda: array("b"))
-
-    def __len__(self) -> int:
-        return len(self.id)
-
-    def boxes(self) -> NDArray[np.float64]:
-        """float64 [n, 4]: x, y, width, height in pixels, a copy."""
-        return np.array(self.box, dtype=np.float64).reshape(-1, 4)
-
-
-@dataclass
-class Labels:
-    """One label file. `counts` are entries read for each section, malformed ones included."""
-
-    images: list[ImageEntry] = field(default_factory=list)
-    categories: list[CategoryEntry] = field(default_factory=list)
-    annotations: AnnotationColumns = field(default_factory=AnnotationColumns)
-    # Ids of malformed images, so that their annotations are reported as such.
-    malformed_image_ids: set[int] = field(default_factory=set)
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_WANTED, 0))
 
 
 def read_labels(file: BinaryIO, name: str, limits: LabelLimits, report: Report) -> Labels:
@@ -267,7 +199,12 @@ def _add_image(labels: Labels, entry: dict[str, Any] | None, item: str, report: 
         item = file_name
         labels.images.append(
             ImageEntry(
-                file_name, _required(entry, "id"), _side(entry, "width"), _side(entry, "height"), _own_split(entry)
+                file_name,
+                _required(entry, "id"),
+                _side(entry, "width"),
+                _side(entry, "height"),
+                _own_split(entry),
+                _source_name(entry),
             )
         )
     except _MalformedError as error:
@@ -282,7 +219,7 @@ def _add_annotation(labels: Labels, entry: dict[str, Any] | None, item: str, rep
             raise _MalformedError("not an object")
         ids = [_required(entry, key) for key in ("id", "image_id", "category_id")]
         box = entry.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        if box is not None and not _is_box(box):
             raise _MalformedError("bbox is not an array of four numbers")
         crowd = entry.get("iscrowd", 0)
         if crowd not in (0, 1):
@@ -290,12 +227,8 @@ def _add_annotation(labels: Labels, entry: dict[str, Any] | None, item: str, rep
     except _MalformedError as error:
         report.refuse(ItemKind.ANNOTATION, ItemReason.MALFORMED_ANNOTATION, item, f"{error}.")
         return
-    columns = labels.annotations
-    columns.id.append(ids[0])
-    columns.image_id.append(ids[1])
-    columns.category_id.append(ids[2])
-    columns.box.extend(box)
-    columns.crowd.append(int(crowd))
+    number, image_id, category_id = ids
+    labels.annotations.add(number, image_id, category_id, box, crowd=bool(crowd))
 
 
 def _add_category(labels: Labels, entry: dict[str, Any] | None, item: str, report: Report) -> None:
@@ -340,6 +273,11 @@ def _own_split(entry: dict[str, Any]) -> Split | None:
     return SPLIT_NAMES[split.lower()]
 
 
+def _source_name(entry: dict[str, Any]) -> str | None:
+    name = entry.get("source_name")
+    return name if isinstance(name, str) and 0 < len(name) <= MAX_FILE_NAME_CHARS else None
+
+
 def _integer(value: object) -> int | None:
     """An integer of 64 bits; tools that keep tables write 3.0 for 3, which is taken as meant."""
     if isinstance(value, bool):
@@ -349,8 +287,13 @@ def _integer(value: object) -> int | None:
     return value if isinstance(value, int) and abs(value) <= _MAX_INT else None
 
 
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer beyond 64 bits may not fit a float either.
+    return isinstance(value, float) or _integer(value) is not None
 
 
 def _unreadable(name: str, error: Exception) -> ImportRefusedError:

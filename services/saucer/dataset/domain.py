@@ -26,6 +26,27 @@ MAX_ATTEMPTS = 5
 Json = Mapping[str, Any]
 
 
+class SourceFormat(StrEnum):
+    """Of the source of an import."""
+
+    AUTO = "AUTO"
+    COCO = "COCO"
+    PASCAL_VOC = "PASCAL_VOC"
+    YOLO = "YOLO"
+    CLASS_FOLDERS = "CLASS_FOLDERS"
+    # Without labels.
+    IMAGES = "IMAGES"
+    # Labelled here.
+    DRAFT = "DRAFT"
+
+
+class LabelKind(StrEnum):
+    """What a label says: where each object is, or what the whole image shows."""
+
+    BOXES = "BOXES"
+    CLASSES = "CLASSES"
+
+
 class ImportState(StrEnum):
     """Of an import."""
 
@@ -107,13 +128,17 @@ class Chunk:
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """What is to be imported; exactly one of upload_id and store_path is set."""
+    """What is to be imported; exactly one of upload_id, store_path and draft_id is set. A draft's format is DRAFT."""
 
     account_id: str
     display_name: str
     upload_id: str | None
     store_path: str | None
     split_seed: int
+    source_format: SourceFormat = SourceFormat.AUTO
+    draft_id: str | None = None
+    # Of a draft: a new split, instead of that of its version.
+    split_again: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,6 +151,9 @@ class Import:
     upload_id: str | None
     store_path: str | None
     split_seed: int
+    source_format: SourceFormat
+    draft_id: str | None
+    split_again: bool
     state: ImportState
     images_done: int
     images_total: int
@@ -145,7 +173,14 @@ class Import:
     def answers(self, request: ImportRequest) -> bool:
         """Whether this is the import that was asked for, or one of the same id for something else."""
         return request == ImportRequest(
-            self.account_id, self.display_name, self.upload_id, self.store_path, self.split_seed
+            self.account_id,
+            self.display_name,
+            self.upload_id,
+            self.store_path,
+            self.split_seed,
+            self.source_format,
+            self.draft_id,
+            self.split_again,
         )
 
 
@@ -158,6 +193,9 @@ def queued(import_id: str, request: ImportRequest, now: datetime) -> Import:
         upload_id=request.upload_id,
         store_path=request.store_path,
         split_seed=request.split_seed,
+        source_format=request.source_format,
+        draft_id=request.draft_id,
+        split_again=request.split_again,
         state=ImportState.QUEUED,
         images_done=0,
         images_total=0,
@@ -261,6 +299,7 @@ class DatasetVersion:
     manifest_key: str
     manifest_sha256: str
     image_prefix: str
+    label_kind: LabelKind
     classes: tuple[str, ...]
     statistics: Json
     created_at: datetime
@@ -273,6 +312,7 @@ class Imported:
 
     manifest_sha256: str
     content_hash: str
+    label_kind: LabelKind
     classes: tuple[str, ...]
     statistics: Json
     report: Json

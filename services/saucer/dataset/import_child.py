@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from saucer.dataset.archive import ArchiveLimits, unpack
+from saucer.dataset.domain import SourceFormat
 from saucer.dataset.import_job import ImportJob
 from saucer.dataset.importer import ImportResult, import_folder
 from saucer.dataset.report import ImportRefusedError
@@ -80,7 +81,9 @@ def _import(job: ImportJob) -> ImportResult:
         sink=keep,
         progress=lambda done, total: _say("progress", [done, total]),
         manifest_path=Path(job.manifest),
+        listing_path=Path(job.listing),
         seed=job.seed,
+        source_format=SourceFormat(job.source_format),
     )
 
 
@@ -88,6 +91,8 @@ def _as_json(result: ImportResult) -> dict[str, object]:
     return {
         "manifest_sha256": result.manifest_sha256,
         "content_hash": result.content_hash,
+        "source_format": result.source_format,
+        "label_kind": result.label_kind,
         "classes": result.class_names,
         "statistics": result.statistics.as_json(),
         "report": result.report.as_json(),

@@ -6,13 +6,17 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class ImportJob:
-    """`source` is an archive or a folder; `unpacked` and `manifest` do not exist yet, the folder `images` does."""
+    """`source` is an archive or a folder; the folder `images` exists; `unpacked`, `manifest`, `listing` do not."""
 
     source: str
     unpacked: str
     images: str
     manifest: str
+    # As listing.write_listing() writes it.
+    listing: str
     seed: int
+    # formats.SourceFormat
+    source_format: str
     max_unpacked_bytes: int
     # RLIMIT_AS: memory beyond it is refused, and with it the import.
     memory_bytes: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from saucer.dataset.domain import Imported, ImportFailedError
+from saucer.dataset.domain import Imported, ImportFailedError, LabelKind, SourceFormat
 from saucer.dataset.import_job import ImportJob
 
 # Of the child's address space (RLIMIT_AS); what needs more fails, OUT_OF_MEMORY. What coco.py admits stays below.
@@ -140,7 +140,12 @@ async def _line(stdout: asyncio.StreamReader) -> bytes:
 
 def _imported(value: Any) -> Imported:
     return Imported(
-        value["manifest_sha256"], value["content_hash"], tuple(value["classes"]), value["statistics"], value["report"]
+        value["manifest_sha256"],
+        value["content_hash"],
+        LabelKind(value["label_kind"]),
+        tuple(value["classes"]),
+        value["statistics"],
+        value["report"] | {"source_format": SourceFormat(value["source_format"])},
     )
 
 

@@ -1,7 +1,7 @@
 """A folder of labelled images → the manifest of an immutable version, its statistics and a report of what was refused.
 
-1. Find the label files (layout.py) and read all of them (coco.py): what is wrong with a whole file ends the import
-   before a single image is touched.
+1. Find the label files and read all of them (formats.py): what is wrong with a whole label file ends the import before
+   a single image is touched.
 2. Join the classes of all files; check and hash image by image (images.py), handing each accepted one to the sink.
 3. Check the boxes against the images (boxes.py), split (splits.py), count (statistics.py), write (manifest.py).
 
@@ -20,11 +20,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.dataset.annotations import REFUSED, AcceptedImages, check_annotations
+from saucer.dataset.annotations import REFUSED, AcceptedImages, check_annotations, label_kind
 from saucer.dataset.archive import safe_parts
-from saucer.dataset.coco import ImageEntry, LabelLimits, Labels, read_labels
+from saucer.dataset.domain import LabelKind, SourceFormat
+from saucer.dataset.formats import Source, read_sources
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
-from saucer.dataset.layout import LabelFile, Layout, NotInFolderError, find_image, find_layout, open_below
+from saucer.dataset.labels import ImageEntry, LabelLimits
+from saucer.dataset.layout import NotInFolderError, find_image
+from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
 from saucer.dataset.splits import Split, SplitImage, assign_splits
@@ -50,18 +53,11 @@ class ImportResult:
     manifest_path: Path
     manifest_sha256: str
     content_hash: str
+    source_format: SourceFormat
+    label_kind: LabelKind
     class_names: tuple[str, ...]
     statistics: Statistics
     report: Report
-
-
-@dataclass(frozen=True)
-class _Source:
-    """A label file, as read, and the place of each of its image ids among the accepted images."""
-
-    file: LabelFile
-    labels: Labels
-    place_of_id: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,17 +76,21 @@ def import_folder(
     sink: ImageSink,
     progress: Callable[[int, int], None],
     manifest_path: Path,
+    listing_path: Path,
     seed: int,
+    source_format: SourceFormat = SourceFormat.AUTO,
     limits: ImportLimits | None = None,
 ) -> ImportResult:
-    """Imports a COCO data set from a local folder.
+    """Imports a data set from a local folder.
 
     Args:
         folder: read only; links in it are not followed.
         sink: gets the bytes of each accepted image, in no stated order, before the import is known to succeed.
         progress: called with images done and images in all, for each image.
-        manifest_path: where the manifest is written; absent after an error.
+        manifest_path, listing_path: where the manifest and the rows of its images (listing.py) are written; absent
+            after an error.
         seed: of the split, where the source has none (splits.py).
+        source_format: AUTO recognises it (formats.py).
 
     Raises:
         ImportRefusedError: the input as a whole is refused; `report` is set where it got as far as the images.
@@ -98,10 +98,11 @@ def import_folder(
     """
     bounds = limits or ImportLimits()
     report = Report()
-    layout = find_layout(folder)
-    sources = _read_sources(layout, bounds.labels, report)
+    found = read_sources(folder, source_format, bounds.labels, report)
+    sources = found.sources
     class_names, class_of_id = _join_categories(sources, report)
-    accepted = _accept_images(layout, sources, sink, progress, bounds.images, report)
+    stored = found.source_format is SourceFormat.DRAFT
+    accepted = _accept_images(found.folder, sources, sink, progress, bounds.images, report, stored=stored)
     if not accepted:
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
@@ -110,28 +111,14 @@ def import_folder(
     columns = _columns(accepted, order, sources, class_of_id, report)
     images = [accepted[place] for place in order.tolist()]
     splits = _assign_splits(images, columns, seed)
-    hashes = _write(manifest_path, class_names, images, splits, columns)
+    hashes = _write(manifest_path, listing_path, class_names, images, splits, columns)
     statistics = describe(columns, splits, class_names)
-    return ImportResult(manifest_path, hashes.file, hashes.content, class_names, statistics, report)
+    return ImportResult(
+        manifest_path, hashes.file, hashes.content, found.source_format, columns.kind, class_names, statistics, report
+    )
 
 
-def _read_sources(layout: Layout, limits: LabelLimits, report: Report) -> list[_Source]:
-    sources = []
-    for label_file in layout.label_files:
-        try:
-            file = open_below(layout.folder, label_file.path.parts)
-        except NotInFolderError as error:
-            raise ImportRefusedError(
-                ImportReason.NO_LABEL_FILE, f"{printable(str(label_file.path))} cannot be opened: {error.sentence}"
-            ) from error
-        with file:
-            labels = read_labels(file, str(label_file.path), limits, report)
-        limits = limits.after(labels)
-        sources.append(_Source(label_file, labels))
-    return sources
-
-
-def _join_categories(sources: Sequence[_Source], report: Report) -> tuple[tuple[str, ...], dict[int, int]]:
+def _join_categories(sources: Sequence[Source], report: Report) -> tuple[tuple[str, ...], dict[int, int]]:
     """Names in order of category id, and the new id (place in them) of each old one.
 
     A name that stands under two ids is refused where both have annotations. Where at most one has, the others are left
@@ -180,13 +167,16 @@ def _duplicate_category(sentence: str) -> ImportRefusedError:
 
 
 def _accept_images(
-    layout: Layout,
-    sources: Sequence[_Source],
+    folder: Path,
+    sources: Sequence[Source],
     sink: ImageSink,
     progress: Callable[[int, int], None],
     limits: ImageLimits,
     report: Report,
+    *,
+    stored: bool,
 ) -> list[_Accepted]:
+    """`stored`: images are no files here, but stored already under the hashes that are their names."""
     total = sum(len(source.labels.images) for source in sources)
     done = 0
     accepted: list[_Accepted] = []
@@ -202,9 +192,12 @@ def _accept_images(
                 ids.add(entry.id)
                 source.place_of_id[entry.id] = REFUSED
                 parts = _checked_name(entry, names)
-                with find_image(layout, source.file, parts) as file:
-                    data = read_image(file, limits)
-                facts = check_image(data, limits)
+                if stored:
+                    data, facts = b"", _stored_facts(entry)
+                else:
+                    with find_image(folder, source.file, parts) as file:
+                        data = read_image(file, limits)
+                    facts = check_image(data, limits)
                 orientation = _labelled_orientation(entry, facts)
                 if facts.sha256 in name_of_hash:
                     raise _ItemRefusedError(
@@ -213,15 +206,23 @@ def _accept_images(
             except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
                 report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
             else:
-                sink(facts.sha256, data)
+                if not stored:
+                    sink(facts.sha256, data)
                 name_of_hash[facts.sha256] = printable(entry.file_name)
                 source.place_of_id[entry.id] = len(accepted)
                 report.turned_images += bool(orientation)
                 split = entry.split or source.file.split
-                accepted.append(_Accepted(facts, split, printable(entry.file_name), orientation))
+                source_name = printable(entry.source_name or entry.file_name)
+                accepted.append(_Accepted(facts, split, source_name, orientation))
             done += 1
             progress(done, total)
     return accepted
+
+
+def _stored_facts(entry: ImageEntry) -> ImageFacts:
+    assert entry.width is not None
+    assert entry.height is not None
+    return ImageFacts(entry.file_name, entry.width, entry.height, turned=None)
 
 
 class _ItemRefusedError(Exception):
@@ -271,7 +272,7 @@ def _labelled_orientation(entry: ImageEntry, facts: ImageFacts) -> int:
 def _columns(
     accepted: Sequence[_Accepted],
     order: NDArray[np.int64],
-    sources: Sequence[_Source],
+    sources: Sequence[Source],
     class_of_id: dict[int, int],
     report: Report,
 ) -> Columns:
@@ -281,10 +282,9 @@ def _columns(
         height=np.array([image.facts.height for image in accepted], dtype=np.int64),
         turned=np.array([image.labels_turned for image in accepted], dtype=np.int64),
     )
+    kind = label_kind(source.labels for source in sources)
     checked = [
-        check_annotations(
-            source.labels.annotations, str(source.file.path), source.place_of_id, class_of_id, images, report
-        )
+        check_annotations(source.labels, str(source.file.path), kind, source.place_of_id, class_of_id, images, report)
         for source in sources
     ]
     row_of_place = np.empty(len(order), dtype=np.int64)
@@ -295,6 +295,7 @@ def _columns(
     box = np.concatenate([part.box for part in checked])
     rows = np.lexsort((crowd, *box.T[::-1], category, image))
     return Columns(
+        kind=kind,
         width=images.width[order],
         height=images.height[order],
         image=image[rows],
@@ -319,14 +320,21 @@ def _assign_splits(images: Sequence[_Accepted], columns: Columns, seed: int) -> 
 
 
 def _write(
-    path: Path, class_names: Sequence[str], images: Sequence[_Accepted], splits: Sequence[Split], columns: Columns
+    path: Path,
+    listing: Path,
+    class_names: Sequence[str],
+    images: Sequence[_Accepted],
+    splits: Sequence[Split],
+    columns: Columns,
 ) -> ManifestHashes:
     rows = [
         ManifestImage(image.facts.sha256, image.facts.width, image.facts.height, split, image.source_name)
         for image, split in zip(images, splits, strict=True)
     ]
     try:
+        write_listing(listing, rows, columns)
         return write_manifest(path, class_names, rows, columns)
     except BaseException:
         path.unlink(missing_ok=True)
+        listing.unlink(missing_ok=True)
         raise

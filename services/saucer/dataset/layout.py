@@ -43,6 +43,11 @@ SPLIT_NAMES = {
 }
 
 
+def split_of(name: str) -> Split | None:
+    """The split that a folder or file is named for, as in `train` and `val2017`."""
+    return SPLIT_NAMES.get(name.lower().rstrip("0123456789"))
+
+
 @dataclass(frozen=True)
 class LabelFile:
     """A label file and the folders in which its images may lie, all relative to the layout's folder."""
@@ -60,24 +65,21 @@ class Layout:
     label_files: tuple[LabelFile, ...]
 
 
-def find_layout(folder: Path) -> Layout:
-    """Finds the label files.
+def find_layout(folder: Path) -> Layout | None:
+    """Finds the label files; None if there is none.
 
     Raises:
-        ImportRefusedError: no_label_file, or ambiguous_layout with the names between which it cannot choose.
+        ImportRefusedError: ambiguous_layout with the names between which it cannot choose.
     """
     for _ in range(MAX_WRAPPING_FOLDERS):
         found = _split_files(folder) or _single_file(folder)
         if found:
             return Layout(folder, tuple(_label_file(folder, path, split) for path, split in found))
-        inner = _only_folder(folder)
+        inner = only_folder(folder)
         if inner is None:
             break
         folder = inner
-    raise ImportRefusedError(
-        ImportReason.NO_LABEL_FILE,
-        "No COCO label file: put annotations.json at the top or in annotations/, beside a folder images/.",
-    )
+    return None
 
 
 class NotInFolderError(Exception):
@@ -113,15 +115,15 @@ def open_below(folder: Path, parts: Sequence[str]) -> BinaryIO:
     return os.fdopen(found, "rb")
 
 
-def find_image(layout: Layout, label_file: LabelFile, parts: Sequence[str]) -> BinaryIO:
-    """Opens the image that `label_file` names, in the first of its image folders that has it.
+def find_image(folder: Path, label_file: LabelFile, parts: Sequence[str]) -> BinaryIO:
+    """Opens the image below `folder` that `label_file` names, in the first of its image folders that has it.
 
     Raises:
         NotInFolderError: none has it, or a link is in the way.
     """
     for image_folder in label_file.image_folders:
         try:
-            return open_below(layout.folder, [*image_folder.parts, *parts])
+            return open_below(folder, [*image_folder.parts, *parts])
         except NotInFolderError as error:
             if error.reason is not ItemReason.MISSING_IMAGE:
                 raise
@@ -149,11 +151,7 @@ def _is_link(folder: int, part: str) -> bool:
 
 
 def _split_files(folder: Path) -> list[tuple[PurePosixPath, Split | None]]:
-    candidates = [
-        (path, SPLIT_NAMES[_token(path).rstrip("0123456789")])
-        for path in _json_files(folder)
-        if _token(path).rstrip("0123456789") in SPLIT_NAMES
-    ]
+    candidates = [(path, split) for path in _json_files(folder) if (split := split_of(_token(path))) is not None]
     candidates += [
         (PurePosixPath(name, file), split)
         for name, split in SPLIT_NAMES.items()
@@ -201,7 +199,8 @@ def _json_files(folder: Path) -> list[PurePosixPath]:
     return sorted(found)
 
 
-def _only_folder(folder: Path) -> Path | None:
+def only_folder(folder: Path) -> Path | None:
+    """The folder that wraps everything, if one does."""
     shown = [e for e in os.scandir(folder) if not e.name.startswith(".") and e.name != "__MACOSX"]
     return Path(shown[0].path) if len(shown) == 1 and shown[0].is_dir(follow_symlinks=False) else None
 

@@ -2,7 +2,7 @@
 
 Beyond COCO, each image has `split` (train, validation, test) and `source_name`, the name by which its owner knows it;
 `file_name` is the SHA-256 of its bytes, in hex. Images are ordered by hash and annotations by image, class and place;
-ids count from 1, category ids from 0.
+ids count from 1, category ids from 0. An annotation that labels the whole image has no bbox, area and iscrowd.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saucer.dataset.boxes import DECIMALS
+from saucer.dataset.domain import LabelKind
 from saucer.dataset.splits import Split
 from saucer.dataset.statistics import Columns
 
@@ -90,11 +91,15 @@ def _image(row: int, image: ManifestImage) -> dict[str, object]:
 
 
 def _annotation(row: int, columns: Columns) -> dict[str, object]:
-    x, y, width, height = columns.box[row].tolist()
-    return {
+    label: dict[str, object] = {
         "id": row + 1,
         "image_id": int(columns.image[row]) + 1,
         "category_id": int(columns.category[row]),
+    }
+    if columns.kind is LabelKind.CLASSES:
+        return label
+    x, y, width, height = columns.box[row].tolist()
+    return label | {
         "bbox": [x, y, width, height],
         "area": round(width * height, DECIMALS),
         "iscrowd": int(columns.crowd[row]),

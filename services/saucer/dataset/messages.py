@@ -2,13 +2,17 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from saucer.dataset.domain import DatasetVersion, Import, Json, Upload
+from saucer.dataset.domain import DatasetVersion, Import, Json, LabelKind, SourceFormat, Upload
+from saucer.dataset.drafts import Draft, ImageSet, LabelledBox, ListedImage, shown_box
 from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.clock import to_timestamp
 
 # NATS takes messages of 1 MB, so events carry this many examples for each reason; the reply to GetImport has them all.
 MAX_EVENT_ITEMS_PER_REASON = 5
+_FORMAT_PREFIX = "SOURCE_FORMAT_"
+_KIND_PREFIX = "LABEL_KIND_"
 
 
 def upload_message(upload: Upload) -> dataset_pb2.Upload:
@@ -56,6 +60,70 @@ def _import_message(work: Import, items: Sequence[Json]) -> dataset_pb2.Import:
     )
 
 
+def draft_message(draft: Draft) -> dataset_pb2.Draft:
+    """Without its images."""
+    return dataset_pb2.Draft(
+        draft_id=draft.draft_id,
+        account_id=draft.account_id,
+        dataset_version_id=draft.dataset_version_id,
+        display_name=draft.display_name,
+        label_kind=_label_kind_value(draft.label_kind),
+        classes=draft.classes,
+        images=draft.images,
+        unlabelled_images=draft.unlabelled_images,
+        create_time=to_timestamp(draft.created_at),
+        revision=draft.revision,
+    )
+
+
+def image_message(image_set: ImageSet, image: ListedImage, data: bytes) -> dataset_pb2.ListedImage:
+    """With its labels as the set's classes name them."""
+    classes, boxes = image_set.classes, image_set.label_kind is LabelKind.BOXES
+    return dataset_pb2.ListedImage(
+        image_id=image.place,
+        file_name=image.source_name,
+        sha256=image.sha256,
+        width=image.width,
+        height=image.height,
+        split=image.split,
+        boxes=[_box_message(shown_box(classes, label)) for label in image.labels] if boxes else [],
+        class_name=classes[int(image.labels[0][0])] if image.labels and not boxes else "",
+        revision=image.revision,
+        labelled=image.labelled,
+        image=data,
+    )
+
+
+def _box_message(box: LabelledBox) -> dataset_pb2.LabelledBox:
+    return dataset_pb2.LabelledBox(**asdict(box))
+
+
+def read_box(box: dataset_pb2.LabelledBox) -> LabelledBox:
+    """As the domain has it."""
+    return LabelledBox(box.class_name, box.x1, box.y1, box.x2, box.y2, box.crowd)
+
+
+def label_kind_of(value: dataset_pb2.LabelKind.ValueType) -> LabelKind | None:
+    """None: unspecified."""
+    name = dataset_pb2.LabelKind.Name(value).removeprefix(_KIND_PREFIX)
+    return None if name == "UNSPECIFIED" else LabelKind(name)
+
+
+def _label_kind_value(kind: LabelKind) -> dataset_pb2.LabelKind.ValueType:
+    return dataset_pb2.LabelKind.Value(f"{_KIND_PREFIX}{kind}")
+
+
+def source_format_of(value: dataset_pb2.SourceFormat.ValueType) -> SourceFormat:
+    """Unspecified: AUTO."""
+    name = dataset_pb2.SourceFormat.Name(value).removeprefix(_FORMAT_PREFIX)
+    return SourceFormat.AUTO if name == "UNSPECIFIED" else SourceFormat(name)
+
+
+def _source_format_value(source_format: str) -> dataset_pb2.SourceFormat.ValueType:
+    name = "UNSPECIFIED" if source_format == SourceFormat.AUTO else source_format
+    return dataset_pb2.SourceFormat.Value(f"{_FORMAT_PREFIX}{name}")
+
+
 def _report_message(report: Json, items: Sequence[Json]) -> dataset_pb2.ImportReport:
     return dataset_pb2.ImportReport(
         counts=[
@@ -66,6 +134,7 @@ def _report_message(report: Json, items: Sequence[Json]) -> dataset_pb2.ImportRe
             for item in items
         ],
         clipped_boxes=report["clipped_boxes"],
+        source_format=_source_format_value(report.get("source_format", SourceFormat.AUTO)),
     )
 
 
@@ -80,6 +149,7 @@ def version_message(version: DatasetVersion) -> dataset_pb2.DatasetVersion:
         manifest_sha256=version.manifest_sha256,
         image_prefix=version.image_prefix,
         classes=version.classes,
+        label_kind=_label_kind_value(version.label_kind),
         statistics=_statistics_message(version.statistics),
         create_time=to_timestamp(version.created_at),
         revision=version.revision,

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-# Examples kept for each of the twenty reasons; further ones are counted only. So a report has at most 1,000 items.
-MAX_REPORTED = 50
+# Examples kept for each of the 23 reasons; further ones are counted only. So a report has at most 1,000 items.
+MAX_REPORTED = 43
 # Longer names and sentences from the user's files are cut with an ellipsis.
 MAX_TEXT_CHARS = 200
 
@@ -44,6 +44,8 @@ class ImportReason(StrEnum):
     NOT_COCO = "not_coco"
     DUPLICATE_CATEGORY = "duplicate_category"
     NO_USABLE_IMAGE = "no_usable_image"
+    NOT_YAML = "not_yaml"
+    NO_CLASS_NAMES = "no_class_names"
 
 
 class ItemReason(StrEnum):
@@ -58,6 +60,7 @@ class ItemReason(StrEnum):
     IMAGE_TOO_SMALL = "image_too_small"
     SIZE_MISMATCH = "size_mismatch"
     DUPLICATE_IMAGE = "duplicate_image"
+    UNREADABLE_LABELS = "unreadable_labels"
 
     MALFORMED_ANNOTATION = "malformed_annotation"
     DUPLICATE_ID = "duplicate_id"
@@ -68,6 +71,8 @@ class ItemReason(StrEnum):
     BOX_NO_AREA = "box_no_area"
     BOX_OUTSIDE = "box_outside"
     DUPLICATE_BOX = "duplicate_box"
+    SEVERAL_LABELS = "several_labels"
+    TOO_MANY_BOXES = "too_many_boxes"
 
     MALFORMED_CATEGORY = "malformed_category"
     DUPLICATE_CATEGORY = "duplicate_category"

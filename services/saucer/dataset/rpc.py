@@ -1,29 +1,41 @@
 """Messages to use cases and back; nothing else."""
 
+from collections.abc import AsyncIterator
 from datetime import datetime
 
-from saucer.dataset.domain import ImportRequest
-from saucer.dataset.messages import import_message, upload_message, version_message
+from saucer.dataset.domain import ImportRequest, SourceFormat
+from saucer.dataset.labelling import Labelling
+from saucer.dataset.messages import (
+    draft_message,
+    image_message,
+    import_message,
+    label_kind_of,
+    read_box,
+    source_format_of,
+    upload_message,
+    version_message,
+)
 from saucer.dataset.service import Datasets
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
-from saucer.lib.paging import read_page
+from saucer.lib.paging import Page, read_page
 
 
-def servicer(datasets: Datasets) -> Servicer:
+def servicer(datasets: Datasets, labelling: Labelling) -> Servicer:
     """What main.py serves."""
     return Servicer(
-        _DatasetRpc(datasets),
+        _DatasetRpc(datasets, labelling),
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
         dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
     )
 
 
 class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
-    def __init__(self, datasets: Datasets) -> None:
+    def __init__(self, datasets: Datasets, labelling: Labelling) -> None:
         self._datasets = datasets
+        self._labelling = labelling
 
     async def CreateUpload(self, request: dataset_pb2.CreateUploadRequest, context: Context) -> dataset_pb2.Upload:
         account_id = current().account(request.account_id)
@@ -49,6 +61,9 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
                 request.upload_id or None,
                 request.store_path or None,
                 request.split_seed,
+                SourceFormat.DRAFT if request.draft_id else source_format_of(request.source_format),
+                request.draft_id or None,
+                request.split_again,
             ),
         )
         return import_message(work)
@@ -66,11 +81,82 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDatasetVersionsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
-        versions = await self._datasets.list_versions(account_id, after=after, limit=page.size + 1)
+        versions = await self._datasets.list_versions(account_id, after=_after(page), limit=page.size + 1)
         shown = versions[: page.size]
         last = shown[-1] if len(versions) > page.size else None
         return dataset_pb2.ListDatasetVersionsResponse(
             dataset_versions=[version_message(version) for version in shown],
             next_page_token=page.token([last.created_at.isoformat(), last.dataset_version_id] if last else None),
         )
+
+    async def ListImages(
+        self, request: dataset_pb2.ListImagesRequest, context: Context
+    ) -> dataset_pb2.ListImagesResponse:
+        page = read_page(request)
+        image_set, found, more = await self._labelling.list_images(
+            request.image_set_id,
+            labelled=request.labelled if request.HasField("labelled") else None,
+            split=request.split or None,
+            after=int(page.after[0]) if page.after else 0,
+            limit=page.size,
+            include_images=request.include_images,
+        )
+        return dataset_pb2.ListImagesResponse(
+            images=[image_message(image_set, image, data) for image, data in found],
+            next_page_token=page.token([found[-1][0].place] if more else None),
+        )
+
+    async def ExportDatasetVersion(
+        self, request: dataset_pb2.ExportDatasetVersionRequest, context: Context
+    ) -> AsyncIterator[dataset_pb2.ExportedPiece]:
+        pieces = self._labelling.export_version(request.dataset_version_id, include_images=request.include_images)
+        async for piece in pieces:
+            yield dataset_pb2.ExportedPiece(data=piece)
+
+    async def CreateDraft(self, request: dataset_pb2.CreateDraftRequest, context: Context) -> dataset_pb2.Draft:
+        account_id = current().account(request.account_id)
+        draft = await self._labelling.create_draft(
+            derived_id("draft", account_id, request.request_id),
+            account_id,
+            request.dataset_version_id,
+            request.display_name,
+            label_kind_of(request.label_kind),
+            request.classes,
+        )
+        return draft_message(draft)
+
+    async def GetDraft(self, request: dataset_pb2.GetDraftRequest, context: Context) -> dataset_pb2.Draft:
+        return draft_message(await self._labelling.get_draft(request.draft_id))
+
+    async def ListDrafts(
+        self, request: dataset_pb2.ListDraftsRequest, context: Context
+    ) -> dataset_pb2.ListDraftsResponse:
+        account_id = current().account(request.account_id)
+        page = read_page(request)
+        drafts = await self._labelling.list_drafts(account_id, after=_after(page), limit=page.size + 1)
+        shown = drafts[: page.size]
+        last = shown[-1] if len(drafts) > page.size else None
+        return dataset_pb2.ListDraftsResponse(
+            drafts=[draft_message(draft) for draft in shown],
+            next_page_token=page.token([last.created_at.isoformat(), last.draft_id] if last else None),
+        )
+
+    async def AddDraftClasses(self, request: dataset_pb2.AddDraftClassesRequest, context: Context) -> dataset_pb2.Draft:
+        return draft_message(await self._labelling.add_classes(request.draft_id, request.classes))
+
+    async def SaveLabels(self, request: dataset_pb2.SaveLabelsRequest, context: Context) -> dataset_pb2.ListedImage:
+        draft, image = await self._labelling.save_labels(
+            request.draft_id,
+            request.image_id,
+            request.revision,
+            [read_box(box) for box in request.boxes],
+            request.class_name,
+        )
+        return image_message(draft.image_set, image, b"")
+
+    async def DeleteDraft(self, request: dataset_pb2.DeleteDraftRequest, context: Context) -> dataset_pb2.Draft:
+        return draft_message(await self._labelling.delete_draft(request.draft_id))
+
+
+def _after(page: Page) -> tuple[datetime, str] | None:
+    return (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None

@@ -1,18 +1,20 @@
-"""The use cases of dataset, and the only place that opens its transactions. What a claimed import does is in work.py.
+"""The use cases of uploads, imports and versions; those of images and drafts are in labelling.py. The two are the only
+places that open dataset's transactions. What a claimed import does is in work.py.
 
-Locks are taken in one order, import before account store before upload, so that no two transactions wait for each
-other. Object-store calls are made between transactions, never inside one.
+Locks are taken in one order, import before account store before upload or draft, so that no two transactions wait for
+each other. Object-store calls are made between transactions, never inside one.
 """
 
 import asyncio
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import structlog
 from google.protobuf.message import Message
 from prometheus_client import Counter
 
-from saucer.dataset import store
+from saucer.dataset import image_store, store
 from saucer.dataset.domain import (
     MAX_CHUNKS,
     MAX_OPEN_IMPORTS,
@@ -27,6 +29,7 @@ from saucer.dataset.domain import (
     ImportRequest,
     ImportState,
     Json,
+    SourceFormat,
     Upload,
     claimed,
     crashed,
@@ -225,7 +228,7 @@ class Datasets:
         """Queues an import, once for each import id.
 
         Raises:
-            InvalidArgumentError: KEY_INVALID, NAME_INVALID. NotFoundError: the upload.
+            InvalidArgumentError: KEY_INVALID, NAME_INVALID, FORMAT_INVALID. NotFoundError: the upload or draft.
             FailedPreconditionError: STORE_NOT_PROVEN, UPLOAD_EXPIRED, UPLOAD_NOT_WHOLE with committed_bytes.
             ResourceExhaustedError: TOO_MANY_IMPORTS. AlreadyExistsError: the id was used for something else.
         """
@@ -235,6 +238,10 @@ class Datasets:
             path = request.store_path.removesuffix("/")
             check_key(f"{user_prefix(request.account_id)}/{path}")
             request = replace(request, store_path=path)
+        if (request.draft_id is not None) is not (request.source_format is SourceFormat.DRAFT):
+            raise InvalidArgumentError(
+                "FORMAT_INVALID", "source_format: DRAFT is the format of drafts, and only theirs."
+            )
         async with self._database.transaction() as tx:
             await _proven_store(tx.connection, request.account_id)
             former = await store.get_import(tx.connection, import_id)
@@ -248,6 +255,11 @@ class Datasets:
                 )
             if request.upload_id is not None:
                 await _take_upload(tx, request.upload_id, request.account_id)
+            if request.draft_id is not None:
+                # Locked, so that it is not deleted meanwhile.
+                draft = await image_store.get_draft(tx.connection, request.draft_id, lock=True)
+                if draft is None or draft.account_id != request.account_id or draft.state != "OPEN":
+                    raise NotFoundError("draft", request.draft_id)
             work = queued(import_id, request, tx.now)
             await store.insert_import(tx.connection, work)
         self.import_queued.set()
@@ -302,13 +314,17 @@ class Datasets:
             work = await _save(tx, failed(await _held(tx, work), error, tx.now))
         _count(work)
 
-    async def succeed(self, work: Import, version: DatasetVersion, report: Json, *, images: int) -> DatasetVersion:
+    async def succeed(
+        self, work: Import, version: DatasetVersion, listing: Path, report: Json, *, images: int
+    ) -> DatasetVersion:
         """Ends it with its version; with the former one where the account has the same content already: a version is
-        its content, so the second is the first. Raises ClaimLostError."""
+        its content, so the second is the first. `listing` is a file of its images, as listing.py writes it.
+        Raises ClaimLostError."""
         async with self._database.transaction() as tx:
             held = await _held(tx, work)
             version = replace(version, created_at=tx.now)
             if await store.insert_version(tx.connection, version):
+                await image_store.copy_images(tx.connection, version.dataset_version_id, listing)
                 await _publish(
                     tx,
                     events_pb2.DatasetVersionCreated(dataset_version=version_message(version)),

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from saucer.dataset.domain import LabelKind
 from saucer.dataset.splits import Split
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """`images` have at least one box of the class; `share` is of all boxes of the set or split, 0 where it has none.
-    Crowd boxes count in neither."""
+    """`images` have at least one label of the class; `share` is of all boxes of the set or split, or of all labelled
+    images where labels are of whole images, 0 where there is none. Crowd boxes count in neither."""
 
     name: str
     boxes: int
@@ -24,7 +25,8 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Counts:
-    """`boxes` leaves crowd boxes out; an image is unlabelled if it has neither kind."""
+    """`boxes` leaves crowd boxes out; an image is unlabelled if it has neither kind. Labels of whole images are no
+    boxes."""
 
     images: int
     unlabelled_images: int
@@ -62,9 +64,10 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Columns:
-    """Accepted images (m) and boxes (n): `width`, `height` int64 [m] in pixels; `image` int64 [n]
-    (row of the image), `category` int64 [n], `box` float64 [n, 4], `crowd` bool [n]."""
+    """Accepted images (m) and labels (n): `width`, `height` int64 [m] in pixels; `image` int64 [n] (row of the image),
+    `category` int64 [n], `box` float64 [n, 4], zeros where labels are of whole images, `crowd` bool [n]."""
 
+    kind: LabelKind
     width: NDArray[np.int64]
     height: NDArray[np.int64]
     image: NDArray[np.int64]
@@ -78,14 +81,14 @@ def describe(columns: Columns, splits: Sequence[Split], class_names: Sequence[st
     split_of_image = np.array([split.value for split in splits], dtype=object)
     everything = np.ones(len(splits), dtype=np.bool_)
     total = _count(columns, everything, class_names)
-    plain = ~columns.crowd
+    plain = ~columns.crowd & (columns.kind is LabelKind.BOXES)
     areas = columns.box[plain, 2] * columns.box[plain, 3]
     image_areas = (columns.width * columns.height)[columns.image[plain]]
     per_image = np.bincount(columns.image[plain], minlength=len(splits))
     return Statistics(
         total=total,
         splits={split: _count(columns, split_of_image == split.value, class_names) for split in Split},
-        classes_without_boxes=tuple(c.name for c in total.classes if not c.boxes),
+        classes_without_boxes=tuple(c.name for c in total.classes if not c.images),
         width_px=_spread(columns.width),
         height_px=_spread(columns.height),
         box_area_share=_spread(areas / image_areas),
@@ -97,17 +100,18 @@ def _count(columns: Columns, chosen: NDArray[np.bool_], class_names: Sequence[st
     """Counts over the chosen images, bool [m]."""
     inside = chosen[columns.image]
     plain = inside & ~columns.crowd
-    boxes = np.bincount(columns.category[plain], minlength=len(class_names))
+    labels = np.bincount(columns.category[plain], minlength=len(class_names))
     pairs = np.unique(columns.category[plain] * len(chosen) + columns.image[plain])
     images = np.bincount(pairs // len(chosen), minlength=len(class_names))
-    all_boxes = int(boxes.sum())
+    boxes = labels if columns.kind is LabelKind.BOXES else np.zeros_like(labels)
+    all_labels = int(labels.sum())
     return Counts(
         images=int(chosen.sum()),
         unlabelled_images=int(chosen.sum()) - len(np.unique(columns.image[inside])),
-        boxes=all_boxes,
+        boxes=int(boxes.sum()),
         crowd_boxes=int((inside & columns.crowd).sum()),
         classes=tuple(
-            ClassCount(name, int(boxes[i]), int(images[i]), float(boxes[i] / all_boxes) if all_boxes else 0.0)
+            ClassCount(name, int(boxes[i]), int(images[i]), float(labels[i] / all_labels) if all_labels else 0.0)
             for i, name in enumerate(class_names)
         ),
     )

@@ -7,19 +7,29 @@ from typing import Any
 
 import asyncpg
 
-from saucer.dataset.domain import AccountStore, Chunk, DatasetVersion, Import, ImportState, Json, Upload
+from saucer.dataset.domain import (
+    AccountStore,
+    Chunk,
+    DatasetVersion,
+    Import,
+    ImportState,
+    Json,
+    LabelKind,
+    SourceFormat,
+    Upload,
+)
 from saucer.lib.postgres import Connection
 
 _STORE = "account_id, prefix, proven_at, revision"
 _UPLOAD = "upload_id, account_id, size_bytes, committed_bytes, state, created_at, expires_at"
 _IMPORT = (
-    "import_id, account_id, display_name, upload_id, store_path, split_seed, state, images_done, images_total, "
-    "error_reason, error_message, report, dataset_version_id, created_at, ended_at, attempts, crashes, retry_at, "
-    "claim_token, claim_expires_at, revision"
+    "import_id, account_id, display_name, upload_id, store_path, split_seed, source_format, draft_id, "
+    "split_again, state, images_done, images_total, error_reason, error_message, report, dataset_version_id, "
+    "created_at, ended_at, attempts, crashes, retry_at, claim_token, claim_expires_at, revision"
 )
 _VERSION = (
-    "dataset_version_id, account_id, display_name, content_hash, manifest_key, manifest_sha256, image_prefix, classes, "
-    "statistics, created_at, revision"
+    "dataset_version_id, account_id, display_name, content_hash, manifest_key, manifest_sha256, image_prefix, "
+    "label_kind, classes, statistics, created_at, revision"
 )
 
 # Account stores
@@ -171,9 +181,9 @@ async def insert_import(connection: Connection, work: Import) -> None:
     """A new one, queued."""
     await connection.execute(
         """
-        INSERT INTO import (import_id, account_id, display_name, upload_id, store_path, split_seed, state, created_at,
-                            retry_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        INSERT INTO import (import_id, account_id, display_name, upload_id, store_path, split_seed, source_format,
+                            draft_id, split_again, state, created_at, retry_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
         """,
         work.import_id,
         work.account_id,
@@ -181,6 +191,9 @@ async def insert_import(connection: Connection, work: Import) -> None:
         work.upload_id,
         work.store_path,
         work.split_seed,
+        work.source_format,
+        work.draft_id,
+        work.split_again,
         work.state,
         work.created_at,
         work.retry_at,
@@ -282,7 +295,10 @@ async def live_claims(connection: Connection, tokens: Sequence[str]) -> set[str]
 def _import(row: asyncpg.Record) -> Import:
     plain = _plain(row)
     report: Json | None = json.loads(row["report"]) if row["report"] is not None else None
-    return Import(**(plain | {"state": ImportState(row["state"]), "report": report}))
+    return Import(
+        **plain
+        | {"state": ImportState(row["state"]), "source_format": SourceFormat(row["source_format"]), "report": report}
+    )
 
 
 # Versions
@@ -294,8 +310,9 @@ async def insert_version(connection: Connection, version: DatasetVersion) -> boo
         await connection.fetchval(
             """
             INSERT INTO dataset_version (dataset_version_id, account_id, display_name, content_hash, manifest_key,
-                                         manifest_sha256, image_prefix, classes, statistics, created_at, revision)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                         manifest_sha256, image_prefix, label_kind, classes, statistics, created_at,
+                                         revision)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
             ON CONFLICT (account_id, content_hash) DO NOTHING RETURNING true
             """,
             version.dataset_version_id,
@@ -305,6 +322,7 @@ async def insert_version(connection: Connection, version: DatasetVersion) -> boo
             version.manifest_key,
             version.manifest_sha256,
             version.image_prefix,
+            version.label_kind,
             list(version.classes),
             json.dumps(version.statistics),
             version.created_at,
@@ -353,10 +371,17 @@ async def list_versions(
 
 def _version(row: asyncpg.Record) -> DatasetVersion:
     plain = _plain(row)
-    return DatasetVersion(**(plain | {"classes": tuple(row["classes"]), "statistics": json.loads(row["statistics"])}))
+    return DatasetVersion(
+        **plain
+        | {
+            "label_kind": LabelKind(row["label_kind"]),
+            "classes": tuple(row["classes"]),
+            "statistics": json.loads(row["statistics"]),
+        }
+    )
 
 
-_IDS = frozenset({"account_id", "upload_id", "import_id", "dataset_version_id", "claim_token"})
+_IDS = frozenset({"account_id", "upload_id", "import_id", "dataset_version_id", "draft_id", "claim_token"})
 
 
 def _plain(row: asyncpg.Record) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from saucer.dataset.bounded import Bounded
 from saucer.dataset.domain import DatasetVersion, Import, Imported, ImportFailedError, Json
 from saucer.dataset.import_job import ImportJob
 from saucer.dataset.import_process import ChildDiedError, ChildLimits, run_child
+from saucer.dataset.labelling import Labelling
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
 from saucer.lib.errors import DataLossError, UnavailableError
@@ -56,6 +57,8 @@ _INTERRUPTIONS = (
     OSError,
     UnavailableError,
 )
+# In an import's folder: the rows of its images.
+LISTING = "listing"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLAIM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -80,10 +83,17 @@ class ImportWorker:
     """One import at a time; a process may have several."""
 
     def __init__(
-        self, datasets: Datasets, objects: Objects, work_folder: Path, limits: ChildLimits, claim: timedelta
+        self,
+        datasets: Datasets,
+        labelling: Labelling,
+        objects: Objects,
+        work_folder: Path,
+        limits: ChildLimits,
+        claim: timedelta,
     ) -> None:
         """Below `work_folder` each claim has a folder of its own, named by its token; replicas may share it."""
         self._datasets = datasets
+        self._labelling = labelling
         self._objects = objects
         self._folders = work_folder
         self._limits = limits
@@ -112,11 +122,13 @@ class ImportWorker:
     async def _do(self, work: Import) -> None:
         """One claimed import, to its end or back to the queue. Raises ClaimLostError."""
         log.info("import_begins", import_id=work.import_id, attempt=work.attempts)
+        assert work.claim_token is not None
+        folder = self._folders / work.claim_token
         progress = _Progress()
         try:
             with imports_running.track_inprogress(), import_seconds.time():
-                version, report = await self._while_held(work, progress)
-            await self._datasets.succeed(work, version, report, images=progress.images_total)
+                version, report = await self._while_held(work, folder, progress)
+            await self._datasets.succeed(work, version, folder / LISTING, report, images=progress.images_total)
         except ImportFailedError as error:
             await self._datasets.fail(work, error)
         except ClaimLostError:
@@ -134,11 +146,12 @@ class ImportWorker:
             # import must wait for it.
             log.exception("import_crashed", import_id=work.import_id)
             await self._datasets.crash(work)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _while_held(self, work: Import, progress: _Progress) -> tuple[DatasetVersion, Json]:
+    async def _while_held(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
         """Imports while the claim is prolonged; stops at once where it is lost."""
         assert work.claim_token is not None
-        folder = self._folders / work.claim_token
         making = asyncio.create_task(self._make(work, folder, progress))
         holding = asyncio.create_task(self._hold(work.claim_token, progress))
         try:
@@ -150,7 +163,6 @@ class ImportWorker:
             making.cancel()
             holding.cancel()
             await asyncio.gather(making, holding, return_exceptions=True)
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _hold(self, token: str, progress: _Progress) -> None:
         held_at_s = time.monotonic()
@@ -171,7 +183,10 @@ class ImportWorker:
     async def _make(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
         images = folder / "images"
         await asyncio.to_thread(images.mkdir, mode=0o700, parents=True)
-        await fetch(work, self._datasets, self._objects, folder / "source")
+        if work.draft_id is not None:
+            await self._labelling.write_draft(work, folder / "source")
+        else:
+            await fetch(work, self._datasets, self._objects, folder / "source")
         prefix = f"{system_prefix(work.account_id)}/images"
         job = await self._job(work, folder)
         async with Bounded(STORES_AT_ONCE) as stores:
@@ -189,7 +204,9 @@ class ImportWorker:
             unpacked=str(folder / "unpacked"),
             images=str(folder / "images"),
             manifest=str(folder / "manifest.json"),
+            listing=str(folder / LISTING),
             seed=work.split_seed,
+            source_format=work.source_format,
             max_unpacked_bytes=min(MAX_UNPACKED_BYTES, await asyncio.to_thread(room, folder)),
             memory_bytes=self._limits.memory_bytes,
             file_bytes=self._limits.file_bytes,
@@ -227,6 +244,7 @@ class ImportWorker:
             manifest_key=key,
             manifest_sha256=imported.manifest_sha256,
             image_prefix=image_prefix,
+            label_kind=imported.label_kind,
             classes=imported.classes,
             statistics=imported.statistics,
             created_at=work.created_at,  # succeed() sets it

@@ -4,14 +4,12 @@ import asyncio
 import csv
 import io
 import json
-import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from nats.js import JetStreamContext
 
 from saucer.billing.main import wire as wire_billing
@@ -54,15 +52,6 @@ class Saucer:
 
     async def account(self) -> str:
         return str((await self.json("account", "create", "--name", "A"))["accountId"])
-
-
-@pytest.fixture(autouse=True)
-def _logs_beside() -> Iterator[None]:
-    """The services' logs go past the stdout that a command's run replaces for the whole process."""
-    former = structlog.get_config()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
-    yield
-    structlog.configure(**former)
 
 
 @pytest.fixture

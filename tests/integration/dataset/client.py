@@ -85,6 +85,45 @@ class Client:
             dataset_pb2.ListDatasetVersionsRequest(page_size=page_size, page_token=page_token), metadata=self.metadata
         )
 
+    async def list_images(self, image_set_id: str, **options: Any) -> dataset_pb2.ListImagesResponse:
+        return await self.stub.ListImages(
+            dataset_pb2.ListImagesRequest(image_set_id=image_set_id, **options), metadata=self.metadata
+        )
+
+    async def export(self, dataset_version_id: str, *, include_images: bool = False) -> bytes:
+        request = dataset_pb2.ExportDatasetVersionRequest(
+            dataset_version_id=dataset_version_id, include_images=include_images
+        )
+        return b"".join([piece.data async for piece in self.stub.ExportDatasetVersion(request, metadata=self.metadata)])
+
+    async def create_draft(
+        self, dataset_version_id: str, *, request_id: str | None = None, **options: Any
+    ) -> dataset_pb2.Draft:
+        request = dataset_pb2.CreateDraftRequest(
+            request_id=request_id or new_id(),
+            dataset_version_id=dataset_version_id,
+            display_name="Mine",
+            **options,
+        )
+        return await self.stub.CreateDraft(request, metadata=self.metadata)
+
+    async def get_draft(self, draft_id: str) -> dataset_pb2.Draft:
+        return await self.stub.GetDraft(dataset_pb2.GetDraftRequest(draft_id=draft_id), metadata=self.metadata)
+
+    async def save(
+        self, draft_id: str, image: dataset_pb2.ListedImage, *boxes: tuple[str, float, float, float, float], **more: Any
+    ) -> dataset_pb2.ListedImage:
+        request = dataset_pb2.SaveLabelsRequest(
+            draft_id=draft_id,
+            image_id=image.image_id,
+            revision=image.revision,
+            boxes=[
+                dataset_pb2.LabelledBox(class_name=name, x1=x1, y1=y1, x2=x2, y2=y2) for name, x1, y1, x2, y2 in boxes
+            ],
+            **more,
+        )
+        return await self.stub.SaveLabels(request, metadata=self.metadata)
+
     def manifest(self, version: dataset_pb2.DatasetVersion) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.store / version.manifest_key).read_bytes())
         return found

@@ -14,6 +14,7 @@ from saucer.dataset.main import DatasetSettings, wire
 from saucer.lib.ids import new_id
 from tests.integration.dataset.client import Client, client
 from tests.support.events import event, publish, read_events
+from tests.support.servers import NewDatabase
 from tests.support.services import Running, ServiceRunner, Tokens
 
 RunDataset = Callable[..., AbstractAsyncContextManager[Running]]
@@ -53,8 +54,13 @@ def new_account(jetstream: JetStreamContext) -> NewAccount:
 
 
 @pytest.fixture
-async def running(run_dataset: RunDataset) -> AsyncIterator[Running]:
-    async with run_dataset() as service:
+async def database_url(new_database: NewDatabase) -> str:
+    return await new_database()
+
+
+@pytest.fixture
+async def running(run_dataset: RunDataset, database_url: str) -> AsyncIterator[Running]:
+    async with run_dataset(database_url=database_url) as service:
         yield service
 
 

@@ -71,6 +71,23 @@ async def test_a_folder_and_an_archive_of_the_accounts_store_are_imported(datase
     assert images == [6, 5]
 
 
+async def test_a_folder_for_each_class_becomes_a_version_of_labelled_images(dataset: Client) -> None:
+    pictures = [data for name, data in coco_files(12, seed=9).items() if name.endswith(".png")]
+    files = {f"{('cup', 'plate')[number % 2]}/{number}.png": data for number, data in enumerate(pictures)}
+    work = await dataset.import_bytes(archive_of(files))
+    version = await dataset.version(work.dataset_version_id)
+    assert work.report.source_format == dataset_pb2.SOURCE_FORMAT_CLASS_FOLDERS
+    assert version.label_kind == dataset_pb2.LABEL_KIND_CLASSES
+    assert [(row.class_name, row.images, row.boxes, row.share) for row in version.statistics.classes] == [
+        ("cup", 6, 0, 0.5),
+        ("plate", 6, 0, 0.5),
+    ]
+    assert (version.statistics.boxes, version.statistics.unlabelled_images) == (0, 0)
+    named = await dataset.import_bytes(archive_of(files), source_format=dataset_pb2.SOURCE_FORMAT_IMAGES)
+    assert named.report.source_format == dataset_pb2.SOURCE_FORMAT_IMAGES
+    assert (await dataset.version(named.dataset_version_id)).statistics.unlabelled_images == 12
+
+
 async def test_what_is_refused_of_a_set_is_named_and_the_rest_imported(dataset: Client) -> None:
     files = coco_files(6)
     document = json.loads(files["annotations.json"])
@@ -102,7 +119,8 @@ async def test_what_is_refused_of_a_set_is_named_and_the_rest_imported(dataset: 
     ("files", "reason"),
     [
         ({"../outside.txt": b"x", **coco_files(1)}, "CLIMBING_PATH"),
-        ({"images/1.png": b"x"}, "NO_LABEL_FILE"),
+        ({"images/1.png": b"x"}, "NO_USABLE_IMAGE"),
+        ({"notes.txt": b"x"}, "NO_LABEL_FILE"),
         ({"annotations.json": b"{"}, "NOT_JSON"),
         ({"annotations.json": coco_files(1)["annotations.json"]}, "NO_USABLE_IMAGE"),
         ({"zeros.bin": bytes(100 * 1024**2)}, "COMPRESSION_RATIO"),

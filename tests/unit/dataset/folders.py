@@ -1,4 +1,4 @@
-"""Builds small COCO folders, sound and broken, and imports them."""
+"""Builds small folders, sound and broken, and imports them."""
 
 import hashlib
 import io
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from saucer.dataset.domain import SourceFormat
 from saucer.dataset.importer import ImportLimits, ImportResult, import_folder
 
 WIDTH, HEIGHT = 64, 48
@@ -90,7 +91,13 @@ class Store:
         self.stored[sha256] = data
 
 
-def run_import(folder: Path, *, limits: ImportLimits | None = None, seed: int = 0) -> Imported:
+def run_import(
+    folder: Path,
+    *,
+    limits: ImportLimits | None = None,
+    seed: int = 0,
+    source_format: SourceFormat = SourceFormat.AUTO,
+) -> Imported:
     store = Store()
     manifest_path = folder.parent / f"{folder.name}.manifest.json"
     result = import_folder(
@@ -98,7 +105,9 @@ def run_import(folder: Path, *, limits: ImportLimits | None = None, seed: int = 
         sink=store.put,
         progress=lambda done, total: store.progress.append((done, total)),
         manifest_path=manifest_path,
+        listing_path=folder.parent / f"{folder.name}.listing",
         seed=seed,
+        source_format=source_format,
         limits=limits,
     )
     assert store.progress == [(n, len(store.progress)) for n in range(1, len(store.progress) + 1)]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from saucer.dataset.images import ImageLimits
 from saucer.dataset.importer import ImportLimits, import_folder
+from saucer.dataset.labels import MAX_BOXES_PER_IMAGE
 from saucer.dataset.report import MAX_REPORTED, ImportReason, ImportRefusedError
 from saucer.dataset.splits import Split
 from tests.unit.dataset.folders import HEIGHT, WIDTH, Imported, box, coco, image, picture, run_import, simple, write
@@ -84,7 +85,7 @@ def test_each_split_file_has_its_own_image_of_the_same_name(tmp_path: Path) -> N
 
 
 def test_folders_without_one_clear_label_file_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "none", {"1.png": picture(1), "a/b": b"", "c/d": b""})
+    write(tmp_path / "none", {"1.png": picture(1), "a/b.json": b"", "c/d": b""})
     write(tmp_path / "two", {"a.json": ONE, "b.json": ONE})
     write(tmp_path / "twice", {"train.json": ONE, "annotations/instances_train2017.json": ONE})
     write(tmp_path / "link", {"real.txt": json.dumps(ONE).encode()})
@@ -199,6 +200,13 @@ def test_annotations_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert report.clipped_boxes == 1
     assert report.annotations_read == len(annotations) == len(accepted) + sum(done.refused.values())
     assert done.result.statistics.total.crowd_boxes == 1
+
+
+def test_boxes_beyond_the_limit_of_an_image_are_left_out(tmp_path: Path) -> None:
+    boxes = [box(n, 1 + n % 2, n % 50 + n / 1e5, n % 30 + n / 1e5, 5, 5) for n in range(1, 2 * MAX_BOXES_PER_IMAGE + 8)]
+    done = run_import(simple(tmp_path / "f", boxes, count=2))
+    assert done.refused == {"too_many_boxes": 7}
+    assert len(done.boxes) == 2 * MAX_BOXES_PER_IMAGE
 
 
 def test_the_report_is_bounded(tmp_path: Path) -> None:
@@ -352,5 +360,12 @@ def test_an_error_of_the_sink_ends_the_import_and_leaves_no_manifest(tmp_path: P
 
     manifest = tmp_path / "manifest.json"
     with pytest.raises(OSError, match="no space"):
-        import_folder(simple(tmp_path / "f"), sink=full, progress=lambda *_: None, manifest_path=manifest, seed=0)
+        import_folder(
+            simple(tmp_path / "f"),
+            sink=full,
+            progress=lambda *_: None,
+            manifest_path=manifest,
+            listing_path=tmp_path / "listing",
+            seed=0,
+        )
     assert not manifest.exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saucer.dataset.domain import Imported, ImportFailedError
+from saucer.dataset.domain import Imported, ImportFailedError, SourceFormat
 from saucer.dataset.import_job import ImportJob
 from saucer.dataset.import_process import ChildDiedError, run_child
 from tests.unit.dataset.folders import box, coco, image, simple, write
@@ -21,7 +21,9 @@ def job(folder: Path, source: Path) -> ImportJob:
         unpacked=str(folder / "unpacked"),
         images=str(folder / "kept"),
         manifest=str(folder / "manifest.json"),
+        listing=str(folder / "listing"),
         seed=1,
+        source_format=SourceFormat.AUTO,
         max_unpacked_bytes=100 * MB,
         memory_bytes=1024 * MB,
         file_bytes=100 * MB,

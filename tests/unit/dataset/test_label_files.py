@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from saucer.dataset.coco import LabelLimits
 from saucer.dataset.importer import ImportLimits
+from saucer.dataset.labels import LabelLimits
 from saucer.dataset.report import ImportReason, ImportRefusedError
 from tests.unit.dataset.folders import box, coco, image, picture, run_import, simple, write
 
@@ -233,14 +233,14 @@ def test_an_id_with_two_names_is_refused(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from saucer.dataset.coco import LabelLimits
+from saucer.dataset.labels import LabelLimits
 from saucer.dataset.importer import ImportLimits, import_folder
 from saucer.dataset.report import ImportRefusedError
 
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     result = import_folder(Path(sys.argv[1]), sink=lambda *_: None, progress=lambda *_: None,
-                           manifest_path=Path(sys.argv[2]), seed=0,
+                           manifest_path=Path(sys.argv[2]), listing_path=Path(sys.argv[2] + ".list"), seed=0,
                            limits=ImportLimits(labels=LabelLimits(max_annotations=int(sys.argv[3]))))
     outcome = result.statistics.total.boxes
 except ImportRefusedError as refused:
@@ -261,17 +261,21 @@ def measure(folder: Path, max_annotations: int) -> tuple[str, int]:
     return answer[0], int(answer[1])
 
 
+LONG_IMAGES = 20
+
+
 def write_long(folder: Path, count: int) -> None:
-    """A label file of `count` annotations of one image, each with a polygon, written without holding it in memory."""
-    write(folder, {"images/1.png": picture(1)})
+    """A label file of `count` annotations of LONG_IMAGES images, each with a polygon, never whole in memory."""
+    write(folder, {f"images/{number}.png": picture(number) for number in range(1, LONG_IMAGES + 1)})
     polygon = ",".join(["12.5"] * 16)
+    images = [image(number) for number in range(1, LONG_IMAGES + 1)]
     with (folder / "annotations.json").open("w") as file:
-        file.write(json.dumps(coco([image(1)]))[:-1].replace('"annotations": [], ', "") + ', "annotations": [')
+        file.write(json.dumps(coco(images))[:-1].replace('"annotations": [], ', "") + ', "annotations": [')
         for n in range(1, count + 1):
             place = f"{n % 50}.{n % 997},{n % 35}.{n % 991}"
             file.write(
-                f'{{"id":{n},"image_id":1,"category_id":1,"segmentation":[[{polygon}]],"bbox":[{place},9,9]}}'
-                + ("," if n < count else "")
+                f'{{"id":{n},"image_id":{1 + n % LONG_IMAGES},"category_id":1,"segmentation":[[{polygon}]],'
+                f'"bbox":[{place},9,9]}}' + ("," if n < count else "")
             )
         file.write("]}")
 

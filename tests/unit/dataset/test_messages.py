@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from saucer.dataset.domain import DatasetVersion, ImportRequest, claimed, queued, succeeded
+from saucer.dataset.domain import DatasetVersion, ImportRequest, LabelKind, claimed, queued, succeeded
 from saucer.dataset.messages import import_event_message, import_message, version_message
 from saucer.dataset.report import MAX_REPORTED, MAX_TEXT_CHARS, ItemKind, ItemReason, Report
 from saucer.dataset.v1 import events_pb2
@@ -47,7 +47,9 @@ def test_a_version_with_as_many_and_as_long_names_as_may_be_fits_an_event() -> N
         "box_area_share": spread,
     }
     key = "k" * 1024
-    version = DatasetVersion("v" * 36, "a" * 36, "Name", "c" * 64, key, "m" * 64, key, names, statistics, NOW, 1)
+    version = DatasetVersion(
+        "v" * 36, "a" * 36, "Name", "c" * 64, key, "m" * 64, key, LabelKind.BOXES, names, statistics, NOW, 1
+    )
     message = version_message(version)
     assert message.statistics.median_width == 640
     assert len(to_json(events_pb2.DatasetVersionCreated(dataset_version=message))) < NATS_MAX_BYTES

@@ -43,6 +43,65 @@ IMPORT_STATE_FAILED: ImportState.ValueType  # 4
 """Refused as a whole, or failed; nothing was imported."""
 Global___ImportState: _TypeAlias = ImportState  # noqa: Y015
 
+class _SourceFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SourceFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SourceFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SOURCE_FORMAT_UNSPECIFIED: _SourceFormat.ValueType  # 0
+    SOURCE_FORMAT_COCO: _SourceFormat.ValueType  # 1
+    """One JSON file, or one for each split. Where no annotation has a bbox, they label whole images."""
+    SOURCE_FORMAT_PASCAL_VOC: _SourceFormat.ValueType  # 2
+    """An XML file for each image; splits in ImageSets/Main. Difficult objects become crowd boxes."""
+    SOURCE_FORMAT_YOLO: _SourceFormat.ValueType  # 3
+    """A text file for each image; class names in data.yaml or classes.txt."""
+    SOURCE_FORMAT_CLASS_FOLDERS: _SourceFormat.ValueType  # 4
+    """A folder for each class, below folders for splits if there are any."""
+    SOURCE_FORMAT_IMAGES: _SourceFormat.ValueType  # 5
+    """Images without labels, to be labelled here."""
+    SOURCE_FORMAT_DRAFT: _SourceFormat.ValueType  # 6
+    """Labelled here. Only of imports of a draft, and theirs without being asked for."""
+
+class SourceFormat(_SourceFormat, metaclass=_SourceFormatEnumTypeWrapper): ...
+
+SOURCE_FORMAT_UNSPECIFIED: SourceFormat.ValueType  # 0
+SOURCE_FORMAT_COCO: SourceFormat.ValueType  # 1
+"""One JSON file, or one for each split. Where no annotation has a bbox, they label whole images."""
+SOURCE_FORMAT_PASCAL_VOC: SourceFormat.ValueType  # 2
+"""An XML file for each image; splits in ImageSets/Main. Difficult objects become crowd boxes."""
+SOURCE_FORMAT_YOLO: SourceFormat.ValueType  # 3
+"""A text file for each image; class names in data.yaml or classes.txt."""
+SOURCE_FORMAT_CLASS_FOLDERS: SourceFormat.ValueType  # 4
+"""A folder for each class, below folders for splits if there are any."""
+SOURCE_FORMAT_IMAGES: SourceFormat.ValueType  # 5
+"""Images without labels, to be labelled here."""
+SOURCE_FORMAT_DRAFT: SourceFormat.ValueType  # 6
+"""Labelled here. Only of imports of a draft, and theirs without being asked for."""
+Global___SourceFormat: _TypeAlias = SourceFormat  # noqa: Y015
+
+class _LabelKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LabelKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LabelKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LABEL_KIND_UNSPECIFIED: _LabelKind.ValueType  # 0
+    LABEL_KIND_BOXES: _LabelKind.ValueType  # 1
+    """Where each object is."""
+    LABEL_KIND_CLASSES: _LabelKind.ValueType  # 2
+    """What the whole image shows: one class an image."""
+
+class LabelKind(_LabelKind, metaclass=_LabelKindEnumTypeWrapper):
+    """What a label says."""
+
+LABEL_KIND_UNSPECIFIED: LabelKind.ValueType  # 0
+LABEL_KIND_BOXES: LabelKind.ValueType  # 1
+"""Where each object is."""
+LABEL_KIND_CLASSES: LabelKind.ValueType  # 2
+"""What the whole image shows: one class an image."""
+Global___LabelKind: _TypeAlias = LabelKind  # noqa: Y015
+
 @_typing.final
 class Upload(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -219,8 +278,11 @@ class ImportReport(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     ITEMS_FIELD_NUMBER: _builtins.int
     CLIPPED_BOXES_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     clipped_boxes: _builtins.int
     """Boxes that reached beyond the image and were cut to it."""
+    source_format: Global___SourceFormat.ValueType
+    """As which the source was read."""
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefusedCount]: ...
     @_builtins.property
@@ -233,10 +295,11 @@ class ImportReport(_message.Message):
         counts: _abc.Iterable[Global___RefusedCount] | None = ...,
         items: _abc.Iterable[Global___RefusedItem] | None = ...,
         clipped_boxes: _builtins.int = ...,
+        source_format: Global___SourceFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipped_boxes", b"clipped_boxes", "counts", b"counts", "items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clipped_boxes", b"clipped_boxes", "counts", b"counts", "items", b"items", "source_format", b"source_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,7 +362,10 @@ class ImportDatasetRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     STORE_PATH_FIELD_NUMBER: _builtins.int
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    SPLIT_AGAIN_FIELD_NUMBER: _builtins.int
     SPLIT_SEED_FIELD_NUMBER: _builtins.int
+    SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     """Empty: the token's own."""
@@ -308,8 +374,14 @@ class ImportDatasetRequest(_message.Message):
     """A whole upload."""
     store_path: _builtins.str
     """A folder or an archive below the account's prefix in the object store: a relative key."""
+    draft_id: _builtins.str
+    """A draft, as it stands when the import begins."""
+    split_again: _builtins.bool
+    """Of a draft: a new split, instead of that of the version it began with."""
     split_seed: _builtins.int
     """Of the split, where the source has none of its own."""
+    source_format: Global___SourceFormat.ValueType
+    """Unspecified: recognised by what lies in the source."""
     def __init__(
         self,
         *,
@@ -318,13 +390,16 @@ class ImportDatasetRequest(_message.Message):
         display_name: _builtins.str = ...,
         upload_id: _builtins.str = ...,
         store_path: _builtins.str = ...,
+        draft_id: _builtins.str = ...,
+        split_again: _builtins.bool = ...,
         split_seed: _builtins.int = ...,
+        source_format: Global___SourceFormat.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft_id", b"draft_id", "source", b"source", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "request_id", b"request_id", "source", b"source", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "draft_id", b"draft_id", "request_id", b"request_id", "source", b"source", "source_format", b"source_format", "split_again", b"split_again", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload_id", "store_path"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload_id", "store_path", "draft_id"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
@@ -366,17 +441,21 @@ class DatasetVersion(_message.Message):
     STATISTICS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LABEL_KIND_FIELD_NUMBER: _builtins.int
     dataset_version_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
     content_hash: _builtins.str
     """SHA-256 over images, labels and split; the order of the source does not matter."""
     manifest_key: _builtins.str
-    """The manifest: COCO JSON, with file_name = sha256 of the image and `split` on each image."""
+    """The manifest: COCO JSON, with file_name = sha256 of the image and `split` on each image. Annotations that label whole
+    images have no bbox.
+    """
     manifest_sha256: _builtins.str
     image_prefix: _builtins.str
     """Prefix of the images in the object store."""
     revision: _builtins.int
+    label_kind: Global___LabelKind.ValueType
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -397,10 +476,11 @@ class DatasetVersion(_message.Message):
         statistics: Global___DatasetStatistics | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revision: _builtins.int = ...,
+        label_kind: Global___LabelKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "statistics", b"statistics"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "content_hash", b"content_hash", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "image_prefix", b"image_prefix", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "revision", b"revision", "statistics", b"statistics"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "content_hash", b"content_hash", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "image_prefix", b"image_prefix", "label_kind", b"label_kind", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "revision", b"revision", "statistics", b"statistics"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,7 +541,7 @@ class ClassStatistics(_message.Message):
     boxes: _builtins.int
     images: _builtins.int
     share: _builtins.float
-    """Of all boxes."""
+    """Of all boxes; of all labelled images, where labels are of whole images."""
     def __init__(
         self,
         *,
@@ -571,3 +651,441 @@ class ListDatasetVersionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDatasetVersionsResponse: _TypeAlias = ListDatasetVersionsResponse  # noqa: Y015
+
+@_typing.final
+class ListImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_SET_ID_FIELD_NUMBER: _builtins.int
+    LABELLED_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    image_set_id: _builtins.str
+    """A dataset_version_id or a draft_id."""
+    labelled: _builtins.bool
+    """Set: only images with labels, or only those without. Of a draft, an image that was saved counts as labelled, also
+    where there is nothing on it.
+    """
+    split: _builtins.str
+    """train, validation or test; empty: every image."""
+    include_images: _builtins.bool
+    """Off: no image is read, and the account's store is not charged for one."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        image_set_id: _builtins.str = ...,
+        labelled: _builtins.bool | None = ...,
+        split: _builtins.str = ...,
+        include_images: _builtins.bool = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "labelled", b"labelled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "image_set_id", b"image_set_id", "include_images", b"include_images", "labelled", b"labelled", "page_size", b"page_size", "page_token", b"page_token", "split", b"split"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__labelled: _TypeAlias = _typing.Literal["labelled"]  # noqa: Y015
+    _WhichOneofArgType__labelled: _TypeAlias = _typing.Literal["_labelled", b"_labelled"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__labelled) -> _WhichOneofReturnType__labelled | None: ...
+
+Global___ListImagesRequest: _TypeAlias = ListImagesRequest  # noqa: Y015
+
+@_typing.final
+class ListImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ListedImage]: ...
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___ListedImage] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListImagesResponse: _TypeAlias = ListImagesResponse  # noqa: Y015
+
+@_typing.final
+class ListedImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    SPLIT_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    LABELLED_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.int
+    """Of the manifest; the same in a version and in the drafts that began with it."""
+    file_name: _builtins.str
+    """As the source had it."""
+    sha256: _builtins.str
+    width: _builtins.int
+    height: _builtins.int
+    split: _builtins.str
+    class_name: _builtins.str
+    """What the whole image shows, where that is what labels say; empty: nothing is said."""
+    revision: _builtins.int
+    """Rises with each saving; to be sent with the next."""
+    labelled: _builtins.bool
+    image: _builtins.bytes
+    """Empty unless asked for."""
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledBox]: ...
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.int = ...,
+        file_name: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        split: _builtins.str = ...,
+        boxes: _abc.Iterable[Global___LabelledBox] | None = ...,
+        class_name: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        labelled: _builtins.bool = ...,
+        image: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "class_name", b"class_name", "file_name", b"file_name", "height", b"height", "image", b"image", "image_id", b"image_id", "labelled", b"labelled", "revision", b"revision", "sha256", b"sha256", "split", b"split", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListedImage: _TypeAlias = ListedImage  # noqa: Y015
+
+@_typing.final
+class LabelledBox(_message.Message):
+    """In pixels of the upright image."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    X1_FIELD_NUMBER: _builtins.int
+    Y1_FIELD_NUMBER: _builtins.int
+    X2_FIELD_NUMBER: _builtins.int
+    Y2_FIELD_NUMBER: _builtins.int
+    CROWD_FIELD_NUMBER: _builtins.int
+    class_name: _builtins.str
+    x1: _builtins.float
+    y1: _builtins.float
+    x2: _builtins.float
+    y2: _builtins.float
+    crowd: _builtins.bool
+    """A region of many objects, or one that is hard to see: left out of training and scores."""
+    def __init__(
+        self,
+        *,
+        class_name: _builtins.str = ...,
+        x1: _builtins.float = ...,
+        y1: _builtins.float = ...,
+        x2: _builtins.float = ...,
+        y2: _builtins.float = ...,
+        crowd: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "crowd", b"crowd", "x1", b"x1", "x2", b"x2", "y1", b"y1", "y2", b"y2"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelledBox: _TypeAlias = LabelledBox  # noqa: Y015
+
+@_typing.final
+class ExportDatasetVersionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_VERSION_ID_FIELD_NUMBER: _builtins.int
+    INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
+    dataset_version_id: _builtins.str
+    include_images: _builtins.bool
+    """On: every image is read, and counted."""
+    def __init__(
+        self,
+        *,
+        dataset_version_id: _builtins.str = ...,
+        include_images: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset_version_id", b"dataset_version_id", "include_images", b"include_images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportDatasetVersionRequest: _TypeAlias = ExportDatasetVersionRequest  # noqa: Y015
+
+@_typing.final
+class ExportedPiece(_message.Message):
+    """The file's bytes, one piece after the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedPiece: _TypeAlias = ExportedPiece  # noqa: Y015
+
+@_typing.final
+class Draft(_message.Message):
+    """A version that is being labelled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DATASET_VERSION_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LABEL_KIND_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    UNLABELLED_IMAGES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    draft_id: _builtins.str
+    account_id: _builtins.str
+    dataset_version_id: _builtins.str
+    """With which it began."""
+    display_name: _builtins.str
+    label_kind: Global___LabelKind.ValueType
+    images: _builtins.int
+    unlabelled_images: _builtins.int
+    """Without a label, and never saved."""
+    revision: _builtins.int
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        draft_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        dataset_version_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        label_kind: Global___LabelKind.ValueType = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+        images: _builtins.int = ...,
+        unlabelled_images: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "draft_id", b"draft_id", "images", b"images", "label_kind", b"label_kind", "revision", b"revision", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Draft: _TypeAlias = Draft  # noqa: Y015
+
+@_typing.final
+class CreateDraftRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DATASET_VERSION_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    LABEL_KIND_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    """Empty: the token's own."""
+    dataset_version_id: _builtins.str
+    display_name: _builtins.str
+    label_kind: Global___LabelKind.ValueType
+    """Unspecified: that of the version. Another only where that has no labels."""
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Besides those of the version."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        dataset_version_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+        label_kind: Global___LabelKind.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "label_kind", b"label_kind", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateDraftRequest: _TypeAlias = CreateDraftRequest  # noqa: Y015
+
+@_typing.final
+class GetDraftRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    draft_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        draft_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_id", b"draft_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDraftRequest: _TypeAlias = GetDraftRequest  # noqa: Y015
+
+@_typing.final
+class ListDraftsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: the token's own."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDraftsRequest: _TypeAlias = ListDraftsRequest  # noqa: Y015
+
+@_typing.final
+class ListDraftsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def drafts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Draft]: ...
+    def __init__(
+        self,
+        *,
+        drafts: _abc.Iterable[Global___Draft] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drafts", b"drafts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDraftsResponse: _TypeAlias = ListDraftsResponse  # noqa: Y015
+
+@_typing.final
+class AddDraftClassesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    draft_id: _builtins.str
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        draft_id: _builtins.str = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "draft_id", b"draft_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddDraftClassesRequest: _TypeAlias = AddDraftClassesRequest  # noqa: Y015
+
+@_typing.final
+class SaveLabelsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    draft_id: _builtins.str
+    image_id: _builtins.int
+    revision: _builtins.int
+    """Of the image as it was read."""
+    class_name: _builtins.str
+    """Where labels are of whole images."""
+    @_builtins.property
+    def boxes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledBox]:
+        """None, and no class: there is nothing on it."""
+
+    def __init__(
+        self,
+        *,
+        draft_id: _builtins.str = ...,
+        image_id: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        boxes: _abc.Iterable[Global___LabelledBox] | None = ...,
+        class_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "class_name", b"class_name", "draft_id", b"draft_id", "image_id", b"image_id", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveLabelsRequest: _TypeAlias = SaveLabelsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDraftRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_ID_FIELD_NUMBER: _builtins.int
+    draft_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        draft_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft_id", b"draft_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteDraftRequest: _TypeAlias = DeleteDraftRequest  # noqa: Y015

@@ -65,6 +65,46 @@ class DatasetServiceStub:
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDatasetVersionRequest.SerializeToString,
                 response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
                 _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/ListImages',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
+        self.ExportDatasetVersion = channel.unary_stream(
+                '/saucer.dataset.v1.DatasetService/ExportDatasetVersion',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.FromString,
+                _registered_method=True)
+        self.CreateDraft = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/CreateDraft',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.CreateDraftRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+                _registered_method=True)
+        self.GetDraft = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/GetDraft',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDraftRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+                _registered_method=True)
+        self.ListDrafts = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/ListDrafts',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsResponse.FromString,
+                _registered_method=True)
+        self.AddDraftClasses = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/AddDraftClasses',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.AddDraftClassesRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+                _registered_method=True)
+        self.SaveLabels = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/SaveLabels',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.SaveLabelsRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListedImage.FromString,
+                _registered_method=True)
+        self.DeleteDraft = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/DeleteDraft',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.DeleteDraftRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+                _registered_method=True)
         self.ListDatasetVersions = channel.unary_unary(
                 '/saucer.dataset.v1.DatasetService/ListDatasetVersions',
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDatasetVersionsRequest.SerializeToString,
@@ -119,6 +159,62 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListImages(self, request, context):
+        """Images of a version or a draft with their labels, in the order of the manifest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportDatasetVersion(self, request, context):
+        """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateDraft(self, request, context):
+        """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
+        by ImportDataset, as often as one likes. The request id is the idempotency key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDraft(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDrafts(self, request, context):
+        """Newest first, without those that were deleted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AddDraftClasses(self, request, context):
+        """Classes that the draft has already change nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveLabels(self, request, context):
+        """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDraft(self, request, context):
+        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDatasetVersions(self, request, context):
         """Newest first.
         """
@@ -158,6 +254,46 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.GetDatasetVersion,
                     request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDatasetVersionRequest.FromString,
                     response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.DatasetVersion.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'ExportDatasetVersion': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportDatasetVersion,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.SerializeToString,
+            ),
+            'CreateDraft': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDraft,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.CreateDraftRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.SerializeToString,
+            ),
+            'GetDraft': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDraft,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDraftRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.SerializeToString,
+            ),
+            'ListDrafts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDrafts,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsResponse.SerializeToString,
+            ),
+            'AddDraftClasses': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddDraftClasses,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.AddDraftClassesRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.SerializeToString,
+            ),
+            'SaveLabels': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveLabels,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.SaveLabelsRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListedImage.SerializeToString,
+            ),
+            'DeleteDraft': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDraft,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.DeleteDraftRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.SerializeToString,
             ),
             'ListDatasetVersions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDatasetVersions,
@@ -328,6 +464,222 @@ class DatasetService:
             '/saucer.dataset.v1.DatasetService/GetDatasetVersion',
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDatasetVersionRequest.SerializeToString,
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.DatasetVersion.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/ListImages',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportDatasetVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/ExportDatasetVersion',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDraft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/CreateDraft',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.CreateDraftRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDraft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/GetDraft',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.GetDraftRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDrafts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/ListDrafts',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListDraftsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddDraftClasses(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/AddDraftClasses',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.AddDraftClassesRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveLabels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/SaveLabels',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.SaveLabelsRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListedImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDraft(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/DeleteDraft',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.DeleteDraftRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.Draft.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,23 @@ class DatasetServiceStub:
     """Starts an import; its end is a version and a report, or a refusal. The request id is the idempotency key."""
     GetImport: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetImportRequest, _dataset_pb2.Import]
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]
+    ListImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]
+    """Images of a version or a draft with their labels, in the order of the manifest."""
+    ExportDatasetVersion: _grpc.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]
+    """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+    CreateDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateDraftRequest, _dataset_pb2.Draft]
+    """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
+    by ImportDataset, as often as one likes. The request id is the idempotency key.
+    """
+    GetDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDraftRequest, _dataset_pb2.Draft]
+    ListDrafts: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDraftsRequest, _dataset_pb2.ListDraftsResponse]
+    """Newest first, without those that were deleted."""
+    AddDraftClasses: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.AddDraftClassesRequest, _dataset_pb2.Draft]
+    """Classes that the draft has already change nothing."""
+    SaveLabels: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]
+    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+    DeleteDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]
+    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]
     """Newest first."""
 
@@ -71,6 +88,23 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Starts an import; its end is a version and a report, or a refusal. The request id is the idempotency key."""
     GetImport: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetImportRequest, _dataset_pb2.Import]  # type: ignore[assignment]
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
+    ListImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]  # type: ignore[assignment]
+    """Images of a version or a draft with their labels, in the order of the manifest."""
+    ExportDatasetVersion: _aio.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]  # type: ignore[assignment]
+    """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+    CreateDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
+    """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
+    by ImportDataset, as often as one likes. The request id is the idempotency key.
+    """
+    GetDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
+    ListDrafts: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDraftsRequest, _dataset_pb2.ListDraftsResponse]  # type: ignore[assignment]
+    """Newest first, without those that were deleted."""
+    AddDraftClasses: _aio.UnaryUnaryMultiCallable[_dataset_pb2.AddDraftClassesRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
+    """Classes that the draft has already change nothing."""
+    SaveLabels: _aio.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]  # type: ignore[assignment]
+    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+    DeleteDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
+    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
 
@@ -127,6 +161,71 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.GetDatasetVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.DatasetVersion, _abc.Awaitable[_dataset_pb2.DatasetVersion]]: ...
+
+    @_abc_1.abstractmethod
+    def ListImages(
+        self,
+        request: _dataset_pb2.ListImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListImagesResponse, _abc.Awaitable[_dataset_pb2.ListImagesResponse]]:
+        """Images of a version or a draft with their labels, in the order of the manifest."""
+
+    @_abc_1.abstractmethod
+    def ExportDatasetVersion(
+        self,
+        request: _dataset_pb2.ExportDatasetVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_dataset_pb2.ExportedPiece], _abc.AsyncIterator[_dataset_pb2.ExportedPiece]]:
+        """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+
+    @_abc_1.abstractmethod
+    def CreateDraft(
+        self,
+        request: _dataset_pb2.CreateDraftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Draft, _abc.Awaitable[_dataset_pb2.Draft]]:
+        """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
+        by ImportDataset, as often as one likes. The request id is the idempotency key.
+        """
+
+    @_abc_1.abstractmethod
+    def GetDraft(
+        self,
+        request: _dataset_pb2.GetDraftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Draft, _abc.Awaitable[_dataset_pb2.Draft]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDrafts(
+        self,
+        request: _dataset_pb2.ListDraftsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListDraftsResponse, _abc.Awaitable[_dataset_pb2.ListDraftsResponse]]:
+        """Newest first, without those that were deleted."""
+
+    @_abc_1.abstractmethod
+    def AddDraftClasses(
+        self,
+        request: _dataset_pb2.AddDraftClassesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Draft, _abc.Awaitable[_dataset_pb2.Draft]]:
+        """Classes that the draft has already change nothing."""
+
+    @_abc_1.abstractmethod
+    def SaveLabels(
+        self,
+        request: _dataset_pb2.SaveLabelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListedImage, _abc.Awaitable[_dataset_pb2.ListedImage]]:
+        """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+
+    @_abc_1.abstractmethod
+    def DeleteDraft(
+        self,
+        request: _dataset_pb2.DeleteDraftRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.Draft, _abc.Awaitable[_dataset_pb2.Draft]]:
+        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
 
     @_abc_1.abstractmethod
     def ListDatasetVersions(

@@ -1,0 +1,50 @@
+"""A draft as its import's child process gets it: JSON lines, the classes first, then each image with its labels.
+
+The images are not beside it: they were checked when they came in, and are stored under their hashes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+from saucer.dataset.drafts import ListedImage
+from saucer.dataset.labels import CategoryEntry, ImageEntry, Labels
+from saucer.dataset.report import Report
+from saucer.dataset.splits import Split
+
+DRAFT_FILE = "draft.jsonl"
+
+
+def classes_line(classes: Sequence[str]) -> str:
+    """The first line."""
+    return json.dumps(classes) + "\n"
+
+
+def image_line(image: ListedImage, *, with_split: bool) -> str:
+    """Any other."""
+    split = image.split if with_split else None
+    return json.dumps([image.sha256, image.width, image.height, split, image.source_name, image.labels]) + "\n"
+
+
+def read_draft(file: TextIO, report: Report) -> Labels:
+    """Its labels. The name of an image is its hash, and its source name is kept beside it."""
+    labels = Labels()
+    lines = iter(file)
+    labels.categories = [CategoryEntry(number, name) for number, name in enumerate(json.loads(next(lines)))]
+    for number, (sha256, width, height, split, source_name, own) in enumerate(_images(lines)):
+        labels.images.append(ImageEntry(sha256, number, width, height, Split(split) if split else None, source_name))
+        for label in own:
+            box = label[1:5] if len(label) > 1 else None
+            labels.annotations.add(
+                len(labels.annotations), number, int(label[0]), box, crowd=bool(label[5:] and label[5])
+            )
+    labels.counts |= {"images": len(labels.images), "annotations": len(labels.annotations)}
+    report.images_read += len(labels.images)
+    report.annotations_read += len(labels.annotations)
+    return labels
+
+
+def _images(lines: Iterator[str]) -> Iterator[tuple[str, int, int, str | None, str, list[list[float]]]]:
+    return (tuple(json.loads(line)) for line in lines)

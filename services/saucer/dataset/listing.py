@@ -1,0 +1,38 @@
+"""The images of a version with their labels as rows: written by an import's child process, kept in PostgreSQL.
+
+Labels are in the form of drafts.StoredLabel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from saucer.dataset.domain import LabelKind
+from saucer.dataset.manifest import ManifestImage
+from saucer.dataset.statistics import Columns
+
+_COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+def write_listing(path: Path, images: Sequence[ManifestImage], columns: Columns) -> None:
+    """Rows in the text format of PostgreSQL's COPY, without the set's id: place, sha256, width, height, split,
+    source_name, labels, labelled."""
+    first = np.searchsorted(columns.image, np.arange(len(images) + 1))
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row, image in enumerate(images):
+            labels = [_label(columns, at) for at in range(first[row], first[row + 1])]
+            name = image.source_name.translate(_COPY_ESCAPES)
+            text = json.dumps(labels, separators=(",", ":"))
+            values = (row + 1, image.sha256, image.width, image.height, image.split.value, name, text, bool(labels))
+            file.write("\t".join(map(str, values)) + "\n")
+
+
+def _label(columns: Columns, row: int) -> list[float]:
+    category = int(columns.category[row])
+    if columns.kind is LabelKind.CLASSES:
+        return [category]
+    return [category, *columns.box[row].tolist(), int(columns.crowd[row])]

@@ -1,0 +1,280 @@
+"""Images listed and read, labels saved, a draft that becomes a version, and the way back to COCO."""
+
+import hashlib
+import io
+import json
+import zipfile
+
+import asyncpg
+import grpc
+import pytest
+
+from saucer.dataset.drafts import MAX_OPEN_DRAFTS
+from saucer.dataset.v1 import dataset_pb2
+from saucer.lib.ids import new_id
+from tests.integration.dataset.client import Client, archive_of, client, coco_files, refusal
+from tests.integration.dataset.conftest import NewAccount
+from tests.support.services import Running, Tokens
+
+
+async def imported(dataset: Client, count: int = 12, seed: int = 1) -> str:
+    work = await dataset.import_bytes(archive_of(coco_files(count, seed=seed)))
+    return work.dataset_version_id
+
+
+async def unlabelled(dataset: Client, count: int = 12) -> str:
+    pictures = {name: data for name, data in coco_files(count, seed=7).items() if name.endswith(".png")}
+    return (await dataset.import_bytes(archive_of(pictures))).dataset_version_id
+
+
+async def refused(call: object) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call  # type: ignore[misc] # of whatever call
+    return refusal(caught.value)
+
+
+async def test_images_are_listed_page_by_page_with_their_labels_and_none_is_read(
+    dataset: Client, database_url: str
+) -> None:
+    version_id = await imported(dataset)
+    manifest = dataset.manifest(await dataset.version(version_id))
+    names = {category["id"]: category["name"] for category in manifest["categories"]}
+    expected = {
+        entry["id"]: (
+            entry["source_name"],
+            entry["split"],
+            [
+                (names[row["category_id"]], *row["bbox"])
+                for row in manifest["annotations"]
+                if row["image_id"] == entry["id"]
+            ],
+        )
+        for entry in manifest["images"]
+    }
+    found: dict[int, object] = {}
+    token = ""
+    while True:
+        page = await dataset.list_images(version_id, page_size=5, page_token=token)
+        assert len(page.images) <= 5
+        for image in page.images:
+            boxes = [(box.class_name, box.x1, box.y1, box.x2 - box.x1, box.y2 - box.y1) for box in image.boxes]
+            found[image.image_id] = image.file_name, image.split, boxes
+            assert (image.width, image.height, image.labelled, image.image) == (64, 64, True, b"")
+        token = page.next_page_token
+        if not token:
+            break
+    assert found == expected
+    assert await reads(database_url, dataset.account_id) == (0, 0)
+
+
+async def reads(database_url: str, account_id: str) -> tuple[int, int]:
+    connection = await asyncpg.connect(database_url)
+    try:
+        row = await connection.fetchrow("SELECT reads, bytes FROM image_read WHERE account_id = $1", account_id)
+    finally:
+        await connection.close()
+    return (row["reads"], row["bytes"]) if row else (0, 0)
+
+
+async def test_images_are_read_only_if_asked_for_and_then_counted(dataset: Client, database_url: str) -> None:
+    page = await dataset.list_images(await imported(dataset), include_images=True, page_size=4)
+    assert [hashlib.sha256(image.image).hexdigest() for image in page.images] == [i.sha256 for i in page.images]
+    assert await reads(database_url, dataset.account_id) == (4, sum(len(image.image) for image in page.images))
+
+
+async def test_a_page_of_images_ends_before_it_is_too_large_to_send(dataset: Client) -> None:
+    files = coco_files(4, side=640)
+    version_id = (await dataset.import_bytes(archive_of(files))).dataset_version_id
+    page = await dataset.list_images(version_id, include_images=True)
+    assert len(page.images) == 2
+    rest = await dataset.list_images(version_id, include_images=True, page_token=page.next_page_token)
+    assert [image.image_id for image in (*page.images, *rest.images)] == [1, 2, 3, 4]
+
+
+async def test_unlabelled_images_are_labelled_in_a_draft_that_becomes_a_version(dataset: Client) -> None:
+    version_id = await unlabelled(dataset)
+    draft = await dataset.create_draft(version_id, classes=["cup", "plate"])
+    assert (draft.images, draft.unlabelled_images, list(draft.classes)) == (12, 12, ["cup", "plate"])
+    waiting = (await dataset.list_images(draft.draft_id, labelled=False)).images
+    for number, image in enumerate(waiting[:9]):
+        saved = await dataset.save(draft.draft_id, image, (("cup", "plate")[number % 3 == 0], 1.5, 2, 20, 30.25))
+        assert [box.x2 for box in saved.boxes] == [20]
+    empty = await dataset.save(draft.draft_id, waiting[9])
+    assert (empty.labelled, list(empty.boxes)) == (True, [])
+    assert (await dataset.get_draft(draft.draft_id)).unlabelled_images == 2
+    left = (await dataset.list_images(draft.draft_id, labelled=False)).images
+    assert [image.image_id for image in left] == [image.image_id for image in waiting[10:]]
+
+    work = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
+    assert (work.state, work.images_done) == (dataset_pb2.IMPORT_STATE_SUCCEEDED, 12)
+    assert work.report.source_format == dataset_pb2.SOURCE_FORMAT_DRAFT
+    version = await dataset.version(work.dataset_version_id)
+    assert (version.statistics.boxes, version.statistics.unlabelled_images) == (9, 3)
+    assert {row.class_name: row.boxes for row in version.statistics.classes} == {"cup": 6, "plate": 3}
+    assert {row["bbox"][0]: row["bbox"] for row in dataset.manifest(version)["annotations"]} == {
+        1.5: [1.5, 2, 18.5, 28.25]
+    }
+    # The images kept their split and their names; the version they came from is what it was.
+    before, after = [
+        {entry["file_name"]: (entry["split"], entry["source_name"]) for entry in dataset.manifest(one)["images"]}
+        for one in (await dataset.version(version_id), version)
+    ]
+    assert before == after
+    assert (await dataset.version(version_id)).statistics.unlabelled_images == 12
+
+
+async def test_a_draft_may_be_split_again_by_what_was_labelled(dataset: Client) -> None:
+    draft = await dataset.create_draft(await unlabelled(dataset), classes=["cup", "plate"])
+    for number, image in enumerate((await dataset.list_images(draft.draft_id)).images):
+        await dataset.save(draft.draft_id, image, ("plate" if number < 3 else "cup", 1, 1, 9, 9))
+    work = await dataset.start(draft_id=draft.draft_id, split_again=True, split_seed=3)
+    version = await dataset.version((await dataset.end(work.import_id)).dataset_version_id)
+    found = (await dataset.list_images(version.dataset_version_id)).images
+    assert {image.split for image in found if image.boxes[0].class_name == "plate"} == {"train", "validation", "test"}
+
+
+async def test_whole_images_are_labelled_with_a_class(dataset: Client) -> None:
+    draft = await dataset.create_draft(
+        await unlabelled(dataset), classes=["cup", "plate"], label_kind=dataset_pb2.LABEL_KIND_CLASSES
+    )
+    images = (await dataset.list_images(draft.draft_id)).images
+    for number, image in enumerate(images):
+        saved = await dataset.save(draft.draft_id, image, class_name=("cup", "plate")[number % 2])
+        assert saved.class_name == ("cup", "plate")[number % 2]
+    assert await refused(dataset.save(draft.draft_id, saved, ("cup", 1, 1, 2, 2))) == (
+        "INVALID_ARGUMENT",
+        "LABEL_KIND_DIFFERS",
+    )
+    work = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
+    version = await dataset.version(work.dataset_version_id)
+    assert version.label_kind == dataset_pb2.LABEL_KIND_CLASSES
+    assert [row.images for row in version.statistics.classes] == [6, 6]
+    listed = (await dataset.list_images(work.dataset_version_id)).images
+    assert {image.sha256: image.class_name for image in listed} == {
+        image.sha256: ("cup", "plate")[number % 2] for number, image in enumerate(images)
+    }
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (("fork", 1, 1, 9, 9), "UNKNOWN_CLASS"),
+        (("cup", 1, 1, 1, 9), "BOX_NO_AREA"),
+        (("cup", 9, 1, 1, 9), "BOX_NO_AREA"),
+        (("cup", 70, 1, 90, 9), "BOX_OUTSIDE"),
+        (("cup", float("nan"), 1, 90, 9), "BOX_NOT_FINITE"),
+        (("cup", 1, 1, float("inf"), 9), "BOX_NOT_FINITE"),
+    ],
+)
+async def test_a_box_that_makes_no_sense_is_refused_and_nothing_is_saved(
+    dataset: Client, box: tuple[str, float, float, float, float], reason: str
+) -> None:
+    draft = await dataset.create_draft(await imported(dataset))
+    (image,) = (await dataset.list_images(draft.draft_id, page_size=1)).images
+    assert await refused(dataset.save(draft.draft_id, image, ("cup", 2, 2, 5, 5), box)) == ("INVALID_ARGUMENT", reason)
+    assert (await dataset.list_images(draft.draft_id, page_size=1)).images[0] == image
+
+
+async def test_of_two_people_at_one_image_the_second_hears_of_the_first(dataset: Client) -> None:
+    draft = await dataset.create_draft(await imported(dataset))
+    (image,) = (await dataset.list_images(draft.draft_id, page_size=1)).images
+    saved = await dataset.save(draft.draft_id, image, ("cup", 2, 2, 5, 5))
+    assert await refused(dataset.save(draft.draft_id, image)) == ("FAILED_PRECONDITION", "IMAGE_CHANGED")
+    assert (await dataset.list_images(draft.draft_id, page_size=1)).images[0] == saved
+    await dataset.save(draft.draft_id, saved)
+
+
+async def test_classes_are_added_to_a_draft_and_a_draft_is_deleted(dataset: Client) -> None:
+    version_id = await imported(dataset)
+    request_id = new_id()
+    draft = await dataset.create_draft(version_id, request_id=request_id)
+    assert await dataset.create_draft(version_id, request_id=request_id) == draft
+    add = dataset_pb2.AddDraftClassesRequest(draft_id=draft.draft_id, classes=["fork", "cup", "fork"])
+    grown = await dataset.stub.AddDraftClasses(add, metadata=dataset.metadata)
+    assert list(grown.classes) == ["cup", "plate", "fork"]
+    assert await dataset.stub.AddDraftClasses(add, metadata=dataset.metadata) == grown
+    bad = dataset_pb2.AddDraftClassesRequest(draft_id=draft.draft_id, classes=[" fork"])
+    assert await refused(dataset.stub.AddDraftClasses(bad, metadata=dataset.metadata)) == (
+        "INVALID_ARGUMENT",
+        "CLASS_NAME_INVALID",
+    )
+    listed = await dataset.stub.ListDrafts(dataset_pb2.ListDraftsRequest(), metadata=dataset.metadata)
+    assert list(listed.drafts) == [grown]
+    delete = dataset_pb2.DeleteDraftRequest(draft_id=draft.draft_id)
+    await dataset.stub.DeleteDraft(delete, metadata=dataset.metadata)
+    for call in (
+        dataset.stub.DeleteDraft(delete, metadata=dataset.metadata),
+        dataset.get_draft(draft.draft_id),
+        dataset.list_images(draft.draft_id),
+        dataset.start(draft_id=draft.draft_id),
+    ):
+        assert await refused(call) == ("NOT_FOUND", "DRAFT_NOT_FOUND")
+
+
+async def test_an_account_has_only_so_many_open_drafts(dataset: Client) -> None:
+    version_id = await imported(dataset, count=3)
+    for _ in range(MAX_OPEN_DRAFTS):
+        await dataset.create_draft(version_id)
+    assert await refused(dataset.create_draft(version_id)) == ("RESOURCE_EXHAUSTED", "TOO_MANY_DRAFTS")
+
+
+async def test_a_draft_is_not_deleted_while_a_version_is_made_of_it(dataset: Client) -> None:
+    draft = await dataset.create_draft(await imported(dataset))
+    work = await dataset.start(draft_id=draft.draft_id)
+    delete = dataset_pb2.DeleteDraftRequest(draft_id=draft.draft_id)
+    assert await refused(dataset.stub.DeleteDraft(delete, metadata=dataset.metadata)) == (
+        "FAILED_PRECONDITION",
+        "DRAFT_IN_USE",
+    )
+    await dataset.end(work.import_id)
+    await dataset.stub.DeleteDraft(delete, metadata=dataset.metadata)
+
+
+async def test_another_accounts_images_and_drafts_do_not_exist(
+    running: Running, tokens: Tokens, new_account: NewAccount, dataset: Client
+) -> None:
+    version_id = await imported(dataset)
+    draft = await dataset.create_draft(version_id)
+    stranger = client(running.channel, tokens, await new_account(), dataset.store)
+    (image,) = (await dataset.list_images(draft.draft_id, page_size=1)).images
+    for call in (
+        stranger.list_images(version_id),
+        stranger.list_images(draft.draft_id),
+        stranger.create_draft(version_id),
+        stranger.save(draft.draft_id, image),
+        stranger.start(draft_id=draft.draft_id),
+        stranger.export(version_id),
+    ):
+        assert (await refused(call))[0] == "NOT_FOUND"
+
+
+async def test_an_exported_version_is_coco_and_its_boxes_are_the_manifests(dataset: Client, database_url: str) -> None:
+    version = await dataset.version(await imported(dataset))
+    document = json.loads(await dataset.export(version.dataset_version_id))
+    manifest = dataset.manifest(version)
+    assert document["annotations"] == manifest["annotations"]
+    assert document["categories"] == manifest["categories"]
+    kept = ("id", "width", "height", "split")
+    assert [{key: row[key] for key in kept} for row in document["images"]] == [
+        {key: row[key] for key in kept} for row in manifest["images"]
+    ]
+    assert [row["file_name"] for row in document["images"]] == [row["source_name"] for row in manifest["images"]]
+    assert await reads(database_url, dataset.account_id) == (0, 0)
+
+
+async def test_what_was_exported_with_its_images_is_the_same_version_again(dataset: Client, database_url: str) -> None:
+    pictures = [data for name, data in coco_files(6, seed=3).items() if name.endswith(".png")]
+    files = {f"{'abcdef'[number]}/{number % 3} ü*.png": data for number, data in enumerate(pictures)}
+    plain = await dataset.import_bytes(archive_of(files), source_format=dataset_pb2.SOURCE_FORMAT_IMAGES)
+    version_id = plain.dataset_version_id
+    draft = await dataset.create_draft(version_id, classes=["cup"])
+    (image, *_) = (await dataset.list_images(draft.draft_id)).images
+    await dataset.save(draft.draft_id, image, ("cup", 0.125, 1, 30, 40))
+    made = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
+    archive = await dataset.export(made.dataset_version_id, include_images=True)
+    with zipfile.ZipFile(io.BytesIO(archive)) as unpacked:
+        assert unpacked.testzip() is None
+        assert len(set(unpacked.namelist())) == 7
+    assert (await reads(database_url, dataset.account_id))[0] == 6
+    again = await dataset.import_bytes(archive)
+    assert again.dataset_version_id == made.dataset_version_id
