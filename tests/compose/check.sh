@@ -37,7 +37,9 @@ stand_ins() {
     python=.venv/bin/python
     get=("$python" -m pip download --quiet --disable-pip-version-check --dest "$work/context/wheels")
     "${get[@]}" --constraint constraints.txt '.[worker,local]' 'setuptools>=77' wheel
-    "${get[@]}" --constraint constraints.txt --no-deps onedl-mmcv onedl-mmdetection
+    # These come as sources.
+    "$python" -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$work/context/wheels" \
+      --constraint constraints.txt --no-deps onedl-mmcv onedl-mmdetection
     "${get[@]}" --no-deps --requirement triton-constraints.txt
     touch "$work/wheels.done"
   fi
