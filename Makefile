@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Whose schemas the manifests are checked against.
+KUBERNETES := 1.34
 STAMP := $(VENV)/installed
 
 .PHONY: help
@@ -33,6 +35,8 @@ check: $(STAMP) ## Formatter, linter, strict types, import boundaries, protos
 	@$(BIN)/buf format --diff --exit-code protos
 	@$(BIN)/buf lint protos
 	@$(BIN)/buf breaking protos --against protos/released.binpb
+	@$(BIN)/kubernetes-validate --quiet --strict -k $(KUBERNETES) $(filter-out %/kustomization.yaml %/scaling.yaml,$(wildcard deploy/kubernetes/base/*.yaml))
+	@$(BIN)/hadolint $(wildcard deploy/Dockerfile.*)
 	@echo "check: all clean"
 
 .PHONY: test
@@ -58,6 +62,13 @@ soak: $(STAMP) ## The long forms of the tests
 .PHONY: mutants
 mutants: $(STAMP) ## Whether the tests of billing notice wrong arithmetic and wrong SQL (a sample of changes)
 	@$(BIN)/python -m tests.mutation
+.PHONY: compose-demo
+compose-demo: ## The demonstration's path against docker compose, which is up
+	@docker compose run --rm --no-TTY --entrypoint bash saucer -s <deploy/path.sh
+
+.PHONY: compose-check
+compose-check: $(STAMP) ## docker-compose.yml on a real Docker Engine with stand-in images; as root, on Debian
+	@tests/compose/check.sh
 
 .PHONY: clean
 clean: ## Remove what the stack and the tests left; installed environments stay

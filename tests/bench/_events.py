@@ -28,10 +28,11 @@ from nats.js.api import ConsumerConfig, StorageType
 from saucer.lib import telemetry
 from saucer.lib.clock import PostgresClock
 from saucer.lib.cloudevent import CloudEvent, to_json
-from saucer.lib.consumer import Consumer, Handles, claim, ensure_stream
+from saucer.lib.consumer import Consumer, Handles, claim
 from saucer.lib.ids import new_id
 from saucer.lib.outbox import Relay, enqueue
 from saucer.lib.postgres import POOL_SIZE, Database, connect, migrate
+from saucer.lib.stream import ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.task.v1 import events_pb2, task_pb2
 from tests.bench.harness import Row, Say, compare, percentile

@@ -15,9 +15,9 @@ import nats as nats_client
 from saucer.evaluation.main import EvaluationSettings, wire
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib import auth
-from saucer.lib.consumer import ensure_stream
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects
+from saucer.lib.stream import ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2

@@ -128,6 +128,13 @@ def test_every_port_of_the_host_is_on_the_address_of_the_settings() -> None:
             assert port.startswith("${HOST_ADDRESS:-127.0.0.1}:")
 
 
+@pytest.mark.parametrize("name", [*PROCESSES, "saucer", "keys", "nats", "triton"])
+def test_a_container_writes_nothing_but_volumes_and_gains_no_right(name: str) -> None:
+    assert container(name)["read_only"] is True
+    assert container(name)["cap_drop"] == ["ALL"]
+    assert container(name)["security_opt"] == ["no-new-privileges:true"]
+
+
 @pytest.mark.parametrize("name", PROCESSES)
 def test_only_keys_holds_the_private_key_and_each_role_sees_its_own_token(name: str) -> None:
     mounted = {volume.split(":")[0]: volume for volume in container(name).get("volumes", [])}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nats.js import JetStreamContext
 
 from saucer.lib.cloudevent import CloudEvent, parse_headers
-from saucer.lib.consumer import STREAM
+from saucer.lib.stream import STREAM
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from google.protobuf.message import Message
 from nats.js import JetStreamContext
 
 from saucer.lib.cloudevent import CloudEvent, parse_headers, subject_of, to_json
-from saucer.lib.consumer import STREAM
 from saucer.lib.ids import new_id
+from saucer.lib.stream import STREAM
 
 POLL_S = 0.05
 T = TypeVar("T")

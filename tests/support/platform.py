@@ -26,12 +26,13 @@ from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
 from saucer.lib.cloudevent import CloudEvent, parse_headers
-from saucer.lib.consumer import STREAM, Consumer, Handles
+from saucer.lib.consumer import Consumer, Handles
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.objects import Objects
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
 from saucer.lib.run import by_type
+from saucer.lib.stream import STREAM
 from saucer.publishing import consumers as publishing_consumers
 from saucer.publishing.peers import Peers as PublishingPeers
 from saucer.publishing.service import Deployments, Offer

@@ -15,9 +15,9 @@ from nats.js.errors import NotFoundError
 
 from saucer.lib import auth, grpc_client
 from saucer.lib.config import ProcessSettings
-from saucer.lib.consumer import STREAM, ensure_stream
 from saucer.lib.ids import new_id
 from saucer.lib.run import Process
+from saucer.lib.stream import STREAM, ensure_stream
 from saucer.local.servers import NatsServer
 from tests.support.servers import NewDatabase
 

@@ -11,6 +11,7 @@ async def wire(process: Process, settings: ServiceSettings) -> None:
     database = await process.database(settings, "saucer.billing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)
     billing = Billing(database)
     process.background("sweep", billing.sweep())

@@ -22,8 +22,8 @@ from nats.js.errors import Error as JetStreamError
 from saucer.gateway.v1 import gateway_pb2
 from saucer.lib.clock import to_timestamp
 from saucer.lib.cloudevent import CONTENT_TYPE, SPEC_VERSION, UnreadableEventError, parse_headers
-from saucer.lib.consumer import STREAM
 from saucer.lib.errors import FailedPreconditionError, UnavailableError
+from saucer.lib.stream import STREAM
 
 BATCH = 100
 FETCH_TIMEOUT_S = 5.0

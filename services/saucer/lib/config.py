@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from saucer.lib.stream import KEEP_DAYS
 from saucer.lib.tls import Identity
 
 PREFIX = "SAUCER_"
@@ -74,6 +75,8 @@ class ServiceSettings(ServerSettings):
     database_url: str
     # The service's own token, for calls to others.
     token_file: Path
+    # Events stay in the stream and in the outbox, from which a lost stream is filled again.
+    events_keep_days: int = Field(default=KEEP_DAYS, ge=1, le=3650)
 
 
 S = TypeVar("S", bound=ProcessSettings)

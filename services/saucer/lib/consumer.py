@@ -23,21 +23,16 @@ import structlog
 from google.protobuf.message import Message
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError as NoSuchStreamError
 from prometheus_client import Counter, Histogram
 
 from saucer.lib import tracing
 from saucer.lib.cloudevent import CloudEvent, UnreadableEventError, from_json, parse_headers
 from saucer.lib.errors import DomainError, NotFoundError, UnavailableError
 from saucer.lib.postgres import Connection, Database, Transaction
+from saucer.lib.stream import STREAM, ensure_stream
 
-STREAM = "SAUCER"
-# For how long a new consumer can replay; older events are dropped.
-STREAM_MAX_AGE_S = 30 * 24 * 3600.0
-# Within this JetStream drops a second event of the same id.
-DUPLICATE_WINDOW_S = 3600.0
 # Events in this process; no more are fetched.
 MAX_HELD = 100
 # Of those, handled at once, each of another work; the pool has to serve calls besides.
@@ -75,24 +70,6 @@ class Handles:
     def event_type(self) -> str:
         """CloudEvents type: the full name of the message."""
         return self.message.DESCRIPTOR.full_name
-
-
-async def ensure_stream(jetstream: JetStreamContext) -> None:
-    """Makes the one stream that keeps every event, or brings it up to date."""
-    config = StreamConfig(
-        name=STREAM,
-        subjects=["saucer.>"],
-        retention=RetentionPolicy.LIMITS,
-        storage=StorageType.FILE,
-        max_age=STREAM_MAX_AGE_S,
-        duplicate_window=DUPLICATE_WINDOW_S,
-    )
-    try:
-        await jetstream.stream_info(STREAM)
-    except NoSuchStreamError:
-        await jetstream.add_stream(config)
-    else:
-        await jetstream.update_stream(config)
 
 
 async def claim(tx: Transaction, event_id: str) -> bool:

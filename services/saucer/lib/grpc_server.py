@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
+import asyncpg
 import grpc
 import protovalidate
 import structlog
@@ -262,6 +263,14 @@ async def until(stopping: asyncio.Event, responses: AsyncIterator[T]) -> AsyncIt
 
 
 _END = object()
+# A server that is lost, that is stopping, or that has no room or connection left; nothing was committed.
+_DATABASE_AWAY = (
+    ConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+)
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -309,6 +318,9 @@ def to_status(method: str, error: Exception) -> status_pb2.Status:
         return status
     if isinstance(error, TimeoutError):
         return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
+    if isinstance(error, _DATABASE_AWAY) and not isinstance(error, asyncpg.DataError):
+        log.warning("database_unavailable", method=method, error=repr(error))
+        return to_status(method, UnavailableError("DATABASE_UNAVAILABLE", "The service cannot store now; try again."))
     trace_id = tracing.trace_id() or new_id()
     log.error("call_failed", method=method, trace_id=trace_id, exc_info=error)
     return status_pb2.Status(

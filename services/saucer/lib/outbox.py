@@ -7,6 +7,7 @@
 5. JetStream deduplicates by Nats-Msg-Id = event id: a resent row changes nothing.
 6. A row is marked sent once JetStream has acknowledged it, while the next round is on its way; unsent rows are found by
    flag, never by a last position, because identities commit out of order.
+7. A stream that was made anew, or ends earlier than it did, has lost its disk: what it no longer has is sent again.
 """
 
 import asyncio
@@ -21,12 +22,14 @@ import structlog
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError as NoSuchStreamError
 from prometheus_client import Counter, Gauge
 
 from saucer.lib import tracing
 from saucer.lib.clock import wait_at_most
 from saucer.lib.cloudevent import CloudEvent, subject_of, to_json
 from saucer.lib.postgres import Connection, Database, Transaction
+from saucer.lib.stream import STREAM, ensure_stream
 
 # Rows read at once; more wait for the next round, which follows at once.
 BATCH = 500
@@ -39,8 +42,13 @@ LEASE_S = 5
 # A lease is renewed after this, not each round: a write for each would halve the rounds.
 RENEW_S = 2.0
 PUBLISH_TIMEOUT_S = 5.0
+# Between two looks at whether the stream is still the one that has what was sent.
+STREAM_CHECK_S = 10.0
+# NATS' clock, which dates the stream, and PostgreSQL's, which dates the rows, may differ by this; more is sent twice.
+CLOCK_SKEW = timedelta(minutes=1)
 
 log = structlog.get_logger()
+resent_total = Counter("saucer_outbox_resent_total", "Events sent again to a stream that had lost them", ["service"])
 sent_total = Counter("saucer_outbox_sent_total", "Events that JetStream has acknowledged", ["service"])
 unsent = Gauge("saucer_outbox_unsent", "Events seen waiting at the last round", ["service"])
 
@@ -111,6 +119,9 @@ class Relay:
         self._marking: asyncio.Task[None] | None = None
         # Acknowledged by JetStream, and perhaps not marked yet.
         self._acknowledged: list[int] = []
+        # What the stream was when last looked at: when it was made, and where it ended.
+        self._stream: tuple[str, int] | None = None
+        self._check_at_s = float("-inf")
 
     async def run(self) -> None:
         """Until cancelled. What is unsent or unmarked then is sent by the next relay."""
@@ -126,6 +137,8 @@ class Relay:
                 sent = await self._round()
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, nats.errors.Error, JetStreamError) as error:
                 log.warning("outbox_round_failed", error=repr(error))
+                # Perhaps for want of a stream.
+                self._check_at_s = float("-inf")
                 await asyncio.sleep(RETRY_S)
                 continue
             if not sent:
@@ -138,6 +151,7 @@ class Relay:
         async with self._database.reading() as connection:
             if not await self._elected(connection):
                 return 0
+            await self._check_stream(connection)
             rows = await connection.fetch(
                 """
                 SELECT position, event_id, type, subject, account_id, resource, data, created_at, traceparent
@@ -150,17 +164,55 @@ class Relay:
         if not rows:
             return 0
         batch = _until_a_resource_repeats(rows)
-        await asyncio.gather(*(self._publish(row) for row in batch))
+        sequences = await asyncio.gather(*(self._publish(row) for row in batch))
         await self._marked()
         self._acknowledged = [row["position"] for row in batch]
-        self._marking = asyncio.create_task(self._mark(self._acknowledged, self._elected_at))
+        self._marking = asyncio.create_task(self._mark(self._acknowledged, sequences, self._elected_at))
         sent_total.labels(self._service).inc(len(batch))
         return len(batch)
 
-    async def _mark(self, positions: list[int], about: datetime | None) -> None:
+    async def _check_stream(self, connection: Connection) -> None:
+        """Marks as unsent what the stream has lost. Raises what NATS raises: nothing is sent into the unknown."""
+        if time.monotonic() < self._check_at_s:
+            return
+        try:
+            info = await self._jetstream.stream_info(STREAM)
+        except NoSuchStreamError:
+            await ensure_stream(self._jetstream)
+            info = await self._jetstream.stream_info(STREAM)
+        created, last = str(info.created), info.state.last_seq
+        former, self._stream = self._stream, (created, last)
+        if former is None or created != former[0] or last < former[1]:
+            made_at = datetime.fromisoformat(created)
+            lost = await connection.fetchval(
+                """
+                WITH lost AS (
+                    UPDATE outbox SET sent_at = NULL, sequence = NULL
+                    WHERE sequence > $1 OR sent_at < $2 RETURNING 1
+                )
+                SELECT count(*) FROM lost
+                """,
+                last,
+                made_at + CLOCK_SKEW,
+            )
+            if lost:
+                resent_total.labels(self._service).inc(lost)
+                log.warning("stream_lost_events", events=lost, stream_made_at=created, last_sequence=last)
+        self._check_at_s = time.monotonic() + STREAM_CHECK_S
+
+    async def _mark(self, positions: list[int], sequences: list[int], about: datetime | None) -> None:
         """`about` is right to within RENEW_S: it only tells when a row may be forgotten."""
         async with self._database.reading() as connection:
-            await connection.execute("UPDATE outbox SET sent_at = $2 WHERE position = ANY($1)", positions, about)
+            await connection.execute(
+                """
+                UPDATE outbox SET sent_at = $3, sequence = sent.sequence
+                FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence)
+                WHERE outbox.position = sent.position
+                """,
+                positions,
+                sequences,
+                about,
+            )
 
     async def _marked(self) -> None:
         """Waits for the marks of the round before. Raises what kept them from being written; those are sent again."""
@@ -190,7 +242,8 @@ class Relay:
         self._renew_at_s = asked_s + RENEW_S if elected else float("-inf")
         return elected
 
-    async def _publish(self, row: asyncpg.Record) -> None:
+    async def _publish(self, row: asyncpg.Record) -> int:
+        """Where in the stream it lies."""
         event = CloudEvent(
             event_id=str(row["event_id"]),
             source=f"/saucer/{self._service}",
@@ -201,7 +254,10 @@ class Relay:
             data=row["data"].encode(),
             traceparent=row["traceparent"],
         )
-        await self._jetstream.publish(event.subject, event.data, timeout=PUBLISH_TIMEOUT_S, headers=event.headers())
+        acknowledged = await self._jetstream.publish(
+            event.subject, event.data, timeout=PUBLISH_TIMEOUT_S, headers=event.headers()
+        )
+        return acknowledged.seq
 
 
 def _until_a_resource_repeats(rows: list[asyncpg.Record]) -> list[asyncpg.Record]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, TypeVar
@@ -18,12 +19,14 @@ from nats.js import JetStreamContext
 from saucer.lib import config, grpc_client, telemetry, tracing
 from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
-from saucer.lib.consumer import Consumer, Handles, ensure_stream
+from saucer.lib.consumer import Consumer, Handles
 from saucer.lib.dead_events import dead_events_servicer
 from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.retention import Forget, forget_for_ever, usual
+from saucer.lib.stream import ensure_stream
 from saucer.lib.tls import Identity
 
 # Background work that does not heed its cancellation within this is left behind.
@@ -96,6 +99,14 @@ class Process:
         """Exports what lies in the database: the usual gauges of a service, and its own."""
         self.background("gauges", read_for_ever(self.name, database, readings))
 
+    async def retention(
+        self, settings: config.ServiceSettings, database: Database, jetstream: JetStreamContext, *rules: Forget
+    ) -> None:
+        """Forgets what is old: events by their setting, and what the service's own rules say."""
+        await ensure_stream(jetstream, settings.events_keep_days)
+        every = [*usual(settings.events_keep_days), *rules]
+        self.background("retention", forget_for_ever(self.name, database, every))
+
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
         consumer = Consumer(self.name, database, jetstream, by_type(handlers))
@@ -126,9 +137,15 @@ def by_type(handlers: Sequence[Handles]) -> Mapping[str, Handles]:
 
 
 def run(name: str, kind: type[S], wire: Callable[[Process, S], Awaitable[None]]) -> None:
-    """Runs a process until SIGTERM, SIGINT, or a failure in the background, which it raises after stopping."""
+    """Runs a process until SIGTERM, SIGINT, or a failure in the background, which it raises after stopping.
+
+    With the argument `migrate` a service migrates its database and ends: before a new version is rolled out.
+    """
     settings = config.load(kind)
     telemetry.configure_logging(name, json_lines=settings.log_format == "json", level=settings.log_level)
+    if sys.argv[1:] == ["migrate"] and isinstance(settings, config.ServiceSettings):
+        asyncio.run(_migrate(name, settings))
+        return
     asyncio.run(_run(name, settings, wire))
 
 
@@ -156,6 +173,12 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
         log.info("stopping")
     if process.failure is not None:
         raise process.failure
+
+
+async def _migrate(name: str, settings: config.ServiceSettings) -> None:
+    process = Process(name, settings.identity)
+    async with process.stack:
+        await process.database(settings, f"saucer.{name}")
 
 
 async def _nats_error(error: Exception) -> None:

@@ -6,7 +6,7 @@ A service lays its consumer out itself, so that what it may read is a matter of 
 
 from collections.abc import Callable
 
-from saucer.lib.consumer import STREAM
+from saucer.lib.stream import STREAM
 
 ADMINISTRATOR = "saucer"
 CONSUMING = ("billing", "dataset", "task", "training", "evaluation", "publishing")

@@ -44,6 +44,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     database = await process.database(settings, "saucer.publishing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers, Offer(settings.region_id, settings.spec_id, settings.room))

@@ -20,6 +20,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
     database = await process.database(settings, "saucer.task")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)
     peers = Peers(
         process.channel(settings.dataset_address),

@@ -1,12 +1,18 @@
 """Wires training, top to bottom."""
 
+from datetime import timedelta
+
+from pydantic import Field
+
 from saucer.lib.config import ServiceSettings
 from saucer.lib.objects import Objects
+from saucer.lib.retention import Forget
 from saucer.lib.run import Process, run
 from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
 from saucer.training.reading import Reading
 from saucer.training.service import Training
+from saucer.training.store import DELETE_OLD_LOGS
 from saucer.training.sweeper import run_sweeper
 
 
@@ -15,6 +21,13 @@ class TrainingSettings(ServiceSettings):
 
     # file:///folder, s3://bucket/prefix.
     object_store_url: str
+    # Log lines of runs that ended longer ago are deleted; metrics stay.
+    logs_keep_days: int = Field(default=90, ge=1, le=3650)
+
+
+def retention_rules(settings: TrainingSettings) -> list[Forget]:
+    """What training forgets besides the usual."""
+    return [Forget("log_line", timedelta(days=settings.logs_keep_days), DELETE_OLD_LOGS)]
 
 
 async def wire(process: Process, settings: TrainingSettings) -> None:
@@ -22,6 +35,7 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     database = await process.database(settings, "saucer.training")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    await process.retention(settings, database, jetstream, *retention_rules(settings))
     process.gauges(database, *watching.READINGS)
     objects = Objects(settings.object_store_url)
     bell = Bell()

@@ -32,6 +32,13 @@ _MODEL = (
 )
 _UUIDS = ("run_id", "account_id", "task_id", "dataset_version_id", "model_id", "finish_request_id", "predicts_model_id")
 
+# $1: of runs that ended before; $2: lines at most.
+DELETE_OLD_LOGS = """
+    DELETE FROM log_line WHERE (run_id, sequence) IN (
+        SELECT run_id, sequence FROM log_line JOIN run USING (run_id) WHERE ended_at < $1 LIMIT $2
+    )
+"""
+
 
 def _moving(run: Run) -> dict[str, object]:
     """The columns that a run's life changes, but for its revision."""

@@ -1,4 +1,4 @@
-"""What alerts look at: how long runs wait."""
+"""What alerts and the autoscaling of workers look at: how long runs wait, and how many there are."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,6 +12,15 @@ queue_wait_seconds = Gauge(
     "saucer_training_oldest_queued_seconds", "How long the run that waits longest has waited", ["region", "spec"]
 )
 
+open_runs = Gauge("saucer_training_open_runs", "Runs that wait for a worker or have one", ["region", "spec"])
+
+
+async def _open_runs(connection: Connection, now: datetime) -> Mapping[tuple[str, ...], float]:
+    rows = await connection.fetch(
+        "SELECT region_id, spec_id, count(*) AS runs FROM run WHERE state <> 'ENDED' GROUP BY 1, 2"
+    )
+    return {(row["region_id"], row["spec_id"]): row["runs"] for row in rows}
+
 
 async def _queue_wait(connection: Connection, now: datetime) -> Mapping[tuple[str, ...], float]:
     rows = await connection.fetch(
@@ -20,4 +29,4 @@ async def _queue_wait(connection: Connection, now: datetime) -> Mapping[tuple[st
     return {(row["region_id"], row["spec_id"]): age_seconds(row["since"], now) for row in rows}
 
 
-READINGS = (Reading(queue_wait_seconds, _queue_wait),)
+READINGS = (Reading(queue_wait_seconds, _queue_wait), Reading(open_runs, _open_runs))

@@ -13,7 +13,7 @@ from typing import TypeVar
 import grpc
 import structlog
 from google.protobuf.duration_pb2 import Duration
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge
 
 from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DomainError
@@ -39,6 +39,7 @@ RESTART_GREATEST_S = 60.0
 RELEASE_S = 5.0
 
 log = structlog.get_logger()
+drained = Gauge("saucer_worker_drained", "1 once it has no run and takes none")
 attempts_total = Counter("saucer_worker_attempts_total", "Attempts by how they ended", ["outcome"])
 T = TypeVar("T")
 
@@ -72,38 +73,51 @@ class Agent:
         self._child: ChildProcess | None = None
         self._starting = asyncio.Lock()
         self._attempt: Attempt | None = None
+        # No further run is leased.
+        self._leaving = asyncio.Event()
         self._stopping = asyncio.Event()
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
-        """Until stop() is called."""
+        """Until stop() is called; after drain() without taking another run."""
         shutil.rmtree(self._runs, ignore_errors=True)  # what a killed worker left
         try:
-            while not self._stopping.is_set():
-                await self._unless_stopping(self._ready_child())
-                lease = await self._unless_stopping(self._lease_run())
+            while not self._leaving.is_set():
+                await self._unless_leaving(self._ready_child())
+                lease = await self._unless_leaving(self._lease_run())
                 if lease is not None:
                     await self._do(lease)
+            if not self._stopping.is_set():
+                drained.set(1)
+                log.info("drained")
+                await self._stopping.wait()
         finally:
             await self._drop_child()
             self._stopped.set()
 
+    def drain(self) -> None:
+        """Ends the present run as it would end anyway, then idles until stop(): for work on the machine."""
+        log.info("draining")
+        self._leaving.set()
+
     async def stop(self) -> None:
         """Gives the present run back, so that another worker goes on at once, and ends run()."""
+        self._leaving.set()
         self._stopping.set()
         if self._attempt is not None:
             self._attempt.release()
         await wait_at_most(self._stopped, RELEASE_S)
 
-    async def _unless_stopping(self, work: Coroutine[object, object, T]) -> T | None:
-        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+    async def _unless_leaving(self, work: Coroutine[object, object, T]) -> T | None:
+        """A lease that was granted at this very moment lapses, uncharged."""
+        task, leaving = asyncio.ensure_future(work), asyncio.ensure_future(self._leaving.wait())
         try:
-            await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
             return task.result() if task.done() else None
         finally:
-            for each in (task, stopping):
+            for each in (task, leaving):
                 each.cancel()
-            await asyncio.gather(task, stopping, return_exceptions=True)
+            await asyncio.gather(task, leaving, return_exceptions=True)
 
     # The child
 

@@ -1,6 +1,8 @@
 """Wires a worker, top to bottom."""
 
+import asyncio
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -50,6 +52,8 @@ async def wire(process: Process, settings: WorkerSettings) -> None:
         threads=settings.threads,
     )
     process.background("agent", agent.run())
+    # An operator's word, before work on the machine: `kill -USR1`.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, agent.drain)
     process.stack.push_async_callback(agent.stop)
 
 

@@ -1,8 +1,10 @@
 """From a commit in one service to its effect in another, whatever dies in between: real PostgreSQL and NATS."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,12 @@ from saucer.lib import consumer as consumer_module
 from saucer.lib import outbox
 from saucer.lib.clock import PostgresClock
 from saucer.lib.cloudevent import CloudEvent
-from saucer.lib.consumer import STREAM, Consumer, Handles, claim, ensure_stream, list_dead, retry_dead
+from saucer.lib.consumer import Consumer, Handles, claim, list_dead, retry_dead
 from saucer.lib.errors import FailedPreconditionError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.outbox import Relay, enqueue
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.stream import STREAM, ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.task.v1 import events_pb2, task_pb2
 from tests.support.events import event, publish, read_events, until
@@ -129,9 +132,9 @@ class CountingRelay(Relay):
 
     sent = 0
 
-    async def _publish(self, row: asyncpg.Record) -> None:
+    async def _publish(self, row: asyncpg.Record) -> int:
         self.sent += 1
-        await super()._publish(row)
+        return await super()._publish(row)
 
 
 class NeverMarks(CountingRelay):
@@ -148,11 +151,11 @@ class FailsOnce(Relay):
         super().__init__(*arguments, **named)
         self.fail = event_id
 
-    async def _publish(self, row: asyncpg.Record) -> None:
+    async def _publish(self, row: asyncpg.Record) -> int:
         if str(row["event_id"]) == self.fail:
             self.fail = ""
             raise nats.errors.TimeoutError
-        await super()._publish(row)
+        return await super()._publish(row)
 
 
 async def test_an_event_is_sent_if_its_change_is_committed_and_only_then(
@@ -394,3 +397,63 @@ async def test_events_flow_again_after_nats_was_killed_and_started_again(databas
         await client.close()
         await server.stop()
     assert effects.taken == [("t", 1), ("t", 2)]
+
+
+async def test_a_nats_that_lost_its_disk_gets_everything_again(
+    database: Database, servers_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "STREAM_CHECK_S", 0.1)
+    folder = servers_dir / f"nats-{new_id()}" / "nats"
+    server = NatsServer(folder)
+    await server.start()
+    client = await nats.connect(server.uri, max_reconnect_attempts=-1, reconnect_time_wait=0.1)
+    jetstream = client.jetstream()
+    await ensure_stream(jetstream)
+    effects = Effects(database)
+    try:
+        async with running(Relay("task", database, jetstream, replica="r"), effects.consumer(jetstream)):
+            for revision in (1, 2, 3):
+                await commit(database, "t", revision)
+            await effects.reach(3)
+            server.kill()
+            await server.wait()
+            shutil.rmtree(folder / "jetstream")
+            await server.start()
+            await commit(database, "t", 4)
+            await effects.reach(4)
+
+            async def whole() -> bool:
+                return await stored(jetstream) == 4
+
+            await until(whole)
+    finally:
+        await client.close()
+        await server.stop()
+    assert effects.taken == [("t", 1), ("t", 2), ("t", 3), ("t", 4)]
+
+
+async def test_a_nats_that_was_restored_from_an_older_copy_gets_what_came_after_it(
+    database: Database, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "STREAM_CHECK_S", 0.1)
+    monkeypatch.setattr(outbox, "CLOCK_SKEW", -timedelta(hours=1))
+    async with running(Relay("task", database, jetstream, replica="r")):
+        await commit(database, "t", 1)
+        await until_sent(database)
+    async with database.reading() as connection:
+        # As after a restore: the row remembers a place that the stream has not reached.
+        await connection.execute("UPDATE outbox SET sequence = 1000")
+    async with running(Relay("task", database, jetstream, replica="r")):
+
+        async def marked_anew() -> bool:
+            async with database.reading() as connection:
+                return bool(await connection.fetchval("SELECT sequence < 1000 FROM outbox"))
+
+        await until(marked_anew)
+
+
+async def until_sent(database: Database) -> None:
+    async def sent() -> bool:
+        return await unsent(database) == 0
+
+    await until(sent)

@@ -18,10 +18,10 @@ from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.lib import auth, grpc_client
 from saucer.lib.clock import PostgresClock
 from saucer.lib.config import ServiceSettings, TlsSettings
-from saucer.lib.consumer import STREAM
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import connect
 from saucer.lib.run import Process
+from saucer.lib.stream import STREAM
 from saucer.lib.tls import Identity
 from saucer.local import nats_users
 from saucer.local.servers import NatsServer

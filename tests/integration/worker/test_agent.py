@@ -16,8 +16,8 @@ import pytest
 from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
-from saucer.lib.consumer import STREAM
 from saucer.lib.objects import Objects
+from saucer.lib.stream import STREAM
 from saucer.serving.detections import Detections
 from saucer.serving.detector import Detector
 from saucer.training.main import TrainingSettings, wire

@@ -1,0 +1,538 @@
+"""Kubernetes' manifests as code: `python deploy/kubernetes/manifests.py` writes base/*.yaml anew, for kustomize.
+
+One file a process, from one table: what it calls decides its network policy, its settings and its place. What differs
+between clusters (images, hosts, sizes) stands in an overlay; README.md says which.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FOLDER = Path(__file__).parent / "base"
+GRPC, METRICS, HTTP = 50051, 9464, 8080
+TRITON_GRPC, TRITON_HTTP = 8001, 8000
+POSTGRES, NATS, HTTPS, DNS, OTLP = 5432, 4222, 443, 53, 4317
+USER = 10001
+SPEC = ("local", "gpu-1")
+MAX_WORKERS = 8
+# KEDA's own kind, which Kubernetes' schemas do not know.
+SCALING = "scaling.yaml"
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Process:
+    """One kind of pod. `calls` names processes; outside: what is not of this namespace."""
+
+    name: str
+    calls: tuple[str, ...] = ()
+    database: bool = True
+    nats: bool = True
+    object_store: bool = False
+    replicas: int = 2
+    cpu: str = "250m"
+    memory: str = "512Mi"
+    settings: tuple[tuple[str, str], ...] = ()
+
+
+PROCESSES = (
+    Process("billing"),
+    # Imports run in children of up to 4 GiB.
+    Process("dataset", object_store=True, cpu="1", memory="6Gi"),
+    Process("task", calls=("dataset", "billing")),
+    Process("training", object_store=True),
+    Process("evaluation", object_store=True, cpu="1", memory="6Gi"),
+    Process(
+        "publishing",
+        calls=("billing", "triton"),
+        object_store=True,
+        settings=(
+            ("SAUCER_REGION_ID", SPEC[0]),
+            ("SAUCER_SPEC_ID", SPEC[1]),
+            ("SAUCER_TRITON_ADDRESS", f"triton:{TRITON_GRPC}"),
+            ("SAUCER_TRITON_REPOSITORY", "/var/lib/saucer/models"),
+        ),
+    ),
+    Process(
+        "gateway",
+        calls=("billing", "dataset", "task", "training", "evaluation", "publishing"),
+        database=False,
+        settings=(("SAUCER_HTTP_LISTEN", f"0.0.0.0:{HTTP}"),),
+    ),
+    Process(
+        "worker",
+        calls=("training",),
+        database=False,
+        nats=False,
+        object_store=True,
+        replicas=1,
+        cpu="4",
+        memory="16Gi",
+        settings=(("SAUCER_REGION_ID", SPEC[0]), ("SAUCER_SPEC_ID", SPEC[1])),
+    ),
+)
+WORKFOLDERS = ("dataset", "publishing", "worker")
+
+
+def labels(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/name": name, "app.kubernetes.io/part-of": "saucer"}
+
+
+def server_labels(name: str) -> dict[str, str]:
+    """Of what serves, apart from the job that migrates for it."""
+    return {**labels(name), "app.kubernetes.io/component": "server"}
+
+
+def meta(name: str, component: str | None = None) -> Manifest:
+    return {"name": name, "labels": labels(component or name)}
+
+
+def secret(name: str, key: str) -> Manifest:
+    return {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
+
+
+def environment(process: Process) -> list[Manifest]:
+    """What the process is told; secrets by reference."""
+    values: list[Manifest] = [
+        {"name": "SAUCER_LOG_FORMAT", "value": "json"},
+        {"name": "SAUCER_METRICS_LISTEN", "value": f"0.0.0.0:{METRICS}"},
+        {"name": "SAUCER_OTLP_ENDPOINT", "valueFrom": {"configMapKeyRef": {"name": "saucer", "key": "otlp-endpoint"}}},
+    ]
+    if process.name != "worker":
+        values += [
+            {"name": "SAUCER_LISTEN", "value": f"0.0.0.0:{GRPC}"},
+            {"name": "SAUCER_PUBLIC_KEYS_FILE", "value": "/keys/public/public.json"},
+            {"name": "SAUCER_REVOKED_TOKENS_FILE", "value": "/keys/public/revoked.txt"},
+        ]
+    if process.database:
+        values.append({"name": "SAUCER_DATABASE_URL", **secret(f"{process.name}-connections", "database-url")})
+    if process.database or process.name == "worker":
+        values.append({"name": "SAUCER_TOKEN_FILE", "value": "/keys/own/token"})
+    if process.nats:
+        values.append({"name": "SAUCER_NATS_URL", **secret(f"{process.name}-connections", "nats-url")})
+    if process.object_store:
+        url = {"configMapKeyRef": {"name": "saucer", "key": "object-store-url"}}
+        values.append({"name": "SAUCER_OBJECT_STORE_URL", "valueFrom": url})
+    values += [
+        {"name": f"SAUCER_{callee.upper()}_ADDRESS", "value": f"{callee}:{GRPC}"}
+        for callee in process.calls
+        if callee != "triton"
+    ]
+    values += [{"name": name, "value": value} for name, value in process.settings]
+    if process.name == "publishing":
+        values.append({"name": "SAUCER_TRITON_CONTROL_KEY", **secret("triton-control", "key")})
+    if process.name in WORKFOLDERS:
+        values.append({"name": "SAUCER_WORK_FOLDER", "value": "/var/lib/saucer/work"})
+    return values
+
+
+def volumes(process: Process) -> list[tuple[Manifest, Manifest]]:
+    """Pairs of volume and mount. Everything else of the file system is read-only."""
+    found: list[tuple[Manifest, Manifest]] = [
+        ({"name": "tmp", "emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
+    ]
+    if process.name != "worker":
+        mount = {"name": "public-keys", "mountPath": "/keys/public", "readOnly": True}
+        found.append(({"name": "public-keys", "configMap": {"name": "public-keys"}}, mount))
+    if process.database or process.name == "worker":
+        token = "worker-token" if process.name == "worker" else "service-token"
+        mount = {"name": "token", "mountPath": "/keys/own", "readOnly": True}
+        found.append(({"name": "token", "secret": {"secretName": token, "defaultMode": 0o440}}, mount))
+    if process.name in WORKFOLDERS:
+        found.append(({"name": "work", "emptyDir": {}}, {"name": "work", "mountPath": "/var/lib/saucer/work"}))
+    if process.name == "publishing":
+        claim = {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+        found.append((claim, {"name": "models", "mountPath": "/var/lib/saucer/models"}))
+    if process.name == "worker":
+        memory = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}
+        found.append((memory, {"name": "shm", "mountPath": "/dev/shm"}))  # noqa: S108 - between torch's processes
+    return found
+
+
+CONTAINER_SECURITY: Manifest = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+POD_SECURITY: Manifest = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def pod(process: Process, container: Manifest, **more: Any) -> Manifest:
+    found = volumes(process)
+    container = {
+        **container,
+        "env": environment(process),
+        "volumeMounts": [mount for _, mount in found],
+        "securityContext": CONTAINER_SECURITY,
+        "resources": {
+            "requests": {"cpu": process.cpu, "memory": process.memory},
+            "limits": {"memory": process.memory},
+        },
+    }
+    return {
+        "serviceAccountName": process.name,
+        "automountServiceAccountToken": False,
+        "securityContext": POD_SECURITY,
+        "containers": [container],
+        "volumes": [volume for volume, _ in found],
+        **more,
+    }
+
+
+def probes(process: Process) -> Manifest:
+    """gRPC's own health; a worker serves none, and lives as long as it answers Prometheus."""
+    check: Manifest = {"grpc": {"port": GRPC}}
+    if process.name == "worker":
+        check = {"httpGet": {"path": "/metrics", "port": METRICS}}
+    return {
+        "startupProbe": {**check, "periodSeconds": 2, "failureThreshold": 60},
+        "readinessProbe": {**check, "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**check, "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 6},
+    }
+
+
+def ports(process: Process) -> list[Manifest]:
+    named = {"metrics": METRICS}
+    if process.name != "worker":
+        named["grpc"] = GRPC
+    if process.name == "gateway":
+        named["http"] = HTTP
+    return [{"name": name, "containerPort": number} for name, number in named.items()]
+
+
+def deployment(process: Process) -> Manifest:
+    is_worker = process.name == "worker"
+    container = {
+        "name": process.name,
+        "image": "saucer-worker-cuda" if is_worker else "saucer-service",
+        "command": ["python", "-m", f"saucer.{process.name}.main"],
+        "ports": ports(process),
+        **probes(process),
+    }
+    # Services end within 8 s of a SIGTERM; a worker saves a checkpoint and gives its run back.
+    more: Manifest = {"terminationGracePeriodSeconds": 60 if is_worker else 15}
+    if is_worker:
+        more["nodeSelector"] = {"nvidia.com/gpu.present": "true"}
+        more["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    else:
+        more["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": server_labels(process.name)},
+            }
+        ]
+    spec = pod(process, container, **more)
+    if is_worker:
+        spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = 1
+    # KEDA counts workers; a number here would fight it at every apply.
+    replicas = {} if is_worker else {"replicas": process.replicas}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": meta(process.name),
+        "spec": {
+            **replicas,
+            "selector": {"matchLabels": server_labels(process.name)},
+            "template": {"metadata": {"labels": server_labels(process.name)}, "spec": spec},
+        },
+    }
+
+
+def migration(process: Process) -> Manifest:
+    """One-shot, before the new version is rolled out; the version before serves on meanwhile."""
+    container = {
+        "name": "migrate",
+        "image": "saucer-service",
+        "command": ["python", "-m", f"saucer.{process.name}.main", "migrate"],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": meta(f"migrate-{process.name}", process.name),
+        "spec": {
+            "backoffLimit": 5,
+            "ttlSecondsAfterFinished": 3600,
+            "template": {
+                "metadata": {"labels": {**labels(process.name), "app.kubernetes.io/component": "migration"}},
+                "spec": pod(process, container, restartPolicy="OnFailure"),
+            },
+        },
+    }
+
+
+def service(name: str, named: Mapping[str, int]) -> Manifest:
+    # Headless: gRPC keeps one connection to an address, so that clients have to see every pod.
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": meta(name),
+        "spec": {
+            "clusterIP": "None",
+            "selector": server_labels(name),
+            "ports": [{"name": port, "port": number, "targetPort": number} for port, number in named.items()],
+        },
+    }
+
+
+def disruption_budget(name: str) -> Manifest:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": meta(name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": server_labels(name)}},
+    }
+
+
+def service_account(name: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": meta(name),
+        "automountServiceAccountToken": False,
+    }
+
+
+def tcp(*numbers: int) -> list[Manifest]:
+    return [{"protocol": "TCP", "port": number} for number in numbers]
+
+
+def pods(name: str) -> Manifest:
+    return {"podSelector": {"matchLabels": labels(name)}}
+
+
+def namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def port_of(callee: str) -> int:
+    return TRITON_GRPC if callee == "triton" else GRPC
+
+
+def network_policy(process: Process) -> Manifest:
+    """Who may call it, and whom it may call: the call graph, and what lies outside."""
+    callers = [caller.name for caller in PROCESSES if process.name in caller.calls]
+    ingress: list[Manifest] = [{"from": [namespace("monitoring")], "ports": tcp(METRICS)}]
+    if callers:
+        ingress.append({"from": [pods(caller) for caller in callers], "ports": tcp(GRPC)})
+    if process.name == "gateway":
+        ingress.append({"from": [namespace("ingress")], "ports": tcp(HTTP, GRPC)})
+    if process.name == "publishing":
+        # KServe v2 clients, who bring a token.
+        ingress.append({"from": [namespace("ingress")], "ports": tcp(GRPC)})
+    egress: list[Manifest] = [
+        {
+            "to": [namespace("kube-system")],
+            "ports": [{"protocol": "UDP", "port": DNS}, {"protocol": "TCP", "port": DNS}],
+        },
+        {"to": [namespace("monitoring")], "ports": tcp(OTLP)},
+    ]
+    egress += [{"to": [pods(callee)], "ports": tcp(port_of(callee))} for callee in process.calls]
+    if process.database:
+        egress.append({"to": [namespace("postgres")], "ports": tcp(POSTGRES)})
+    if process.nats:
+        egress.append({"to": [namespace("nats")], "ports": tcp(NATS)})
+    if process.object_store:
+        # Outside the cluster; narrow it to the store's addresses in an overlay.
+        egress.append({"to": [{"ipBlock": {"cidr": "0.0.0.0/0"}}], "ports": tcp(HTTPS)})
+    return policy(process.name, ingress, egress)
+
+
+def policy(name: str, ingress: list[Manifest], egress: list[Manifest]) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": meta(name),
+        "spec": {
+            "podSelector": {"matchLabels": labels(name)},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
+
+
+def scaling() -> Manifest:
+    """As many workers as there are runs that wait or run. A worker that is taken away gives its run back."""
+    region, spec = SPEC
+    query = f'max(saucer_training_open_runs{{region="{region}",spec="{spec}"}})'
+    return {
+        "apiVersion": "keda.sh/v1alpha1",
+        "kind": "ScaledObject",
+        "metadata": meta("worker"),
+        "spec": {
+            "scaleTargetRef": {"name": "worker"},
+            "minReplicaCount": 0,
+            "maxReplicaCount": MAX_WORKERS,
+            "pollingInterval": 15,
+            "cooldownPeriod": 600,
+            "triggers": [
+                {
+                    "type": "prometheus",
+                    "metadata": {
+                        "serverAddress": "http://prometheus.monitoring:9090",
+                        "query": query,
+                        "threshold": "1",
+                        "ignoreNullValues": "true",
+                    },
+                }
+            ],
+        },
+    }
+
+
+def quota() -> Manifest:
+    gpus = {"requests.nvidia.com/gpu": str(MAX_WORKERS + 1)}
+    return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta("gpus"), "spec": {"hard": gpus}}
+
+
+def triton() -> list[Manifest]:
+    """Triton, whose control calls run code: publishing alone may call it, and each control call needs the key."""
+    closed = "model-repository,shared-memory,trace,logging:saucer-control=$(CONTROL_KEY)"
+    container: Manifest = {
+        "name": "triton",
+        "image": "saucer-triton",
+        "command": [
+            "tritonserver",
+            "--model-repository=/var/lib/saucer/models",
+            "--model-control-mode=explicit",
+            "--http-address=0.0.0.0",
+            f"--http-port={TRITON_HTTP}",
+            "--grpc-address=0.0.0.0",
+            f"--grpc-port={TRITON_GRPC}",
+            f"--grpc-restricted-protocol={closed}",
+            f"--http-restricted-api={closed}",
+            "--exit-timeout-secs=3",
+            "--disable-auto-complete-config",
+            "--log-format=ISO8601",
+        ],
+        "env": [{"name": "CONTROL_KEY", **secret("triton-control", "key")}],
+        "ports": [{"name": "grpc", "containerPort": TRITON_GRPC}, {"name": "http", "containerPort": TRITON_HTTP}],
+        "startupProbe": {"httpGet": {"path": "/v2/health/live", "port": TRITON_HTTP}, "failureThreshold": 60},
+        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": TRITON_HTTP}, "periodSeconds": 20},
+        "volumeMounts": [
+            {"name": "models", "mountPath": "/var/lib/saucer/models", "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - between Triton and its Python processes
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - the pod's own
+        ],
+        "securityContext": CONTAINER_SECURITY,
+        "resources": {
+            "requests": {"cpu": "2", "memory": "8Gi"},
+            "limits": {"memory": "8Gi", "nvidia.com/gpu": 1},
+        },
+    }
+    spec = {
+        "serviceAccountName": "triton",
+        "automountServiceAccountToken": False,
+        "securityContext": POD_SECURITY,
+        "nodeSelector": {"nvidia.com/gpu.present": "true"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "containers": [container],
+        "volumes": [
+            {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    return [
+        service_account("triton"),
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": meta("triton"),
+            "spec": {
+                # publishing loads into one server; a second would have other models.
+                "replicas": 1,
+                "strategy": {"type": "Recreate"},
+                "selector": {"matchLabels": server_labels("triton")},
+                "template": {"metadata": {"labels": server_labels("triton")}, "spec": spec},
+            },
+        },
+        service("triton", {"grpc": TRITON_GRPC}),
+        {
+            # publishing writes it, Triton reads it, perhaps on another node.
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": meta("models", "triton"),
+            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "20Gi"}}},
+        },
+        policy("triton", [{"from": [pods("publishing")], "ports": tcp(TRITON_GRPC)}], []),
+    ]
+
+
+def common() -> list[Manifest]:
+    """The namespace, what all share, and nothing allowed but by a policy of its own."""
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "saucer", "labels": restricted}},
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": meta("saucer"),
+            "data": {"object-store-url": "s3://saucer/objects", "otlp-endpoint": ""},
+        },
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": meta("nothing-else", "saucer"),
+            "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+        },
+        quota(),
+    ]
+
+
+def manifests(process: Process) -> list[Manifest]:
+    """Of one process."""
+    found = [service_account(process.name)]
+    if process.database:
+        found.append(migration(process))
+    found.append(deployment(process))
+    if process.name != "worker":
+        named = {"grpc": GRPC} | ({"http": HTTP} if process.name == "gateway" else {})
+        found += [service(process.name, named), disruption_budget(process.name)]
+    return [*found, network_policy(process)]
+
+
+def files() -> dict[str, str]:
+    """What base/ holds, by name."""
+    content = {"common.yaml": common(), "triton.yaml": triton(), SCALING: [scaling()]}
+    content |= {f"{process.name}.yaml": manifests(process) for process in PROCESSES}
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": "saucer",
+        "resources": sorted(content),
+    }
+    texts = {name: dump(documents) for name, documents in content.items()}
+    return texts | {"kustomization.yaml": dump([kustomization])}
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def dump(documents: list[Manifest]) -> str:
+    text = yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=120)
+    return f"# Written by deploy/kubernetes/manifests.py.\n{text}"
+
+
+def main() -> None:
+    """Writes every file."""
+    FOLDER.mkdir(exist_ok=True)
+    for name, text in files().items():
+        (FOLDER / name).write_text(text)
+
+
+if __name__ == "__main__":
+    main()

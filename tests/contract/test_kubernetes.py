@@ -1,0 +1,189 @@
+"""deploy/kubernetes describes the processes that there are, and allows the documented call graph and no more.
+
+`make check` compares the manifests with Kubernetes' own schemas.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from saucer.local import nats_users
+from saucer.local.servers import triton_arguments
+from saucer.local.stack import SERVICES
+from tests.contract.test_compose import kind_of
+from tests.contract.test_watched import METRIC, exported
+
+__all__ = ["exported"]
+PROJECT = Path(__file__).parents[2]
+BASE = PROJECT / "deploy" / "kubernetes" / "base"
+PROCESSES = (*SERVICES, "gateway", "worker")
+MANIFESTS: list[dict[str, Any]] = [
+    document for file in sorted(BASE.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())
+]
+NAME = "app.kubernetes.io/name"
+Edge = tuple[str, str, int]
+
+
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("manifests", PROJECT / "deploy" / "kubernetes" / "manifests.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["manifests"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_kind(kind: str) -> dict[str, dict[str, Any]]:
+    return {found["metadata"]["name"]: found for found in MANIFESTS if found["kind"] == kind}
+
+
+def pod_specs() -> Iterator[tuple[str, dict[str, Any]]]:
+    for kind in ("Deployment", "Job"):
+        for name, found in of_kind(kind).items():
+            yield name, found["spec"]["template"]["spec"]
+
+
+def said(name: str, heading: str) -> str:
+    """What a package's docstring says under a heading."""
+    text = inspect.getdoc(importlib.import_module(f"saucer.{name}")) or ""
+    found = re.search(rf"^{heading}: (.*?)(?=^\w+:|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def documented_calls() -> set[tuple[str, str]]:
+    """The call graph, as the services' docstrings tell it; workers lease from training."""
+    calls = {("worker", "training")}
+    for name in (*SERVICES, "gateway"):
+        text = re.sub(r"\(.*?\)", "", said(name, "Calls"))
+        named = [*SERVICES, "triton"] if name != "gateway" else []
+        calls |= {(name, callee) for callee in named if re.search(rf"\b{callee}\b", text, re.IGNORECASE)}
+        if "every service" in text:
+            calls |= {(name, callee) for callee in SERVICES}
+    return calls
+
+
+def edges(direction: str, key: str) -> set[Edge]:
+    """Caller, called and port within the namespace, as one side's policies allow them."""
+    found: set[Edge] = set()
+    for name, policy in of_kind("NetworkPolicy").items():
+        for rule in policy["spec"].get(direction) or []:
+            for peer in rule[key]:
+                if "podSelector" in peer:
+                    other = peer["podSelector"]["matchLabels"][NAME]
+                    for port in rule["ports"]:
+                        pair = (other, name) if direction == "ingress" else (name, other)
+                        found.add((*pair, port["port"]))
+    return found
+
+
+def outside(name: str, direction: str, key: str) -> set[tuple[str, int]]:
+    """Namespaces and address blocks with their ports."""
+    found = set()
+    for rule in of_kind("NetworkPolicy")[name]["spec"][direction]:
+        for peer in rule[key]:
+            if "podSelector" not in peer:
+                labels = peer.get("namespaceSelector", {}).get("matchLabels", {})
+                where = labels.get("kubernetes.io/metadata.name") or peer["ipBlock"]["cidr"]
+                found |= {(where, port["port"]) for port in rule["ports"]}
+    return found
+
+
+def test_the_files_are_what_their_source_says() -> None:
+    written = {file.name: file.read_text() for file in BASE.glob("*.yaml")}
+    assert written == generator().files()
+
+
+def test_network_policies_allow_exactly_the_documented_call_graph() -> None:
+    expected = {(caller, called, 8001 if called == "triton" else 50051) for caller, called in documented_calls()}
+    assert len(expected) >= 11
+    assert edges("ingress", "from") == expected
+    assert edges("egress", "to") == expected
+    deny = of_kind("NetworkPolicy")["nothing-else"]["spec"]
+    assert deny == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_what_lies_outside_is_reached_by_those_alone_that_need_it(name: str) -> None:
+    reached = outside(name, "egress", "to")
+    kind = kind_of(name).model_fields
+    assert (("postgres", 5432) in reached) == ("database_url" in kind)
+    assert (("nats", 4222) in reached) == ("nats_url" in kind)
+    assert (("0.0.0.0/0", 443) in reached) == ("object_store_url" in kind)
+    entrances = outside(name, "ingress", "from") - {("monitoring", 9464)}
+    expected = {"gateway": {("ingress", 8080), ("ingress", 50051)}, "publishing": {("ingress", 50051)}}
+    assert entrances == expected.get(name, set())
+
+
+def test_nats_lets_each_service_publish_its_own_events_alone() -> None:
+    consuming = {name for name in SERVICES if said(name, "Publishes") or said(name, "Consumes")}
+    assert set(nats_users.CONSUMING) == consuming
+    for name in nats_users.CONSUMING:
+        events = [subject for subject in nats_users.publishes(name) if not subject.startswith("$JS.")]
+        assert events == [f"saucer.{name}.v1.>"]
+    assert all(subject.startswith("$JS.") for subject in nats_users.publishes(nats_users.READING))
+    assert said("gateway", "Publishes").strip() == "nothing."
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_gets_the_settings_that_it_needs_and_knows(name: str) -> None:
+    (container,) = of_kind("Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    given = {each["name"].removeprefix("SAUCER_").lower() for each in container["env"]}
+    fields = kind_of(name).model_fields
+    assert {field for field, info in fields.items() if info.is_required()} <= given <= set(fields)
+    assert container["command"] == ["python", "-m", f"saucer.{name}.main"]
+
+
+def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None:
+    assert set(of_kind("Job")) == {f"migrate-{name}" for name in SERVICES}
+    # A job's pod must not be taken for one that serves.
+    job = of_kind("Job")["migrate-task"]["spec"]["template"]["metadata"]["labels"]
+    serving = of_kind("Service")["task"]["spec"]["selector"]
+    assert not serving.items() <= job.items()
+
+
+def test_no_pod_is_privileged_writes_its_image_or_speaks_to_kubernetes() -> None:
+    for name, spec in pod_specs():
+        assert spec["securityContext"]["runAsNonRoot"], name
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["serviceAccountName"] in of_kind("ServiceAccount")
+        for container in spec["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_triton_has_the_stacks_arguments_but_no_metrics_port() -> None:
+    expected = triton_arguments(
+        Path("/var/lib/saucer/models"),
+        host="0.0.0.0",
+        http_port=8000,
+        grpc_port=8001,
+        metrics_port=8002,
+        control_key="$(CONTROL_KEY)",
+    )
+    (container,) = of_kind("Deployment")["triton"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == [
+        "tritonserver",
+        *(argument for argument in expected if not argument.startswith("--metrics")),
+    ]
+
+
+def test_workers_are_scaled_by_a_metric_that_training_exports(exported: set[str]) -> None:
+    scaled = of_kind("ScaledObject")["worker"]["spec"]
+    assert scaled["scaleTargetRef"]["name"] in of_kind("Deployment")
+    assert "replicas" not in of_kind("Deployment")["worker"]["spec"]
+    (trigger,) = scaled["triggers"]
+    assert set(METRIC.findall(trigger["metadata"]["query"])) <= exported
