@@ -156,6 +156,7 @@ def document(contract: Contract) -> dict[str, Any]:
             "ce-subject": {"type": "string"},
             "ce-time": {"type": "string", "format": "date-time"},
             "ce-accountid": {"type": "string"},
+            "ce-traceparent": {"type": "string"},
             "content-type": {"type": "string", "const": "application/json"},
         },
     }

@@ -186,4 +186,5 @@ async def _import_once(source: Path, folder: Path) -> None:
 if __name__ == "__main__":
     asyncio.run(_import_once(Path(sys.argv[1]), Path(sys.argv[2])))
     usages = [resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    print(*(usage / 1024 for usage in usages), file=sys.stderr)
     print(sum(usages) / 1024)

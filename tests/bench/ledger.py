@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncpg
 import grpc
 
-from saucer.billing.store import HOLD_STATEMENT
+from saucer.billing.store.holds import HOLD_STATEMENT
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.lib import auth
 from saucer.lib.ids import new_id
@@ -39,9 +39,12 @@ SETTLEMENTS = 40
 async def measure(say: Say) -> list[Row]:
     """The rows of the issue, in its order."""
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="saucer-bench-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        async with _postgres(folder / "disk") as disk, _postgres(_memory_folder()) as memory, AsyncExitStack() as stack:
+    with _folder() as folder, _folder("/dev/shm") as in_memory:
+        async with (
+            _postgres(folder / "disk") as disk,
+            _postgres(in_memory / "postgres") as memory,
+            AsyncExitStack() as stack,
+        ):
             rows.append(await _statement("hold_disk_per_s", ">= 0.55", disk, folder, 1, _bare_update, say))
             rows.append(await _statement("hold_shm_per_s", ">= 0.80", memory, folder, 1, _bare_rows, say))
             rows.append(await _statement("hold_many_disk_per_s", ">= 6", disk, folder, TOGETHER, _bare_update, say))
@@ -51,8 +54,10 @@ async def measure(say: Say) -> list[Row]:
     return rows
 
 
-def _memory_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="saucer-bench-", dir="/dev/shm")) / "postgres"
+@contextlib.contextmanager
+def _folder(parent: str | None = None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="saucer-bench-", dir=parent, ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 @contextlib.asynccontextmanager
@@ -119,6 +124,7 @@ def _hold_script(account_id: str, holds: int) -> str:
         column("1::bigint"),
         column("2::bigint"),
         column("gen_random_uuid()"),
+        column("false"),
     ]
     return re.sub(r"\$(\d+)", lambda found: values[int(found[1]) - 1], HOLD_STATEMENT).strip() + ";\n"
 
@@ -138,9 +144,9 @@ WITH ids AS MATERIALIZED (SELECT gen_random_uuid() AS work_id, gen_random_uuid()
     WHERE account_id = '{account_id}' RETURNING account_id, available_micros, frozen_micros, version
 ), held AS (
     INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
-                      price_per_hour_micros, amount_micros, state, created_at)
+                      price_per_hour_micros, amount_micros, state, created_at, granted_at)
     SELECT work_id || '-1', account_id, 'TASK', work_id, 1, '{REGION}', '{SPEC}', 1, 'EUR', 1, 2, 'GRANTED',
-           clock_timestamp() FROM moved, ids
+           clock_timestamp(), clock_timestamp() FROM moved, ids
 ), transferred AS (
     INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
                           frozen_micros, created_at)
@@ -176,11 +182,11 @@ async def _coalesced(stack: AsyncExitStack, server: PostgresServer, say: Say) ->
     ledger, _, account_id = await _ledger(stack, server)
 
     async def together() -> None:
-        await ledger.billing.create_hold(request_of(account_id))
+        await ledger.billing.holds.create(request_of(account_id))
 
     async def alone() -> None:
         # What coalescing sends, with a single request in it.
-        await ledger.billing._create_holds(account_id, [request_of(account_id)])
+        await ledger.billing.holds._create_all(account_id, [request_of(account_id)])
 
     return await compare(
         "hold_coalesced_per_s",
@@ -323,10 +329,10 @@ async def _filled(stack: AsyncExitStack, server: PostgresServer, entries: int) -
 async def _settlement_ms(ledger: Ledger, account_id: str) -> float:
     """Of an hourly settlement, on average."""
     request = request_of(account_id)
-    await ledger.billing.create_hold(request)
+    await ledger.billing.holds.create(request)
     started = time.perf_counter()
     for hour in range(1, SETTLEMENTS + 1):
-        await ledger.billing.advance(request.hold_id, hour * HOUR_MS, running=True)
+        await ledger.billing.holds.advance(request.hold_id, hour * HOUR_MS, running=True)
     spent_s = time.perf_counter() - started
-    await ledger.billing.resolve(request.hold_id, SETTLEMENTS * HOUR_MS)
+    await ledger.billing.holds.resolve(request.hold_id, SETTLEMENTS * HOUR_MS)
     return 1000 * spent_s / SETTLEMENTS

@@ -13,6 +13,7 @@ import yaml
 
 from saucer.lib import auth
 from saucer.lib.config import PREFIX, ProcessSettings
+from saucer.local import nats_users
 from saucer.local.servers import MAX_CONNECTIONS, NATS_MAX_PAYLOAD_BYTES, NatsServer, TritonServer, triton_arguments
 from saucer.local.stack import SERVICES, Stack
 from saucer.local.triton_env import TritonEnvironment
@@ -114,7 +115,7 @@ def test_no_secret_has_a_default_and_each_is_generated() -> None:
         line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if re.match(r"\w+=", line)
     )
     secrets = SECRET.findall(text)
-    assert len({name for name, _ in secrets}) == 9
+    assert len({name for name, _ in secrets}) == 16
     for name, rest in secrets:
         assert rest.startswith(":?"), f"{name} must be asked for"
         assert example[name] == "generate"
@@ -149,10 +150,18 @@ def test_an_image_does_not_run_as_root_and_installs_only_what_is_pinned(file: Pa
         assert all((PROJECT / name).exists() for name in source.split())
 
 
+def nats_password(user: str) -> str:
+    """How nats.conf names the variable with a user's password."""
+    return "$NATS_PASSWORD" if user == nats_users.ADMINISTRATOR else f"$NATS_PASSWORD_{user.upper()}"
+
+
 def test_the_servers_are_set_as_the_stack_sets_them() -> None:
     nats = (PROJECT / "deploy" / "nats" / "nats.conf").read_text()
     assert f"max_payload: {NATS_MAX_PAYLOAD_BYTES}" in nats
     assert "sync_interval: always" in nats
+    assert nats_users.authorization(nats_password) in nats
+    for user in (*nats_users.CONSUMING, nats_users.READING):
+        assert container(user)["environment"]["SAUCER_NATS_URL"].startswith(f"nats://{user}:${{NATS_PASSWORD_")
     assert f"max_connections={MAX_CONNECTIONS}" in container("postgres")["command"]
     script = (PROJECT / "deploy" / "postgres" / "10-databases.sh").read_text()
     assert f"for service in {' '.join(SERVICES)}; do" in script

@@ -15,18 +15,8 @@ from saucer.lib.grpc_server import Servicer, access_of
 from saucer.lib.v1 import access_pb2
 
 SERVICES = ("billing", "dataset", "task", "training", "evaluation", "publishing")
-FILES = (
-    "__init__.py",
-    "consumers.py",
-    "domain.py",
-    "main.py",
-    "messages.py",
-    "rpc.py",
-    "schema",
-    "service.py",
-    "store.py",
-    "v1",
-)
+# Modules and folders; a module that has grown is a package of the same name.
+PARTS = ("__init__", "consumers", "domain", "main", "messages", "rpc", "schema", "service", "store", "v1")
 PACKAGE = Path(__file__).parents[2] / "services" / "saucer"
 
 
@@ -53,15 +43,15 @@ def handled(name: str) -> list[Handles]:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_service_has_the_same_files(name: str) -> None:
-    present = {file.name for file in (PACKAGE / name).iterdir()}
-    assert present >= set(FILES), set(FILES) - present
+    present = {file.name.removesuffix(".py") for file in (PACKAGE / name).iterdir()}
+    assert present >= set(PARTS), set(PARTS) - present
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_what_it_says_it_publishes_is_its_events_proto_and_each_is_really_sent(name: str) -> None:
     declared = set(events(name).message_types_by_name)
     assert words(inspect.getdoc(service(name)) or "", "Publishes") == declared
-    code = "\n".join(file.read_text() for file in (PACKAGE / name).glob("*.py"))
+    code = "\n".join(file.read_text() for file in (PACKAGE / name).rglob("*.py") if file.parent.name != "v1")
     assert {event for event in declared if f".{event}" not in code} == set()
 
 

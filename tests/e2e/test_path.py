@@ -1,6 +1,7 @@
 """The main job on real parts, seen from outside: by reflection, by events, by a Triton client, by the bill."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,9 @@ from google.protobuf import descriptor_pool, json_format, message_factory
 from google.protobuf.message import Message
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.ids import new_id
+from saucer.lib.objects import Objects
 from saucer.local.stack import REGION_ID, SPEC_ID
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
@@ -71,6 +74,39 @@ async def the_bill_is_what_the_events_say(saucer: Saucer, data: Data) -> None:
     audit = await saucer.audit()
     assert audit.clean, audit.findings
     assert audit.ledger_sum_micros == 0
+
+
+async def test_a_model_evaluated_again_by_a_predict_task_has_the_same_detections_and_figures(
+    saucer: Saucer, trained: Trained
+) -> None:
+    account, task = trained.data.account, trained.task
+    form = saucer.form(trained.data.dataset_version_id, kind=task_pb2.TASK_KIND_PREDICT, model_id=task.model_id)
+    created = await saucer.create_task(account, form)
+    again = await saucer.task_ends(account, created.task_id)
+    assert again.state == task_pb2.TASK_STATE_SUCCEEDED, again
+    assert (again.model_id, again.test_map_50) == (task.model_id, task.test_map_50)
+    assert again.evaluation_id != task.evaluation_id
+    model = await saucer.training.GetModel(
+        training_pb2.GetModelRequest(model_id=task.model_id), metadata=account.metadata
+    )
+    sums = {file.name: file.sha256 for file in model.files}
+    run = await saucer.run_of(account, again.task_id)
+    assert run is not None
+    objects = Objects(f"file://{saucer.stack.layout.objects}")
+    for name in ("detections_test.npz", "detections_validation.npz"):
+        stored = await objects.get(f"system/{account.account_id}/runs/{run.run_id}/attempt-1/{name}")
+        assert hashlib.sha256(stored).hexdigest() == sums[name]
+    first, second = [
+        await saucer.evaluation.GetEvaluation(
+            evaluation_pb2.GetEvaluationRequest(evaluation_id=evaluation_id), metadata=account.metadata
+        )
+        for evaluation_id in (task.evaluation_id, again.evaluation_id)
+    ]
+    assert (first.by_prediction, second.by_prediction) == (False, True)
+    assert [entry.SerializeToString() for entry in first.classes] == [
+        entry.SerializeToString() for entry in second.classes
+    ]
+    await saucer.nothing_frozen(account)
 
 
 def first_image(folder: Path) -> bytes:

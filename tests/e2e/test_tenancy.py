@@ -3,6 +3,7 @@
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from saucer.lib.auth import Role
+from saucer.lib.clock import to_timestamp
 from saucer.lib.ids import new_id
 from saucer.lib.v1 import access_pb2
 from saucer.local.stack import REGION_ID, SPEC_ID
@@ -86,6 +88,7 @@ async def owned(saucer: Saucer, trained: Trained) -> Owned:
         "deployment_id": deployment.deployment_id,
         "upload_id": upload,
         "import_id": imported,
+        "resource_group_id": await saucer.group(account),
         "draft_id": await saucer.draft(account, trained.data.dataset_version_id),
         "image_set_id": trained.data.dataset_version_id,
     }
@@ -106,6 +109,8 @@ FILLING: dict[str, Callable[[], Any]] = {
     "currency": lambda: "EUR",
     "cpu_cores": lambda: 1,
     "max_count": lambda: 1,
+    "capacity": lambda: 1,
+    "end_time": lambda: to_timestamp(datetime.now(UTC) + timedelta(days=1)),
     "price_per_hour_micros": lambda: 1,
     "count": lambda: 1,
     "replicas": lambda: 1,
@@ -124,6 +129,7 @@ FILLING: dict[str, Callable[[], Any]] = {
     "revision": lambda: 1,
     "stage": lambda: 3,
     "reason": lambda: 1,
+    "kind": lambda: 1,
 }
 # Optional filters that would change what a request is about.
 LEFT_OUT = {"work_id", "store_path"}
@@ -141,7 +147,8 @@ def request_of(call: Call, ids: dict[str, str]) -> Message:
 
 def _fill(message: Message, ids: dict[str, str]) -> None:
     for field in message.DESCRIPTOR.fields:
-        if field.name in LEFT_OUT:
+        if field.name in LEFT_OUT or (field.name == "resource_group_id" and hasattr(message, "billing_mode")):
+            # What is started here is post-paid.
             continue
         if field.name == "form":
             _fill(getattr(message, field.name), ids)
@@ -149,6 +156,9 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
             setattr(message, field.name, ids[field.name])
         elif field.name in FILLING:
             value = FILLING[field.name]()
+            if isinstance(value, Message):
+                getattr(message, field.name).CopyFrom(value)
+                continue
             # A reason is an enum's number, or a sentence for the record.
             setattr(message, field.name, str(value) if field.type == field.TYPE_STRING else value)
 

@@ -9,7 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from saucer.worker.job import Failure, Halted, Message, Order, Ready, Report, Result, TrainJob, decode, encode
+from saucer.worker.job import (
+    Failure,
+    Halted,
+    Job,
+    Message,
+    Order,
+    PredictJob,
+    Ready,
+    Report,
+    Result,
+    TrainJob,
+    decode,
+    encode,
+)
 
 T = TypeVar("T")
 START_S = 120
@@ -34,7 +47,7 @@ class Child:
 
     def send(self, order: Order) -> None:
         assert self.process.stdin is not None
-        if isinstance(order, TrainJob):
+        if isinstance(order, TrainJob | PredictJob):
             self.reports.clear()
         self.process.stdin.write(encode(order))
         self.process.stdin.flush()
@@ -53,7 +66,7 @@ class Child:
     def all(self, kind: type[T]) -> list[T]:
         return [report for report in self.reports if isinstance(report, kind)]
 
-    def run(self, job: TrainJob) -> Result:
+    def run(self, job: Job) -> Result:
         self.send(job)
         return self.wait_for(Result)
 

@@ -32,31 +32,38 @@ class Ledger:
     clock: ManualClock = field(default_factory=lambda: ManualClock(START))
 
     async def account(self, balance_micros: int, time_zone: str = "UTC") -> str:
-        account = await self.billing.create_account(new_id(), new_id(), "A", "EUR", time_zone)
+        account = await self.billing.accounts.create(new_id(), "A", "EUR", time_zone, correction())
         if balance_micros:
-            await self.billing.top_up(account.account_id, new_id(), balance_micros)
+            await self.billing.accounts.top_up(account.account_id, new_id(), balance_micros)
         return account.account_id
 
     async def balance(self, account_id: str) -> tuple[int, int]:
-        account = await self.billing.get_account(account_id)
+        account = await self.billing.accounts.get(account_id)
         return account.available_micros, account.frozen_micros
 
     async def hold(self, request: HoldRequest) -> Hold:
         """As it is now, whatever its state."""
-        statements = await self.billing.list_statements(
+        statements = await self.billing.statements.list(
             request.account_id, work_id=request.work_id, after=None, limit=100
         )
         (found,) = [statement.hold for statement in statements if statement.hold.hold_id == request.hold_id]
         return found
 
     async def audit(self) -> Audit:
-        return await self.billing.audit()
+        return await self.billing.statements.audit()
 
 
-def request_of(account_id: str, *, work_id: str | None = None, start_number: int = 1, count: int = 1) -> HoldRequest:
+def request_of(
+    account_id: str,
+    *,
+    work_id: str | None = None,
+    start_number: int = 1,
+    count: int = 1,
+    group_id: str | None = None,
+) -> HoldRequest:
     work_id = work_id or new_id()
     return HoldRequest(
-        f"{work_id}-{start_number}", account_id, WorkKind.TASK, work_id, start_number, REGION, SPEC, count
+        f"{work_id}-{start_number}", account_id, WorkKind.TASK, work_id, start_number, REGION, SPEC, count, group_id
     )
 
 
@@ -75,8 +82,8 @@ async def open_ledger(stack: AsyncExitStack, url: str) -> Ledger:
         databases.append(database)
     await migrate(databases[0], "saucer.lib", "saucer.billing")
     ledger = Ledger(databases[0], Billing(databases[0]), Billing(databases[1]), clock)
-    await ledger.billing.create_region(REGION, "Here")
-    await ledger.billing.create_spec(Spec(REGION, SPEC, "2 cores", 0, 2, 4, PRICE_MICROS, "EUR"))
+    await ledger.billing.offers.create_region(REGION, "Here")
+    await ledger.billing.offers.create_spec(Spec(REGION, SPEC, "2 cores", 0, 2, 4, PRICE_MICROS, "EUR"))
     return ledger
 
 

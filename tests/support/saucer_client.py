@@ -6,6 +6,7 @@ import tarfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +16,13 @@ from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2_grpc
 from saucer.lib.auth import Role
+from saucer.lib.clock import to_timestamp
 from saucer.lib.ids import new_id
 from saucer.local.stack import PRICE_PER_HOUR_MICROS, REGION_ID, SPEC_ID, Stack
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 from saucer.training.v1 import training_pb2, training_pb2_grpc
+from tests.support.collector import Collector
 from tests.support.services import Metadata, Tokens
 
 HOLD_MICROS = 2 * PRICE_PER_HOUR_MICROS
@@ -54,8 +57,9 @@ class Account:
 class Saucer:
     """Calls every service of a stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, collector: Collector | None = None) -> None:
         self.stack = stack
+        self.collector = collector or Collector()
         self.tokens = Tokens(stack.layout.private_key.parent, public_name="public.json", key_id="local")
         self.administrator = self.tokens.metadata(Role.ADMINISTRATOR)
         self.channels = {
@@ -110,6 +114,21 @@ class Saucer:
         )
         started = await self.dataset.ImportDataset(request, metadata=account.metadata)
         return upload.upload_id, started.import_id
+
+    async def group(self, account: Account) -> str:
+        """Id of prepaid capacity of the account."""
+        request = billing_pb2.CreateResourceGroupRequest(
+            request_id=new_id(),
+            account_id=account.account_id,
+            display_name="Capacity",
+            region_id=REGION_ID,
+            spec_id=SPEC_ID,
+            capacity=1,
+            end_time=to_timestamp(datetime.now(UTC) + timedelta(days=1)),
+            reason="a test",
+        )
+        made = await self.billing.CreateResourceGroup(request, metadata=self.administrator)
+        return made.resource_group_id
 
     async def draft(self, account: Account, dataset_version_id: str) -> str:
         """Id of a draft of the version."""

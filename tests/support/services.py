@@ -13,7 +13,7 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from saucer.lib import auth
+from saucer.lib import auth, grpc_client
 from saucer.lib.config import ProcessSettings
 from saucer.lib.consumer import STREAM, ensure_stream
 from saucer.lib.ids import new_id
@@ -113,11 +113,12 @@ class ServiceRunner:
         }
         if "database_url" not in settings:
             usual["database_url"] = await self.new_database()
-        process = Process(name)
+        read = kind(**(usual | settings))
+        process = Process(name, read.identity)
         async with process.stack:
-            await wire(process, kind(**(usual | settings)))
+            await wire(process, read)
             assert process.address is not None
-            async with grpc.aio.insecure_channel(process.address) as channel:
+            async with grpc_client.channel(process.address, read.identity) as channel:
                 yield Running(process.address, channel)
 
 

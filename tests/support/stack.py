@@ -9,6 +9,7 @@ import pytest
 from saucer.dataset.v1 import dataset_pb2
 from saucer.local.stack import Stack
 from saucer.task.v1 import task_pb2
+from tests.support.collector import collecting
 from tests.support.saucer_client import HOLD_MICROS, Account, Saucer
 from tests.support.shapes import write_shapes
 
@@ -34,12 +35,13 @@ class Trained:
 
 @pytest.fixture(scope="session")
 async def saucer(servers_dir: Path) -> AsyncIterator[Saucer]:
-    stack = Stack(servers_dir / "stack", PROJECT, fast=True)
-    await stack.start()
-    client = Saucer(stack)
-    yield client
-    await client.close()
-    await stack.stop()
+    async with collecting() as collector:
+        stack = Stack(servers_dir / "stack", PROJECT, fast=True, otlp_endpoint=collector.endpoint)
+        await stack.start()
+        client = Saucer(stack, collector)
+        yield client
+        await client.close()
+        await stack.stop()
 
 
 @pytest.fixture(scope="session")

@@ -31,23 +31,23 @@ def handlers(billing: Billing) -> list[Handles]:
 
     async def task_queued(event: CloudEvent, message: Message) -> None:
         task = cast(task_events.TaskQueued, message).task
-        await billing.use(task.hold_id, task.task_id, task.start_number)
+        await billing.holds.use(task.hold_id, task.task_id, task.start_number)
 
     async def run_counts(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await billing.advance(run.hold_id, run.charged_ms, running=True)
+        await billing.holds.advance(run.hold_id, run.charged_ms, running=True)
 
     async def run_rests(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await billing.advance(run.hold_id, run.charged_ms, running=False)
+        await billing.holds.advance(run.hold_id, run.charged_ms, running=False)
 
     async def run_ended(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await billing.resolve(run.hold_id, run.charged_ms)
+        await billing.holds.resolve(run.hold_id, run.charged_ms)
 
     async def task_ended(event: CloudEvent, message: Message) -> None:
         task = cast(task_events.TaskEnded, message).task
-        await billing.give_up(
+        await billing.holds.give_up(
             HoldRequest(
                 task.hold_id,
                 task.account_id,
@@ -57,6 +57,7 @@ def handlers(billing: Billing) -> list[Handles]:
                 task.form.region_id,
                 task.form.spec_id,
                 task.form.count,
+                task.form.resource_group_id or None,
             ),
             task.currency,
             task.charged_ms,
@@ -64,19 +65,19 @@ def handlers(billing: Billing) -> list[Handles]:
 
     async def deployment_queued(event: CloudEvent, message: Message) -> None:
         deployment = cast(publishing_events.DeploymentQueued, message).deployment
-        await billing.use(deployment.hold_id, deployment.deployment_id, deployment.start_number)
+        await billing.holds.use(deployment.hold_id, deployment.deployment_id, deployment.start_number)
 
     async def deployment_counts(event: CloudEvent, message: Message) -> None:
         deployment = cast(DeploymentEvent, message).deployment
-        await billing.advance(deployment.hold_id, deployment.charged_ms, running=True)
+        await billing.holds.advance(deployment.hold_id, deployment.charged_ms, running=True)
 
     async def deployment_rests(event: CloudEvent, message: Message) -> None:
         deployment = cast(DeploymentEvent, message).deployment
-        await billing.advance(deployment.hold_id, deployment.charged_ms, running=False)
+        await billing.holds.advance(deployment.hold_id, deployment.charged_ms, running=False)
 
     async def deployment_ended(event: CloudEvent, message: Message) -> None:
         deployment = cast(DeploymentEvent, message).deployment
-        await billing.give_up(
+        await billing.holds.give_up(
             HoldRequest(
                 deployment.hold_id,
                 deployment.account_id,
@@ -86,6 +87,7 @@ def handlers(billing: Billing) -> list[Handles]:
                 deployment.region_id,
                 deployment.spec_id,
                 deployment.replicas,
+                deployment.resource_group_id or None,
             ),
             deployment.currency,
             deployment.charged_ms,

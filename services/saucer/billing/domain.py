@@ -7,12 +7,15 @@ from enum import StrEnum
 from zoneinfo import ZoneInfo
 
 from saucer.billing.ledger import TransferKind
-from saucer.billing.metering import Meter
+from saucer.billing.metering import Meter, reserve_micros
+from saucer.lib.errors import InvalidArgumentError
 
 
 class HoldState(StrEnum):
     """Of a hold."""
 
+    # Of a resource group: there is no free capacity yet.
+    WAITING = "WAITING"
     GRANTED = "GRANTED"
     REFUSED = "REFUSED"
     RESOLVED = "RESOLVED"
@@ -26,6 +29,9 @@ class Refusal(StrEnum):
     INSUFFICIENT_BALANCE = "INSUFFICIENT_BALANCE"
     ACCOUNT_SUSPENDED = "ACCOUNT_SUSPENDED"
     CURRENCY_MISMATCH = "CURRENCY_MISMATCH"
+    BUDGET_REACHED = "BUDGET_REACHED"
+    GROUP_NOT_STARTED = "GROUP_NOT_STARTED"
+    GROUP_ENDED = "GROUP_ENDED"
 
 
 class AccountState(StrEnum):
@@ -53,7 +59,8 @@ class WorkKind(StrEnum):
 
 # A hold that does not exist yet is None.
 TRANSITIONS: Mapping[HoldState | None, frozenset[HoldState]] = {
-    None: frozenset({HoldState.GRANTED, HoldState.REFUSED, HoldState.BURIED}),
+    None: frozenset({HoldState.WAITING, HoldState.GRANTED, HoldState.REFUSED, HoldState.BURIED}),
+    HoldState.WAITING: frozenset({HoldState.GRANTED, HoldState.BURIED}),
     HoldState.GRANTED: frozenset({HoldState.RESOLVED, HoldState.EXPIRED}),
     HoldState.REFUSED: frozenset(),
     HoldState.RESOLVED: frozenset(),
@@ -97,8 +104,10 @@ class TopUp:
     account_id: str
     external_reference: str
     amount_micros: int
+    # Of the account after it, before anything unpaid was taken.
     available_micros: int
     created_at: datetime
+    account_version: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,13 @@ class Spec:
     price_per_hour_micros: int
     currency: str
 
+    def check_count(self, count: int) -> None:
+        """Raises InvalidArgumentError for more than one machine has."""
+        if count > self.max_count:
+            raise InvalidArgumentError(
+                "COUNT_TOO_LARGE", f"count: {self.spec_id} has at most {self.max_count} on one machine, not {count}."
+            )
+
 
 @dataclass(frozen=True)
 class HoldRequest:
@@ -127,11 +143,13 @@ class HoldRequest:
     region_id: str
     spec_id: str
     count: int
+    # Whose capacity is taken; None: money is frozen.
+    group_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Hold:
-    """Money frozen for one start, and its meter."""
+    """Money frozen, or capacity taken, for one start, and its meter. Of capacity, price and amount are 0."""
 
     hold_id: str
     account_id: str
@@ -158,11 +176,26 @@ class Hold:
     created_at: datetime
     resolved_at: datetime | None
     revision: int
+    group_id: str | None
+    granted_at: datetime | None
+    # Of the account, when money was asked for; 0: none was.
+    account_version: int
 
     @property
     def meter(self) -> Meter:
         """What it costs so far."""
         return Meter(self.price_per_hour_micros, self.count, self.amount_micros, self.charged_ms, self.settled_micros)
+
+    @property
+    def rate_micros(self) -> int:
+        """What it costs in an hour, while it is charged."""
+        charged = self.state is HoldState.GRANTED and self.charge_status is ChargeStatus.BILLING
+        return self.price_per_hour_micros * self.count if charged else 0
+
+    @property
+    def reserve_micros(self) -> int:
+        """What finishing may still cost."""
+        return reserve_micros(self.price_per_hour_micros, self.count)
 
     def answers(self, request: HoldRequest) -> bool:
         """Whether this is the hold that was asked for, or one of the same id for something else."""
@@ -175,7 +208,61 @@ class Hold:
             self.region_id,
             self.spec_id,
             self.count,
+            self.group_id,
         )
+
+
+@dataclass(frozen=True)
+class Group:
+    """A resource group: capacity of a spec that an account has bought beforehand, for a time."""
+
+    group_id: str
+    account_id: str
+    display_name: str
+    region_id: str
+    spec_id: str
+    # Of the spec, at once.
+    capacity: int
+    starts_at: datetime
+    ends_at: datetime
+    # The fewest hours before its end that its account was warned of.
+    warned_hours: int | None
+    # Its end was seen, and what ran was ordered to stop.
+    ended: bool
+    created_at: datetime
+    revision: int
+    # Taken by granted holds, and asked for by those that wait.
+    taken: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a task or deployment, or an account in each calendar month, may cost at most."""
+
+    budget_id: str
+    account_id: str
+    # None: of the account, by the month.
+    work_id: str | None
+    amount_micros: int
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What counts against a budget."""
+
+    # Settled and posted, less refunds.
+    booked_micros: int
+    # Charged by open holds and not yet taken.
+    unpaid_micros: int
+    # What finishing may still cost, of every open hold.
+    reserve_micros: int
+
+    @property
+    def sum_micros(self) -> int:
+        """What a budget is compared with."""
+        return self.booked_micros + self.unpaid_micros + self.reserve_micros
 
 
 @dataclass(frozen=True)
@@ -244,6 +331,11 @@ class MonthlyStatement:
     closing_frozen_micros: int
     # Over the whole month: settled and posted, less refunds.
     charged_micros: int
+
+
+def month_of(time: datetime, time_zone: str) -> str:
+    """The calendar month that an instant lies in, like 2026-11."""
+    return f"{time.astimezone(ZoneInfo(time_zone)):%Y-%m}"
 
 
 def month(name: str, time_zone: str) -> Period:

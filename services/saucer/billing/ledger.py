@@ -65,3 +65,10 @@ class Movement:
         """What it adds to a book."""
         source, target = MOVES[self.kind]
         return self.amount_micros * ((book is target) - (book is source))
+
+    @property
+    def charged_micros(self) -> int:
+        """What it adds to what an account was charged: settled and posted, less refunds."""
+        if self.kind is TransferKind.REFUND:
+            return -self.amount_micros
+        return self.amount_micros if self.kind in (TransferKind.SETTLEMENT, TransferKind.POSTING) else 0

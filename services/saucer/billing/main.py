@@ -1,6 +1,6 @@
 """Wires billing, top to bottom."""
 
-from saucer.billing import consumers, rpc
+from saucer.billing import consumers, rpc, watching
 from saucer.billing.service import Billing
 from saucer.lib.config import ServiceSettings
 from saucer.lib.run import Process, run
@@ -11,8 +11,10 @@ async def wire(process: Process, settings: ServiceSettings) -> None:
     database = await process.database(settings, "saucer.billing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database, *watching.READINGS)
     billing = Billing(database)
     process.background("sweep", billing.sweep())
+    process.background("audit", watching.audit_for_ever(billing.statements.audit))
     dead_events = process.consumer(database, jetstream, consumers.handlers(billing))
     await process.serve(settings, [rpc.servicer(billing), dead_events])
 

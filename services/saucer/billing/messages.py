@@ -3,11 +3,14 @@
 from saucer.billing.domain import (
     Account,
     Audit,
+    Budget,
+    Group,
     Hold,
     MonthlyStatement,
     Quote,
     Record,
     Spec,
+    Spending,
     Statement,
     TopUp,
     Transfer,
@@ -39,6 +42,7 @@ def top_up_message(top_up: TopUp) -> billing_pb2.TopUp:
         external_reference=top_up.external_reference,
         amount_micros=top_up.amount_micros,
         available_micros=top_up.available_micros,
+        account_version=top_up.account_version,
         create_time=to_timestamp(top_up.created_at),
     )
 
@@ -96,6 +100,41 @@ def hold_message(hold: Hold) -> billing_pb2.Hold:
         revision=hold.revision,
         missing_micros=hold.missing_micros,
         currency=hold.currency,
+        resource_group_id=hold.group_id or "",
+        account_version=hold.account_version,
+    )
+
+
+def group_message(group: Group) -> billing_pb2.ResourceGroup:
+    """Capacity, and who has it."""
+    return billing_pb2.ResourceGroup(
+        resource_group_id=group.group_id,
+        account_id=group.account_id,
+        display_name=group.display_name,
+        region_id=group.region_id,
+        spec_id=group.spec_id,
+        capacity=group.capacity,
+        taken=group.taken,
+        waiting=group.waiting,
+        start_time=to_timestamp(group.starts_at),
+        end_time=to_timestamp(group.ends_at),
+        ended=group.ended,
+        create_time=to_timestamp(group.created_at),
+        revision=group.revision,
+    )
+
+
+def budget_message(budget: Budget, spending: Spending, currency: str) -> billing_pb2.Budget:
+    """A limit, and what counts against it."""
+    return billing_pb2.Budget(
+        account_id=budget.account_id,
+        work_id=budget.work_id or "",
+        amount_micros=budget.amount_micros,
+        currency=currency,
+        booked_micros=spending.booked_micros,
+        unpaid_micros=spending.unpaid_micros,
+        reserve_micros=spending.reserve_micros,
+        update_time=to_timestamp(budget.updated_at),
     )
 
 

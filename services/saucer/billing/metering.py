@@ -22,6 +22,11 @@ def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> in
     return price_per_hour_micros * count * (charged_ms // 1000) // 3600
 
 
+def reserve_micros(price_per_hour_micros: int, count: int) -> int:
+    """What finishing may cost: checkpoint, prediction and export."""
+    return charge_micros(price_per_hour_micros, count, RESERVE_MS)
+
+
 def hold_micros(price_per_hour_micros: int, count: int) -> int:
     """Exactly two hours."""
     return HOLD_HOURS * price_per_hour_micros * count
@@ -50,7 +55,7 @@ class Meter:
     @property
     def stop_at_ms(self) -> int:
         """The counter at which what is unpaid reaches the hold less the reserve."""
-        limit = self.amount_micros - charge_micros(self.price_per_hour_micros, self.count, RESERVE_MS)
+        limit = self.amount_micros - reserve_micros(self.price_per_hour_micros, self.count)
         seconds = (self.settled_micros + limit) * 3600 // (self.price_per_hour_micros * self.count)
         return seconds * 1000
 
@@ -69,6 +74,9 @@ class Advance:
 
 def advance(meter: Meter, charged_ms: int, available_micros: int) -> Advance:
     """Decides on a counter that has grown from `meter.charged_ms` to `charged_ms`."""
+    if not meter.amount_micros:
+        # Prepaid: there is nothing to pay.
+        return Advance(0, short=False, stop=False)
     grown = Meter(meter.price_per_hour_micros, meter.count, meter.amount_micros, charged_ms, meter.settled_micros)
     if charged_ms // MS_PER_HOUR == meter.charged_ms // MS_PER_HOUR:
         return Advance(0, short=False, stop=charged_ms >= grown.stop_at_ms)
@@ -104,7 +112,7 @@ class Resolution:
 
 def expire(meter: Meter) -> list[Movement]:
     """A hold that nobody used goes back whole."""
-    return [Movement(TransferKind.EXPIRY, meter.amount_micros)]
+    return [Movement(TransferKind.EXPIRY, meter.amount_micros)] if meter.amount_micros else []
 
 
 def warning_hours(available_micros: int, rate_micros: int, warned_hours: int | None) -> int | None:

@@ -6,6 +6,8 @@ from saucer.billing.domain import HoldRequest, Spec, WorkKind
 from saucer.billing.messages import (
     account_message,
     audit_message,
+    budget_message,
+    group_message,
     hold_message,
     monthly_statement_message,
     quote_message,
@@ -16,7 +18,7 @@ from saucer.billing.messages import (
 )
 from saucer.billing.service import Billing, Correction
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
-from saucer.lib.auth import current
+from saucer.lib.auth import Role, current
 from saucer.lib.clock import from_timestamp
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
@@ -37,23 +39,23 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         self._billing = billing
 
     async def CreateAccount(self, request: billing_pb2.CreateAccountRequest, context: Context) -> billing_pb2.Account:
-        account = await self._billing.create_account(
-            request.request_id,
+        account = await self._billing.accounts.create(
             derived_id("account", request.request_id),
             request.display_name,
             request.currency,
             request.time_zone or "UTC",
+            Correction(request.request_id, request.reason),
         )
         return account_message(account)
 
     async def GetAccount(self, request: billing_pb2.GetAccountRequest, context: Context) -> billing_pb2.Account:
-        return account_message(await self._billing.get_account(request.account_id))
+        return account_message(await self._billing.accounts.get(request.account_id))
 
     async def ListAccounts(
         self, request: billing_pb2.ListAccountsRequest, context: Context
     ) -> billing_pb2.ListAccountsResponse:
         page = read_page(request)
-        accounts = await self._billing.list_accounts(
+        accounts = await self._billing.accounts.list(
             after=str(page.after[0]) if page.after else None, limit=page.size + 1
         )
         shown = accounts[: page.size]
@@ -63,31 +65,35 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         )
 
     async def TopUpAccount(self, request: billing_pb2.TopUpAccountRequest, context: Context) -> billing_pb2.TopUp:
-        top_up = await self._billing.top_up(request.account_id, request.external_reference, request.amount_micros)
+        top_up = await self._billing.accounts.top_up(
+            request.account_id, request.external_reference, request.amount_micros
+        )
         return top_up_message(top_up)
 
     async def SuspendAccount(self, request: billing_pb2.SuspendAccountRequest, context: Context) -> billing_pb2.Account:
         correction = Correction(request.request_id, request.reason)
-        return account_message(await self._billing.suspend_account(request.account_id, correction))
+        return account_message(await self._billing.accounts.suspend(request.account_id, correction))
 
     async def ResumeAccount(self, request: billing_pb2.ResumeAccountRequest, context: Context) -> billing_pb2.Account:
         correction = Correction(request.request_id, request.reason)
-        return account_message(await self._billing.resume_account(request.account_id, correction))
+        return account_message(await self._billing.accounts.resume(request.account_id, correction))
 
     async def AdjustAccount(self, request: billing_pb2.AdjustAccountRequest, context: Context) -> billing_pb2.Account:
         correction = Correction(request.request_id, request.reason)
-        return account_message(await self._billing.adjust(request.account_id, request.amount_micros, correction))
+        return account_message(
+            await self._billing.accounts.adjust(request.account_id, request.amount_micros, correction)
+        )
 
     async def RefundHold(self, request: billing_pb2.RefundHoldRequest, context: Context) -> billing_pb2.Hold:
         correction = Correction(request.request_id, request.reason)
-        return hold_message(await self._billing.refund(request.hold_id, request.amount_micros, correction))
+        return hold_message(await self._billing.accounts.refund(request.hold_id, request.amount_micros, correction))
 
     async def ListRecords(
         self, request: billing_pb2.ListRecordsRequest, context: Context
     ) -> billing_pb2.ListRecordsResponse:
         page = read_page(request)
         after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
-        records = await self._billing.list_records(
+        records = await self._billing.records.list(
             account_id=request.account_id or None, after=after, limit=page.size + 1
         )
         shown = records[: page.size]
@@ -98,7 +104,7 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         )
 
     async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
-        await self._billing.create_region(request.region_id, request.display_name)
+        await self._billing.offers.create_region(request.region_id, request.display_name)
         return billing_pb2.Region(region_id=request.region_id, display_name=request.display_name)
 
     async def CreateSpec(self, request: billing_pb2.CreateSpecRequest, context: Context) -> billing_pb2.Spec:
@@ -112,47 +118,113 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
             request.price_per_hour_micros,
             request.currency,
         )
-        return spec_message(await self._billing.create_spec(spec))
+        return spec_message(await self._billing.offers.create_spec(spec))
 
     async def SetPrice(self, request: billing_pb2.SetPriceRequest, context: Context) -> billing_pb2.Spec:
-        spec = await self._billing.set_price(
-            request.region_id,
-            request.spec_id,
-            request.price_per_hour_micros,
-            from_timestamp(request.start_time) if request.HasField("start_time") else None,
+        start = from_timestamp(request.start_time) if request.HasField("start_time") else None
+        named = ("price", request.region_id, request.spec_id, str(request.price_per_hour_micros), str(start))
+        correction = Correction(request.request_id or derived_id(*named), request.reason)
+        spec = await self._billing.offers.set_price(
+            request.region_id, request.spec_id, request.price_per_hour_micros, start, correction
         )
         return spec_message(spec)
 
     async def ListSpecs(self, request: billing_pb2.ListSpecsRequest, context: Context) -> billing_pb2.ListSpecsResponse:
-        specs = await self._billing.list_specs(request.region_id or None)
+        specs = await self._billing.offers.list_specs(request.region_id or None)
         return billing_pb2.ListSpecsResponse(specs=[spec_message(spec) for spec in specs])
 
     async def GetQuote(self, request: billing_pb2.GetQuoteRequest, context: Context) -> billing_pb2.Quote:
         account_id = current().account(request.account_id)
-        quote = await self._billing.quote(account_id, request.region_id, request.spec_id, request.count)
+        quote = await self._billing.offers.quote(account_id, request.region_id, request.spec_id, request.count)
         return quote_message(quote)
 
     async def CreateHold(self, request: billing_pb2.CreateHoldRequest, context: Context) -> billing_pb2.Hold:
-        hold = await self._billing.create_hold(
-            HoldRequest(
-                request.hold_id,
-                request.account_id,
-                WorkKind(billing_pb2.WorkKind.Name(request.work_kind).removeprefix("WORK_KIND_")),
-                request.work_id,
-                request.start_number,
-                request.region_id,
-                request.spec_id,
-                request.count,
-            )
+        asked = HoldRequest(
+            request.hold_id,
+            request.account_id,
+            WorkKind(billing_pb2.WorkKind.Name(request.work_kind).removeprefix("WORK_KIND_")),
+            request.work_id,
+            request.start_number,
+            request.region_id,
+            request.spec_id,
+            request.count,
+            request.resource_group_id or None,
         )
-        return hold_message(hold)
+        return hold_message(await self._billing.holds.create(asked, request.budget_micros))
+
+    async def CreateResourceGroup(
+        self, request: billing_pb2.CreateResourceGroupRequest, context: Context
+    ) -> billing_pb2.ResourceGroup:
+        group = await self._billing.groups.create(
+            request.account_id,
+            request.display_name,
+            request.region_id,
+            request.spec_id,
+            request.capacity,
+            from_timestamp(request.start_time) if request.HasField("start_time") else None,
+            from_timestamp(request.end_time),
+            Correction(request.request_id, request.reason),
+        )
+        return group_message(group)
+
+    async def UpdateResourceGroup(
+        self, request: billing_pb2.UpdateResourceGroupRequest, context: Context
+    ) -> billing_pb2.ResourceGroup:
+        group = await self._billing.groups.update(
+            request.resource_group_id,
+            request.capacity or None,
+            from_timestamp(request.end_time) if request.HasField("end_time") else None,
+            Correction(request.request_id, request.reason),
+        )
+        return group_message(group)
+
+    async def GetResourceGroup(
+        self, request: billing_pb2.GetResourceGroupRequest, context: Context
+    ) -> billing_pb2.ResourceGroup:
+        return group_message(await self._billing.groups.get(request.resource_group_id))
+
+    async def ListResourceGroups(
+        self, request: billing_pb2.ListResourceGroupsRequest, context: Context
+    ) -> billing_pb2.ListResourceGroupsResponse:
+        every = not request.account_id and current().role is Role.ADMINISTRATOR
+        account_id = None if every else current().account(request.account_id)
+        page = read_page(request)
+        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
+        groups = await self._billing.groups.list(account_id, after=after, limit=page.size + 1)
+        shown = groups[: page.size]
+        last = shown[-1] if len(groups) > page.size else None
+        return billing_pb2.ListResourceGroupsResponse(
+            resource_groups=[group_message(group) for group in shown],
+            next_page_token=page.token([last.created_at.isoformat(), last.group_id] if last else None),
+        )
+
+    async def SetBudget(self, request: billing_pb2.SetBudgetRequest, context: Context) -> billing_pb2.Budget:
+        account = await self._billing.accounts.get(request.account_id)
+        budget, spending = await self._billing.budgets.set(
+            request.account_id, request.work_id or None, request.amount_micros
+        )
+        return budget_message(budget, spending, account.currency)
+
+    async def ListBudgets(
+        self, request: billing_pb2.ListBudgetsRequest, context: Context
+    ) -> billing_pb2.ListBudgetsResponse:
+        page = read_page(request)
+        account = await self._billing.accounts.get(request.account_id)
+        budgets = await self._billing.budgets.list(
+            request.account_id, after=str(page.after[0]) if page.after else None, limit=page.size + 1
+        )
+        shown = budgets[: page.size]
+        return billing_pb2.ListBudgetsResponse(
+            budgets=[budget_message(budget, spending, account.currency) for budget, spending in shown],
+            next_page_token=page.token([shown[-1][0].budget_id] if len(budgets) > page.size else None),
+        )
 
     async def ListStatements(
         self, request: billing_pb2.ListStatementsRequest, context: Context
     ) -> billing_pb2.ListStatementsResponse:
         page = read_page(request)
         after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
-        statements = await self._billing.list_statements(
+        statements = await self._billing.statements.list(
             request.account_id, work_id=request.work_id or None, after=after, limit=page.size + 1
         )
         shown = statements[: page.size]
@@ -168,7 +240,7 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         page = read_page(request)
         # The month is part of the token: a list that begins in the present one goes on in it after midnight.
         month, after_version = (str(page.after[0]), int(page.after[1])) if page.after else (request.month, None)
-        statement = await self._billing.monthly_statement(
+        statement = await self._billing.statements.of_month(
             request.account_id, month, after_version=after_version, limit=page.size
         )
         full = len(statement.transfers) == page.size
@@ -176,4 +248,4 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         return monthly_statement_message(statement, token)
 
     async def AuditLedger(self, request: billing_pb2.AuditLedgerRequest, context: Context) -> billing_pb2.Audit:
-        return audit_message(await self._billing.audit())
+        return audit_message(await self._billing.statements.audit())

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable
 
 import click
 
@@ -23,11 +24,12 @@ def account() -> None:
 @click.option("--name", required=True, help="For people.")
 @click.option("--currency", default="EUR", show_default=True, help="ISO 4217.")
 @click.option("--time-zone", default="UTC", show_default=True, help="IANA name; months are counted in it.")
+@click.option("--reason", default="", help="For the record.")
 @pass_app
-def create(app: App, name: str, currency: str, time_zone: str) -> None:
+def create(app: App, name: str, currency: str, time_zone: str, reason: str) -> None:
     """Open an account (administrator)."""
     request = billing_pb2.CreateAccountRequest(
-        request_id=app.request_id(), display_name=name, currency=currency, time_zone=time_zone
+        request_id=app.request_id(), display_name=name, currency=currency, time_zone=time_zone, reason=reason
     )
     _print(app.output, app.connection.billing.CreateAccount(request))
 
@@ -76,19 +78,26 @@ def topup(app: App, account_id: str, amount: int, reference: str | None) -> None
 @account.command()
 @ACCOUNT
 @click.option("--work", "work_id", type=IDENTIFIER, help="Only of this task or deployment.")
+@click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, amounts in micros.")
 @limit_option()
 @pass_app
-def statement(app: App, account_id: str | None, work_id: str | None, limit: int) -> None:
+def statement(app: App, account_id: str | None, work_id: str | None, as_csv: bool, limit: int) -> None:
     """What each start cost, line by line, so that it can be recomputed; newest first."""
     request = billing_pb2.ListStatementsRequest(
         account_id=account_id or app.connection.required_account(), work_id=work_id or ""
     )
     found: list[billing_pb2.Statement] = pages(app.connection.billing.ListStatements, request, "statements", limit)
+    if as_csv:
+        _print_csv([line for item in found for line in item.lines])
+        return
     if app.output.as_json:
         app.output.json([message_dict(item) for item in found])
         return
     for item in found:
         print_statement(app.output, item)
+    if work_id and found:
+        cost = sum(item.hold.charge_micros - item.hold.lost_micros for item in found)
+        app.output.say(f"In all, {len(found)} starts: {money(cost, found[0].hold.currency)}")
     if not found:
         app.output.say("Nothing was started yet.")
 
@@ -116,7 +125,7 @@ def month(app: App, account_id: str | None, month: str, as_csv: bool, limit: int
         statement.next_page_token = page.next_page_token
     del statement.lines[limit:]
     if as_csv:
-        _print_csv(statement)
+        _print_csv(statement.lines)
     else:
         _print_month(app.output, statement)
 
@@ -157,11 +166,11 @@ CSV_COLUMNS = (
 )
 
 
-def _print_csv(statement: billing_pb2.MonthlyStatement) -> None:
+def _print_csv(lines: Iterable[billing_pb2.StatementLine]) -> None:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)
-    for line in statement.lines:
+    for line in lines:
         values = (getattr(line, name) for name in CSV_COLUMNS[2:])
         writer.writerow((line.create_time.ToJsonString(), enum_word(line, "kind"), *values))
     click.echo(text.getvalue(), nl=False)

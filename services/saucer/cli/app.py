@@ -186,6 +186,8 @@ class _Micros(click.ParamType[int]):
 
 IDENTIFIER = _Identifier()
 SECONDS = _Seconds()
+# Of UTC.
+MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
 MONEY = _Micros()
 
 

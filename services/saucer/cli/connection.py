@@ -4,7 +4,8 @@ A profile is a JSON file, written by `saucer up`:
 
     {"services": {"billing": "host:port", "dataset": …, "task": …, "training": …, "evaluation": …, "publishing": …,
                   "gateway": "host:port of its gRPC"},
-     "token": "…", "account_id": "…", "private_key_file": "…", "key_id": "…", "region_id": "…", "spec_id": "…"}
+     "token": "…", "account_id": "…", "private_key_file": "…", "key_id": "…", "region_id": "…", "spec_id": "…",
+     "tls": {"ca_file": "…", "certificate_file": "…", "key_file": "…"}}
 
 All but `services` may be missing. A relative path is relative to the profile's folder; account, region and spec are
 defaults of their options. What else stands in it is not looked at.
@@ -31,6 +32,7 @@ from saucer.gateway.v1 import gateway_pb2_grpc
 from saucer.lib.errors import UnavailableError
 from saucer.lib.grpc_client import RETRIES
 from saucer.lib.grpc_server import MAX_MESSAGE_BYTES
+from saucer.lib.tls import Identity
 from saucer.lib.v1 import dead_events_pb2_grpc
 from saucer.publishing.v1 import publishing_pb2_grpc
 from saucer.task.v1 import task_pb2_grpc
@@ -57,13 +59,15 @@ class Profile:
     key_id: str | None = None
     region_id: str | None = None
     spec_id: str | None = None
+    # Of a Saucer whose ports have TLS.
+    identity: Identity | None = None
 
 
 def read_profile(file: Path) -> Profile:
     """Raises CliError if it is missing or not a profile."""
     try:
         content = json.loads(file.read_text())
-        key = content.get("private_key_file")
+        key, tls = content.get("private_key_file"), content.get("tls")
         return Profile(
             {str(name): str(address) for name, address in content["services"].items()},
             content.get("token"),
@@ -72,6 +76,9 @@ def read_profile(file: Path) -> Profile:
             content.get("key_id"),
             content.get("region_id"),
             content.get("spec_id"),
+            Identity(*(file.parent / tls[name] for name in ("ca_file", "certificate_file", "key_file")))
+            if tls
+            else None,
         )
     except FileNotFoundError as error:
         raise CliError(
@@ -151,16 +158,22 @@ class Connection:
         if service not in self.profile.services:
             raise CliError(f"The profile names no address of {service}.")
         if service not in self._channels:
-            self._channels[service] = grpc.insecure_channel(
-                self.profile.services[service],
-                options=[
-                    ("grpc.service_config", json.dumps(RETRIES)),
-                    ("grpc.enable_retries", 1),
-                    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-                    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-                ],
-            )
+            self._channels[service] = self._open(self.profile.services[service])
         return grpc.intercept_channel(self._channels[service], _Bearer(self.token))
+
+    def _open(self, address: str) -> grpc.Channel:
+        options = [
+            ("grpc.service_config", json.dumps(RETRIES)),
+            ("grpc.enable_retries", 1),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ]
+        if self.profile.identity is None:
+            return grpc.insecure_channel(address, options)
+        try:
+            return grpc.secure_channel(address, self.profile.identity.channel_credentials(), options)
+        except OSError as error:
+            raise CliError(f"The profile's TLS files cannot be read: {error}.") from error
 
     def close(self) -> None:
         """Ends what is still open."""

@@ -10,6 +10,7 @@ import click
 from saucer.billing.v1 import billing_pb2
 from saucer.cli.app import (
     IDENTIFIER,
+    MONEY,
     SECONDS,
     App,
     Topic,
@@ -55,6 +56,8 @@ class _ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
 @click.option("--spec", "spec_id", help="Default: the profile's.")
 @click.option("--replicas", type=int, default=1, show_default=True)
 @click.option("--billing-mode", type=enum_choice(_MODES), default="postpaid", show_default=True)
+@click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
+@click.option("--budget", type=MONEY, default=0, help="What all its starts together may cost at most: 12.50.")
 @click.option("--max-duration", type=SECONDS, help="90s, 15m or 2h; without it, it runs and costs until stopped.")
 @click.option(
     "--threshold",
@@ -74,6 +77,8 @@ def deploy(
     spec_id: str | None,
     replicas: int,
     billing_mode: str,
+    resource_group_id: str | None,
+    budget: int,
     max_duration: float | None,
     thresholds: Sequence[publishing_pb2.ClassThreshold],
     wait: bool,
@@ -90,6 +95,8 @@ def deploy(
         spec_id=chosen(profile.spec_id, spec_id, "--spec"),
         replicas=replicas,
         billing_mode=enum_number(_MODES, billing_mode),
+        resource_group_id=resource_group_id or "",
+        budget_micros=budget,
         max_duration=to_duration(None if max_duration is None else round(1000 * max_duration)),
         thresholds=thresholds,
     )
@@ -147,11 +154,18 @@ def stop(app: App, deployment_id: str, wait: bool) -> None:
 
 @deployment.command()
 @DEPLOYMENT
+@click.option("--billing-mode", type=enum_choice(_MODES), help="Default: as before.")
+@click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
 @WAIT
 @pass_app
-def start(app: App, deployment_id: str, wait: bool) -> None:
+def start(app: App, deployment_id: str, billing_mode: str | None, resource_group_id: str | None, wait: bool) -> None:
     """Put it online again, under a new hold."""
-    request = publishing_pb2.StartDeploymentRequest(request_id=app.request_id(), deployment_id=deployment_id)
+    request = publishing_pb2.StartDeploymentRequest(
+        request_id=app.request_id(),
+        deployment_id=deployment_id,
+        billing_mode=enum_number(_MODES, billing_mode) if billing_mode else billing_pb2.BILLING_MODE_UNSPECIFIED,
+        resource_group_id=resource_group_id or "",
+    )
     _show_or_wait(app, app.connection.publishing.StartDeployment(request), wait)
 
 
@@ -197,7 +211,7 @@ def draw_boxes(
     threshold: float | None,
 ) -> Path:
     """Draws what is above the threshold. Raises CliError if the file cannot be written."""
-    from saucer.cli import pictures  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
+    from saucer.drawing import images  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
 
     shown = above(found, threshold)
     if threshold is None:
@@ -205,12 +219,12 @@ def draw_boxes(
         own = [item.threshold for item in online.thresholds] or [0.0]
         threshold = min(own) if shown else max(own)
     boxes = [
-        pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
+        images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
         for item in (shown or found.detections)
     ]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(pictures.boxes_on_image(image, boxes, list(online.classes), threshold))
+        file.write_bytes(images.boxes_on_image(image, boxes, list(online.classes), threshold))
     except (OSError, ValueError) as error:
         raise CliError(f"The picture {file} cannot be drawn: {error}.") from error
     return file

@@ -8,23 +8,22 @@ import html
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import grpc
 
-from saucer.cli import evaluation_pictures
 from saucer.cli.app import pages
-from saucer.cli.evaluations import (
+from saucer.cli.evaluation_tables import (
     CLASS_COLUMNS,
     RECOMMENDATION_COLUMNS,
     SUSPECT_COLUMNS,
     class_row,
-    describe_faults,
     recommendation_row,
     summary_rows,
     suspect_row,
 )
 from saucer.cli.output import moment
+from saucer.drawing import evaluations as drawing
+from saucer.drawing.wording import describe_faults
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 
 MAX_CASES = 50  # bad cases in the table
@@ -104,9 +103,7 @@ def page(gathered: Gathered) -> str:
         _section(f"By class, at {at}", _table(CLASS_COLUMNS, map(class_row, found.classes))),
         _section(
             "Precision over recall",
-            _picture(
-                "pr.svg", "One curve a class", lambda file: evaluation_pictures.curves(file, found, gathered.curves)
-            ),
+            _picture("pr.svg", "One curve a class", lambda file: drawing.curves(file, found, gathered.curves)),
         ),
         _section("Recommended thresholds", _recommendations(gathered.recommendations)),
         _section(
@@ -114,7 +111,7 @@ def page(gathered: Gathered) -> str:
             _picture(
                 "scores.svg",
                 "Right and wrong detections by score",
-                lambda file: evaluation_pictures.scores(file, found, gathered.scores),
+                lambda file: drawing.scores(file, found, gathered.scores),
             ),
         ),
         _section(
@@ -122,7 +119,7 @@ def page(gathered: Gathered) -> str:
             _picture(
                 "confusion.svg",
                 "Labels down, detections across",
-                lambda file: evaluation_pictures.confusion(file, gathered.confusion),
+                lambda file: drawing.confusion(file, gathered.confusion),
             ),
         ),
         _section(f"Bad cases, at {at}", _cases(gathered)),
@@ -167,7 +164,7 @@ def _cases(gathered: Gathered) -> str:
             _picture(
                 "sheet.png",
                 "Bad cases with labels and detections",
-                lambda file: evaluation_pictures.bad_cases(file, found, gathered.pictured),
+                lambda file: drawing.bad_cases(file, found, gathered.pictured),
             )
         )
     return "".join(parts)
@@ -190,10 +187,6 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def _picture(name: str, says: str, draw: Callable[[Path], None]) -> str:
-    """Drawn into a temporary file, and that into the page."""
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        draw(file)
-        data = base64.b64encode(file.read_bytes()).decode()
-    kind = "svg+xml" if file.suffix == ".svg" else "png"
+    data = base64.b64encode(drawing.drawn(name, draw)).decode()
+    kind = "svg+xml" if name.endswith(".svg") else "png"
     return f'<img alt="{html.escape(says)}" src="data:image/{kind};base64,{data}">\n'

@@ -1,10 +1,13 @@
 """`saucer region` and `saucer spec`: what is on offer where, at what price."""
 
+from datetime import UTC, datetime
+
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import MONEY, App, Topic, pass_app
+from saucer.cli.app import MOMENT, MONEY, App, Topic, pass_app
 from saucer.cli.output import Output, money
+from saucer.lib.clock import to_timestamp
 
 COLUMNS = ("region", "spec", "name", "GPUs", "cores", "at most", "price an hour")
 
@@ -70,10 +73,19 @@ def create_spec(
 @click.argument("region_id", metavar="REGION")
 @click.argument("spec_id", metavar="SPEC")
 @click.argument("price", type=MONEY)
+@click.option("--from", "start", type=MOMENT, help="UTC; default: now.")
+@click.option("--reason", default="", help="For the record.")
 @pass_app
-def set_price(app: App, region_id: str, spec_id: str, price: int) -> None:
-    """Set a price from now on; what runs already keeps its own (administrator)."""
-    request = billing_pb2.SetPriceRequest(region_id=region_id, spec_id=spec_id, price_per_hour_micros=price)
+def set_price(app: App, region_id: str, spec_id: str, price: int, start: datetime | None, reason: str) -> None:
+    """Set a price from a time on; what runs already keeps its own (administrator)."""
+    request = billing_pb2.SetPriceRequest(
+        request_id=app.request_id(),
+        region_id=region_id,
+        spec_id=spec_id,
+        price_per_hour_micros=price,
+        start_time=to_timestamp(start.replace(tzinfo=UTC) if start else None),
+        reason=reason,
+    )
     _print(app.output, app.connection.billing.SetPrice(request))
 
 

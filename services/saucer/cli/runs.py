@@ -135,12 +135,12 @@ def metrics(app: App, run_id: str, keep_following: bool, plot: Path | None) -> N
 
 def plot_metrics(file: Path, run: training_pb2.Run, points: Iterable[training_pb2.MetricPoint]) -> None:
     """Draws the training curve. Raises CliError if the file cannot be written."""
-    from saucer.cli import pictures  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
+    from saucer.drawing import charts  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
 
     expected = run.config.expected_accuracy if run.config.HasField("expected_accuracy") else None
     rows = [{**point.values, "epoch": point.epoch} for point in points]
     try:
-        pictures.training_curve(file, rows, expected_accuracy=expected, title=f"Run {run.run_id}")
+        charts.training_curve(file, rows, expected_accuracy=expected, title=f"Run {run.run_id}")
     except OSError as error:
         raise CliError(f"The picture cannot be written: {error}.") from error
 

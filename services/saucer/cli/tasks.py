@@ -8,6 +8,7 @@ import click
 from saucer.billing.v1 import billing_pb2
 from saucer.cli.app import (
     IDENTIFIER,
+    MONEY,
     SECONDS,
     App,
     Topic,
@@ -50,6 +51,8 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--spec", "spec_id", help="Default: the profile's."),
         click.option("--count", type=int, default=1, show_default=True, help="GPUs of one machine."),
         click.option("--billing-mode", type=enum_choice(_MODES), default="postpaid", show_default=True),
+        click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes."),
+        click.option("--budget", type=MONEY, default=0, help="What all its starts together may cost at most: 12.50."),
         click.option("--expected-accuracy", type=float, help="Training stops by itself at this validation mAP@0.50."),
         click.option("--max-duration", type=SECONDS, help="90, 90s, 15m or 2h; training stops then. Default: 1h."),
         click.option("--epochs", type=int),
@@ -86,6 +89,8 @@ def _form(app: App, options: dict[str, Any]) -> task_pb2.TaskForm:
         count=options["count"],
         billing_mode=enum_number(_MODES, options["billing_mode"]),
         starting_point=options["starting_point"] or "",
+        resource_group_id=options["resource_group_id"] or "",
+        budget_micros=options["budget"],
         seed=options["seed"],
     )
     for name in _TUNING:
@@ -104,10 +109,11 @@ def create(app: App, /, watch: bool, **options: Any) -> None:
         request_id=app.request_id(), account_id=app.connection.account_id, form=_form(app, options)
     )
     made = app.connection.task.CreateTask(request)
-    _show_or_watch(app, made, watch)
+    show_or_watch(app, made, watch)
 
 
-def _show_or_watch(app: App, shown: task_pb2.Task, watch: bool) -> None:
+def show_or_watch(app: App, shown: task_pb2.Task, watch: bool) -> None:
+    """A task as it is, or until it is at rest."""
     if watch:
         app.output.remark(f"Task {shown.task_id}")
         _watch(app, shown.task_id)
@@ -209,17 +215,29 @@ def stop(app: App, task_id: str) -> None:
 @TASK
 @click.option("--from-scratch", is_flag=True, help="Not from the last checkpoint.")
 @click.option("--max-duration", type=SECONDS, help="Default: as before.")
+@click.option("--billing-mode", type=enum_choice(_MODES), help="Default: as before.")
+@click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
 @click.option("--watch", is_flag=True, help="Stay until the task is at rest.")
 @pass_app
-def restart(app: App, task_id: str, from_scratch: bool, max_duration: float | None, watch: bool) -> None:
+def restart(
+    app: App,
+    task_id: str,
+    from_scratch: bool,
+    max_duration: float | None,
+    billing_mode: str | None,
+    resource_group_id: str | None,
+    watch: bool,
+) -> None:
     """Start again under a new hold, from the last checkpoint."""
     request = task_pb2.RestartTaskRequest(
         request_id=app.request_id(),
         task_id=task_id,
         from_scratch=from_scratch,
+        billing_mode=enum_number(_MODES, billing_mode) if billing_mode else billing_pb2.BILLING_MODE_UNSPECIFIED,
+        resource_group_id=resource_group_id or "",
         max_duration=to_duration(None if max_duration is None else round(1000 * max_duration)),
     )
-    _show_or_watch(app, app.connection.task.RestartTask(request), watch)
+    show_or_watch(app, app.connection.task.RestartTask(request), watch)
 
 
 @task.command()

@@ -36,6 +36,7 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     database = await process.database(settings, "saucer.dataset")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database)
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.import_claim_s)
     datasets = Datasets(database, objects, claim=claim)

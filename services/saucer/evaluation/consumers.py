@@ -17,9 +17,10 @@ def handlers(evaluations: Evaluations) -> list[Handles]:
 
     async def run_ended(event: CloudEvent, message: Message) -> None:
         ended = cast(training_events.RunEnded, message)
-        model = ended.model
-        if not ended.HasField("model"):
+        by_prediction = ended.HasField("prediction")
+        if not by_prediction and not ended.HasField("model"):
             return
+        model = ended.prediction if by_prediction else ended.model
         source = Source(
             manifest=StoredFile(model.manifest_key, model.manifest_sha256),
             test=_file(model, "detections_test.npz"),
@@ -28,13 +29,19 @@ def handlers(evaluations: Evaluations) -> list[Handles]:
             classes=tuple(model.classes),
         )
         await evaluations.want(
-            model.account_id, model.task_id, model.run_id, model.model_id, model.dataset_version_id, source
+            model.account_id,
+            model.task_id,
+            model.run_id,
+            model.model_id,
+            model.dataset_version_id,
+            source,
+            by_prediction=by_prediction,
         )
 
     return [Handles(training_events.RunEnded, run_ended)]
 
 
-def _file(model: training_pb2.Model, name: str) -> StoredFile:
+def _file(model: training_pb2.Model | training_pb2.Prediction, name: str) -> StoredFile:
     for file in model.files:
         if file.name == name:
             return StoredFile(file.key, file.sha256)

@@ -179,6 +179,10 @@ class Evaluation:
     created_at: datetime
     ended_at: datetime | None
     revision: int
+    # By a run that only predicts, not by the one that trained the model.
+    by_prediction: bool = False
+    # The trace of the run whose model it scores.
+    traceparent: str | None = None
 
     @property
     def scored(self) -> StoredFile:

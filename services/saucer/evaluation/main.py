@@ -34,6 +34,7 @@ async def wire(process: Process, settings: EvaluationSettings) -> None:
     database = await process.database(settings, "saucer.evaluation")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database)
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.scoring_claim_s)
     evaluations = Evaluations(database, objects, claim=claim, cache_bytes=settings.cache_bytes)

@@ -101,7 +101,7 @@ class Scored:
     poor_score: NDArray[np.float32]
 
     def to_bytes(self) -> bytes:
-        """The arrays as a compressed .npz; it holds no pickle."""
+        """The arrays as an .npz; it holds no pickle."""
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _COLUMNS}
         return packed({"format_version": np.array(FORMAT_VERSION)} | arrays)
 
@@ -146,12 +146,13 @@ def match(truth: Truth, detections: DetectionColumns) -> Scored:
     image = np.searchsorted(images, detections.image_id).astype(np.int32)
     truth_image = np.searchsorted(images, truth.image_id).astype(np.int32)
     # From here on `by_rank` numbers detections by image and falling score, so that a smaller number goes first.
-    by_rank = np.lexsort((-detections.score, image))
+    by_rank = np.lexsort((-detections.score, radix_sortable(image)))
     by_image = np.argsort(truth_image, kind="stable")
-    pairs = _near_pairs(truth, detections, by_rank, by_image)
+    pairs = _near_pairs(truth, detections, by_rank, by_image, image[by_rank], truth_image)
     verdict, named, iou = _verdicts(pairs, by_rank.size)
 
-    back = np.argsort(by_rank)
+    back = np.empty_like(by_rank)
+    back[by_rank] = np.arange(by_rank.size)
     some = named != NONE
     named[some] = by_image[named[some]]
     verdict, named_truth = verdict[back], named[back].astype(np.int32)
@@ -171,7 +172,7 @@ def match(truth: Truth, detections: DetectionColumns) -> Scored:
         verdict=verdict,
         truth=named_truth,
         iou=iou[back],
-        beyond_cap=_beyond_cap(image, detections),
+        beyond_cap=_beyond_cap(image, detections.label, by_rank),
         truth_label=truth.label,
         truth_image=truth_image,
         truth_crowd=truth.crowd,
@@ -228,14 +229,18 @@ def _near_pairs(
     detections: DetectionColumns,
     by_rank: NDArray[np.int64],
     by_image: NDArray[np.int64],
+    image: NDArray[np.int32],
+    truth_image: NDArray[np.int32],
 ) -> _Pairs:
-    """All pairs of one image that overlap by POOR_IOU or more, computed PAIRS_AT_ONCE at a time."""
+    """All pairs of one image that overlap by POOR_IOU or more, computed PAIRS_AT_ONCE at a time.
+
+    `image`: of the detections by rank, `truth_image`: of the truths as given; places among the images.
+    """
     d_box, d_label = _corner_columns(detections.box[by_rank]), detections.label[by_rank]
     t_box, t_label, t_crowd = _corner_columns(truth.box[by_image]), truth.label[by_image], truth.crowd[by_image]
     d_area, t_area = _areas(d_box), _areas(t_box)
-    d_image, t_image = detections.image_id[by_rank], truth.image_id[by_image]
-    first = np.searchsorted(t_image, d_image, "left")
-    count = np.searchsorted(t_image, d_image, "right") - first
+    truths = np.bincount(truth_image, minlength=truth.images.size)
+    first, count = (np.cumsum(truths) - truths)[image], truths[image]
     ends = np.cumsum(count)
     parts = []
     start = 0
@@ -356,9 +361,10 @@ def _greedy(pairs: _Pairs) -> _Pairs:
     return pairs.only(rows)
 
 
-def _beyond_cap(image: NDArray[np.int32], detections: DetectionColumns) -> NDArray[np.bool_]:
-    order = np.lexsort((-detections.score, detections.label, image))
-    group_image, group_label = image[order], detections.label[order]
+def _beyond_cap(image: NDArray[np.int32], label: NDArray[np.int32], by_rank: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """`by_rank`: rows by image and falling score, so that within an image only the class is left to sort by."""
+    order = by_rank[np.lexsort((radix_sortable(label[by_rank]), radix_sortable(image[by_rank])))]
+    group_image, group_label = image[order], label[order]
     begins = np.ones(order.size, np.bool_)
     begins[1:] = (group_image[1:] != group_image[:-1]) | (group_label[1:] != group_label[:-1])
     place = np.arange(order.size)
@@ -366,3 +372,8 @@ def _beyond_cap(image: NDArray[np.int32], detections: DetectionColumns) -> NDArr
     beyond = np.empty(order.size, np.bool_)
     beyond[order] = place >= COCO_MAX_DETECTIONS
     return beyond
+
+
+def radix_sortable(column: NDArray[np.int32]) -> NDArray[np.integer]:
+    """The same numbers, none below zero, in 16 bits if they fit: these numpy sorts by radix, five times as fast."""
+    return column.astype(np.uint16) if column.max(initial=0) < 2**16 else column

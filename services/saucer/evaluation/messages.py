@@ -10,7 +10,7 @@ from saucer.evaluation.bad_cases import FaultKind
 from saucer.evaluation.comparing import Change, Comparison
 from saucer.evaluation.domain import AtThreshold, Evaluation
 from saucer.evaluation.exporting import ExportFormat
-from saucer.evaluation.metrics import Counts, ThinnedPoints
+from saucer.evaluation.metrics import Counts
 from saucer.evaluation.reading import (
     BadCase,
     CaseFault,
@@ -22,6 +22,7 @@ from saucer.evaluation.reading import (
 )
 from saucer.evaluation.recommending import Recommendation, wilson
 from saucer.evaluation.suspecting import SuspectKind
+from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import to_duration, to_timestamp
 
@@ -43,6 +44,7 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
         create_time=to_timestamp(evaluation.created_at),
         end_time=to_timestamp(evaluation.ended_at),
         revision=evaluation.revision,
+        by_prediction=evaluation.by_prediction,
     )
     if evaluation.summary is None or at is None:
         return message

@@ -5,7 +5,6 @@ time. The definitions are numbered in METRICS.md and named here by number (M1 �
 denominator is zero is None, never NaN and never COCO's -1.
 """
 
-import heapq
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,14 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.evaluation.matching import DetectionColumns, Scored, Verdict, at_score_precision, check
+from saucer.evaluation.matching import DetectionColumns, Scored, Verdict, at_score_precision, check, radix_sortable
+from saucer.evaluation.thinning import PrPoints
 from saucer.evaluation.truth import Truth
 
 AP_RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which COCO reads the precision (M4), from cocoeval.Params."""
+KEPT_POINT_BYTES = 40
+"""Of a detection whose score is a point of its class's curve and of that of all classes."""
 ALL, SMALL, MEDIUM, LARGE = range(4)
 """Places of COCO's size classes in its arrays: any, below 32², below 96², from 96² square pixels."""
 
@@ -125,33 +127,13 @@ class Counts:
         return _ratio(2 * self.true_positives, self.true_positives + self.false_positives + self.truths)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PrPoints:
-    """A precision-recall curve of k points (M8), by falling threshold: one per distinct score.
-
-    `threshold` float32 [k], `recall` and `precision` float64 [k]: at that threshold, both in 0 … 1.
-    """
-
-    threshold: NDArray[np.float32]
-    recall: NDArray[np.float64]
-    precision: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ThinnedPoints:
-    """Some points of a curve; every point left out lies within `max_error` of the line drawn through them (M8)."""
-
-    points: PrPoints
-    max_error: float
-
-
 class _Curve:
     """One class, or all together: scores ascending and, from each score up, the number of true positives."""
 
     def __init__(self, score: NDArray[np.float32], hit: NDArray[np.bool_], truths: int) -> None:
-        order = np.argsort(score, kind="stable")
-        self.score = score[order]
-        self.hits_from = np.append(np.cumsum(hit[order][::-1])[::-1], 0)
+        """`score` falling; the order of equal ones makes no difference."""
+        self.score = np.ascontiguousarray(score[::-1])
+        self.hits_from = np.append(np.cumsum(hit)[::-1], 0)
         self.truths = truths
 
     def at(self, threshold: np.float32) -> Counts:
@@ -194,14 +176,17 @@ class ThresholdCurves:
     takes one raises ValueError if it is not a number. A class is given by its index; IndexError beyond the classes.
     """
 
-    def __init__(self, scored: Scored) -> None:
+    def __init__(self, scored: Scored, *, keep_points: bool = False) -> None:
+        """`keep_points`: the next points() of a curve need no work, and KEPT_POINT_BYTES for each distinct score."""
+        self._points: dict[int | None, PrPoints] | None = {} if keep_points else None
         classes = int(scored.class_count)
         truths = np.bincount(scored.truth_label[~scored.truth_crowd], minlength=classes)
-        order = np.lexsort((scored.image, -scored.score, scored.label))
+        order = np.lexsort((radix_sortable(scored.image), -scored.score, radix_sortable(scored.label)))
         order = order[scored.verdict[order] != Verdict.IGNORED]
         score, label, capped = scored.score[order], scored.label[order], ~scored.beyond_cap[order]
         hit = scored.verdict[order] == Verdict.TRUE_POSITIVE
-        self._overall = _Curve(score, hit, int(truths.sum()))
+        falling = np.argsort(-score)
+        self._overall = _Curve(score[falling], hit[falling], int(truths.sum()))
         self._classes: list[_Curve] = []
         self._ap_50: list[_Ap50] = []
         bounds = np.searchsorted(label, np.arange(classes + 1))
@@ -229,7 +214,12 @@ class ThresholdCurves:
 
     def points(self, label: int | None = None) -> PrPoints:
         """The precision-recall curve of a class, or of all together; no points where there is no truth."""
-        return (self._overall if label is None else self._classes[label]).points()
+        if self._points is not None and label in self._points:
+            return self._points[label]
+        points = (self._overall if label is None else self._classes[label]).points()
+        if self._points is not None:
+            self._points[label] = points
+        return points
 
     def ap_50_above_threshold(self, threshold: float) -> list[float | None]:
         """AP at IoU 0.5 of each class, of the detections with score >= threshold alone; None without truth."""
@@ -240,46 +230,6 @@ class ThresholdCurves:
         """Mean of the above over the classes that have truth; None if none has."""
         values = [value for value in self.ap_50_above_threshold(threshold) if value is not None]
         return math.fsum(values) / len(values) if values else None
-
-
-def thin(points: PrPoints, limit: int) -> ThinnedPoints:
-    """At most `limit` of the points, first and last among them, for drawing (M8).
-
-    Douglas & Peucker's rule (1973), worst first: the point farthest from the line drawn so far is added until the
-    limit is reached or no point is off the line. Distances are in the plane of recall and precision, to the segment.
-    Of k points, O(k · limit) at worst, O(k · log limit) as a rule.
-
-    Raises:
-        ValueError: limit < 2.
-    """
-    if limit < 2:
-        raise ValueError("limit: at least 2 points")
-    count = points.recall.size
-    if count <= 2:
-        return ThinnedPoints(points, 0.0)
-    plane = np.stack([points.recall, points.precision], axis=1)
-    kept = [0, count - 1]
-    gaps = [_farthest(plane, 0, count - 1)]
-    while len(kept) < limit and gaps[0][0] < 0:
-        _, first, worst, last = heapq.heappop(gaps)
-        kept.append(worst)
-        heapq.heappush(gaps, _farthest(plane, first, worst))
-        heapq.heappush(gaps, _farthest(plane, worst, last))
-    rows = np.sort(kept)
-    return ThinnedPoints(PrPoints(points.threshold[rows], points.recall[rows], points.precision[rows]), -gaps[0][0])
-
-
-def _farthest(plane: NDArray[np.float64], first: int, last: int) -> tuple[float, int, int, int]:
-    """The point between two that is farthest from the segment: (minus its distance, first, it, last)."""
-    if last - first < 2:
-        return 0.0, first, first, last
-    start, way = plane[first], plane[last] - plane[first]
-    offset = plane[first + 1 : last] - start
-    length = float(way @ way)
-    along = np.clip(offset @ way / length, 0.0, 1.0) if length else np.zeros(len(offset))
-    distance = np.hypot(*(offset - along[:, None] * way).T)
-    worst = int(distance.argmax())
-    return -float(distance[worst]), first, first + 1 + worst, last
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from saucer.evaluation.bad_cases import Fault, FaultKind, ScoreRange, bad_cases, fault_counts
 from saucer.evaluation.domain import AtThreshold
 from saucer.evaluation.matching import NONE
-from saucer.evaluation.metrics import ThinnedPoints
 from saucer.evaluation.stored import Loaded
 from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
+from saucer.evaluation.thinning import ThinnedPoints
 
 CASES_AT_ONCE = 500
 """Bad cases that are made at a time where all are asked for."""

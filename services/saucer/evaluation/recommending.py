@@ -7,7 +7,8 @@ from enum import StrEnum
 
 import numpy as np
 
-from saucer.evaluation.metrics import Counts, PrPoints, ThresholdCurves
+from saucer.evaluation.metrics import Counts, ThresholdCurves
+from saucer.evaluation.thinning import PrPoints
 
 CONFIDENCE = 0.95
 """Of an interval."""

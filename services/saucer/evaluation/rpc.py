@@ -15,21 +15,23 @@ from saucer.evaluation.messages import (
     read_change,
     read_filter,
     read_format,
+    read_kind,
     read_suspect_kind,
     recommendation_message,
     suspect_message,
     test_image_message,
 )
+from saucer.evaluation.pictures import MAX_CASES, Pictures, Wanted
+from saucer.evaluation.reading import CaseFilter
 from saucer.evaluation.recommending import Goal
 from saucer.evaluation.service import Evaluations
+from saucer.evaluation.stored import DEFAULT_POINTS
+from saucer.evaluation.thinning import LEAST_POINTS
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.paging import Page, read_page
 
-DEFAULT_POINTS = 200
-# A curve has a beginning and an end; fewer points are taken for these two.
-LEAST_POINTS = 2
 DEFAULT_BINS = 20
 
 
@@ -45,6 +47,7 @@ def servicer(evaluations: Evaluations) -> Servicer:
 class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     def __init__(self, evaluations: Evaluations) -> None:
         self._evaluations = evaluations
+        self._pictures = Pictures(evaluations)
 
     async def GetEvaluation(
         self, request: evaluation_pb2.GetEvaluationRequest, context: Context
@@ -179,6 +182,30 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
             test_images=[test_image_message(shown, image) for shown, image in found],
             next_page_token=_following(page, offset + len(found), total),
             total_size=total,
+        )
+
+    async def DrawEvaluation(
+        self, request: evaluation_pb2.DrawEvaluationRequest, context: Context
+    ) -> evaluation_pb2.Picture:
+        page = read_page(request, default_size=MAX_CASES)
+        offset = _offset(page)
+        svg = request.format == evaluation_pb2.PICTURE_FORMAT_SVG
+        drawn = await self._pictures.draw(
+            Wanted(
+                evaluation_id=request.evaluation_id,
+                kind=request.kind,
+                threshold=_threshold(request),
+                class_name=request.class_name,
+                cases=CaseFilter([read_kind(kind) for kind in request.fault_kinds if kind], request.class_name),
+                offset=offset,
+                limit=page.size,
+                svg=svg,
+            )
+        )
+        return evaluation_pb2.Picture(
+            data=drawn.data,
+            content_type="image/svg+xml" if svg else "image/png",
+            next_page_token=_following(page, offset + drawn.cases, drawn.total),
         )
 
 

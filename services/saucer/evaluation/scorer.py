@@ -3,7 +3,8 @@
 1. A claim expires unless it is prolonged, so the scoring of a process that was killed is taken up by the next one. A
    stop gives the claim back at once.
 2. Everything on the way can be done twice: the objects have the same keys and bytes each time.
-3. Only the transaction that ends the evaluation, guarded by the claim, makes it known, with its event.
+3. Only the transaction that ends the evaluation, guarded by the claim, makes it known, with its event. Then it is read
+   into memory, since somebody will look at it.
 4. Nothing waits for ever: what cannot pass is FAILED at once, what may pass after MAX_ATTEMPTS, a child that dies
    after MAX_CRASHES. A claim whose process was killed counts as an attempt.
 """
@@ -23,6 +24,7 @@ from prometheus_client import Counter, Histogram
 from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary, Sums
 from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
 from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
+from saucer.lib import tracing
 from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -81,7 +83,9 @@ class Scorer:
         """One claimed evaluation, to its end or back to those that wait."""
         outcome = "interrupted"
         try:
-            outcome = await self._end(claim)
+            ids = {"evaluation_id": claim.evaluation.evaluation_id}
+            with tracing.span("score", parent=claim.evaluation.traceparent, attributes=ids):
+                outcome = await self._end(claim)
         except ClaimLostError:
             log.warning("scoring_claim_lost", evaluation_id=claim.evaluation.evaluation_id)
             outcome = "claim_lost"
@@ -103,8 +107,9 @@ class Scorer:
             if evaluation.attempts > self._max_attempts:
                 raise CannotScoreError(f"It could not be scored in {self._max_attempts} attempts; the model is usable.")
             summary, sums = await self._while_held(claim)
-            await self._evaluations.succeed(claim, summary, sums, passed_ms())
+            ended = await self._evaluations.succeed(claim, summary, sums, passed_ms())
             scoring_seconds.observe(time.perf_counter() - started)
+            await self._warm(ended)
             return "succeeded"
         except CannotScoreError as error:
             await self._evaluations.fail(claim, str(error), passed_ms())
@@ -129,6 +134,13 @@ class Scorer:
                 return "failed"
             await self._evaluations.give_back(claim, _delay(evaluation.crashes + 1), crash=True)
             return "crashed"
+
+    async def _warm(self, evaluation: Evaluation) -> None:
+        try:
+            await self._evaluations.warm(evaluation)
+        except (*_INTERRUPTIONS, DataLossError) as error:
+            # It has succeeded all the same; whoever reads it is told.
+            log.warning("evaluation_not_warmed", evaluation_id=evaluation.evaluation_id, error=repr(error))
 
     async def _while_held(self, claim: Claim) -> tuple[Summary, Sums]:
         """Scores while the claim is prolonged; stops at once where it is lost."""

@@ -1,12 +1,11 @@
 """Scores stored detections: pure work on bytes, done in a process of its own (scoring_child.py)."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from saucer.evaluation import reading
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassFigures, CocoNumbers, Figures, Summary
+from saucer.evaluation.manifest import Manifest, ManifestError, read_manifest
 from saucer.evaluation.matching import MismatchError, match
 from saucer.evaluation.metrics import CocoMetrics, ThresholdCurves, coco_metrics
 from saucer.evaluation.recommending import Goal, choose
@@ -36,7 +35,10 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
     Raises:
         CannotScoreError: a file is unreadable, labels and detections do not belong together, or there is no test image.
     """
-    document = _document(manifest)
+    try:
+        document = read_manifest(manifest)
+    except ManifestError as error:
+        raise CannotScoreError(f"The manifest cannot be read: {error}.") from error
     try:
         test_set = _test_set(document, classes)
         if test_set.truth.images.size == 0:
@@ -47,7 +49,7 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"The test split cannot be scored: {error}.") from error
     try:
-        labels = from_coco(split_of(document, "validation"), classes)
+        labels = from_coco(document.split("validation"), classes)
         validated = match(labels, Detections.from_bytes(validation))
     except (TruthError, MismatchError, DetectionsError) as error:
         raise CannotScoreError(f"No threshold can be chosen on the validation split: {error}.") from error
@@ -57,37 +59,15 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
     return Scoring(summary, scored.to_bytes(), validated.to_bytes(), test_set.to_bytes())
 
 
-def _document(manifest: bytes) -> Mapping[str, Any]:
-    try:
-        document = json.loads(manifest)
-    except (ValueError, RecursionError) as error:
-        raise CannotScoreError(f"The manifest is no JSON: {error}.") from error
-    if not isinstance(document, dict):
-        raise CannotScoreError("The manifest is no COCO document.")
-    for name in ("images", "annotations", "categories"):
-        entries = document.get(name)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise CannotScoreError(f"The manifest's {name} are no list of objects.")
-    return document
-
-
-def split_of(document: Mapping[str, Any], split: str) -> dict[str, Any]:
-    """The images of one split, with their labels."""
-    images = [image for image in document["images"] if image.get("split") == split]
-    # As text, since an id that is no number is from_coco's to refuse, and must not stop the search for it.
-    ids = {str(image.get("id")) for image in images}
-    annotations = [label for label in document["annotations"] if str(label.get("image_id")) in ids]
-    return {"images": images, "annotations": annotations, "categories": document["categories"]}
-
-
-def _test_set(document: Mapping[str, Any], classes: Sequence[str]) -> LabelledSet:
-    labels = split_of(document, "test")
+def _test_set(manifest: Manifest, classes: Sequence[str]) -> LabelledSet:
+    labels = manifest.split("test")
     truth = from_coco(labels, classes)
-    by_id = {int(image["id"]): image for image in labels["images"]}
-    images = [by_id[image_id] for image_id in truth.images.tolist()]
-    object_names = tuple(str(image.get("file_name", "")) for image in images)
-    source_names = tuple(str(image.get("source_name") or image.get("file_name", "")) for image in images)
-    return LabelledSet(truth, object_names, source_names)
+    images = sorted(labels.images, key=lambda image: image.id)
+    return LabelledSet(
+        truth,
+        tuple(image.file_name for image in images),
+        tuple(image.source_name or image.file_name for image in images),
+    )
 
 
 def _figures(truth: Truth, coco: CocoMetrics, chosen: _Thresholds) -> Figures:

@@ -1,6 +1,6 @@
 """The use cases of evaluations, and the only place that opens their transactions.
 
-1. RunEnded with a model stores an evaluation SCORING; the same event twice stores one.
+1. RunEnded with a model, or a prediction of one, stores an evaluation SCORING; the same event twice stores one.
 2. A Scorer (scorer.py) claims it, and ends it SUCCEEDED or FAILED in one transaction with EvaluationEnded.
 3. Readers: the row answers the default threshold; any other is answered from a cache of what the scoring left.
 4. Images are read from the account's store only where a caller asks, and each read is counted.
@@ -25,12 +25,13 @@ from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation,
 from saucer.evaluation.exporting import ExportFormat, export
 from saucer.evaluation.matching import StoredFormError
 from saucer.evaluation.messages import evaluation_message
-from saucer.evaluation.metrics import ThinnedPoints
 from saucer.evaluation.reading import BadCase, CaseFilter, LabelledImage, ScoreHistogram, SuspectedLabel
 from saucer.evaluation.recommending import Goal, Recommendation, recommend
 from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
+from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import events_pb2
+from saucer.lib import tracing
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
@@ -86,12 +87,20 @@ class Evaluations:
     # Scoring
 
     async def want(
-        self, account_id: str, task_id: str, run_id: str, model_id: str, version: str, source: Source
+        self,
+        account_id: str,
+        task_id: str,
+        run_id: str,
+        model_id: str,
+        version: str,
+        source: Source,
+        *,
+        by_prediction: bool = False,
     ) -> None:
-        """A model is to be scored; the second time changes nothing."""
+        """What a run has detected is to be scored; the second time changes nothing."""
         async with self._database.transaction() as tx:
             evaluation = Evaluation(
-                evaluation_id=derived_id("evaluation", model_id),
+                evaluation_id=derived_id("evaluation", run_id if by_prediction else model_id),
                 account_id=account_id,
                 task_id=task_id,
                 run_id=run_id,
@@ -108,6 +117,8 @@ class Evaluations:
                 created_at=tx.now,
                 ended_at=None,
                 revision=1,
+                by_prediction=by_prediction,
+                traceparent=tracing.current(),
             )
             await store.insert(tx.connection, evaluation)
         self.wanted.set()
@@ -130,11 +141,16 @@ class Evaluations:
             if not await store.give_back(tx.connection, claim.token, tx.now + after, attempt=attempt, crash=crash):
                 raise ClaimLostError
 
-    async def succeed(self, claim: Claim, summary: Summary, sums: Sums, duration_ms: int) -> None:
-        """Ends it, with its event. Raises ClaimLostError."""
+    async def succeed(self, claim: Claim, summary: Summary, sums: Sums, duration_ms: int) -> Evaluation:
+        """Ends it, with its event; as it is then. Raises ClaimLostError."""
         async with self._database.transaction() as tx:
             ended = domain.succeed(claim.evaluation, summary, sums, duration_ms, tx.now)
             await _end(tx, ended, claim.token)
+        return ended
+
+    async def warm(self, evaluation: Evaluation) -> None:
+        """Brings one that has succeeded into memory, for those who look at it now. Raises what reading it does."""
+        await self._cache.get(evaluation)
 
     async def fail(self, claim: Claim, message: str, duration_ms: int) -> None:
         """Ends it with a sentence, and with its event. Raises ClaimLostError."""
@@ -207,11 +223,12 @@ class Evaluations:
         offset: int,
         limit: int,
         include_images: bool,
+        images_bytes: int = PAGE_IMAGES_BYTES,
     ) -> tuple[list[tuple[BadCase, bytes]], int]:
         """Bad cases with their images, if asked for, and how many there are in all.
 
-        With images the page may be shorter than `limit`, see PAGE_IMAGES_BYTES. An image that the store no longer has
-        comes empty: what is wrong with it is known all the same.
+        With images the page may be shorter than `limit`: it ends before one that would exceed `images_bytes`. An image
+        that the store no longer has comes empty: what is wrong with it is known all the same.
 
         Raises:
             NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
@@ -220,7 +237,7 @@ class Evaluations:
         cases, total = await asyncio.to_thread(
             reading.find_bad_cases, loaded, threshold, wanted, offset=offset, limit=limit
         )
-        return await self._with_images(evaluation, cases, include_images), total
+        return await self._with_images(evaluation, cases, include_images, images_bytes), total
 
     async def export_bad_cases(
         self, evaluation_id: str, threshold: float, wanted: CaseFilter, as_format: ExportFormat
@@ -282,14 +299,18 @@ class Evaluations:
         return await self._with_images(evaluation, found, include_images), total
 
     async def _with_images(
-        self, evaluation: Evaluation, entries: Sequence[Entry], include_images: bool
+        self,
+        evaluation: Evaluation,
+        entries: Sequence[Entry],
+        include_images: bool,
+        images_bytes: int = PAGE_IMAGES_BYTES,
     ) -> list[tuple[Entry, bytes]]:
         if not include_images:
             return [(entry, b"") for entry in entries]
         names = [entry.object_name for entry in entries]
-        return list(zip(entries, await self._images(evaluation, names), strict=False))
+        return list(zip(entries, await self._images(evaluation, names, images_bytes), strict=False))
 
-    async def _images(self, evaluation: Evaluation, object_names: Sequence[str]) -> list[bytes]:
+    async def _images(self, evaluation: Evaluation, object_names: Sequence[str], most_bytes: int) -> list[bytes]:
         """Of the first so many as fit into an answer, of one at least."""
         images: list[bytes] = []
         read_bytes = shown_bytes = reads = 0
@@ -302,7 +323,7 @@ class Evaluations:
                     log.warning("image_too_large_to_show", image=name, size_bytes=len(image))
                     image = b""
                 shown_bytes += len(image)
-                if images and shown_bytes > PAGE_IMAGES_BYTES:
+                if images and shown_bytes > most_bytes:
                     break
                 images.append(image)
         finally:

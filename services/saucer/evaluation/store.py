@@ -12,18 +12,19 @@ from saucer.lib.postgres import Connection
 
 _COLUMNS = (
     "evaluation_id, account_id, task_id, run_id, model_id, dataset_version_id, source, state, error_message, attempts, "
-    "crashes, summary, scored_sha256, validation_sha256, truth_sha256, duration_ms, created_at, ended_at, revision"
+    "crashes, summary, scored_sha256, validation_sha256, truth_sha256, duration_ms, created_at, ended_at, revision, "
+    "by_prediction, traceparent"
 )
 _IDS = ("evaluation_id", "account_id", "task_id", "run_id", "model_id")
 
 
 async def insert(connection: Connection, evaluation: Evaluation) -> None:
-    """A second evaluation of the same model changes nothing."""
+    """A second evaluation of the same run changes nothing."""
     await connection.execute(
         """
         INSERT INTO evaluation (evaluation_id, account_id, task_id, run_id, model_id, dataset_version_id, source, state,
-                                created_at, retry_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9) ON CONFLICT DO NOTHING
+                                created_at, retry_at, by_prediction, traceparent)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9, $10, $11) ON CONFLICT DO NOTHING
         """,
         evaluation.evaluation_id,
         evaluation.account_id,
@@ -34,6 +35,8 @@ async def insert(connection: Connection, evaluation: Evaluation) -> None:
         json.dumps(asdict(evaluation.source)),
         evaluation.state,
         evaluation.created_at,
+        evaluation.by_prediction,
+        evaluation.traceparent,
     )
 
 

@@ -11,13 +11,16 @@ from numpy.typing import NDArray
 
 from saucer.evaluation.columns import packed
 from saucer.evaluation.matching import NEVER, Scored, StoredFormError, Verdict, at_score_precision
-from saucer.evaluation.metrics import ThinnedPoints, ThresholdCurves, thin
+from saucer.evaluation.metrics import KEPT_POINT_BYTES, ThresholdCurves
+from saucer.evaluation.thinning import ThinnedPoints, thin
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
 
 FORMAT_VERSION = 1
 """Of a stored LabelledSet; bytes of another version are refused."""
+DEFAULT_POINTS = 200
+"""Of a curve, where no other number is asked for."""
 KEPT_POINTS = 200_000
 """Points of thinned curves, 20 bytes each, that a Loaded keeps; more are made anew for each call."""
 NAME_BYTES = 400
@@ -36,7 +39,7 @@ class LabelledSet:
     source_names: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """A compressed .npz; it holds no pickle."""
+        """An .npz; it holds no pickle."""
         columns: dict[str, NDArray[Any]] = {name: getattr(self.truth, name) for name in _COLUMNS}
         names = {"classes": self.truth.classes, "object_names": self.object_names, "source_names": self.source_names}
         described = {
@@ -82,7 +85,7 @@ class Loaded:
         self.detections = detections
         self.scored = scored
         self.curves = ThresholdCurves(scored)
-        self.validation = ThresholdCurves(validation) if validation is not None else None
+        self.validation = None if validation is None else ThresholdCurves(validation, keep_points=True)
         self._thinned: tuple[int, list[ThinnedPoints]] | None = None
         self._validation_rows = 0 if validation is None else validation.score.size
         self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
@@ -103,15 +106,22 @@ class Loaded:
     def thinned(self, max_points: int) -> list[ThinnedPoints]:
         """The curve of each class, of at most so many points (at least 2).
 
-        Kept for the next call with the same limit: of hundreds of classes it takes seconds.
+        Kept for the next call with the same limit: of hundreds of classes and millions of points it takes a second.
         """
         kept = self._thinned
         if kept is not None and kept[0] == max_points:
             return kept[1]
-        curves = [thin(self.curves.points(label), max_points) for label in range(len(self.truth.classes))]
+        curves = thin([self.curves.points(label) for label in range(len(self.truth.classes))], max_points)
         if sum(curve.points.recall.size for curve in curves) <= KEPT_POINTS:
             self._thinned = (max_points, curves)
         return curves
+
+    def warm(self) -> None:
+        """Makes what the calls with their own defaults ask for, so that the first one need not."""
+        self.thinned(DEFAULT_POINTS)
+        if self.validation is not None:
+            for label in (None, *range(len(self.truth.classes))):
+                self.validation.points(label)
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -139,6 +149,7 @@ class Loaded:
             + curves
             + by_image
             + thinned
+            + self._validation_rows * KEPT_POINT_BYTES
             + NAME_BYTES * self.scored.images.size
         )
 
@@ -155,9 +166,9 @@ class _RowsOfImage:
 
 
 def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = None) -> Loaded:
-    """Of what a scoring left, and the detections that it scored. Raises StoredFormError."""
+    """Of what a scoring left, and the detections that it scored; warm. Raises StoredFormError."""
     try:
-        return Loaded(
+        loaded = Loaded(
             LabelledSet.from_bytes(truth),
             Detections.from_bytes(test),
             Scored.from_bytes(scored),
@@ -165,3 +176,5 @@ def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = No
         )
     except DetectionsError as error:
         raise StoredFormError(f"no stored detections: {error}") from error
+    loaded.warm()
+    return loaded

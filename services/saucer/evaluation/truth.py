@@ -1,12 +1,21 @@
 """The test set in columns: what the labels say, read from a COCO document, and statistics of it."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from saucer.evaluation.manifest import (
+    Manifest,
+    ManifestBox,
+    ManifestCategory,
+    ManifestError,
+    ManifestImage,
+    manifest_of,
+)
 
 
 class TruthError(ValueError):
@@ -57,8 +66,8 @@ class TruthStatistics:
     classes: tuple[ClassStatistics, ...]
 
 
-def from_coco(document: Mapping[str, Any], classes: Sequence[str]) -> Truth:
-    """Reads `images`, `annotations` and `categories` of a COCO detection document (cocodataset.org/#format-data).
+def from_coco(document: Manifest | Mapping[str, Any], classes: Sequence[str]) -> Truth:
+    """Reads a COCO detection document (cocodataset.org/#format-data).
 
     Categories are joined to `classes` by name, so that label i is the model's class i whatever ids the document
     uses. `bbox` is x, y, width, height. A missing `area` is width × height; a missing `iscrowd` is 0.
@@ -71,28 +80,42 @@ def from_coco(document: Mapping[str, Any], classes: Sequence[str]) -> Truth:
     if len(set(names)) != len(names):
         raise TruthError("classes: a name stands twice")
     try:
-        images, width, height = _images(document["images"])
-        label_of = _label_of_category(document["categories"], names)
-        annotations = list(document["annotations"])
-    except KeyError as error:
-        raise TruthError(f"the document has no field {error}") from error
-    known = set(images.tolist())
-    rows = [_row(annotation, known, label_of) for annotation in annotations]
-    ids = [int(annotation["id"]) for annotation in annotations if "id" in annotation]
-    if len(set(ids)) != len(ids):
+        manifest = document if isinstance(document, Manifest) else manifest_of(document)
+    except ManifestError as error:
+        raise TruthError(str(error)) from error
+    images, width, height = _images(manifest.images)
+    boxes = manifest.annotations
+    named = [box.id for box in boxes if box.id is not None]
+    if len(set(named)) != len(named):
         raise TruthError("annotations: an id stands twice")
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
-    x, y, w, h = np.asarray(columns[2], np.float64).reshape(-1, 4).T
+    image_id = np.array([box.image_id for box in boxes], np.int64)
+    category = np.array([box.category_id for box in boxes], np.int64)
+    flat = np.fromiter(chain.from_iterable([box.bbox for box in boxes]), np.float64, 4 * len(boxes))
+    x, y, w, h = flat.reshape(-1, 4).T
+    area = np.array([box.bbox[2] * box.bbox[3] if box.area is None else box.area for box in boxes], np.float64)
+    known, label = _labels(category, manifest.categories, names)
+
+    def refuse(wrong: NDArray[np.bool_], why: Callable[[ManifestBox], str]) -> None:
+        if wrong.any():
+            box = boxes[int(wrong.argmax())]
+            raise TruthError(f"annotation {'?' if box.id is None else box.id}: {why(box)}")
+
+    refuse(~np.isin(image_id, images), lambda box: f"there is no image {box.image_id}")
+    refuse(~known, lambda box: f"category {box.category_id} is not among the model's classes")
+    refuse(
+        (w < 0) | (h < 0) | ~np.isfinite(area) | ~np.isfinite(flat.reshape(-1, 4)).all(axis=1),
+        lambda box: f"bbox {list(box.bbox)}, area {box.area}: finite numbers, width and height >= 0",
+    )
     return Truth(
         classes=names,
         images=images,
         width=width,
         height=height,
-        image_id=np.asarray(columns[0], np.int64),
+        image_id=image_id,
         box=np.stack([x, y, x + w, y + h], axis=1),
-        label=np.asarray(columns[1], np.int32),
-        crowd=np.asarray(columns[3], np.bool_),
-        area=np.asarray(columns[4], np.float64),
+        label=label,
+        crowd=np.array([bool(box.iscrowd) for box in boxes], np.bool_),
+        area=area,
     )
 
 
@@ -115,59 +138,24 @@ def statistics(truth: Truth) -> TruthStatistics:
     )
 
 
-def _images(
-    entries: Iterable[Mapping[str, Any]],
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
-    try:
-        rows = sorted((int(image["id"]), int(image["width"]), int(image["height"])) for image in entries)
-        table = np.asarray(rows, np.int64).reshape(-1, 3)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise TruthError(f"images: id, width and height must be integers ({error!r})") from error
+def _images(entries: Sequence[ManifestImage]) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]]:
+    rows = sorted((image.id, image.width, image.height) for image in entries)
+    table = np.asarray(rows, np.int64).reshape(-1, 3)
     if np.any(table[1:, 0] == table[:-1, 0]):
         raise TruthError("images: an id stands twice")
     return table[:, 0].copy(), table[:, 1].astype(np.int32), table[:, 2].astype(np.int32)
 
 
-def _label_of_category(entries: Iterable[Mapping[str, Any]], classes: tuple[str, ...]) -> dict[int, int | None]:
+def _labels(
+    category: NDArray[np.int64], entries: Sequence[ManifestCategory], classes: tuple[str, ...]
+) -> tuple[NDArray[np.bool_], NDArray[np.int32]]:
+    """Which boxes are of one of the classes, and of which; a category without a box need not be one."""
     index = {name: label for label, name in enumerate(classes)}
-    label_of: dict[int, int | None] = {}
-    for category in entries:
-        try:
-            category_id, name = int(category["id"]), category["name"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise TruthError(f"categories: id and name are needed ({error!r})") from error
-        if category_id in label_of:
-            raise TruthError(f"categories: id {category_id} stands twice")
-        # A category that the model was not trained on does no harm while no box has it.
-        label_of[category_id] = index.get(name)
-    return label_of
-
-
-def _row(
-    annotation: Mapping[str, Any], images: set[int], label_of: Mapping[int, int | None]
-) -> tuple[int, int, tuple[float, float, float, float], bool, float]:
-    """One annotation as (image id, label, x y w h, crowd, area)."""
-    try:
-        image_id, category_id = int(annotation["image_id"]), int(annotation["category_id"])
-        x, y, w, h = map(float, annotation["bbox"])
-        area = annotation.get("area")
-        area = w * h if area is None else float(area)
-        crowd = bool(annotation.get("iscrowd", 0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise TruthError(
-            f"{_named(annotation)}: image_id, category_id and a bbox of four numbers are needed ({error!r})"
-        ) from error
-    if image_id not in images:
-        raise TruthError(f"{_named(annotation)}: there is no image {image_id}")
-    label = label_of.get(category_id)
-    if label is None:
-        raise TruthError(f"{_named(annotation)}: category {category_id} is not among the model's classes")
-    if w < 0 or h < 0 or not all(map(math.isfinite, (x, y, w, h, area))):
-        raise TruthError(
-            f"{_named(annotation)}: bbox {[x, y, w, h]}, area {area}: finite numbers, width and height >= 0"
-        )
-    return image_id, label, (x, y, w, h), crowd, area
-
-
-def _named(annotation: Mapping[str, Any]) -> str:
-    return f"annotation {annotation.get('id', '?')}"
+    label_of: dict[int, int] = {}
+    for entry in entries:
+        if entry.id in label_of:
+            raise TruthError(f"categories: id {entry.id} stands twice")
+        label_of[entry.id] = index.get(entry.name, -1)
+    used, place = np.unique(category, return_inverse=True)
+    label = np.array([label_of.get(number, -1) for number in used.tolist()], np.int32)[place]
+    return label >= 0, label

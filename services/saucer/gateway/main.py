@@ -20,6 +20,7 @@ from saucer.gateway.transcoder import Transcoder
 from saucer.gateway.v1 import gateway_pb2
 from saucer.lib.config import ServerSettings
 from saucer.lib.run import Process, run
+from saucer.lib.tls import Identity
 from saucer.lib.v1 import dead_events_pb2
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
@@ -76,9 +77,9 @@ async def wire(process: Process, settings: GatewaySettings) -> None:
 
 
 def _serve_http(process: Process, listen: str, transcoder: Transcoder, health: Health) -> None:
-    """Raises OSError if the port is taken."""
+    """HTTPS where the process has an identity; browsers have none to show. Raises OSError if the port is taken."""
     bound = bind(listen)
-    server = _Server(application(transcoder, health))
+    server = _Server(application(transcoder, health), process.identity)
     ended = asyncio.Event()
 
     async def serve() -> None:
@@ -110,7 +111,7 @@ def bind(listen: str) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, identity: Identity | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -121,6 +122,8 @@ class _Server(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 timeout_graceful_shutdown=STOP_GRACE_S,
+                ssl_certfile=identity.certificate_file if identity is not None else None,
+                ssl_keyfile=identity.key_file if identity is not None else None,
             )
         )
 

@@ -30,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 
 from saucer.gateway.mapping import HTTP_STATUS, error_json, fill, to_json
 from saucer.gateway.routes import Match, Route, find
+from saucer.lib import tracing
 from saucer.lib.errors import DomainError, InvalidArgumentError
 from saucer.lib.grpc_server import MAX_UNARY_S, to_status, until
 
@@ -146,14 +147,16 @@ class Transcoder:
         route = match.route
         metadata = _metadata(request)
         timeout_s = _timeout_s(request)
+        parent = request.headers.get(tracing.HEADER)
         if route.method.server_streaming:
             _resume(message, request.headers.get("last-event-id"))
             call = self._streams[route.service, route.grpc_path](message, metadata=metadata, timeout=timeout_s)
             return await self._events(call, route)
         started = time.perf_counter()
-        answer = await self._unary[route.service, route.grpc_path](
-            message, metadata=metadata, timeout=min(timeout_s or MAX_UNARY_S, MAX_UNARY_S)
-        )
+        with tracing.span(f"{request.method} {route.method.full_name}", parent=parent, kind=tracing.SERVER):
+            answer = await self._unary[route.service, route.grpc_path](
+                message, metadata=metadata + tracing.metadata(), timeout=min(timeout_s or MAX_UNARY_S, MAX_UNARY_S)
+            )
         request_seconds.labels(route.method.full_name).observe(time.perf_counter() - started)
         return Response(await _encode(answer), media_type="application/json")
 

@@ -37,10 +37,12 @@ class CloudEvent:
     account_id: str
     time: datetime
     data: bytes
+    # CloudEvents' extension for distributed tracing.
+    traceparent: str | None = None
 
     def headers(self) -> dict[str, str]:
         """The `ce-*` headers, and JetStream's own for deduplication."""
-        return {
+        headers = {
             "ce-specversion": SPEC_VERSION,
             "ce-id": self.event_id,
             "ce-source": self.source,
@@ -51,6 +53,7 @@ class CloudEvent:
             "content-type": CONTENT_TYPE,
             "Nats-Msg-Id": self.event_id,
         }
+        return headers | ({"ce-traceparent": self.traceparent} if self.traceparent else {})
 
 
 def subject_of(event_type: str, account_id: str, work_id: str | None, resource_id: str) -> str:
@@ -73,6 +76,7 @@ def parse_headers(headers: Mapping[str, str] | None, data: bytes) -> CloudEvent:
             account_id=headers["ce-accountid"],
             time=datetime.fromisoformat(headers["ce-time"]),
             data=data,
+            traceparent=headers.get("ce-traceparent"),
         )
     except KeyError as error:
         raise UnreadableEventError(f"The header {error.args[0]} is missing.") from error

@@ -4,17 +4,44 @@ import difflib
 import os
 import sys
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from saucer.lib.tls import Identity
 
 PREFIX = "SAUCER_"
 # Of the command line's own, which starts services on one machine: they may stand in its environment.
 COMMAND_LINE = frozenset({"SAUCER_PROFILE", "SAUCER_TOKEN", "SAUCER_ACCOUNT"})
 
 
-class ProcessSettings(BaseSettings):
+class TlsSettings(BaseSettings):
+    """All three or none; then every call, connection and gRPC port of the process has mutual TLS."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", frozen=True)
+
+    # PEM: the authority whose certificates are believed, and the process's own certificate with its key.
+    tls_ca_file: Path | None = None
+    tls_certificate_file: Path | None = None
+    tls_key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [file is not None for file in (self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)]
+        if any(given) and not all(given):
+            raise ValueError("TLS needs all of SAUCER_TLS_CA_FILE, SAUCER_TLS_CERTIFICATE_FILE and SAUCER_TLS_KEY_FILE")
+        return self
+
+    @property
+    def identity(self) -> Identity | None:
+        """None without TLS."""
+        if self.tls_ca_file is None or self.tls_certificate_file is None or self.tls_key_file is None:
+            return None
+        return Identity(self.tls_ca_file, self.tls_certificate_file, self.tls_key_file)
+
+
+class ProcessSettings(TlsSettings):
     """What every process of Saucer can be told."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
@@ -23,6 +50,10 @@ class ProcessSettings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     # host:port of /metrics; port 0 takes a free one.
     metrics_listen: str = "127.0.0.1:0"
+    # An OTLP collector's gRPC, like http://collector:4317; empty: no traces are recorded.
+    otlp_endpoint: str = Field(default="", pattern="^(https?://.+)?$")
+    # Of the traces that begin here, the share that is recorded.
+    trace_ratio: float = Field(default=1.0, ge=0, le=1)
 
 
 class ServerSettings(ProcessSettings):

@@ -28,6 +28,7 @@ from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError as NoSuchStreamError
 from prometheus_client import Counter, Histogram
 
+from saucer.lib import tracing
 from saucer.lib.cloudevent import CloudEvent, UnreadableEventError, from_json, parse_headers
 from saucer.lib.errors import DomainError, NotFoundError, UnavailableError
 from saucer.lib.postgres import Connection, Database, Transaction
@@ -53,7 +54,12 @@ RECONNECT_S = 1.0
 
 log = structlog.get_logger()
 events_total = Counter("saucer_events_total", "Events by what became of them", ["service", "type", "outcome"])
-event_lag = Histogram("saucer_event_lag_seconds", "From an event's creation to its effect", ["service"])
+event_lag = Histogram(
+    "saucer_event_lag_seconds",
+    "From an event's creation to its effect",
+    ["service"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
+)
 
 Handler = Callable[[CloudEvent, Message], Awaitable[None]]
 
@@ -226,7 +232,13 @@ class Consumer:
     async def handle(self, event: CloudEvent) -> None:
         """Parses the body and calls the handler. Raises what either raises."""
         handles = self._handlers[event.type]
-        await handles.handler(event, from_json(event.data, handles.message()))
+        parts = event.subject.removeprefix(f"{event.type}.").split(".")
+        ids = dict(zip(("account_id", "work_id", "resource_id"), parts, strict=False))
+        with (
+            structlog.contextvars.bound_contextvars(**ids),
+            tracing.span(event.type, parent=event.traceparent, kind=tracing.CONSUMER, attributes=ids),
+        ):
+            await handles.handler(event, from_json(event.data, handles.message()))
 
     async def _failed(self, message: Msg, event: CloudEvent, attempts: int, error: Exception) -> None:
         if attempts < MAX_DELIVERIES and not _is_final(error):

@@ -9,8 +9,9 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from saucer.lib import errors
+from saucer.lib import errors, tracing
 from saucer.lib.grpc_server import MAX_MESSAGE_BYTES
+from saucer.lib.tls import Identity
 
 DEFAULT_TIMEOUT_S = 10.0
 # UNAVAILABLE only: the call did not reach a handler, or the handler said that it may be repeated.
@@ -71,18 +72,18 @@ class TokenFile:
         return (("authorization", f"Bearer {self._file.read_text().strip()}"),)
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """A channel to host:port that connects when used, and again when lost."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=[
-            ("grpc.service_config", json.dumps(RETRIES)),
-            ("grpc.enable_retries", 1),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.keepalive_time_ms", 30_000),
-        ],
-    )
+def channel(address: str, identity: Identity | None = None) -> grpc.aio.Channel:
+    """A channel to host:port that connects when used, and again when lost; with an identity, over mutual TLS."""
+    options: list[tuple[str, str | int]] = [
+        ("grpc.service_config", json.dumps(RETRIES)),
+        ("grpc.enable_retries", 1),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", 30_000),
+    ]
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    return grpc.aio.secure_channel(address, identity.channel_credentials(), options=options)
 
 
 async def call(
@@ -94,7 +95,7 @@ async def call(
 ) -> Response:
     """Makes a unary call. Raises the DomainError that the other side raised; UnavailableError if it did not answer."""
     try:
-        return await method(request, metadata=token.metadata(), timeout=timeout_s)
+        return await method(request, metadata=token.metadata() + tracing.metadata(), timeout=timeout_s)
     except grpc.aio.AioRpcError as error:
         raise from_rpc(error) from error
 

@@ -26,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Histogram
 
-from saucer.lib import auth
+from saucer.lib import auth, tracing
 from saucer.lib.errors import (
     DomainError,
     InvalidArgumentError,
@@ -36,6 +36,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import new_id
+from saucer.lib.tls import Identity
 from saucer.lib.v1 import access_pb2
 
 # A unary call without a deadline of its own, or with a later one, is ended after this.
@@ -83,8 +84,17 @@ def access_of(servicers: Sequence[Servicer]) -> dict[str, int]:
 class Server:
     """One listening server of one process."""
 
-    def __init__(self, listen: str, verifier: auth.Verifier, servicers: Sequence[Servicer]) -> None:
-        """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken."""
+    def __init__(
+        self,
+        listen: str,
+        verifier: auth.Verifier,
+        servicers: Sequence[Servicer],
+        identity: Identity | None = None,
+    ) -> None:
+        """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken.
+
+        With an identity callers need a certificate of its authority.
+        """
         self._interceptor = _Interceptor(verifier, access_of(servicers))
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
@@ -100,7 +110,10 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._names = [servicer.descriptor.full_name for servicer in servicers]
         reflection.enable_server_reflection([*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
-        port = self._server.add_insecure_port(listen)
+        if identity is None:
+            port = self._server.add_insecure_port(listen)
+        else:
+            port = self._server.add_secure_port(listen, identity.server_credentials())
         if port == 0:
             raise OSError(f"Cannot listen on {listen}; is another process there?")
         self.address = f"{listen.rsplit(':', 1)[0]}:{port}"
@@ -167,7 +180,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         count_ok = calls_total.labels(method, "OK")
         seconds = call_seconds.labels(method)
 
-        async def handle(request: Message, context: Context) -> object:
+        async def answer(request: Message, context: Context) -> object:
             started = time.perf_counter()
             try:
                 self._authorize(method, context)
@@ -180,6 +193,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             count_ok.inc()
             seconds.observe(time.perf_counter() - started)
             return response
+
+        # Workers call every second; what they do is traced by their run.
+        if self._access[method] == access_pb2.ACCESS_WORKER:
+            return answer
+
+        async def handle(request: Message, context: Context) -> object:
+            with tracing.span(method.removeprefix("/"), parent=_traceparent(context), kind=tracing.SERVER):
+                return await answer(request, context)
 
         return handle
 
@@ -244,6 +265,10 @@ _END = object()
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+def _traceparent(context: Context) -> str | None:
+    return next((str(value) for key, value in context.invocation_metadata() or () if key == tracing.HEADER), None)
+
+
 def _bearer(context: Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == "authorization":
@@ -284,7 +309,7 @@ def to_status(method: str, error: Exception) -> status_pb2.Status:
         return status
     if isinstance(error, TimeoutError):
         return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
-    trace_id = new_id()
+    trace_id = tracing.trace_id() or new_id()
     log.error("call_failed", method=method, trace_id=trace_id, exc_info=error)
     return status_pb2.Status(
         code=code_pb2.INTERNAL, message=f"Something went wrong in Saucer; its log has it under {trace_id}."

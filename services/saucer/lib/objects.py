@@ -61,7 +61,7 @@ class Objects:
     def __init__(self, url: str) -> None:
         """`file:///folder` (made if missing), `s3://bucket/prefix`, `memory:///`.
 
-        Where S3 is, and with what keys, the environment says: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID …
+        Where S3 is, and with what keys, the environment says: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID etc.
         """
         self.url = url
         self._store: ObjectStore

@@ -23,6 +23,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import Error as JetStreamError
 from prometheus_client import Counter, Gauge
 
+from saucer.lib import tracing
 from saucer.lib.cloudevent import CloudEvent, subject_of, to_json
 from saucer.lib.postgres import Connection, Database, Transaction
 
@@ -52,13 +53,22 @@ class Outgoing:
     account_id: str
     work_id: str | None
     resource_id: str
+    # The trace that it belongs to; None: the present one, if any.
+    traceparent: str | None = None
 
 
 async def enqueue(
-    tx: Transaction, event_id: str, message: Message, *, account_id: str, work_id: str | None, resource_id: str
+    tx: Transaction,
+    event_id: str,
+    message: Message,
+    *,
+    account_id: str,
+    work_id: str | None,
+    resource_id: str,
+    traceparent: str | None = None,
 ) -> None:
     """Writes an event in the transaction of the change that it tells of. The same event id twice writes one row."""
-    await enqueue_all(tx, [Outgoing(event_id, message, account_id, work_id, resource_id)])
+    await enqueue_all(tx, [Outgoing(event_id, message, account_id, work_id, resource_id, traceparent)])
 
 
 async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
@@ -66,8 +76,9 @@ async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
     types = [event.message.DESCRIPTOR.full_name for event in events]
     await tx.connection.execute(
         """
-        INSERT INTO outbox (event_id, type, subject, account_id, resource, data, created_at)
-        SELECT e.*, $7 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) AS e
+        INSERT INTO outbox (event_id, type, subject, account_id, resource, data, traceparent, created_at)
+        SELECT e.*, $8
+        FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[]) AS e
         ON CONFLICT (event_id) DO NOTHING
         """,
         [event.event_id for event in events],
@@ -79,6 +90,7 @@ async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
         [event.account_id for event in events],
         [event.resource_id for event in events],
         [to_json(event.message).decode() for event in events],
+        [event.traceparent or tracing.current() for event in events],
         tx.now,
     )
     tx.published = True
@@ -133,7 +145,7 @@ class Relay:
                 return 0
             rows = await connection.fetch(
                 """
-                SELECT position, event_id, type, subject, account_id, resource, data, created_at
+                SELECT position, event_id, type, subject, account_id, resource, data, created_at, traceparent
                 FROM outbox WHERE sent_at IS NULL AND position <> ALL($2) ORDER BY position LIMIT $1
                 """,
                 BATCH,
@@ -192,6 +204,7 @@ class Relay:
             account_id=row["account_id"],
             time=row["created_at"],
             data=row["data"].encode(),
+            traceparent=row["traceparent"],
         )
         await self._jetstream.publish(event.subject, event.data, timeout=PUBLISH_TIMEOUT_S, headers=event.headers())
 

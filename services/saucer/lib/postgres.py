@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 import structlog
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from saucer.lib.clock import Clock
+    from saucer.lib.tls import Identity
 
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
@@ -83,12 +84,19 @@ class Database:
             raise asyncpg.InterfaceError(f"The connection to PostgreSQL was lost: {error}") from error
 
 
-async def connect(url: str, clock: Clock, *, pool_size: int = POOL_SIZE) -> Database:
+async def connect(url: str, clock: Clock, *, pool_size: int = POOL_SIZE, identity: Identity | None = None) -> Database:
     """Waits until the server answers. Raises asyncpg's error if it answers and refuses the role or database."""
+    # Without an identity the URL says, as libpq does it (sslmode=…).
+    tls: dict[str, Any] = {} if identity is None else {"ssl": identity.client_context()}
     while True:
         try:
             pool = await asyncpg.create_pool(
-                url, min_size=1, max_size=pool_size, command_timeout=COMMAND_TIMEOUT_S, connection_class=_Session
+                url,
+                min_size=1,
+                max_size=pool_size,
+                command_timeout=COMMAND_TIMEOUT_S,
+                connection_class=_Session,
+                **tls,
             )
         except (OSError, asyncpg.CannotConnectNowError, asyncpg.ConnectionDoesNotExistError, TimeoutError) as error:
             log.warning("postgres_not_up_yet", error=str(error))

@@ -15,14 +15,16 @@ import structlog
 from nats.aio.client import Client as NatsClient
 from nats.js import JetStreamContext
 
-from saucer.lib import config, grpc_client, telemetry
+from saucer.lib import config, grpc_client, telemetry, tracing
 from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
 from saucer.lib.consumer import Consumer, Handles, ensure_stream
 from saucer.lib.dead_events import dead_events_servicer
+from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.tls import Identity
 
 # Background work that does not heed its cancellation within this is left behind.
 STOP_S = 8.0
@@ -35,8 +37,9 @@ S = TypeVar("S", bound=config.ProcessSettings)
 class Process:
     """What a main.py wires, top to bottom; stopped in the opposite order."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, identity: Identity | None = None) -> None:
         self.name = name
+        self.identity = identity
         self.stack = AsyncExitStack()
         # Of the gRPC server, once it serves.
         self.address: str | None = None
@@ -57,7 +60,7 @@ class Process:
 
     async def database(self, settings: config.ServiceSettings, package: str) -> Database:
         """The service's database, migrated."""
-        database = await connect(settings.database_url, PostgresClock())
+        database = await connect(settings.database_url, PostgresClock(), identity=self.identity)
         self.stack.push_async_callback(_close_pool, database)
         await migrate(database, "saucer.lib", package)
         return database
@@ -67,7 +70,13 @@ class Process:
         while True:
             try:
                 client: NatsClient = await nats.connect(
-                    url, max_reconnect_attempts=-1, name=self.name, error_cb=_nats_error
+                    url,
+                    max_reconnect_attempts=-1,
+                    name=self.name,
+                    error_cb=_nats_error,
+                    # Its user may listen nowhere else.
+                    inbox_prefix=f"_INBOX_{self.name}".encode(),
+                    tls=self.identity.client_context() if self.identity is not None else None,
                 )
                 break
             except (OSError, nats.errors.Error) as error:
@@ -83,6 +92,10 @@ class Process:
         replica = f"{socket.gethostname()}-{os.getpid()}"
         self.background("relay", Relay(self.name, database, jetstream, replica=replica).run())
 
+    def gauges(self, database: Database, *readings: Reading) -> None:
+        """Exports what lies in the database: the usual gauges of a service, and its own."""
+        self.background("gauges", read_for_ever(self.name, database, readings))
+
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
         consumer = Consumer(self.name, database, jetstream, by_type(handlers))
@@ -91,13 +104,15 @@ class Process:
 
     def channel(self, address: str) -> grpc.aio.Channel:
         """A channel to another service, closed at the stop."""
-        channel = grpc_client.channel(address)
+        channel = grpc_client.channel(address, self.identity)
         self.stack.push_async_callback(channel.close)
         return channel
 
     async def serve(self, settings: config.ServerSettings, servicers: Sequence[Servicer]) -> Server:
         """Starts the gRPC server; the last thing that a main.py does."""
-        server = Server(settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers)
+        server = Server(
+            settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers, self.identity
+        )
         self.stack.push_async_callback(server.stop)
         await server.start()
         self.address = server.address
@@ -123,7 +138,10 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen))
-    process = Process(name)
+    process = Process(name, settings.identity)
+    if settings.otlp_endpoint:
+        stop_tracing = tracing.start(name, settings.otlp_endpoint, settings.trace_ratio)
+        process.stack.push_async_callback(asyncio.to_thread, stop_tracing)
     async with process.stack:
         wiring = asyncio.ensure_future(_wire(process, settings, wire))
         ends = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(process.failed.wait())]

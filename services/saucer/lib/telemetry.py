@@ -6,11 +6,14 @@ import sys
 import structlog
 from prometheus_client import start_http_server
 
+from saucer.lib import tracing
+
 
 def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
     """Logs to stderr: a JSON object a line, or a line for people. Standard logging goes the same way."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace_id,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
@@ -41,6 +44,13 @@ def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _add_trace_id(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    trace_id = tracing.trace_id()
+    if trace_id is not None:
+        event.setdefault("trace_id", trace_id)
+    return event
 
 
 def serve_metrics(listen: str) -> int:

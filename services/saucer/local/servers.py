@@ -22,6 +22,8 @@ from urllib.parse import quote
 
 import asyncpg
 
+from saucer.lib.tls import Identity
+from saucer.local import nats_users
 from saucer.local.process import LOOPBACK, Server, ServerStartError, http_status
 from saucer.local.triton_env import TritonEnvironment
 
@@ -247,15 +249,20 @@ class NatsServer(Server):
     name = "nats"
     port_names = ("client", "monitor")
     stop_signal = signal.SIGTERM  # with a single server a lame duck would only make clients wait
-    _USER = "saucer"
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, identity: Identity | None = None) -> None:
         super().__init__(data_dir)
+        self._identity = identity
         self._passwords = Passwords(self.data_dir / "passwords.json")
 
     @property
     def uri(self) -> str:
-        return f"nats://{self._USER}:{self._passwords.get(self._USER)}@{LOOPBACK}:{self.ports['client']}"
+        """The administrator's."""
+        return self.uri_of(nats_users.ADMINISTRATOR)
+
+    def uri_of(self, user: str) -> str:
+        """A service's, by its name."""
+        return f"nats://{user}:{self._passwords.get(user)}@{LOOPBACK}:{self.ports['client']}"
 
     @property
     def monitor_url(self) -> str:
@@ -274,7 +281,8 @@ server_name: saucer
 listen: "{LOOPBACK}:{self.ports["client"]}"
 http: "{LOOPBACK}:{self.ports["monitor"]}"
 max_payload: {NATS_MAX_PAYLOAD_BYTES}
-authorization {{ user: {self._USER}, password: "{self._passwords.get(self._USER)}" }}
+{nats_users.authorization(lambda user: f'"{self._passwords.get(user)}"')}\
+{_nats_tls(self._identity)}\
 jetstream {{
   store_dir: {store}
   # Acknowledged means written: without it an acknowledged event can be lost with the power.
@@ -284,6 +292,14 @@ jetstream {{
 
     async def _ready(self) -> bool:
         return await http_status(self.ports["monitor"], "/healthz") == 200
+
+
+def _nats_tls(identity: Identity | None) -> str:
+    if identity is None:
+        return ""
+    files = {"ca": identity.ca_file, "cert": identity.certificate_file, "key": identity.key_file}
+    named = ", ".join(f'{name}_file: "{file}"' for name, file in files.items())
+    return f"tls {{ verify: true, {named} }}\n"
 
 
 class TritonServer(Server):

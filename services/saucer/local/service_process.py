@@ -9,6 +9,8 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from saucer.lib import grpc_client
+from saucer.lib.config import TlsSettings
 from saucer.local.process import Server, http_status
 
 HEALTH_TIMEOUT_S = 2.0
@@ -51,8 +53,8 @@ class ServiceProcess(Server):
 
 
 async def healthy(address: str) -> bool:
-    """Whether a gRPC server says that it serves."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    """Whether a gRPC server says that it serves; asked with the TLS identity of this process's own settings, if any."""
+    async with grpc_client.channel(address, TlsSettings().identity) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(  # type: ignore[attr-defined] # the stubs lack it

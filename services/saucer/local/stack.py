@@ -55,6 +55,11 @@ class Layout:
         return self.home / "profile.json"
 
     @property
+    def scrape_targets(self) -> Path:
+        """For Prometheus' file_sd_configs."""
+        return self.home / "prometheus-targets.json"
+
+    @property
     def objects(self) -> Path:
         return self.home / "objects"
 
@@ -94,6 +99,8 @@ class Stack:
     # Loses durability for speed; for tests.
     fast: bool = False
     triton_folder: Path | None = None
+    # Of an OTLP collector; empty: no traces.
+    otlp_endpoint: str = ""
     processes: dict[str, ServiceProcess] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,6 +144,7 @@ class Stack:
             await self.stop()
             raise
         write_private(self.layout.profile, json.dumps(self.profile, indent=2))
+        self.layout.scrape_targets.write_text(json.dumps(self._scrape_targets(), indent=2))
         for name in self.processes:
             self._wanted[name] = True
             self._supervisors.append(asyncio.create_task(self._supervise(name)))
@@ -164,6 +172,12 @@ class Stack:
         """Starts a process again that kill() ended."""
         await self.processes[name].start()
         self._wanted[name] = True
+
+    def _scrape_targets(self) -> list[dict[str, object]]:
+        return [
+            {"targets": [f"{LOOPBACK}:{self._ports[f'{name}-metrics']}"], "labels": {"process": name}}
+            for name in self.processes
+        ]
 
     def _port_names(self) -> list[str]:
         names = [*SERVICES, "gateway", *(f"worker-{number}" for number in range(1, self.workers + 1))]
@@ -249,14 +263,18 @@ class Stack:
     def _server_settings(self, name: str) -> dict[str, object]:
         return {
             "listen": self._address(name, "grpc"),
-            "nats_url": self.nats.uri,
+            "nats_url": self.nats.uri_of(name),
             "public_keys_file": self.layout.public_keys,
             "revoked_tokens_file": self.layout.revoked,
         }
 
     def _add(self, name: str, module: str, settings: dict[str, object]) -> None:
         metrics_port = self._ports[f"{name}-metrics"]
-        usual = {"log_format": "text", "metrics_listen": f"{LOOPBACK}:{metrics_port}"}
+        usual = {
+            "log_format": "text",
+            "metrics_listen": f"{LOOPBACK}:{metrics_port}",
+            "otlp_endpoint": self.otlp_endpoint,
+        }
         self.processes[name] = ServiceProcess(
             self.home / name, module, {**usual, **settings}, metrics_port=metrics_port
         )

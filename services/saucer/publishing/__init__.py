@@ -5,5 +5,5 @@ Serves: saucer.publishing.v1.PublishingService, inference.GRPCInferenceService, 
 Calls: billing (CreateHold), Triton.
 Publishes: DeploymentCreated, DeploymentQueued, DeploymentChanged, DeploymentActivated, DeploymentProgressed,
     DeploymentDegraded, DeploymentStopRequested, DeploymentEnded.
-Consumes: RunEnded; EvaluationEnded; StopOrdered.
+Consumes: RunEnded; EvaluationEnded; HoldGranted, StopOrdered.
 """

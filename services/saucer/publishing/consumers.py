@@ -13,6 +13,7 @@ from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
 from saucer.publishing.domain import EndReason
 from saucer.publishing.messages import read_evaluation, read_model
+from saucer.publishing.peers import read_hold
 from saucer.publishing.service import Deployments
 from saucer.training.v1 import events_pb2 as training_events
 
@@ -35,7 +36,8 @@ def handlers(deployments: Deployments) -> list[Handles]:
 
     async def evaluation_ended(event: CloudEvent, message: Message) -> None:
         evaluation = cast(evaluation_events.EvaluationEnded, message).evaluation
-        if evaluation.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED:
+        # Thresholds are those of the data that the model was made for.
+        if evaluation.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED and not evaluation.by_prediction:
             await deployments.meet_evaluation(read_evaluation(evaluation), from_timestamp(evaluation.end_time))
 
     async def stop_ordered(event: CloudEvent, message: Message) -> None:
@@ -45,8 +47,14 @@ def handlers(deployments: Deployments) -> list[Handles]:
             reason = STOP_REASONS.get(order.reason, EndReason.ARREARS)
             await deployments.obey_stop(order.hold.work_id, order.hold.start_number, reason)
 
+    async def hold_granted(event: CloudEvent, message: Message) -> None:
+        hold = cast(billing_events.HoldGranted, message).hold
+        if hold.work_kind == billing_pb2.WORK_KIND_DEPLOYMENT:
+            await deployments.grant(hold.work_id, hold.start_number, read_hold(hold))
+
     return [
         Handles(training_events.RunEnded, run_ended),
         Handles(evaluation_events.EvaluationEnded, evaluation_ended),
+        Handles(billing_events.HoldGranted, hold_granted),
         Handles(billing_events.StopOrdered, stop_ordered),
     ]

@@ -113,6 +113,15 @@ class Form:
     billing_mode: str
     max_duration_ms: int | None
     thresholds: tuple[tuple[str, float], ...]
+    # Of PREPAID; empty otherwise.
+    resource_group_id: str = ""
+    # 0: none of its own.
+    budget_micros: int = 0
+
+    @property
+    def prepaid(self) -> bool:
+        """Whether it takes capacity, and not money."""
+        return self.billing_mode == "PREPAID"
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ class Deployment:
     @property
     def warnings(self) -> tuple[str, ...]:
         """For people."""
-        if self.form.max_duration_ms is None:
+        if self.form.max_duration_ms is None and not self.form.prepaid:
             return ("It has no max duration: it runs, and is charged, until it is stopped.",)
         return ()
 
@@ -216,8 +225,10 @@ def transition(deployment: Deployment, state: DeploymentState, now: datetime) ->
     """Raises ValueError for a move that the table does not have."""
     if state not in TRANSITIONS[deployment.state]:
         raise ValueError(f"A deployment does not go from {deployment.state} to {state}.")
-    charge = ChargeStatus.BILLING if state is _S.ACTIVE else deployment.charge_status
-    if state is not _S.ACTIVE and charge is ChargeStatus.BILLING:
+    charge = deployment.charge_status
+    if state is _S.ACTIVE:
+        charge = ChargeStatus.NOT_BILLING if deployment.form.prepaid else ChargeStatus.BILLING
+    elif charge is ChargeStatus.BILLING:
         charge = ChargeStatus.NOT_BILLING
     return replace(
         deployment,
@@ -279,6 +290,11 @@ def create(
     )
 
 
+def wait(deployment: Deployment, now: datetime) -> Deployment:
+    """Its resource group has no free capacity yet."""
+    return transition(deployment, _S.WAITING, now)
+
+
 def queue(
     deployment: Deployment, hold_micros: int, price_per_hour_micros: int, currency: str, now: datetime
 ) -> Deployment:
@@ -316,8 +332,11 @@ def refuse(deployment: Deployment, message: str, missing_micros: int, now: datet
     return replace(refused, former_state=None, missing_micros=missing_micros, error_message=message)
 
 
-def start_again(deployment: Deployment, request_id: str, now: datetime) -> Deployment:
+def start_again(deployment: Deployment, request_id: str, now: datetime, form: Form | None = None) -> Deployment:
     """A new start of the same deployment. Raises ValueError unless it is at rest.
+
+    Args:
+        form: with another billing mode or resource group; None: as before.
 
     The counter goes with the hold, so it begins anew; the rest of what the former start left stays until the hold is
     granted.
@@ -327,6 +346,7 @@ def start_again(deployment: Deployment, request_id: str, now: datetime) -> Deplo
         former_state=deployment.state,
         start_number=deployment.start_number + 1,
         start_request_id=request_id,
+        form=form or deployment.form,
         charged_ms=0,
     )
 
@@ -414,7 +434,7 @@ def fail(deployment: Deployment, reason: EndReason, message: str, now: datetime,
 
 
 def _end(deployment: Deployment, state: DeploymentState, reason: EndReason, message: str, now: datetime) -> Deployment:
-    if deployment.state is _S.PENDING:
+    if deployment.state in (_S.PENDING, _S.WAITING):
         deployment = _fresh(deployment)
     ended = transition(deployment, state, now)
     return replace(

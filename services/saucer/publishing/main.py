@@ -11,7 +11,7 @@ from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
-from saucer.publishing import consumers, kserve, rpc
+from saucer.publishing import consumers, kserve, rpc, watching
 from saucer.publishing.endpoint import Endpoint
 from saucer.publishing.peers import Peers
 from saucer.publishing.reconcile import Reconciler
@@ -44,6 +44,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     database = await process.database(settings, "saucer.publishing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers, Offer(settings.region_id, settings.spec_id, settings.room))
     dead_events = process.consumer(database, jetstream, consumers.handlers(deployments))

@@ -43,10 +43,17 @@ def read_form(message: publishing_pb2.CreateDeploymentRequest) -> Form:
         region_id=message.region_id,
         spec_id=message.spec_id,
         replicas=message.replicas,
-        billing_mode=billing_pb2.BillingMode.Name(message.billing_mode).removeprefix("BILLING_MODE_"),
+        billing_mode=read_billing_mode(message.billing_mode),
         max_duration_ms=from_duration(message.max_duration) if message.HasField("max_duration") else None,
         thresholds=tuple(sorted((given.class_name, given.threshold) for given in message.thresholds)),
+        resource_group_id=message.resource_group_id,
+        budget_micros=message.budget_micros,
     )
+
+
+def read_billing_mode(mode: billing_pb2.BillingMode.ValueType) -> str:
+    """POSTPAID or PREPAID."""
+    return billing_pb2.BillingMode.Name(mode).removeprefix("BILLING_MODE_")
 
 
 def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
@@ -90,6 +97,8 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         warnings=deployment.warnings,
         stop_requested=deployment.stop_requested,
         billing_mode=billing_pb2.BillingMode.Value(f"BILLING_MODE_{form.billing_mode}"),
+        resource_group_id=form.resource_group_id,
+        budget_micros=form.budget_micros,
     )
 
 

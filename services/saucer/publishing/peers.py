@@ -11,11 +11,12 @@ from saucer.publishing.domain import Deployment
 
 @dataclass(frozen=True)
 class Hold:
-    """Frozen money."""
+    """Frozen money, or capacity of a resource group: that costs nothing, and may have to be waited for."""
 
     amount_micros: int
     price_per_hour_micros: int
     currency: str
+    waiting: bool
 
 
 class Peers:
@@ -26,7 +27,7 @@ class Peers:
         self._token = token
 
     async def hold(self, deployment: Deployment) -> Hold:
-        """Freezes two hours for the present start; the same start gets the same hold."""
+        """Freezes two hours for the present start, or takes capacity; the same start gets the same hold."""
         request = billing_pb2.CreateHoldRequest(
             hold_id=deployment.hold_id,
             account_id=deployment.account_id,
@@ -36,6 +37,13 @@ class Peers:
             region_id=deployment.form.region_id,
             spec_id=deployment.form.spec_id,
             count=deployment.form.replicas,
+            resource_group_id=deployment.form.resource_group_id,
+            budget_micros=deployment.form.budget_micros,
         )
-        hold = await call(self._billing.CreateHold, request, self._token)
-        return Hold(hold.amount_micros, hold.price_per_hour_micros, hold.currency)
+        return read_hold(await call(self._billing.CreateHold, request, self._token))
+
+
+def read_hold(hold: billing_pb2.Hold) -> Hold:
+    """As billing answers, or tells in an event."""
+    waiting = hold.state == billing_pb2.HOLD_STATE_WAITING
+    return Hold(hold.amount_micros, hold.price_per_hour_micros, hold.currency, waiting)

@@ -54,6 +54,8 @@ log = structlog.get_logger()
 deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that take or await room in Triton", ["state"])
 probes_total = Counter("saucer_publishing_probes_total", "Probes by what they found", ["outcome"])
 replays_total = Counter("saucer_publishing_replays_total", "Replays by whether they agreed", ["ok"])
+# There from the start: what first appears as 1 has not increased, in Prometheus' eyes.
+replays_total.labels(False)
 
 Act = Callable[[Deployment], Awaitable[None]]
 _S = DeploymentState

@@ -7,7 +7,7 @@ from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
 from saucer.publishing.endpoint import Detection, Endpoint
-from saucer.publishing.messages import deployment_message, read_form
+from saucer.publishing.messages import deployment_message, read_billing_mode, read_form
 from saucer.publishing.service import Deployments
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 
@@ -68,7 +68,13 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     async def StartDeployment(
         self, request: publishing_pb2.StartDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
-        return deployment_message(await self._deployments.start(request.request_id, request.deployment_id))
+        deployment = await self._deployments.start(
+            request.request_id,
+            request.deployment_id,
+            read_billing_mode(request.billing_mode) if request.billing_mode else None,
+            request.resource_group_id,
+        )
+        return deployment_message(deployment)
 
     async def Predict(self, request: publishing_pb2.PredictRequest, context: Context) -> publishing_pb2.PredictResponse:
         prediction = await self._endpoint.predict(request.deployment_id, request.image, context.time_remaining())

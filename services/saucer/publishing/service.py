@@ -11,7 +11,7 @@ A start, step by step:
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -49,6 +49,7 @@ ASK_AGAIN_AFTER = timedelta(seconds=2)
 # States that wait, how long at most, and how that ends: all WAITED_TOO_LONG, but STOPPING, which is STOPPED then; what
 # Triton may still have of it is cleared away later, as an orphan.
 PENDING_LIMIT = timedelta(minutes=15)
+WAITING_LIMIT = timedelta(days=7)
 QUEUED_LIMIT = timedelta(hours=1)
 DEPLOYING_LIMIT = timedelta(minutes=15)
 DEGRADED_LIMIT = timedelta(hours=24)
@@ -109,6 +110,11 @@ class Deployments:
         """Billing orders the stop of a start. Raises NotFoundError."""
         await self._change(deployment_id, start_number, None, lambda at, now: domain.stop(at, reason, now))
 
+    async def grant(self, deployment_id: str, start_number: int, hold: Hold) -> None:
+        """A start has its hold: one that waited for it, or whose reply was lost. Raises NotFoundError."""
+        waiting = {_S.PENDING, _S.WAITING}
+        await self._change(deployment_id, start_number, waiting, lambda at, now: _queue(at, hold, now))
+
     # Starting
 
     async def create(self, request_id: str, account_id: str, deployment_id: str, form: Form) -> Deployment:
@@ -132,8 +138,7 @@ class Deployments:
         return await self._start(former) if former.state is _S.PENDING else former
 
     def _check_offer(self, form: Form) -> None:
-        if form.billing_mode != "POSTPAID":
-            raise InvalidArgumentError("BILLING_MODE_UNAVAILABLE", "billing_mode: only POSTPAID is on offer yet.")
+        _check_billing(form)
         if (form.region_id, form.spec_id) != (self.offer.region_id, self.offer.spec_id):
             raise InvalidArgumentError(
                 "SPEC_NOT_SERVED",
@@ -199,14 +204,25 @@ class Deployments:
         except DomainError as error:
             log.warning("billing_silent", deployment_id=deployment.deployment_id, error=error.message)
             return deployment
+        if hold.waiting:
+            return await self._answer(deployment, domain.wait)
         return await self._answer(deployment, lambda at, now: _queue(at, hold, now))
 
     async def _answer(self, deployment: Deployment, move: Move, event: Event | None = None) -> Deployment:
         """Moves a start out of PENDING, unless something else did: a stop, another replica, another retry."""
         return await self._change(deployment.deployment_id, deployment.start_number, {_S.PENDING}, move, event)
 
-    async def start(self, request_id: str, deployment_id: str) -> Deployment:
-        """A new start under a new hold. Raises FailedPreconditionError naming the state, or the hold's refusal."""
+    async def start(
+        self, request_id: str, deployment_id: str, billing_mode: str | None = None, resource_group_id: str = ""
+    ) -> Deployment:
+        """A new start under a new hold.
+
+        Args:
+            billing_mode: None: that of before, with its resource group.
+
+        Raises:
+            FailedPreconditionError: naming the state, or the hold's refusal. InvalidArgumentError: mode and group.
+        """
         try:
             async with self._database.transaction() as tx:
                 deployment = await _owned(tx, deployment_id)
@@ -218,7 +234,11 @@ class Deployments:
                             "started.",
                             state=deployment.state,
                         )
-                    started = domain.start_again(deployment, request_id, tx.now)
+                    form = deployment.form
+                    if billing_mode is not None:
+                        form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
+                        _check_billing(form)
+                    started = domain.start_again(deployment, request_id, tx.now, form)
                     deployment = await store.update(tx.connection, started)
                     await _publish(tx, deployment, events_pb2.DeploymentChanged)
         except asyncpg.UniqueViolationError as error:
@@ -247,6 +267,7 @@ class Deployments:
         """One round. `limits`: whether those of what waits for Triton are applied."""
         for deployment_id in await self._unmoved(_S.PENDING, ASK_AGAIN_AFTER):
             await self._ask_again(deployment_id)
+        await self._end_waiting(_S.WAITING, WAITING_LIMIT, "The resource group had no free capacity in time")
         for deployment_id in await self._unmoved(_S.STOPPING, STOPPING_LIMIT):
             await self._change(deployment_id, None, {_S.STOPPING}, domain.stopped)
         if limits:
@@ -395,6 +416,13 @@ class Deployments:
         """Newest first."""
         async with self._database.reading() as connection:
             return await store.list_deployments(connection, account_id, after=after, limit=limit)
+
+
+def _check_billing(form: Form) -> None:
+    if form.prepaid and not form.resource_group_id:
+        raise InvalidArgumentError("RESOURCE_GROUP_REQUIRED", "resource_group_id: PREPAID takes capacity of one.")
+    if form.resource_group_id and not form.prepaid:
+        raise InvalidArgumentError("RESOURCE_GROUP_UNEXPECTED", "resource_group_id: only PREPAID takes one.")
 
 
 def _queue(deployment: Deployment, hold: Hold, now: datetime) -> Deployment:

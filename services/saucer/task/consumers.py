@@ -1,20 +1,30 @@
 """Which event calls which use case. Snapshots carry revisions, so that each is idempotent by itself."""
 
+from collections.abc import Mapping
 from typing import cast
 
 from google.protobuf.message import Message
 
+from saucer.billing.v1 import billing_pb2
+from saucer.billing.v1 import events_pb2 as billing_events
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
 from saucer.task.domain import EndReason
-from saucer.task.messages import read_progress
+from saucer.task.messages import read_model, read_progress
+from saucer.task.peers import read_hold
 from saucer.task.service import Tasks
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
 
 RunEvent = training_events.RunStarted | training_events.RunProgressed | training_events.RunInterrupted
+
+# Why a start may be ordered to stop before it has a run.
+STOP_REASONS: Mapping[int, EndReason] = {
+    billing_events.STOP_REASON_GROUP_ENDED: EndReason.GROUP_ENDED,
+    billing_events.STOP_REASON_ACCOUNT_SUSPENDED: EndReason.ACCOUNT_SUSPENDED,
+}
 
 
 def handlers(tasks: Tasks) -> list[Handles]:
@@ -31,12 +41,14 @@ def handlers(tasks: Tasks) -> list[Handles]:
     async def run_ended(event: CloudEvent, message: Message) -> None:
         ended = cast(training_events.RunEnded, message)
         run = ended.run
+        if ended.HasField("model"):
+            await tasks.meet_model(read_model(ended.model))
         await tasks.end_run(
             run.task_id,
             run.start_number,
             read_progress(run),
             EndReason(training_pb2.EndReason.Name(run.end_reason).removeprefix("END_REASON_")),
-            ended.model.model_id,
+            ended.model.model_id or ended.prediction.model_id,
             run.error_message,
         )
 
@@ -51,7 +63,19 @@ def handlers(tasks: Tasks) -> list[Handles]:
             evaluation.error_message,
         )
 
+    async def hold_granted(event: CloudEvent, message: Message) -> None:
+        hold = cast(billing_events.HoldGranted, message).hold
+        if hold.work_kind == billing_pb2.WORK_KIND_TASK:
+            await tasks.grant(hold.work_id, hold.start_number, read_hold(hold))
+
+    async def stop_ordered(event: CloudEvent, message: Message) -> None:
+        ordered = cast(billing_events.StopOrdered, message)
+        if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK and ordered.reason in STOP_REASONS:
+            await tasks.obey_stop(ordered.hold.work_id, ordered.hold.start_number, STOP_REASONS[ordered.reason])
+
     return [
+        Handles(billing_events.HoldGranted, hold_granted),
+        Handles(billing_events.StopOrdered, stop_ordered),
         Handles(training_events.RunStarted, run_goes_on),
         Handles(training_events.RunProgressed, run_goes_on),
         Handles(training_events.RunInterrupted, run_interrupted),

@@ -30,6 +30,8 @@ class TaskState(StrEnum):
 
 
 _S = TaskState
+# There is no run yet.
+UNQUEUED = frozenset({_S.PENDING, _S.WAITING})
 AT_REST = frozenset({_S.SUCCEEDED, _S.STOPPED, _S.FAILED, _S.REFUSED})
 RESTARTABLE = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 
@@ -45,6 +47,13 @@ TRANSITIONS: Mapping[TaskState, frozenset[TaskState]] = {
     _S.FAILED: frozenset({_S.PENDING}),
     _S.REFUSED: frozenset({_S.PENDING}),
 }
+
+
+class TaskKind(StrEnum):
+    """What a task does: trains a model, or evaluates one that is there on other data."""
+
+    TRAIN = "TRAIN"
+    PREDICT = "PREDICT"
 
 
 class EndReason(StrEnum):
@@ -107,6 +116,18 @@ class Form:
     billing_mode: str
     starting_point: str
     seed: int
+    # Of PREPAID; empty otherwise.
+    resource_group_id: str = ""
+    # 0: none of its own.
+    budget_micros: int = 0
+    kind: TaskKind = TaskKind.TRAIN
+    # Of a predict task.
+    model_id: str = ""
+
+    @property
+    def prepaid(self) -> bool:
+        """Whether it takes capacity, and not money."""
+        return self.billing_mode == "PREPAID"
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,8 @@ class Config:
     starting_point: str
     output_path: str
     resume: bool
+    # Of a predict task.
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,6 +170,17 @@ class Progress:
     time_left_ms: int | None = None
     charged_ms: int = 0
     best_map_50: float | None = None
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model that a run left, as far as a predict task depends on it."""
+
+    model_id: str
+    account_id: str
+    scene: str
+    classes: tuple[str, ...]
+    input_size: int
 
 
 @dataclass(frozen=True)
@@ -207,6 +241,11 @@ def transition(task: Task, state: TaskState, now: datetime) -> Task:
     return replace(task, state=state, updated_at=now, ended_at=now if state in AT_REST else None)
 
 
+def wait(task: Task, now: datetime) -> Task:
+    """Its resource group has no free capacity yet."""
+    return transition(task, TaskState.WAITING, now)
+
+
 def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: str, now: datetime) -> Task:
     """The hold is granted; what a former start left is left behind only now."""
     return replace(
@@ -227,14 +266,31 @@ def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: st
     )
 
 
+def end_unqueued(task: Task, state: TaskState, reason: EndReason, message: str, now: datetime) -> Task:
+    """Ends a start that has no run."""
+    return replace(transition(task, state, now), end_reason=reason, error_message=message, former_state=None)
+
+
 def refuse(task: Task, message: str, missing_micros: int, now: datetime) -> Task:
     """The hold is refused: a first start is REFUSED, a restart is where it was."""
     refused = transition(task, task.former_state or TaskState.REFUSED, now)
     return replace(refused, former_state=None, missing_micros=missing_micros, error_message=message)
 
 
-def restart(task: Task, request_id: str, *, from_scratch: bool, max_duration_ms: int | None, now: datetime) -> Task:
-    """A new start of the same task. Raises ValueError unless it can be restarted."""
+def restart(
+    task: Task,
+    request_id: str,
+    *,
+    from_scratch: bool,
+    max_duration_ms: int | None,
+    now: datetime,
+    form: Form | None = None,
+) -> Task:
+    """A new start of the same task. Raises ValueError unless it can be restarted.
+
+    Args:
+        form: with another billing mode or resource group; None: as before.
+    """
     config = replace(
         task.config,
         resume=not from_scratch and bool(task.progress.run_id),
@@ -245,6 +301,7 @@ def restart(task: Task, request_id: str, *, from_scratch: bool, max_duration_ms:
         former_state=task.state,
         start_number=task.start_number + 1,
         restart_request_id=request_id,
+        form=form or task.form,
         config=config,
         # What ends before it is granted must not charge the former start's time to the new hold.
         progress=replace(task.progress, charged_ms=0),
@@ -257,7 +314,7 @@ def follow(task: Task, progress: Progress, *, running: bool, now: datetime) -> T
         return task
     if running and task.state is TaskState.QUEUED:
         task = transition(task, TaskState.TRAINING, now)
-    status = ChargeStatus.BILLING if running else ChargeStatus.NOT_BILLING
+    status = ChargeStatus.BILLING if running and not task.form.prepaid else ChargeStatus.NOT_BILLING
     return replace(task, progress=progress, charge_status=status, updated_at=now)
 
 

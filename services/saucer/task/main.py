@@ -3,7 +3,7 @@
 from saucer.lib.config import ServiceSettings
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.run import Process, run
-from saucer.task import consumers, rpc, scenes
+from saucer.task import consumers, rpc, scenes, watching
 from saucer.task.peers import Peers
 from saucer.task.service import Tasks
 
@@ -20,6 +20,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
     database = await process.database(settings, "saucer.task")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database, *watching.READINGS)
     peers = Peers(
         process.channel(settings.dataset_address),
         process.channel(settings.billing_address),

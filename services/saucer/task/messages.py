@@ -3,7 +3,7 @@
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
 from saucer.task.defaults import Derived
-from saucer.task.domain import Config, Form, Progress, Task
+from saucer.task.domain import Config, Form, KnownModel, Progress, Task, TaskKind
 from saucer.task.scenes import Scene
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
@@ -28,10 +28,19 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         region_id=message.region_id,
         spec_id=message.spec_id,
         count=message.count,
-        billing_mode=billing_pb2.BillingMode.Name(message.billing_mode).removeprefix("BILLING_MODE_"),
+        billing_mode=read_billing_mode(message.billing_mode),
         starting_point=message.starting_point,
         seed=message.seed,
+        resource_group_id=message.resource_group_id,
+        budget_micros=message.budget_micros,
+        kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
+        model_id=message.model_id,
     )
+
+
+def read_billing_mode(mode: billing_pb2.BillingMode.ValueType) -> str:
+    """POSTPAID or PREPAID."""
+    return billing_pb2.BillingMode.Name(mode).removeprefix("BILLING_MODE_")
 
 
 def form_message(form: Form) -> task_pb2.TaskForm:
@@ -56,6 +65,10 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         billing_mode=billing_pb2.BillingMode.Value(f"BILLING_MODE_{form.billing_mode}"),
         starting_point=form.starting_point,
         seed=form.seed,
+        resource_group_id=form.resource_group_id,
+        budget_micros=form.budget_micros,
+        kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
+        model_id=form.model_id,
     )
 
 
@@ -78,6 +91,7 @@ def config_message(config: Config, account_id: str) -> training_pb2.TrainingConf
         starting_point=config.starting_point,
         output_prefix=f"accounts/{account_id}/{config.output_path}",
         resume=config.resume,
+        model_id=config.model_id,
     )
 
 
@@ -113,6 +127,11 @@ def read_progress(run: training_pb2.Run) -> Progress:
         charged_ms=run.charged_ms,
         best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
     )
+
+
+def read_model(message: training_pb2.Model) -> KnownModel:
+    """What a run left."""
+    return KnownModel(message.model_id, message.account_id, message.scene, tuple(message.classes), message.input_size)
 
 
 def task_message(task: Task) -> task_pb2.Task:

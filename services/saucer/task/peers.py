@@ -25,11 +25,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class Hold:
-    """Frozen money."""
+    """Frozen money, or capacity of a resource group: that costs nothing, and may have to be waited for."""
 
     amount_micros: int
     price_per_hour_micros: int
     currency: str
+    waiting: bool
 
 
 class Peers:
@@ -75,7 +76,7 @@ class Peers:
         )
 
     async def hold(self, task: Task) -> Hold:
-        """Freezes two hours for the present start; the same start gets the same hold."""
+        """Freezes two hours for the present start, or takes capacity; the same start gets the same hold."""
         request = billing_pb2.CreateHoldRequest(
             hold_id=task.hold_id,
             account_id=task.account_id,
@@ -85,6 +86,13 @@ class Peers:
             region_id=task.form.region_id,
             spec_id=task.form.spec_id,
             count=task.form.count,
+            resource_group_id=task.form.resource_group_id,
+            budget_micros=task.form.budget_micros,
         )
-        hold = await call(self._billing.CreateHold, request, self._token)
-        return Hold(hold.amount_micros, hold.price_per_hour_micros, hold.currency)
+        return read_hold(await call(self._billing.CreateHold, request, self._token))
+
+
+def read_hold(hold: billing_pb2.Hold) -> Hold:
+    """As billing answers, or tells in an event."""
+    waiting = hold.state == billing_pb2.HOLD_STATE_WAITING
+    return Hold(hold.amount_micros, hold.price_per_hour_micros, hold.currency, waiting)

@@ -9,7 +9,14 @@ from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
 from saucer.task.domain import TaskState
-from saucer.task.messages import config_message, derived_message, read_form, scene_message, task_message
+from saucer.task.messages import (
+    config_message,
+    derived_message,
+    read_billing_mode,
+    read_form,
+    scene_message,
+    task_message,
+)
 from saucer.task.service import Tasks, highest_cost_micros
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 
@@ -103,6 +110,8 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
             request.task_id,
             from_scratch=request.from_scratch,
             max_duration_ms=from_duration(request.max_duration) if request.HasField("max_duration") else None,
+            billing_mode=read_billing_mode(request.billing_mode) if request.billing_mode else None,
+            resource_group_id=request.resource_group_id,
         )
         return task_message(task)
 

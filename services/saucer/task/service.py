@@ -29,9 +29,20 @@ from saucer.lib.errors import (
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.task import domain, store
+from saucer.task import domain, predicting, store
 from saucer.task.defaults import Data, Derived, derive, estimate_ms
-from saucer.task.domain import ChargeStatus, Config, EndReason, Form, Progress, Refused, Task, TaskState
+from saucer.task.domain import (
+    ChargeStatus,
+    Config,
+    EndReason,
+    Form,
+    KnownModel,
+    Progress,
+    Refused,
+    Task,
+    TaskKind,
+    TaskState,
+)
 from saucer.task.messages import task_message
 from saucer.task.peers import Hold, Peers, Quote
 from saucer.task.scenes import Scene
@@ -41,6 +52,8 @@ from saucer.task.v1 import events_pb2
 ASK_AGAIN_AFTER = timedelta(seconds=2)
 # A task that is PENDING for longer ends: FAILED, waited too long.
 PENDING_LIMIT = timedelta(minutes=15)
+# A task that waits for capacity for longer ends likewise.
+WAITING_LIMIT = timedelta(days=7)
 # A task whose evaluation does not end within this is at rest without one.
 EVALUATING_LIMIT = timedelta(hours=1)
 UNSCORED_MESSAGE = "The evaluation did not end in time; the model is usable."
@@ -50,7 +63,19 @@ SWEEP_BATCH = 100
 WATCH_POLL_S = 0.5
 # Refusals by which billing says that this start can never have its hold.
 FINAL_REFUSALS = frozenset(
-    {"INSUFFICIENT_BALANCE", "ACCOUNT_SUSPENDED", "CURRENCY_MISMATCH", "HOLD_BURIED", "HOLD_EXPIRED"}
+    {
+        "INSUFFICIENT_BALANCE",
+        "ACCOUNT_SUSPENDED",
+        "CURRENCY_MISMATCH",
+        "BUDGET_REACHED",
+        "GROUP_NOT_STARTED",
+        "GROUP_ENDED",
+        "GROUP_OF_ANOTHER_SPEC",
+        "COUNT_TOO_LARGE",
+        "RESOURCE_GROUP_NOT_FOUND",
+        "HOLD_BURIED",
+        "HOLD_EXPIRED",
+    }
 )
 
 log = structlog.get_logger()
@@ -92,17 +117,39 @@ class Tasks:
             raise InvalidArgumentError(
                 "SCENE_UNKNOWN", f"scene: there is no {form.scene}; there are {', '.join(self.scenes)}."
             )
-        if form.billing_mode != "POSTPAID":
-            raise InvalidArgumentError("BILLING_MODE_UNAVAILABLE", "billing_mode: only POSTPAID is on offer yet.")
+        _check_billing(form)
+        model = await self._model_of(account_id, form)
         owner, data = await self._peers.data(form.dataset_version_id)
         if owner != account_id:
             raise NotFoundError("dataset_version", form.dataset_version_id)
         quote = await self._peers.quote(account_id, form)
+        if form.prepaid:
+            quote = replace(quote, price_per_hour_micros=0, hold_micros=0, missing_micros=0)
         try:
-            config, derived = derive(form, scene, data, quote.machine)
+            config, derived = (
+                predicting.configure(form, model, data) if model else derive(form, scene, data, quote.machine)
+            )
         except Refused as refused:
             raise InvalidArgumentError(refused.reason, refused.message) from refused
         return config, derived, quote, data
+
+    async def _model_of(self, account_id: str, form: Form) -> KnownModel | None:
+        """Of a predict task. Raises NotFoundError, InvalidArgumentError if form and kind do not fit."""
+        predicts = form.kind is TaskKind.PREDICT
+        if predicts != bool(form.model_id):
+            raise InvalidArgumentError("MODEL_UNSUITABLE", "model_id: a predict task names a model, and no other does.")
+        if not predicts:
+            return None
+        async with self._database.reading() as connection:
+            model = await store.get_model(connection, form.model_id)
+        if model is None or model.account_id != account_id:
+            raise NotFoundError("model", form.model_id)
+        return model
+
+    async def meet_model(self, model: KnownModel) -> None:
+        """A run has left it; again changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.insert_model(tx.connection, model)
 
     async def _insert(
         self,
@@ -172,13 +219,9 @@ class Tasks:
             message = error.message
             refused = await self._move(task, lambda at, now: domain.refuse(at, message, missing, now), refused=True)
             raise _refusal(refused) from error
-        return await self._queue(task, hold)
-
-    async def _queue(self, task: Task, hold: Hold) -> Task:
-        return await self._move(
-            task,
-            lambda at, now: domain.queue(at, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now),
-        )
+        if hold.waiting:
+            return await self._move(task, domain.wait)
+        return await self._move(task, lambda at, now: _queue(at, hold, now))
 
     async def _move(self, task: Task, move: Callable[[Task, datetime], Task], *, refused: bool = False) -> Task:
         """Moves a start out of PENDING, unless something else did: a stop, another replica, another retry."""
@@ -195,8 +238,24 @@ class Tasks:
                 await _publish_change(tx, present, moved)
             return moved
 
-    async def restart(self, request_id: str, task_id: str, *, from_scratch: bool, max_duration_ms: int | None) -> Task:
-        """A new start under a new hold. Raises FailedPreconditionError naming the state, or the hold's refusal."""
+    async def restart(
+        self,
+        request_id: str,
+        task_id: str,
+        *,
+        from_scratch: bool,
+        max_duration_ms: int | None,
+        billing_mode: str | None = None,
+        resource_group_id: str = "",
+    ) -> Task:
+        """A new start under a new hold.
+
+        Args:
+            billing_mode: None: that of before, with its resource group.
+
+        Raises:
+            FailedPreconditionError: naming the state, or the hold's refusal. InvalidArgumentError: mode and group.
+        """
         async with self._database.transaction() as tx:
             task = await _owned(tx, task_id)
             if task.restart_request_id != request_id:
@@ -206,8 +265,12 @@ class Tasks:
                         f"The task is {task.state}; only one that is STOPPED, FAILED or REFUSED can be restarted.",
                         state=task.state,
                     )
+                form = task.form
+                if billing_mode is not None:
+                    form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
+                    _check_billing(form)
                 restarted = domain.restart(
-                    task, request_id, from_scratch=from_scratch, max_duration_ms=max_duration_ms, now=tx.now
+                    task, request_id, form=form, from_scratch=from_scratch, max_duration_ms=max_duration_ms, now=tx.now
                 )
                 task = await store.update(tx.connection, restarted)
                 await _publish(tx, task, events_pb2.TaskChanged(task=task_message(task)))
@@ -221,12 +284,8 @@ class Tasks:
             task = await _owned(tx, task_id)
             if task.at_rest or task.state is TaskState.EVALUATING or task.stop_requested:
                 return task
-            if task.state is TaskState.PENDING:
-                stopped = replace(
-                    domain.transition(task, TaskState.STOPPED, tx.now),
-                    end_reason=EndReason.STOPPED_BY_USER,
-                    former_state=None,
-                )
+            if task.state in domain.UNQUEUED:
+                stopped = domain.end_unqueued(task, TaskState.STOPPED, EndReason.STOPPED_BY_USER, "", tx.now)
                 moved = await store.update(tx.connection, stopped)
                 await _publish_change(tx, task, moved)
                 return moved
@@ -247,6 +306,24 @@ class Tasks:
             return deleted
 
     # What others tell
+
+    async def grant(self, task_id: str, start_number: int, hold: Hold) -> None:
+        """A start has its hold: one that waited for it, or whose reply was lost."""
+        await self._hear(
+            task_id,
+            start_number,
+            lambda task, now: _queue(task, hold, now) if task.state in domain.UNQUEUED else task,
+        )
+
+    async def obey_stop(self, task_id: str, start_number: int, reason: EndReason) -> None:
+        """Billing orders the stop of a start; here that of one without a run, since training stops the others."""
+
+        def end(task: Task, now: datetime) -> Task:
+            if task.state not in domain.UNQUEUED:
+                return task
+            return domain.end_unqueued(task, domain.END_STATES[reason], reason, "", now)
+
+        await self._hear(task_id, start_number, end)
 
     async def follow_run(self, task_id: str, start_number: int, progress: Progress, *, running: bool) -> None:
         """A snapshot of a run."""
@@ -295,19 +372,23 @@ class Tasks:
         """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
         while True:
             try:
-                await self._sweep_once()
+                await self.sweep_once()
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
                 log.warning("sweep_failed", error=repr(error))
             await asyncio.sleep(SWEEP_S)
 
-    async def _sweep_once(self) -> None:
+    async def sweep_once(self) -> None:
+        """One round; several replicas may make it at once."""
         async with self._database.transaction() as tx:
             pending = await store.unsettled(tx.connection, TaskState.PENDING, tx.now - ASK_AGAIN_AFTER, SWEEP_BATCH)
+            waiting = await store.unsettled(tx.connection, TaskState.WAITING, tx.now - WAITING_LIMIT, SWEEP_BATCH)
             unscored = await store.unsettled(
                 tx.connection, TaskState.EVALUATING, tx.now - EVALUATING_LIMIT, SWEEP_BATCH
             )
         for task_id in pending:
             await self._ask_again(task_id)
+        for task_id in waiting:
+            await self._hear(task_id, None, _waited_for_capacity)
         for task_id in unscored:
             await self._hear(
                 task_id, None, lambda task, now: domain.end_evaluation(task, "", None, UNSCORED_MESSAGE, now)
@@ -320,7 +401,10 @@ class Tasks:
         assert task is not None
         if now - task.updated_at > PENDING_LIMIT:
             message = "Billing did not answer in time; restart the task."
-            await self._move(task, lambda at, now: _waited_too_long(at, message, now))
+            await self._move(
+                task,
+                lambda at, now: domain.end_unqueued(at, TaskState.FAILED, EndReason.WAITED_TOO_LONG, message, now),
+            )
             return
         try:
             await self._start(task)
@@ -332,7 +416,8 @@ class Tasks:
     async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
         """What it would cost, and how long it would take in ms. Raises as create() does."""
         config, derived, quote, data = await self._plan(account_id, form)
-        return quote, config, derived, estimate_ms(config, data, quote.machine)
+        estimate = predicting.estimate_ms if config.model_id else estimate_ms
+        return quote, config, derived, estimate(config, data, quote.machine)
 
     async def get(self, task_id: str) -> Task:
         """Raises NotFoundError for another account's too."""
@@ -373,9 +458,22 @@ def highest_cost_micros(quote: Quote, count: int, max_duration_ms: int, reserve_
     return quote.price_per_hour_micros * count * ((max_duration_ms + reserve_ms) // 1000) // 3600
 
 
-def _waited_too_long(task: Task, message: str, now: datetime) -> Task:
-    failed = domain.transition(task, TaskState.FAILED, now)
-    return replace(failed, end_reason=EndReason.WAITED_TOO_LONG, error_message=message, former_state=None)
+def _check_billing(form: Form) -> None:
+    if form.prepaid and not form.resource_group_id:
+        raise InvalidArgumentError("RESOURCE_GROUP_REQUIRED", "resource_group_id: PREPAID takes capacity of one.")
+    if form.resource_group_id and not form.prepaid:
+        raise InvalidArgumentError("RESOURCE_GROUP_UNEXPECTED", "resource_group_id: only PREPAID takes one.")
+
+
+def _queue(task: Task, hold: Hold, now: datetime) -> Task:
+    return domain.queue(task, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now)
+
+
+def _waited_for_capacity(task: Task, now: datetime) -> Task:
+    if task.state is not TaskState.WAITING:
+        return task
+    message = "The resource group had no free capacity in time; restart the task."
+    return domain.end_unqueued(task, TaskState.FAILED, EndReason.WAITED_TOO_LONG, message, now)
 
 
 def _refusal(task: Task) -> FailedPreconditionError:

@@ -8,7 +8,17 @@ from datetime import datetime
 import asyncpg
 
 from saucer.lib.postgres import Connection
-from saucer.task.domain import ChargeStatus, Config, EndReason, Form, Progress, Task, TaskState
+from saucer.task.domain import (
+    ChargeStatus,
+    Config,
+    EndReason,
+    Form,
+    KnownModel,
+    Progress,
+    Task,
+    TaskKind,
+    TaskState,
+)
 
 _COLUMNS = (
     "task_id, account_id, request_id, form, config, derived, state, former_state, charge_status, start_number, "
@@ -121,6 +131,31 @@ async def unsettled(connection: Connection, state: TaskState, before: datetime, 
     return [str(row["task_id"]) for row in rows]
 
 
+async def insert_model(connection: Connection, model: KnownModel) -> None:
+    """A second time changes nothing."""
+    await connection.execute(
+        "INSERT INTO model (model_id, account_id, scene, classes, input_size) VALUES ($1, $2, $3, $4, $5) "
+        "ON CONFLICT DO NOTHING",
+        model.model_id,
+        model.account_id,
+        model.scene,
+        list(model.classes),
+        model.input_size,
+    )
+
+
+async def get_model(connection: Connection, model_id: str) -> KnownModel | None:
+    """A model that a run has left."""
+    row = await connection.fetchrow(
+        "SELECT model_id, account_id, scene, classes, input_size FROM model WHERE model_id = $1", model_id
+    )
+    if row is None:
+        return None
+    return KnownModel(
+        str(row["model_id"]), str(row["account_id"]), row["scene"], tuple(row["classes"]), row["input_size"]
+    )
+
+
 def _values(task: Task) -> list[object]:
     return [
         task.task_id,
@@ -165,7 +200,7 @@ def _task(row: asyncpg.Record) -> Task:
             "task_id": str(row["task_id"]),
             "account_id": str(row["account_id"]),
             "request_id": str(row["request_id"]),
-            "form": Form(**{**form, "tags": tuple(form["tags"])}),
+            "form": Form(**{**form, "tags": tuple(form["tags"]), "kind": TaskKind(form.get("kind", TaskKind.TRAIN))}),
             "config": Config(**{**config, "classes": tuple(config["classes"])}),
             "derived": tuple((field, value, reason) for field, value, reason in json.loads(row["derived"])),
             "state": TaskState(row["state"]),

@@ -24,6 +24,11 @@ FILE_NAMES = frozenset(
     }
 )
 NEEDED_NAMES = frozenset({"model.onnx", "model.json"})
+# The same of a run that only predicts.
+PREDICTION_NAMES = frozenset({"detections_validation.npz", "detections_test.npz", "report.json", "log.txt"})
+NEEDED_PREDICTION_NAMES = frozenset({"detections_test.npz"})
+# What a model predicts with.
+SERVED_NAMES = NEEDED_NAMES
 # A larger file is refused.
 MAX_FILE_BYTES = 4 * 1024**3
 
@@ -31,14 +36,14 @@ MAX_FILE_BYTES = 4 * 1024**3
 MAY_BE_EMPTY = frozenset({"metrics.jsonl", "log.txt"})
 
 
-def check_names(files: Sequence[ModelFile], prefix: str) -> None:
+def check_names(files: Sequence[ModelFile], prefix: str, *, prediction: bool = False) -> None:
     """Raises InvalidArgumentError for a file outside the prefix, an unknown or missing name, or one too large."""
     names = [file.name for file in files]
-    if len(set(names)) != len(names) or not NEEDED_NAMES <= set(names) <= FILE_NAMES:
+    needed, known = (NEEDED_PREDICTION_NAMES, PREDICTION_NAMES) if prediction else (NEEDED_NAMES, FILE_NAMES)
+    if len(set(names)) != len(names) or not needed <= set(names) <= known:
         raise InvalidArgumentError(
             "FILE_NAMES",
-            f"files: {', '.join(sorted(NEEDED_NAMES))} and any of {', '.join(sorted(FILE_NAMES - NEEDED_NAMES))}, "
-            "each once.",
+            f"files: {', '.join(sorted(needed))} and any of {', '.join(sorted(known - needed))}, each once.",
         )
     for file in files:
         if file.key != f"{prefix}/{file.name}":

@@ -7,6 +7,7 @@ from google.protobuf.message import Message
 
 from saucer.billing.v1 import billing_pb2
 from saucer.billing.v1 import events_pb2 as billing_events
+from saucer.lib import tracing
 from saucer.lib.clock import from_duration
 from saucer.lib.cloudevent import CloudEvent, to_json
 from saucer.lib.consumer import Handles
@@ -43,6 +44,8 @@ def handlers(training: Training) -> list[Handles]:
             config=to_json(task.config).decode(),
             max_duration_ms=from_duration(task.config.max_duration),
             output_prefix=task.config.output_prefix,
+            predicts_model_id=task.config.model_id or None,
+            traceparent=tracing.current(),
         )
         await training.queue_run(request, resume=task.config.resume)
 

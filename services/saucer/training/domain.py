@@ -23,13 +23,14 @@ STALL_LOST = timedelta(seconds=900)
 DURATION_GRACE_MS = 60_000
 # RunProgressed comes at least this often.
 TELL_EVERY = timedelta(seconds=60)
-# Share of a run's progress that each stage begins and ends with.
+# Share of a run's progress that each stage begins and ends with; of one that only predicts, below.
 STAGE_SHARES: Mapping[str, tuple[float, float]] = {
     "PREPARING_DATA": (0.0, 0.02),
     "TRAINING": (0.02, 0.94),
     "EXPORTING": (0.94, 0.97),
     "PREDICTING": (0.97, 1.0),
 }
+PREDICT_SHARES: Mapping[str, tuple[float, float]] = {"PREPARING_DATA": (0.0, 0.1), "PREDICTING": (0.1, 1.0)}
 
 
 class RunState(StrEnum):
@@ -140,6 +141,10 @@ class RunRequest:
     config: str
     max_duration_ms: int
     output_prefix: str
+    # Not None: nothing is trained, this model only predicts.
+    predicts_model_id: str | None = None
+    # The trace of what asked for it.
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,13 +210,14 @@ class Run:
         if self.state is RunState.ENDED:
             return 1.0
         progress = self.progress
-        if progress.stage not in STAGE_SHARES:
+        shares = STAGE_SHARES if self.request.predicts_model_id is None else PREDICT_SHARES
+        if progress.stage not in shares:
             return 0.0
         share = progress.stage_progress
         if progress.stage is RunStage.TRAINING:
             iterations = progress.iteration / progress.iterations if progress.iterations else 0.0
             share = max(iterations, progress.elapsed_ms / self.request.max_duration_ms)
-        first, last = STAGE_SHARES[progress.stage]
+        first, last = shares[progress.stage]
         return first + (last - first) * min(1.0, share)
 
 
@@ -254,6 +260,15 @@ class ModelFile:
     key: str
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a run leaves that only predicts. `files` are the detections of the model on the run's data."""
+
+    model_id: str
+    request: RunRequest
+    files: tuple[ModelFile, ...]
 
 
 @dataclass(frozen=True)
@@ -348,13 +363,7 @@ def beat(run: Run, heard: Beat, now: datetime) -> Run:
     if first:
         run = replace(move(run, RunState.RUNNING), started_at=run.started_at or now, told_at=None)
     progress = heard.progress
-    meter = count(
-        run.meter,
-        now,
-        progress.place,
-        finishing=run.must_stop or progress.stage in _FINISHING_STAGES,
-        free=run.exhausted,
-    )
+    meter = count(run.meter, now, progress.place, finishing=_is_finishing(run, progress.stage), free=run.exhausted)
     best = [value for value in (run.progress.best_map_50, progress.best_map_50) if value is not None]
     run = replace(
         run,
@@ -364,7 +373,7 @@ def beat(run: Run, heard: Beat, now: datetime) -> Run:
     )
     if run.stop_reason is None and progress.elapsed_ms > run.request.max_duration_ms + DURATION_GRACE_MS:
         run = replace(run, stop_reason=EndReason.DURATION_REACHED)
-    finishing = run.must_stop or progress.stage in _FINISHING_STAGES
+    finishing = _is_finishing(run, progress.stage)
     assert run.lease is not None
     return replace(
         run,
@@ -375,6 +384,11 @@ def beat(run: Run, heard: Beat, now: datetime) -> Run:
             finish_by=(run.lease.finish_by or now + FINISH_LIMIT) if finishing else None,
         ),
     )
+
+
+def _is_finishing(run: Run, stage: RunStage) -> bool:
+    """Whether what is left has a limit of its own; to predict is no finishing where there is nothing else to do."""
+    return run.must_stop or (run.request.predicts_model_id is None and stage in _FINISHING_STAGES)
 
 
 def tells(before: Run, after: Run, now: datetime) -> bool:

@@ -3,7 +3,7 @@
 from saucer.lib.config import ServiceSettings
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
-from saucer.training import consumers, rpc
+from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
 from saucer.training.reading import Reading
 from saucer.training.service import Training
@@ -22,6 +22,7 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     database = await process.database(settings, "saucer.training")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
+    process.gauges(database, *watching.READINGS)
     objects = Objects(settings.object_store_url)
     bell = Bell()
     training = Training(database, objects, bell)

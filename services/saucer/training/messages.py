@@ -1,9 +1,11 @@
 """Domain to message, for replies and events alike."""
 
+from collections.abc import Sequence
+
 from saucer.lib.clock import to_duration, to_timestamp
 from saucer.lib.cloudevent import from_json
 from saucer.training.charging import LEASE_MS
-from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Run
+from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Prediction, Run
 from saucer.training.v1 import training_pb2, worker_pb2
 
 
@@ -49,7 +51,7 @@ def config_message(config: str) -> training_pb2.TrainingConfig:
     return from_json(config.encode(), training_pb2.TrainingConfig())
 
 
-def lease_message(run: Run, token: str) -> worker_pb2.Lease:
+def lease_message(run: Run, token: str, model_files: Sequence[ModelFile]) -> worker_pb2.Lease:
     """What a worker needs for its attempt."""
     checkpoint = run.checkpoint
     return worker_pb2.Lease(
@@ -61,6 +63,24 @@ def lease_message(run: Run, token: str) -> worker_pb2.Lease:
         checkpoint_sha256=checkpoint.sha256 if checkpoint else "",
         elapsed=to_duration(checkpoint.elapsed_ms if checkpoint else 0),
         finish_only=run.finish_only,
+        model_files=[file_message(file) for file in model_files],
+    )
+
+
+def prediction_message(prediction: Prediction) -> training_pb2.Prediction:
+    """What a run left that only predicts."""
+    request, config = prediction.request, config_message(prediction.request.config)
+    return training_pb2.Prediction(
+        model_id=prediction.model_id,
+        account_id=request.account_id,
+        task_id=request.task_id,
+        run_id=request.run_id,
+        classes=config.classes,
+        dataset_version_id=request.dataset_version_id,
+        manifest_key=config.manifest_key,
+        manifest_sha256=config.manifest_sha256,
+        image_prefix=config.image_prefix,
+        files=[file_message(file) for file in prediction.files],
     )
 
 

@@ -136,7 +136,9 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
             request.spec_id,
             wait_s=from_duration(request.wait) / 1000,
         )
-        return worker_pb2.LeaseRunResponse(lease=lease_message(*leased) if leased is not None else None)
+        if leased is None:
+            return worker_pb2.LeaseRunResponse()
+        return worker_pb2.LeaseRunResponse(lease=lease_message(*leased, await self._training.served_files(leased[0])))
 
     async def Heartbeat(self, request: worker_pb2.HeartbeatRequest, context: Context) -> worker_pb2.HeartbeatResponse:
         run = await self._training.heartbeat(

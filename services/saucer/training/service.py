@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.message import Message
 from prometheus_client import Counter, Gauge
 
+from saucer.lib import tracing
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.objects import Objects, check_key, user_prefix
@@ -29,11 +30,12 @@ from saucer.training.domain import (
     MetricPoint,
     Model,
     ModelFile,
+    Prediction,
     Run,
     RunRequest,
     RunState,
 )
-from saucer.training.messages import model_message, run_message
+from saucer.training.messages import model_message, prediction_message, run_message
 from saucer.training.v1 import events_pb2
 
 # The net under the wake-ups of waiting workers.
@@ -159,6 +161,16 @@ class Training:
             assert run.lease is not None
             return run, lease.token_of(request_id, run.lease.salt)
 
+    async def served_files(self, run: Run) -> tuple[ModelFile, ...]:
+        """Of the model that the run predicts with; none if it trains, or if the account has no such model."""
+        if run.request.predicts_model_id is None:
+            return ()
+        async with self._database.reading() as connection:
+            model = await store.get_model(connection, run.request.predicts_model_id)
+        if model is None or model.account_id != run.request.account_id:
+            return ()
+        return tuple(file for file in model.files if file.name in artifacts.SERVED_NAMES)
+
     async def heartbeat(
         self, run_id: str, token: str, heard: Beat, metrics: Sequence[Measured], lines: Sequence[Logged]
     ) -> Run:
@@ -217,9 +229,10 @@ class Training:
             return await self._give_back(request_id, run_id, token, error_message, released=released)
         if user_error:
             files = ()
-        model_id = derived_id("model", run_id) if files else None
+        predicts = run.request.predicts_model_id
+        model_id = (predicts or derived_id("model", run_id)) if files else None
         if model_id is not None:
-            artifacts.check_names(files, run.artifact_prefix)
+            artifacts.check_names(files, run.artifact_prefix, prediction=predicts is not None)
             await artifacts.verify(self._objects, files)
             target = f"{run.request.output_prefix}/{run.request.task_id}/{model_id}"
             await artifacts.copy_out(self._objects, files, target)
@@ -238,10 +251,13 @@ class Training:
                     best_map_50=run.progress.best_map_50 if best_map_50 is None else best_map_50,
                 ),
             )
-            model = _model(run, model_id, files, tx.now) if model_id is not None else None
-            if model is not None:
+            model = prediction = None
+            if model_id is not None and predicts is not None:
+                prediction = Prediction(model_id, run.request, tuple(files))
+            elif model_id is not None:
+                model = _model(run, model_id, files, tx.now)
                 await store.insert_model(tx.connection, model)
-            run = await self._save(tx, domain.end(run, reason, tx.now, model_id=model_id), model)
+            run = await self._save(tx, domain.end(run, reason, tx.now, model_id=model_id), model, prediction)
         self._bell.ring(("run", run_id))
         return run
 
@@ -294,12 +310,16 @@ class Training:
             await _publish(tx, lost, events_pb2.RunInterrupted(run=run_message(lost)))
         return lost
 
-    async def _save(self, tx: Transaction, run: Run, model: Model | None = None) -> Run:
+    async def _save(
+        self, tx: Transaction, run: Run, model: Model | None = None, prediction: Prediction | None = None
+    ) -> Run:
         """Writes a run; if it is at rest, tells so."""
         run = await store.update_run(tx.connection, run)
         if run.state is RunState.ENDED:
             message = events_pb2.RunEnded(
-                run=run_message(run), model=model_message(model) if model is not None else None
+                run=run_message(run),
+                model=model_message(model) if model is not None else None,
+                prediction=prediction_message(prediction) if prediction is not None else None,
             )
             await _publish(tx, run, message)
             assert run.end_reason is not None
@@ -384,6 +404,9 @@ def _model(run: Run, model_id: str, files: Sequence[ModelFile], now: datetime) -
 
 
 async def _publish(tx: Transaction, run: Run, message: Message) -> None:
+    traceparent = run.request.traceparent
+    if traceparent is not None and run.state is RunState.ENDED:
+        traceparent = _record(run, traceparent)
     await enqueue(
         tx,
         derived_id(message.DESCRIPTOR.name, run.run_id, run.revision),
@@ -391,4 +414,16 @@ async def _publish(tx: Transaction, run: Run, message: Message) -> None:
         account_id=run.request.account_id,
         work_id=run.request.task_id,
         resource_id=run.run_id,
+        traceparent=traceparent,
     )
+
+
+def _record(run: Run, traceparent: str) -> str:
+    """The spans of a run at rest; the traceparent of what follows from it."""
+    assert run.ended_at is not None
+    attributes = {"run_id": run.run_id, "reason": str(run.end_reason), "attempts": str(run.attempt)}
+    started_at = run.started_at or run.ended_at
+    tracing.record("waits for a worker", traceparent, run.created_at, started_at, attributes)
+    if run.started_at is None:
+        return traceparent
+    return tracing.record("run", traceparent, started_at, run.ended_at, attributes)

@@ -30,7 +30,7 @@ _MODEL = (
     "model_id, run_id, account_id, task_id, task_name, dataset_version_id, config, best_map_50, files, created_at, "
     "revision"
 )
-_UUIDS = ("run_id", "account_id", "task_id", "dataset_version_id", "model_id", "finish_request_id")
+_UUIDS = ("run_id", "account_id", "task_id", "dataset_version_id", "model_id", "finish_request_id", "predicts_model_id")
 
 
 def _moving(run: Run) -> dict[str, object]:

@@ -39,7 +39,16 @@ from saucer.worker import job as protocol
 from saucer.worker import transfer
 from saucer.worker.child_process import ChildGoneError, ChildProcess
 from saucer.worker.heart import Heart, LeaseLostError, time_left_ms
-from saucer.worker.job import BadMessageError, EndReason, FailureKind, StageName, StartingPoint, TrainJob
+from saucer.worker.job import (
+    BadMessageError,
+    EndReason,
+    FailureKind,
+    Job,
+    PredictJob,
+    StageName,
+    StartingPoint,
+    TrainJob,
+)
 
 # Before an upload or a FinishRun that failed is tried again; how often is up to the lease.
 RETRY_S = 1.0
@@ -169,7 +178,7 @@ class Attempt:
 
     # Preparing
 
-    async def _prepare(self) -> TrainJob | Ending:
+    async def _prepare(self) -> Job | Ending:
         """The job, with its files in place; or an end, if it was stopped or released before it began."""
         fetching = asyncio.ensure_future(self._persistently("The data", self._fetch))
         stopped = asyncio.ensure_future(self._heart.stopped.wait())
@@ -187,7 +196,7 @@ class Attempt:
             for task in (fetching, stopped, released):
                 await _cancel(task)
 
-    async def _fetch(self) -> TrainJob:
+    async def _fetch(self) -> Job:
         config, lease = self._lease.run.config, self._lease
         data = await transfer.fetch_data(
             self._objects,
@@ -198,6 +207,8 @@ class Attempt:
             image_prefix=config.image_prefix,
             told=self._fetched,
         )
+        if config.model_id:
+            return await self._predict_job(data)
         if "train" not in data.splits:
             raise transfer.BadManifestError("The training split has no images. Import images, or change the split.")
         resume = None
@@ -226,14 +237,33 @@ class Attempt:
             threads=self._threads,
         )
 
+    async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
+        config, files = self._lease.run.config, self._lease.model_files
+        if not files:
+            raise transfer.BadManifestError("The model is gone; there is nothing to predict with.")
+        folder = self._workdir / "model"
+        folder.mkdir(exist_ok=True)
+        for file in files:
+            await self._objects.download(file.key, folder / file.name, sha256=file.sha256)
+        return PredictJob(
+            workdir=str(self._workdir / "job"),
+            images=str(data.images),
+            model=str(folder),
+            classes=tuple(config.classes),
+            validation=_text(data.splits.get("validation")),
+            test=_text(data.splits.get("test")),
+            max_duration_ms=from_duration(config.max_duration),
+            threads=self._threads,
+        )
+
     def _fetched(self, done: int, images: int) -> None:
         self._heart.vitals.stage_progress = DOWNLOAD_SHARE * done / max(1, images)
 
     # The child's job
 
-    async def _train(self, child: ChildProcess, job: TrainJob) -> Ending:
+    async def _train(self, child: ChildProcess, job: Job) -> Ending:
         await child.send(job)
-        orders = asyncio.ensure_future(self._orders(child, finish_only=job.finish_only))
+        orders = asyncio.ensure_future(self._orders(child, finish_only=isinstance(job, TrainJob) and job.finish_only))
         try:
             while True:
                 ending = self._take(await child.next())
@@ -316,9 +346,10 @@ class Attempt:
             reason = training_pb2.EndReason.Value(result.stop_reason)
         if reason is None:  # finished what a checkpoint held: by order, or because the attempts are used up
             reason = self._heart.stop_reason or training_pb2.END_REASON_FAILED
+        message = "" if result.files else "The max duration ended the prediction before its last image; allow more."
         self._heart.vitals.elapsed_ms = result.elapsed_ms
         self._heart.vitals.stage_progress = 1.0
-        return Ending(reason, files=result.files, best_map_50=result.best_map_50, elapsed_ms=result.elapsed_ms)
+        return Ending(reason, message, files=result.files, best_map_50=result.best_map_50, elapsed_ms=result.elapsed_ms)
 
     # The end
 

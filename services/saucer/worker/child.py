@@ -19,7 +19,18 @@ from typing import Any, BinaryIO
 
 from saucer.worker import job as protocol
 from saucer.worker.errors import UserError
-from saucer.worker.job import BadMessageError, Failure, FailureKind, Quit, Ready, Report, Stop, TrainJob
+from saucer.worker.job import (
+    BadMessageError,
+    Failure,
+    FailureKind,
+    Job,
+    PredictJob,
+    Quit,
+    Ready,
+    Report,
+    Stop,
+    TrainJob,
+)
 from saucer.worker.stopping import Stopper, TrainingClock
 
 EXIT_PARENT_GONE = 3
@@ -50,11 +61,11 @@ class Inbox:
     def __init__(self, file: BinaryIO, outlet: Outlet) -> None:
         self._file = file
         self._outlet = outlet
-        self._jobs: queue.SimpleQueue[tuple[TrainJob, Stopper] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[tuple[Job, Stopper] | None] = queue.SimpleQueue()
         self._stopper: Stopper | None = None
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
-    def next_job(self) -> tuple[TrainJob, Stopper] | None:
+    def next_job(self) -> tuple[Job, Stopper] | None:
         """Waits for a job; None means to quit."""
         return self._jobs.get()
 
@@ -74,7 +85,7 @@ class Inbox:
 
     def _take(self, message: protocol.Message) -> None:
         match message:
-            case TrainJob():
+            case TrainJob() | PredictJob():
                 self._stopper = Stopper(TrainingClock(time.monotonic), message.max_duration_ms)
                 self._jobs.put((message, self._stopper))
             case Stop() if self._stopper is not None:
@@ -85,7 +96,7 @@ class Inbox:
                 raise BadMessageError(f"{message.type} is no order, or there is no job to stop")
 
 
-def failure(error: BaseException, job: TrainJob) -> Failure:
+def failure(error: BaseException, job: Job) -> Failure:
     """What to tell about an error that ended a job."""
     detail = "".join(traceback.format_exception(error))[-MAX_DETAIL_CHARACTERS:]
     if isinstance(error, UserError):
@@ -97,6 +108,8 @@ def failure(error: BaseException, job: TrainJob) -> Failure:
         message = (
             f"Batch size {job.batch_size} at {job.input_size} px does not fit into memory. "
             "Choose a smaller batch_size or input size, or a larger spec."
+            if isinstance(job, TrainJob)
+            else "The model does not fit into memory. Choose a larger spec."
         )
         return Failure(FailureKind.USER, message, detail)
     message = (
@@ -126,9 +139,13 @@ def main() -> int:
     return 0
 
 
-def _answer(trainer: Any, job: TrainJob, stopper: Stopper, precision: str, outlet: Outlet) -> Report:
+def _answer(trainer: Any, job: Job, stopper: Stopper, precision: str, outlet: Outlet) -> Report:
     try:
-        answer: Report = trainer.run(job, stopper, precision, outlet.send)
+        answer: Report = (
+            trainer.predict(job, stopper, outlet.send)
+            if isinstance(job, PredictJob)
+            else trainer.run(job, stopper, precision, outlet.send)
+        )
     except Exception as error:  # whatever ends a job is told; the child lives on for the next
         return failure(error, job)
     return answer

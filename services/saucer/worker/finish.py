@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +18,10 @@ from saucer.worker.checkpoint import RunState
 from saucer.worker.export import export
 from saucer.worker.hooks import Send
 from saucer.worker.job import Stage, StageName, TrainJob
-from saucer.worker.metric import as_rows, load_truth, mean_average_precision
-from saucer.worker.predict import predict
+from saucer.worker.predict import predict_splits
 from saucer.worker.splits import Split, Splits
 
 EXPORT_STEPS = 2
-PREDICT_STAGE_S = 0.5
-"""The stage is told at most this often while predicting."""
 
 
 def finish(
@@ -65,55 +61,14 @@ def finish(
     raise_if_halted()
 
     predicted = [split for split in (splits.test, splits.validation) if split is not None]
-    total = sum(len(split.images) for split in predicted)
-    report: dict[str, object] = {}
     served = Detector.load(folder, threads)
-    told = _StageTeller(total, raise_if_halted, send)
-    for split in predicted:
-        detections = predict(served, split.images, deadline_s=deadline_s, on_batch=told)
-        told.split_done(len(detections.images))
-        path = folder / f"detections_{split.name}.npz"
-        checkpoint.write_atomically(path, detections.to_bytes())
-        files[f"detections_{split.name}"] = path
-        report[split.name] = _scores(split, detections_count=len(detections.images)) | mean_average_precision(
-            load_truth(split.annotations), as_rows(detections)
-        )
-    files["report"] = folder / "report.json"
-    files["report"].write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    files |= predict_splits(
+        served, predicted, folder, deadline_s=deadline_s, raise_if_halted=raise_if_halted, send=send
+    ).files
     files |= {"metrics": Path(job.workdir) / "metrics.jsonl", "log": Path(job.workdir) / "log.txt"}
     # Written anew: a job that only finishes what a checkpoint holds has no such file yet.
     files["metrics"].write_text("".join(json.dumps(line) + "\n" for line in state.history), encoding="utf-8")
     return {kind: str(path) for kind, path in files.items()}
-
-
-class _StageTeller:
-    def __init__(self, total: int, raise_if_halted: Callable[[], None], send: Send) -> None:
-        self._total = total
-        self._raise_if_halted = raise_if_halted
-        self._send = send
-        self._before = 0
-        self._told_s = 0.0
-        send(Stage(StageName.PREDICTING, 0, total))
-
-    def __call__(self, done: int) -> None:
-        self._raise_if_halted()
-        if time.monotonic() - self._told_s >= PREDICT_STAGE_S or self._before + done == self._total:
-            self._told_s = time.monotonic()
-            self._send(Stage(StageName.PREDICTING, self._before + done, self._total))
-
-    def split_done(self, images: int) -> None:
-        self._before += images
-
-
-def _scores(split: Split, *, detections_count: int) -> dict[str, float]:
-    if detections_count < len(split.images):
-        logging.getLogger("saucer").warning(
-            "the finish limit ended prediction of the %s split after %d of %d images",
-            split.name,
-            detections_count,
-            len(split.images),
-        )
-    return {"images": len(split.images), "predicted_images": detections_count}
 
 
 def _write_weights(job: TrainJob, detector: nn.Module, state: RunState, path: Path) -> None:

@@ -1,7 +1,7 @@
 """What the worker and its training child tell each other: one JSON object a line, each with a `type`.
 
-Parent → child on standard input: `job`, `stop`, `quit`. Child → parent on standard output: `ready`, `stage`,
-`progress`, `metrics`, `log`, `checkpoint`, and at the end of each job exactly one of `result`, `halted`, `failure`.
+Parent → child on standard input: `job` or `predict`, `stop`, `quit`. Child → parent on standard output: `ready`,
+`stage`, `progress`, `metrics`, `log`, `checkpoint`, and at the end of each job one of `result`, `halted`, `failure`.
 Imports neither torch nor mmengine, so that the parent stays small.
 """
 
@@ -114,6 +114,29 @@ class TrainJob:
             raise BadMessageError(f"expected_accuracy {self.expected_accuracy} is not in (0, 1]")
         if self.finish_only and self.resume is None:
             raise BadMessageError("finish_only needs a checkpoint in resume")
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """A run that trains nothing: the model in the folder `model` (as serving writes it) predicts both splits.
+
+    Fields as in TrainJob. A stop order of either kind halts it, and of what reaches `max_duration_ms` nothing is left:
+    half a split is no evaluation.
+    """
+
+    type: ClassVar[str] = "predict"
+
+    workdir: str
+    images: str
+    model: str
+    classes: tuple[str, ...]
+    validation: str | None = None
+    test: str | None = None
+    max_duration_ms: int = 3_600_000
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
 
 
 @dataclass(frozen=True)
@@ -233,13 +256,28 @@ class Failure:
     detail: str = field(default="")
 
 
-Order = TrainJob | Stop | Quit
+Job = TrainJob | PredictJob
+Order = Job | Stop | Quit
 Report = Ready | Stage | Progress | Metrics | Log | Checkpoint | Result | Halted | Failure
 Message = Order | Report
 
 _BY_TYPE: dict[str, type[Message]] = {
     kind.type: kind
-    for kind in (TrainJob, Stop, Quit, Ready, Stage, Progress, Metrics, Log, Checkpoint, Result, Halted, Failure)
+    for kind in (
+        TrainJob,
+        PredictJob,
+        Stop,
+        Quit,
+        Ready,
+        Stage,
+        Progress,
+        Metrics,
+        Log,
+        Checkpoint,
+        Result,
+        Halted,
+        Failure,
+    )
 }
 _ENUMS: dict[tuple[str, str], type[StrEnum]] = {
     ("stage", "stage"): StageName,

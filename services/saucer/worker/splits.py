@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saucer.worker.errors import UserError
-from saucer.worker.job import TrainJob
+from saucer.worker.job import Job, PredictJob, TrainJob
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,21 @@ def prepare(job: TrainJob) -> Splits:
         raise UserError(
             "No box in the training split has one of the task's classes. Label images, or change the classes."
         )
-    validation = _rewrite(job, "validation", job.validation) if job.validation else None
-    test = _rewrite(job, "test", job.test) if job.test else None
-    return Splits(
-        train, validation if validation and validation.images else None, test if test and test.images else None
-    )
+    return Splits(train, _optional(job, "validation", job.validation), _optional(job, "test", job.test))
 
 
-def _rewrite(job: TrainJob, name: str, source: str) -> Split:
+def predicted(job: PredictJob) -> tuple[Split, ...]:
+    """The splits that are there, the test split first. Raises as prepare() does, but for what is trained on."""
+    splits = (_optional(job, "test", job.test), _optional(job, "validation", job.validation))
+    return tuple(split for split in splits if split is not None)
+
+
+def _optional(job: Job, name: str, source: str | None) -> Split | None:
+    split = _rewrite(job, name, source) if source else None
+    return split if split and split.images else None
+
+
+def _rewrite(job: Job, name: str, source: str) -> Split:
     content = json.loads(Path(source).read_text(encoding="utf-8"))
     label_of = {
         item["id"]: job.classes.index(item["name"]) for item in content["categories"] if item["name"] in job.classes

@@ -17,11 +17,12 @@ from mmengine.runner import Runner
 from torch import nn
 
 from saucer.worker import checkpoint, engine_config, hooks, precision, splits, stand_ins
+from saucer.worker import predict as predicting
 from saucer.worker.checkpoint import RunState
 from saucer.worker.errors import HaltedError
 from saucer.worker.finish import finish
 from saucer.worker.hooks import Send
-from saucer.worker.job import EndReason, Halted, Result, Stage, StageName, TrainJob
+from saucer.worker.job import EndReason, Halted, PredictJob, Result, Stage, StageName, TrainJob
 from saucer.worker.stopping import Stopper
 
 TRIAL_SIZE = 192
@@ -60,6 +61,17 @@ def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Ha
         finally:
             del attempt
             gc.collect()
+
+
+def predict(job: PredictJob, stopper: Stopper, send: Send) -> Result | Halted:
+    """Predicts with a model that is there. Raises as run() does."""
+    Path(job.workdir).mkdir(parents=True, exist_ok=True)
+    with _logging(Path(job.workdir) / "log.txt", send) as logger:
+        logger.info("predicts with a model that is there")
+        try:
+            return predicting.run(job, stopper, _threads(job.threads), send)
+        except HaltedError as halted:
+            return Halted(str(halted), None, 0, stopper.clock.elapsed_ms)
 
 
 class _Attempt:

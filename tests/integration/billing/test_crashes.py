@@ -5,15 +5,16 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
 import pytest
 
-from saucer.billing.domain import Hold, HoldRequest, HoldState
+from saucer.billing.domain import Hold, HoldState, TopUp
 from saucer.lib.errors import FailedPreconditionError, UnavailableError
 from saucer.lib.ids import new_id
 from saucer.local.servers import PostgresServer
@@ -22,6 +23,8 @@ from tests.support.ledger import HOLD_MICROS, Ledger, open_ledger, request_of
 CLIENTS = 32
 RETRY_S = 0.05
 T = TypeVar("T")
+# To a top-up, to a start, to a start for which there was too little.
+Answer = TopUp | Hold | FailedPreconditionError
 
 
 async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
@@ -33,19 +36,44 @@ async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(RETRY_S)
 
 
-async def client(ledger: Ledger, account_id: str, end_s: float) -> tuple[int, list[tuple[HoldRequest, Hold | None]]]:
-    """Tops up and starts until the end: how much, and what was answered to each start."""
-    added, answers = 0, []
+async def client(ledger: Ledger, account_id: str, end_s: float) -> list[Answer]:
+    """Tops up and starts until the end: what was answered."""
+    answers: list[Answer] = []
     while time.monotonic() < end_s:
         reference, request = new_id(), request_of(account_id)
-        await until_answered(lambda reference=reference: ledger.billing.top_up(account_id, reference, HOLD_MICROS))  # type: ignore[misc]
-        added += HOLD_MICROS
+        added = await until_answered(partial(ledger.billing.accounts.top_up, account_id, reference, HOLD_MICROS))
+        answers.append(added)
         try:
-            hold = await until_answered(lambda request=request: ledger.second.create_hold(request))  # type: ignore[misc]
-        except FailedPreconditionError:
-            hold = None
-        answers.append((request, hold))
-    return added, answers
+            answers.append(await until_answered(partial(ledger.second.holds.create, request)))
+        except FailedPreconditionError as refusal:
+            answers.append(refusal)
+    return answers
+
+
+def version_of(answer: Answer) -> int:
+    if isinstance(answer, FailedPreconditionError):
+        return int(answer.metadata["account_version"])
+    return answer.account_version
+
+
+def replay(answers: Sequence[Answer]) -> tuple[int, int]:
+    """The balance that the answers leave, taken in the order of their account's versions; each must follow from those
+    before it."""
+    available = frozen = version = 0
+    # A refusal changes nothing, so it comes after what made the version at which it was decided.
+    for answer in sorted(answers, key=lambda one: (version_of(one), isinstance(one, FailedPreconditionError))):
+        if isinstance(answer, FailedPreconditionError):
+            assert (version_of(answer), answer.metadata["missing_micros"]) == (version, str(HOLD_MICROS - available))
+            continue
+        version += 1
+        assert answer.account_version == version
+        if isinstance(answer, Hold):
+            assert answer.state is HoldState.GRANTED
+            available, frozen = available - HOLD_MICROS, frozen + HOLD_MICROS
+        else:
+            available += HOLD_MICROS
+            assert answer.available_micros == available
+    return available, frozen
 
 
 async def crash_and_return(server: PostgresServer) -> None:
@@ -69,17 +97,9 @@ async def play(folder: Path, *, seconds: float, crashes: int) -> None:
                 await crash_and_return(server)
             ended = await asyncio.gather(*clients)
             for number, account_id in enumerate(accounts):
-                mine = ended[number::2]
-                answers = [answer for _, answers in mine for answer in answers]
-                granted = [request for request, hold in answers if hold is not None]
-                assert granted
-                assert all(hold.state is HoldState.GRANTED for _, hold in answers if hold is not None)
-                assert await ledger.balance(account_id) == (
-                    sum(added for added, _ in mine) - len(granted) * HOLD_MICROS,
-                    len(granted) * HOLD_MICROS,
-                )
-                for request, hold in answers:
-                    assert (await ledger.hold(request)).state is (HoldState.GRANTED if hold else HoldState.REFUSED)
+                answers = [answer for one in ended[number::2] for answer in one]
+                assert any(isinstance(answer, Hold) for answer in answers)
+                assert replay(answers) == await ledger.balance(account_id)
             assert not (await ledger.audit()).findings
     finally:
         with contextlib.suppress(ProcessLookupError):

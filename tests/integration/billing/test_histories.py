@@ -93,7 +93,7 @@ class Histories(RuleBasedStateMachine):
         return self.runner.run(call)
 
     async def _present_price(self) -> int:
-        (spec,) = await self.ledger.billing.list_specs(REGION)
+        (spec,) = await self.ledger.billing.offers.list_specs(REGION)
         return spec.price_per_hour_micros
 
     def refused(self, call: Any) -> str:
@@ -113,23 +113,25 @@ class Histories(RuleBasedStateMachine):
     @rule(account_id=accounts, amount=st.integers(1, MAX_MICROS), twice=st.booleans())
     def top_up(self, account_id: str, amount: int, twice: bool) -> None:
         reference, account = new_id(), self.model[account_id]
-        self.do(self.ledger.billing.top_up(account_id, reference, amount))
+        self.do(self.ledger.billing.accounts.top_up(account_id, reference, amount))
         account.available += amount
         for hold in sorted(account.holds, key=lambda hold: (hold.made, hold.request.hold_id)):
             if hold.state == "GRANTED" and hold.unpaid:
                 account.settle(hold)
         if twice:
-            self.do(self.ledger.second.top_up(account_id, reference, amount))
-            assert self.refused(self.ledger.second.top_up(account_id, reference, amount + 1)) == "REFERENCE_USED"
+            self.do(self.ledger.second.accounts.top_up(account_id, reference, amount))
+            assert (
+                self.refused(self.ledger.second.accounts.top_up(account_id, reference, amount + 1)) == "REFERENCE_USED"
+            )
 
     @rule(account_id=accounts, amount=st.integers(-MAX_MICROS, MAX_MICROS).filter(bool), twice=st.booleans())
     def adjust(self, account_id: str, amount: int, twice: bool) -> None:
         correction, account = Correction(new_id(), "because"), self.model[account_id]
-        refused = self.refused(self.ledger.billing.adjust(account_id, amount, correction))
+        refused = self.refused(self.ledger.billing.accounts.adjust(account_id, amount, correction))
         assert refused == ("INSUFFICIENT_BALANCE" if account.available + amount < 0 else "")
         account.available += 0 if refused else amount
         if twice and not refused:
-            self.do(self.ledger.second.adjust(account_id, amount, correction))
+            self.do(self.ledger.second.accounts.adjust(account_id, amount, correction))
 
     @rule(target=holds, account_id=accounts, count=st.integers(1, 3))
     def start(self, account_id: str, count: int) -> str:
@@ -137,7 +139,7 @@ class Histories(RuleBasedStateMachine):
         amount = 2 * self.price * count
         state = "REFUSED" if not account.active or account.available < amount else "GRANTED"
         reason = "" if state == "GRANTED" else "INSUFFICIENT_BALANCE" if account.active else "ACCOUNT_SUSPENDED"
-        assert self.refused(self.ledger.billing.create_hold(request)) == reason
+        assert self.refused(self.ledger.billing.holds.create(request)) == reason
         if state == "GRANTED":
             account.available -= amount
             account.frozen += amount
@@ -150,21 +152,21 @@ class Histories(RuleBasedStateMachine):
     def start_again_with_the_same_id(self, hold_id: str) -> None:
         hold = self.asked[hold_id]
         expected = {"EXPIRED": "HOLD_EXPIRED", "REFUSED": hold.reason}.get(hold.state, "")
-        assert self.refused(self.ledger.second.create_hold(hold.request)) == expected
+        assert self.refused(self.ledger.second.holds.create(hold.request)) == expected
         other = replace(hold.request, count=hold.request.count % 3 + 1)
-        assert self.refused(self.ledger.second.create_hold(other)) == "HOLD_ID_USED"
+        assert self.refused(self.ledger.second.holds.create(other)) == "HOLD_ID_USED"
 
     @rule(account_id=accounts)
     def give_up_before_the_hold_is_asked_for(self, account_id: str) -> None:
         request = request_of(account_id)
-        self.do(self.ledger.billing.give_up(request, "EUR", 0))
-        assert self.refused(self.ledger.second.create_hold(request)) == "HOLD_BURIED"
+        self.do(self.ledger.billing.holds.give_up(request, "EUR", 0))
+        assert self.refused(self.ledger.second.holds.create(request)) == "HOLD_BURIED"
 
     @rule(hold_id=holds, ms=st.integers(0, 4 * HOUR_MS), late=st.booleans(), running=st.booleans())
     def advance(self, hold_id: str, ms: int, late: bool, running: bool) -> None:
         hold = self.asked[hold_id]
         counter = ms if late else hold.ms + ms // 2
-        self.do(self.ledger.second.advance(hold_id, counter, running=running))
+        self.do(self.ledger.second.holds.advance(hold_id, counter, running=running))
         if hold.state == "GRANTED" and counter > hold.ms:
             before, hold.ms = hold.ms, counter
             if counter // HOUR_MS > before // HOUR_MS:
@@ -175,9 +177,9 @@ class Histories(RuleBasedStateMachine):
         hold = self.asked[hold_id]
         counter = hold.ms + ms
         if given_up:
-            self.do(self.ledger.billing.give_up(hold.request, "EUR", counter))
+            self.do(self.ledger.billing.holds.give_up(hold.request, "EUR", counter))
         else:
-            self.do(self.ledger.billing.resolve(hold_id, counter))
+            self.do(self.ledger.billing.holds.resolve(hold_id, counter))
         if hold.state == "GRANTED":
             account, hold.ms, hold.state = self.model[hold.request.account_id], counter, "RESOLVED"
             hold.posted = min(hold.unpaid, hold.amount)
@@ -191,7 +193,7 @@ class Histories(RuleBasedStateMachine):
     def refund(self, hold_id: str, share: int, twice: bool) -> None:
         hold, correction = self.asked[hold_id], Correction(new_id(), "because")
         amount = max(1, (hold.settled + hold.posted) * share // 100)
-        refused = self.refused(self.ledger.billing.refund(hold_id, amount, correction))
+        refused = self.refused(self.ledger.billing.accounts.refund(hold_id, amount, correction))
         if hold.state != "RESOLVED":
             assert refused == "HOLD_NOT_RESOLVED"
             return
@@ -201,12 +203,12 @@ class Histories(RuleBasedStateMachine):
             hold.refunded += amount
             self.model[hold.request.account_id].available += amount
             if twice:
-                self.do(self.ledger.second.refund(hold_id, amount, correction))
+                self.do(self.ledger.second.accounts.refund(hold_id, amount, correction))
 
     @rule(hold_id=holds)
     def use(self, hold_id: str) -> None:
         hold = self.asked[hold_id]
-        self.do(self.ledger.billing.use(hold_id, hold.request.work_id, 1))
+        self.do(self.ledger.billing.holds.use(hold_id, hold.request.work_id, 1))
         hold.used = hold.used or hold.state == "GRANTED"
 
     @rule(minutes=st.integers(0, 90))
@@ -229,12 +231,12 @@ class Histories(RuleBasedStateMachine):
     @rule(price=st.integers(1, 3 * PRICE_MICROS))
     def price_changes(self, price: int) -> None:
         self.ledger.clock.advance(timedelta(microseconds=1))
-        self.do(self.ledger.billing.set_price(REGION, SPEC, price, None))
+        self.do(self.ledger.billing.offers.set_price(REGION, SPEC, price, None, Correction(new_id(), "")))
         self.price = price
 
     @rule(account_id=accounts, active=st.booleans())
     def suspend_or_resume(self, account_id: str, active: bool) -> None:
-        call = self.ledger.billing.resume_account if active else self.ledger.billing.suspend_account
+        call = self.ledger.billing.accounts.resume if active else self.ledger.billing.accounts.suspend
         self.do(call(account_id, Correction(new_id(), "because")))
         self.model[account_id].active = active
 

@@ -10,10 +10,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from saucer.billing import store
 from saucer.billing.domain import Hold, HoldRequest, HoldState, Spec
 from saucer.billing.ledger import TransferKind
 from saucer.billing.service import UNUSED_LIMIT
+from saucer.billing.store import records
 from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError, InvalidArgumentError
 from saucer.lib.ids import new_id
 from tests.support.ledger import (
@@ -38,7 +38,7 @@ async def refusal(call: Awaitable[Any]) -> DomainError:
 
 async def granted(ledger: Ledger, balance_micros: int = HOLD_MICROS, count: int = 1) -> HoldRequest:
     request = request_of(await ledger.account(balance_micros), count=count)
-    await ledger.billing.create_hold(request)
+    await ledger.billing.holds.create(request)
     return request
 
 
@@ -49,7 +49,7 @@ async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_win
     for _ in range(RACES):
         account_id = await ledger.account(HOLD_MICROS)
         calls = [
-            replica.create_hold(request_of(account_id))
+            replica.holds.create(request_of(account_id))
             for _ in range(32)
             for replica in (ledger.billing, ledger.second)
         ]
@@ -65,7 +65,7 @@ async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_win
 async def test_the_same_hold_asked_for_at_once_of_two_replicas_freezes_once(ledger: Ledger) -> None:
     for _ in range(RACES):
         request = request_of(await ledger.account(3 * HOLD_MICROS))
-        calls = [replica.create_hold(request) for _ in range(4) for replica in (ledger.billing, ledger.second)]
+        calls = [replica.holds.create(request) for _ in range(4) for replica in (ledger.billing, ledger.second)]
         assert len(set(await asyncio.gather(*calls))) == 1
         assert await ledger.balance(request.account_id) == (2 * HOLD_MICROS, HOLD_MICROS)
 
@@ -73,12 +73,12 @@ async def test_the_same_hold_asked_for_at_once_of_two_replicas_freezes_once(ledg
 async def test_a_reply_lost_before_or_after_the_commit_leaves_one_hold(ledger: Ledger) -> None:
     for attempt in range(RACES):
         request = request_of(await ledger.account(3 * HOLD_MICROS))
-        call = asyncio.create_task(ledger.billing.create_hold(request))
+        call = asyncio.create_task(ledger.billing.holds.create(request))
         await asyncio.sleep(0.0002 * attempt)
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        await ledger.second.create_hold(request)
-        await ledger.billing.create_hold(request)
+        await ledger.second.holds.create(request)
+        await ledger.billing.holds.create(request)
         assert await ledger.balance(request.account_id) == (2 * HOLD_MICROS, HOLD_MICROS)
 
 
@@ -97,7 +97,7 @@ async def test_of_holds_that_go_together_one_refused_refuses_no_neighbour(ledger
         request_of(account_id),
     ]
     answers = await asyncio.gather(
-        *(ledger.billing.create_hold(request) for request in requests), return_exceptions=True
+        *(ledger.billing.holds.create(request) for request in requests), return_exceptions=True
     )
     assert [answer.reason if isinstance(answer, DomainError) else "granted" for answer in answers] == [
         "granted",
@@ -117,7 +117,7 @@ async def test_a_second_transaction_on_an_account_waits_for_the_first(ledger: Le
     account_id = await ledger.account(HOLD_MICROS)
     async with ledger.database.transaction() as tx:
         await tx.connection.fetchrow("SELECT FROM account WHERE account_id = $1 FOR UPDATE", account_id)
-        waiting = asyncio.create_task(ledger.second.create_hold(request_of(account_id)))
+        waiting = asyncio.create_task(ledger.second.holds.create(request_of(account_id)))
         await asyncio.sleep(0.1)
         assert not waiting.done()
     await waiting
@@ -127,12 +127,12 @@ async def test_a_top_up_and_a_metered_hour_at_once_end_with_the_hour_paid_once(l
     for _ in range(10):
         request = await granted(ledger)
         await asyncio.gather(
-            ledger.billing.advance(request.hold_id, HOUR_MS, running=True),
-            ledger.second.top_up(request.account_id, new_id(), PRICE_MICROS),
-            ledger.second.advance(request.hold_id, HOUR_MS, running=True),
+            ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True),
+            ledger.second.accounts.top_up(request.account_id, new_id(), PRICE_MICROS),
+            ledger.second.holds.advance(request.hold_id, HOUR_MS, running=True),
         )
         assert await ledger.balance(request.account_id) in {(0, HOLD_MICROS), (PRICE_MICROS, HOLD_MICROS)}
-        await ledger.billing.top_up(request.account_id, new_id(), 1)
+        await ledger.billing.accounts.top_up(request.account_id, new_id(), 1)
         assert await ledger.balance(request.account_id) == (1, HOLD_MICROS)
 
 
@@ -175,7 +175,7 @@ async def test_nor_by_a_role_that_has_the_right(ledger: Ledger, table: str) -> N
 
 async def test_a_closed_hold_never_opens_again(ledger: Ledger) -> None:
     request = await granted(ledger)
-    await ledger.billing.resolve(request.hold_id, 0)
+    await ledger.billing.holds.resolve(request.hold_id, 0)
     async with ledger.database.reading() as connection:
         with pytest.raises(asyncpg.RaiseError, match="RESOLVED"):
             await connection.execute("UPDATE hold SET state = 'GRANTED', resolved_at = NULL, released_micros = 0")
@@ -194,7 +194,7 @@ async def test_a_hold_that_nobody_uses_goes_back_whole_and_its_id_says_so(ledger
     assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
     hold = await ledger.hold(request)
     assert (hold.state, hold.released_micros) == (HoldState.EXPIRED, HOLD_MICROS)
-    assert (await refusal(ledger.billing.create_hold(request))).reason == "HOLD_EXPIRED"
+    assert (await refusal(ledger.billing.holds.create(request))).reason == "HOLD_EXPIRED"
 
 
 async def test_holds_that_were_counted_for_keep_no_unused_one_from_expiring(
@@ -203,7 +203,7 @@ async def test_holds_that_were_counted_for_keep_no_unused_one_from_expiring(
     monkeypatch.setattr("saucer.billing.service.SWEEP_BATCH", 2)
     counted = [await granted(ledger) for _ in range(3)]
     for request in counted:
-        await ledger.billing.advance(request.hold_id, 1, running=True)
+        await ledger.billing.holds.advance(request.hold_id, 1, running=True)
     unused = await granted(ledger)
     ledger.clock.advance(2 * UNUSED_LIMIT)
     await ledger.billing.sweep_once()
@@ -213,7 +213,7 @@ async def test_holds_that_were_counted_for_keep_no_unused_one_from_expiring(
 
 async def test_a_hold_that_is_used_never_expires(ledger: Ledger) -> None:
     request = await granted(ledger)
-    await ledger.billing.use(request.hold_id, request.work_id, request.start_number)
+    await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
     ledger.clock.advance(timedelta(days=30))
     await ledger.billing.sweep_once()
     assert (await ledger.hold(request)).state is HoldState.GRANTED
@@ -223,9 +223,9 @@ async def test_work_whose_hold_has_expired_is_ordered_to_stop_and_charged_nothin
     request = await granted(ledger)
     ledger.clock.advance(2 * UNUSED_LIMIT)
     await ledger.billing.sweep_once()
-    await ledger.billing.use(request.hold_id, request.work_id, request.start_number)
-    await ledger.billing.advance(request.hold_id, HOUR_MS, running=True)
-    await ledger.billing.resolve(request.hold_id, HOUR_MS)
+    await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
+    await ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True)
+    await ledger.billing.holds.resolve(request.hold_id, HOUR_MS)
     async with ledger.database.reading() as connection:
         orders = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
     assert ["STOP_REASON_HOLD_EXPIRED" in order["data"] for order in orders] == [True]
@@ -236,10 +236,10 @@ async def test_a_start_whose_last_event_was_lost_is_closed_by_the_next_start_at_
     ledger: Ledger,
 ) -> None:
     first = await granted(ledger, 2 * HOLD_MICROS)
-    await ledger.billing.advance(first.hold_id, 90_000, running=True)
+    await ledger.billing.holds.advance(first.hold_id, 90_000, running=True)
     second = request_of(first.account_id, work_id=first.work_id, start_number=2)
-    await ledger.billing.create_hold(second)
-    await ledger.billing.use(second.hold_id, second.work_id, second.start_number)
+    await ledger.billing.holds.create(second)
+    await ledger.billing.holds.use(second.hold_id, second.work_id, second.start_number)
     hold = await ledger.hold(first)
     assert (hold.state, hold.posted_micros) == (HoldState.RESOLVED, 90_000)
     assert await ledger.balance(first.account_id) == (HOLD_MICROS - 90_000, HOLD_MICROS)
@@ -247,14 +247,14 @@ async def test_a_start_whose_last_event_was_lost_is_closed_by_the_next_start_at_
 
 async def test_a_hold_id_that_was_given_up_first_can_never_be_granted(ledger: Ledger) -> None:
     request = request_of(await ledger.account(HOLD_MICROS))
-    await ledger.billing.give_up(request, "EUR", 0)
-    assert (await refusal(ledger.billing.create_hold(request))).reason == "HOLD_BURIED"
+    await ledger.billing.holds.give_up(request, "EUR", 0)
+    assert (await refusal(ledger.billing.holds.create(request))).reason == "HOLD_BURIED"
     assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
 
 
 async def test_a_hold_id_of_another_start_is_refused(ledger: Ledger) -> None:
     request = replace(request_of(await ledger.account(HOLD_MICROS)), start_number=2)
-    assert isinstance(await refusal(ledger.billing.create_hold(request)), InvalidArgumentError)
+    assert isinstance(await refusal(ledger.billing.holds.create(request)), InvalidArgumentError)
 
 
 # Administrators
@@ -262,25 +262,25 @@ async def test_a_hold_id_of_another_start_is_refused(ledger: Ledger) -> None:
 
 async def test_a_suspended_account_starts_nothing_and_what_runs_is_ordered_to_stop(ledger: Ledger) -> None:
     request = await granted(ledger, 3 * HOLD_MICROS)
-    await ledger.billing.advance(request.hold_id, 5_000, running=True)
-    await ledger.billing.suspend_account(request.account_id, correction())
+    await ledger.billing.holds.advance(request.hold_id, 5_000, running=True)
+    await ledger.billing.accounts.suspend(request.account_id, correction())
     refused = request_of(request.account_id)
-    assert (await refusal(ledger.billing.create_hold(refused))).reason == "ACCOUNT_SUSPENDED"
+    assert (await refusal(ledger.billing.holds.create(refused))).reason == "ACCOUNT_SUSPENDED"
     async with ledger.database.reading() as connection:
         (order,) = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
     assert "STOP_REASON_ACCOUNT_SUSPENDED" in order["data"]
-    await ledger.billing.resume_account(request.account_id, correction())
-    assert (await refusal(ledger.billing.create_hold(refused))).reason == "ACCOUNT_SUSPENDED", "a retry gets the same"
-    await ledger.billing.create_hold(request_of(request.account_id))
+    await ledger.billing.accounts.resume(request.account_id, correction())
+    assert (await refusal(ledger.billing.holds.create(refused))).reason == "ACCOUNT_SUSPENDED", "a retry gets the same"
+    await ledger.billing.holds.create(request_of(request.account_id))
 
 
 async def test_each_change_of_an_account_has_a_greater_revision(ledger: Ledger) -> None:
     account_id = await ledger.account(5)
     seen = [
-        (await ledger.billing.get_account(account_id)).revision,
-        (await ledger.billing.suspend_account(account_id, correction())).revision,
-        (await ledger.billing.resume_account(account_id, correction())).revision,
-        (await ledger.billing.adjust(account_id, -5, correction())).revision,
+        (await ledger.billing.accounts.get(account_id)).revision,
+        (await ledger.billing.accounts.suspend(account_id, correction())).revision,
+        (await ledger.billing.accounts.resume(account_id, correction())).revision,
+        (await ledger.billing.accounts.adjust(account_id, -5, correction())).revision,
     ]
     assert seen == sorted(set(seen))
 
@@ -289,53 +289,56 @@ async def test_an_adjustment_is_made_once_with_its_reason_and_author_and_never_b
     account_id = await ledger.account(10)
     asked = correction("goodwill")
     for _ in range(2):
-        assert (await ledger.billing.adjust(account_id, 5, asked)).available_micros == 15
+        assert (await ledger.billing.accounts.adjust(account_id, 5, asked)).available_micros == 15
     with pytest.raises(AlreadyExistsError):
-        await ledger.billing.adjust(account_id, 6, asked)
+        await ledger.billing.accounts.adjust(account_id, 6, asked)
     refused = correction("too much")
-    assert (await refusal(ledger.billing.adjust(account_id, -16, refused))).metadata["missing_micros"] == "1"
-    await ledger.billing.adjust(account_id, -15, correction("all of it"))
+    assert (await refusal(ledger.billing.accounts.adjust(account_id, -16, refused))).metadata["missing_micros"] == "1"
+    await ledger.billing.accounts.adjust(account_id, -15, correction("all of it"))
     assert await ledger.balance(account_id) == (0, 0)
-    records = await ledger.billing.list_records(account_id=account_id, after=None, limit=10)
+    records = await ledger.billing.records.list(account_id=account_id, after=None, limit=10)
     assert {(record.action, record.reason, record.author) for record in records} == {
         ("ADJUST", "goodwill", "tester"),
         ("ADJUST", "all of it", "tester"),
+        ("CREATE", "a test", "tester"),
     }
 
 
 async def test_a_refund_gives_back_at_most_what_was_paid(ledger: Ledger) -> None:
     request = await granted(ledger)
-    open_ = await refusal(ledger.billing.refund(request.hold_id, 1, correction()))
+    open_ = await refusal(ledger.billing.accounts.refund(request.hold_id, 1, correction()))
     assert open_.reason == "HOLD_NOT_RESOLVED"
-    await ledger.billing.resolve(request.hold_id, 90_000)
+    await ledger.billing.holds.resolve(request.hold_id, 90_000)
     asked = correction("the results were wrong")
     for _ in range(2):
-        await ledger.billing.refund(request.hold_id, 60_000, asked)
-    too_large = await refusal(ledger.billing.refund(request.hold_id, 30_001, correction()))
+        await ledger.billing.accounts.refund(request.hold_id, 60_000, asked)
+    too_large = await refusal(ledger.billing.accounts.refund(request.hold_id, 30_001, correction()))
     assert (too_large.reason, too_large.metadata["refundable_micros"]) == ("REFUND_TOO_LARGE", "30000")
-    await ledger.billing.refund(request.hold_id, 30_000, correction())
+    await ledger.billing.accounts.refund(request.hold_id, 30_000, correction())
     assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
-    (statement,) = await ledger.billing.list_statements(request.account_id, work_id=None, after=None, limit=9)
+    (statement,) = await ledger.billing.statements.list(request.account_id, work_id=None, after=None, limit=9)
     assert [line.kind for line in statement.transfers][-2:] == [TransferKind.REFUND] * 2
 
 
 async def test_a_price_change_touches_only_later_starts(ledger: Ledger) -> None:
     before = await granted(ledger, 4 * HOLD_MICROS)
-    await ledger.billing.set_price(REGION, SPEC, 2 * PRICE_MICROS, ledger.clock.time + timedelta(hours=1))
-    at_once = await ledger.billing.create_hold(request_of(before.account_id))
+    await ledger.billing.offers.set_price(
+        REGION, SPEC, 2 * PRICE_MICROS, ledger.clock.time + timedelta(hours=1), correction()
+    )
+    at_once = await ledger.billing.holds.create(request_of(before.account_id))
     assert at_once.amount_micros == HOLD_MICROS
     ledger.clock.advance(timedelta(hours=1))
-    after = await ledger.billing.create_hold(request_of(before.account_id))
+    after = await ledger.billing.holds.create(request_of(before.account_id))
     assert after.amount_micros == 2 * HOLD_MICROS
-    await ledger.billing.resolve(before.hold_id, HOUR_MS)
+    await ledger.billing.holds.resolve(before.hold_id, HOUR_MS)
     assert (await ledger.hold(before)).posted_micros == PRICE_MICROS
 
 
 async def test_a_spec_priced_in_another_currency_is_refused(ledger: Ledger) -> None:
-    await ledger.billing.create_spec(Spec(REGION, "usd-1", "in dollars", 0, 1, 1, 1, "USD"))
+    await ledger.billing.offers.create_spec(Spec(REGION, "usd-1", "in dollars", 0, 1, 1, 1, "USD"))
     request = replace(request_of(await ledger.account(HOLD_MICROS)), spec_id="usd-1")
     for _ in range(2):
-        assert (await refusal(ledger.billing.create_hold(request))).reason == "CURRENCY_MISMATCH"
+        assert (await refusal(ledger.billing.holds.create(request))).reason == "CURRENCY_MISMATCH"
 
 
 # Running out
@@ -351,46 +354,46 @@ async def test_funds_that_run_low_are_told_once_for_each_limit_and_anew_after_a_
         return [int(row["hours"]) for row in rows]
 
     request = await granted(ledger, HOLD_MICROS + 5 * PRICE_MICROS)
-    await ledger.billing.advance(request.hold_id, 0, running=True)
+    await ledger.billing.holds.advance(request.hold_id, 0, running=True)
     assert await told() == [24]
     for hour in range(1, 6):
-        await ledger.billing.advance(request.hold_id, hour * HOUR_MS, running=True)
+        await ledger.billing.holds.advance(request.hold_id, hour * HOUR_MS, running=True)
     assert await told() == [24, 4, 1]
-    await ledger.billing.top_up(request.account_id, new_id(), 30 * PRICE_MICROS)
-    await ledger.billing.advance(request.hold_id, 6 * HOUR_MS, running=True)
+    await ledger.billing.accounts.top_up(request.account_id, new_id(), 30 * PRICE_MICROS)
+    await ledger.billing.holds.advance(request.hold_id, 6 * HOUR_MS, running=True)
     assert await told() == [24, 4, 1]
-    await ledger.billing.advance(request.hold_id, 12 * HOUR_MS, running=True)
+    await ledger.billing.holds.advance(request.hold_id, 12 * HOUR_MS, running=True)
     assert await told() == [24, 4, 1, 24]
 
 
 async def test_after_a_top_up_a_job_stopped_for_arrears_starts_again_under_a_new_hold(ledger: Ledger) -> None:
     first = await granted(ledger)
     for charged_ms in (HOUR_MS, 6_600_000):
-        await ledger.billing.advance(first.hold_id, charged_ms, running=True)
-    await ledger.billing.resolve(first.hold_id, 6_605_000)
+        await ledger.billing.holds.advance(first.hold_id, charged_ms, running=True)
+    await ledger.billing.holds.resolve(first.hold_id, 6_605_000)
     hold = await ledger.hold(first)
     assert (hold.stop_ordered, hold.posted_micros, hold.lost_micros) == (True, 6_605_000, 0)
     second = request_of(first.account_id, work_id=first.work_id, start_number=2)
-    assert (await refusal(ledger.billing.create_hold(second))).reason == "INSUFFICIENT_BALANCE"
-    await ledger.billing.top_up(first.account_id, new_id(), HOLD_MICROS)
+    assert (await refusal(ledger.billing.holds.create(second))).reason == "INSUFFICIENT_BALANCE"
+    await ledger.billing.accounts.top_up(first.account_id, new_id(), HOLD_MICROS)
     third = request_of(first.account_id, work_id=first.work_id, start_number=3)
-    assert (await ledger.billing.create_hold(third)).state is HoldState.GRANTED
+    assert (await ledger.billing.holds.create(third)).state is HoldState.GRANTED
 
 
 async def test_two_jobs_at_once_never_take_more_than_there_is(ledger: Ledger) -> None:
     account_id = await ledger.account(2 * HOLD_MICROS + PRICE_MICROS)
     requests = [request_of(account_id) for _ in range(2)]
     for request in requests:
-        await ledger.billing.create_hold(request)
+        await ledger.billing.holds.create(request)
     await asyncio.gather(
         *(
-            replica.advance(request.hold_id, hour * HOUR_MS, running=True)
+            replica.holds.advance(request.hold_id, hour * HOUR_MS, running=True)
             for hour in (1, 2, 3)
             for request, replica in zip(requests, (ledger.billing, ledger.second), strict=True)
         )
     )
     for request in requests:
-        await ledger.billing.resolve(request.hold_id, 4 * HOUR_MS)
+        await ledger.billing.holds.resolve(request.hold_id, 4 * HOUR_MS)
     available, frozen = await ledger.balance(account_id)
     holds = [await ledger.hold(request) for request in requests]
     assert (available, frozen) == (0, 0)
@@ -408,7 +411,7 @@ async def test_on_a_covered_balance_doubled_shuffled_and_late_events_give_the_sa
         requests = [request_of(account_id, count=1 + number % 3) for number in range(12)]
         steps: list[tuple[HoldRequest, int, bool]] = []
         for number, request in enumerate(requests):
-            await ledger.billing.create_hold(request)
+            await ledger.billing.holds.create(request)
             counters = [1 + 700_003 * (number + 1) * step for step in range(1, 15)]
             steps += [(request, counter, False) for counter in counters] + [(request, counters[-1] + 999, True)]
         if shuffled:
@@ -416,12 +419,12 @@ async def test_on_a_covered_balance_doubled_shuffled_and_late_events_give_the_sa
             rng.shuffle(steps)
         for request, counter, last in steps:
             if last and not (shuffled and rng.random() < 0.5):
-                await ledger.billing.resolve(request.hold_id, counter)
+                await ledger.billing.holds.resolve(request.hold_id, counter)
             else:
-                await ledger.second.advance(request.hold_id, counter, running=True)
+                await ledger.second.holds.advance(request.hold_id, counter, running=True)
         for request, counter, last in steps:
             if last:
-                await ledger.second.resolve(request.hold_id, counter)
+                await ledger.second.holds.resolve(request.hold_id, counter)
         holds = [await ledger.hold(request) for request in requests]
         assert all(hold.lost_micros == 0 for hold in holds)
         assert all(hold.settled_micros + hold.posted_micros == hold.meter.charge_micros for hold in holds)
@@ -443,19 +446,19 @@ async def test_a_months_statement_is_that_of_the_accounts_time_zone_and_follows_
         (datetime(2026, 3, 31, 22, 0, tzinfo=UTC), 30),
     ):
         ledger.clock.time = moment
-        await ledger.billing.top_up(account_id, new_id(), amount)
+        await ledger.billing.accounts.top_up(account_id, new_id(), amount)
         if amount == 2 * HOLD_MICROS:
             request = request_of(account_id)
-            await ledger.billing.create_hold(request)
-            await ledger.billing.resolve(request.hold_id, 90_000)
-    march = await ledger.billing.monthly_statement(account_id, "2026-03", after_version=None, limit=100)
+            await ledger.billing.holds.create(request)
+            await ledger.billing.holds.resolve(request.hold_id, 90_000)
+    march = await ledger.billing.statements.of_month(account_id, "2026-03", after_version=None, limit=100)
     assert (march.opening_available_micros, march.opening_frozen_micros) == (7, 0)
     assert [line.kind for line in march.transfers] == ["TOP_UP", "HOLD", "POSTING", "RELEASE", "TOP_UP"]
     assert march.charged_micros == 90_000
     assert march.closing_available_micros == 7 + 2 * HOLD_MICROS - 90_000 + 20
     assert march.closing_frozen_micros == 0
-    first = await ledger.billing.monthly_statement(account_id, "2026-03", after_version=None, limit=2)
-    rest = await ledger.billing.monthly_statement(
+    first = await ledger.billing.statements.of_month(account_id, "2026-03", after_version=None, limit=2)
+    rest = await ledger.billing.statements.of_month(
         account_id, "2026-03", after_version=first.transfers[-1].account_version, limit=100
     )
     assert first.transfers + rest.transfers == march.transfers
@@ -463,10 +466,10 @@ async def test_a_months_statement_is_that_of_the_accounts_time_zone_and_follows_
         rest.opening_available_micros,
         rest.opening_frozen_micros,
     )
-    april = await ledger.billing.monthly_statement(account_id, "", after_version=None, limit=100)
+    april = await ledger.billing.statements.of_month(account_id, "", after_version=None, limit=100)
     assert (april.period.name, [line.amount_micros for line in april.transfers]) == ("2026-04", [30])
     assert april.opening_available_micros == march.closing_available_micros
-    empty = await ledger.billing.monthly_statement(account_id, "2027-01", after_version=None, limit=100)
+    empty = await ledger.billing.statements.of_month(account_id, "2027-01", after_version=None, limit=100)
     assert (empty.transfers, empty.opening_available_micros) == ((), april.closing_available_micros)
 
 
@@ -493,7 +496,7 @@ async def test_the_audit_names_the_row_that_breaks_an_invariant(ledger: Ledger, 
         await connection.execute("GRANT ALL ON entry, transfer TO CURRENT_USER")
         await connection.execute("ALTER TABLE entry DISABLE TRIGGER USER; ALTER TABLE transfer DISABLE TRIGGER USER")
         await connection.execute(damage)
-        findings = (await store.audit(connection)).findings
+        findings = (await records.audit(connection)).findings
         await transaction.rollback()
     rows = [finding.row for finding in findings if finding.invariant == invariant]
     assert any(identifier in row for row in rows for identifier in (request.account_id, request.hold_id, "transfer_id"))
@@ -502,7 +505,7 @@ async def test_the_audit_names_the_row_that_breaks_an_invariant(ledger: Ledger, 
 async def test_a_refused_hold_leaves_only_its_id(ledger: Ledger) -> None:
     request = request_of(await ledger.account(HOLD_MICROS - 1))
     for _ in range(2):
-        error = await refusal(ledger.billing.create_hold(request))
+        error = await refusal(ledger.billing.holds.create(request))
         assert isinstance(error, FailedPreconditionError)
         assert error.metadata["missing_micros"] == "1"
     assert (await ledger.hold(request)).state is HoldState.REFUSED

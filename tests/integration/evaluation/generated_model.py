@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from saucer.evaluation.manifest import manifest_of
 from saucer.evaluation.matching import Scored, match
 from saucer.evaluation.metrics import CocoMetrics, ThresholdCurves, coco_metrics
-from saucer.evaluation.scoring import split_of
 from saucer.evaluation.truth import Truth, from_coco
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -55,7 +55,7 @@ async def generated_model(objects: Objects, account_id: str, seed: int) -> Gener
 
 
 def answers(document: dict[str, Any], classes: list[str], columns: Columns, split: str) -> Answers:
-    truth = from_coco(split_of(document, split), classes)
+    truth = from_coco(manifest_of(document).split(split), classes)
     mine = np.isin(columns.image_id, truth.images)
     detections = Detections(
         truth.images, columns.image_id[mine], columns.box[mine], columns.score[mine], columns.label[mine]

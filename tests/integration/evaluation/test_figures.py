@@ -21,9 +21,10 @@ from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import CocoNumbers
 from saucer.evaluation.main import EvaluationSettings, wire
 from saucer.evaluation.matching import match
-from saucer.evaluation.metrics import Counts, thin
+from saucer.evaluation.metrics import Counts
 from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended
 from saucer.evaluation.suspecting import SuspectKind, suspects
+from saucer.evaluation.thinning import thin
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
@@ -164,7 +165,7 @@ async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points:
     request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=told.evaluation_id, max_points=max_points)
     curves = (await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)).curves
     for label, curve in enumerate(curves):
-        thinned = thin(model.test.curves.points(label), max(2, max_points or 200))
+        [thinned] = thin([model.test.curves.points(label)], max(2, max_points or 200))
         points = thinned.points
         assert curve.max_error == thinned.max_error
         assert [point.threshold for point in curve.points] == points.threshold.tolist()
@@ -214,7 +215,7 @@ async def test_thresholds_are_chosen_on_the_validation_split_and_told_of_the_tes
 
 
 async def test_an_evaluation_made_before_the_validation_split_was_kept_says_so(start: Start) -> None:
-    async with start() as world:
+    async with start(cache_bytes=0) as world:
         _, told = await scored(world)
         connection = await asyncpg.connect(start.database_url)
         try:
@@ -487,13 +488,14 @@ async def test_without_room_in_memory_it_answers_all_the_same(start: Start) -> N
         check_figures(await at(world, told.evaluation_id, 0.3), model.test, 0.3)
 
 
-async def test_results_that_were_changed_in_the_store_are_refused(world: World) -> None:
-    _, told = await scored(world)
-    (key,) = [key for key in await world.objects.keys(f"system/{world.account_id}/evaluations") if "scored" in key]
-    await world.objects.put(key, b"other")
-    with pytest.raises(grpc.aio.AioRpcError) as refusal:
-        await at(world, told.evaluation_id, 0.3)
-    assert refusal.value.code() is grpc.StatusCode.DATA_LOSS
+async def test_results_that_were_changed_in_the_store_are_refused(start: Start) -> None:
+    async with start(cache_bytes=0) as world:
+        _, told = await scored(world)
+        (key,) = [key for key in await world.objects.keys(f"system/{world.account_id}/evaluations") if "scored" in key]
+        await world.objects.put(key, b"other")
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await at(world, told.evaluation_id, 0.3)
+        assert refusal.value.code() is grpc.StatusCode.DATA_LOSS
 
 
 IMAGE = {"id": 1, "file_name": "a", "width": 10, "height": 10, "split": "test"}
@@ -505,11 +507,11 @@ LABEL = {"id": 1, "image_id": 1, "category_id": 0, "bbox": [1, 1, 2, 2]}
     ("document", "says"),
     [
         ({"images": [], "annotations": [], "categories": CATEGORIES}, NOTHING_TO_SCORE),
-        ([], "no COCO document"),
-        ({"images": 5, "annotations": [], "categories": CATEGORIES}, "images are no list"),
-        ({"images": [None], "annotations": [], "categories": CATEGORIES}, "images are no list"),
-        ({"images": [IMAGE | {"id": [1]}], "annotations": [], "categories": CATEGORIES}, "id, width and height"),
-        ({"images": [IMAGE], "annotations": [LABEL | {"bbox": 3}], "categories": CATEGORIES}, "annotation 1"),
+        ([], "Expected `object`"),
+        ({"images": 5, "annotations": [], "categories": CATEGORIES}, "$.images"),
+        ({"images": [None], "annotations": [], "categories": CATEGORIES}, "$.images[0]"),
+        ({"images": [IMAGE | {"id": [1]}], "annotations": [], "categories": CATEGORIES}, "$.images[0].id"),
+        ({"images": [IMAGE], "annotations": [LABEL | {"bbox": 3}], "categories": CATEGORIES}, "$.annotations[0].bbox"),
         ({"images": [IMAGE], "annotations": [LABEL | {"category_id": 9}], "categories": CATEGORIES}, "category 9"),
         ({"images": [IMAGE | {"id": 7}], "annotations": [], "categories": CATEGORIES}, "images are not in both"),
     ],

@@ -178,7 +178,8 @@ async def test_a_scoring_that_takes_too_long_fails_with_a_sentence(start: Start)
 async def test_a_scoring_that_needs_too_much_memory_fails_and_the_service_lives_on(start: Start) -> None:
     async with start(scoring_memory_bytes=512 * 1024**2) as world:
         model, other = await world.model(), await world.model()
-        large = b'{"images": [' + b'{"split": "train"},' * 4_000_000 + b'{}], "annotations": [], "categories": []}'
+        image = b'{"id":1,"width":1,"height":1}'
+        large = b'{"annotations":[],"categories":[],"images":[' + (image + b",") * 4_000_000 + image + b"]}"
         model.manifest_sha256 = await world.objects.put(model.manifest_key, large)
         await world.tell(model)
         told = await world.ended(model)

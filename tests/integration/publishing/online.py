@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.auth import Role
+from saucer.lib.clock import to_timestamp
 from saucer.lib.config import ServiceSettings
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -91,6 +93,19 @@ class Online:
         if balance_micros:
             await self.top_up(account.account_id, balance_micros)
         return account.account_id
+
+    async def group(self, account_id: str, capacity: int) -> str:
+        request = billing_pb2.CreateResourceGroupRequest(
+            request_id=new_id(),
+            account_id=account_id,
+            display_name="Capacity",
+            region_id="local",
+            spec_id="cpu-2",
+            capacity=capacity,
+            end_time=to_timestamp(datetime.now(UTC) + timedelta(days=1)),
+            reason="a test",
+        )
+        return (await self.billing.CreateResourceGroup(request, metadata=self.administrator)).resource_group_id
 
     async def top_up(self, account_id: str, amount_micros: int) -> None:
         request = billing_pb2.TopUpAccountRequest(

@@ -264,7 +264,7 @@ async def test_what_does_not_fit_is_refused_by_name_before_anything_is_stored(wo
             "MODEL_NOT_FOUND ": world.create(other, model_id),
             "SPEC_NOT_SERVED": world.create(account_id, model_id, spec_id="gpu-1"),
             "REPLICAS_UNAVAILABLE": world.create(account_id, model_id, replicas=2),
-            "BILLING_MODE_UNAVAILABLE": world.create(account_id, model_id, billing_mode=prepaid),
+            "RESOURCE_GROUP_REQUIRED": world.create(account_id, model_id, billing_mode=prepaid),
             "CLASS_UNKNOWN": world.create(account_id, model_id, thresholds=[threshold]),
         }
         answers = await asyncio.gather(*(refused(call) for call in expected.values()))
@@ -298,7 +298,7 @@ async def test_another_account_finds_nothing(world: Online) -> None:
         created = await world.create(account_id, await world.model(account_id))
         stranger = world.owner(await world.account(0))
         identity = {"deployment_id": created.deployment_id}
-        request = {"request_id": new_id(), **identity}
+        request: dict[str, Any] = {"request_id": new_id(), **identity}
         stub = world.publishing
         for call in (
             stub.GetDeployment(publishing_pb2.GetDeploymentRequest(**identity), metadata=stranger),
@@ -436,6 +436,26 @@ async def test_without_room_a_deployment_waits_queued_and_what_nobody_wants_is_c
         await world.until_state(second, "ACTIVE")
         await world.stop(second)
         await world.until_state(second, "STOPPED")
+
+
+async def test_prepaid_a_deployment_waits_for_capacity_of_its_group_and_then_serves_uncharged(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account(0)
+        model_id = await world.model(account_id)
+        group_id = await world.group(account_id, capacity=1)
+        prepaid = {"billing_mode": billing_pb2.BILLING_MODE_PREPAID, "resource_group_id": group_id}
+        first = await world.create(account_id, model_id, **prepaid)
+        second = await world.create(account_id, model_id, display_name="second", **prepaid)
+        assert second.state == publishing_pb2.DEPLOYMENT_STATE_WAITING
+        active = await world.until_state(first, "ACTIVE", "FAILED")
+        assert active.charge_status == billing_pb2.CHARGE_STATUS_NOT_BILLING
+        assert not active.warnings
+        await world.stop(first)
+        active = await world.until_state(second, "ACTIVE", "FAILED")
+        assert (active.hold_micros, active.price_per_hour_micros) == (0, 0)
+        await world.stop(second)
+        stopped = await world.until_state(second, "STOPPED")
+        assert (stopped.cost_micros, await world.balance(account_id)) == (0, (0, 0))
 
 
 async def test_a_silent_billing_leaves_it_pending_and_it_goes_on_when_billing_answers(

@@ -4,7 +4,7 @@ from __future__ import annotations  # some of grpc's classes exist only for type
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,7 +48,14 @@ class Lab:
         self.objects = objects
         self.training = Training(database, objects, Bell())
 
-    async def queue(self, account_id: str | None = None, *, task_id: str | None = None, start_number: int = 1) -> str:
+    async def queue(
+        self,
+        account_id: str | None = None,
+        *,
+        task_id: str | None = None,
+        start_number: int = 1,
+        predicts_model_id: str | None = None,
+    ) -> str:
         account_id, task_id = account_id or new_id(), task_id or new_id()
         hold_id = f"{task_id}-{start_number}"
         request = RunRequest(
@@ -65,6 +72,7 @@ class Lab:
             config="{}",
             max_duration_ms=600_000,
             output_prefix=f"accounts/{account_id}/outputs",
+            predicts_model_id=predicts_model_id,
         )
         await self.training.queue_run(request, resume=start_number > 1)
         return request.run_id
@@ -107,6 +115,7 @@ class Worker:
         iteration: int = 1,
         *,
         stage: RunStage = RunStage.TRAINING,
+        share: float = 0.0,
         checkpoint: int | None = None,
         metrics: list[Measured] | None = None,
         lines: list[Logged] | None = None,
@@ -116,7 +125,7 @@ class Worker:
         kept = None
         if checkpoint is not None:
             kept = Checkpoint(f"{self.leased.artifact_prefix}/c{checkpoint}", "s", checkpoint, checkpoint * 100)
-        progress = Progress(stage, iteration, 100, elapsed_ms=iteration * 100)
+        progress = Progress(stage, iteration, 100, elapsed_ms=iteration * 100, stage_progress=share)
         return await self.lab.training.heartbeat(
             self.leased.run_id, self.token, Beat(self.sequence, progress, kept), metrics or [], lines or []
         )
@@ -143,9 +152,9 @@ class Worker:
             files=files or [],
         )
 
-    async def files(self) -> list[ModelFile]:
+    async def files(self, names: Sequence[str] = ("model.onnx", "model.json")) -> list[ModelFile]:
         made = []
-        for name in ("model.onnx", "model.json"):
+        for name in names:
             key = f"{self.leased.artifact_prefix}/{name}"
             made.append(ModelFile(name, key, len(name), await self.lab.objects.put(key, name.encode())))
         return made

@@ -148,6 +148,9 @@ ALLOWED = {
     (None, HoldState.GRANTED),
     (None, HoldState.REFUSED),
     (None, HoldState.BURIED),
+    (None, HoldState.WAITING),
+    (HoldState.WAITING, HoldState.GRANTED),
+    (HoldState.WAITING, HoldState.BURIED),
     (HoldState.GRANTED, HoldState.RESOLVED),
     (HoldState.GRANTED, HoldState.EXPIRED),
 }

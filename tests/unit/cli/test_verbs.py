@@ -18,7 +18,7 @@ import grpc
 import pytest
 from PIL import Image
 
-from saucer.cli import connection, datasets, deployments
+from saucer.cli import connection, datasets, deployments, evaluation_options, evaluations
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.ids import new_id
@@ -262,7 +262,9 @@ class Script(
     def ListBadCases(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         case = evaluation_pb2.BadCase(file_name="a.jpg", image=photograph() if request.include_images else b"")
-        case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup")
+        for _ in range(3):
+            case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup")
+        case.faults.add(kind=evaluation_pb2.FAULT_KIND_FALSE_POSITIVE, class_name="plate")
         case.truth.add(x1=1, y1=1, x2=30, y2=30, class_name="cup")
         return evaluation_pb2.ListBadCasesResponse(bad_cases=[case])
 
@@ -456,6 +458,14 @@ def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
     cli.fails("run", "logs", RUN, "--follow", "--keyword", "x", code=2)
 
 
+def test_a_model_is_evaluated_on_other_data_by_a_task_that_only_predicts(cli: Cli, script: Script) -> None:
+    cli("evaluate", MODEL, "--dataset", VERSION)
+    form = script.requests[-1].form
+    assert (form.kind, form.model_id) == (task_pb2.TASK_KIND_PREDICT, MODEL)
+    assert form.dataset_version_id == VERSION
+    assert re.fullmatch(r"[\w-]{1,60}", form.display_name)
+
+
 def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Script, tmp_path: Path) -> None:
     text = cli("evaluation", "show", TASK, "--threshold", "0.25", "--plot", str(tmp_path / "pr.png"))
     assert "0.810" in text
@@ -476,6 +486,20 @@ def test_a_confusion_matrix_is_a_table_and_a_picture(cli: Cli, tmp_path: Path) -
     assert cli.json("evaluation", "confusion", EVALUATION)["classNames"] == ["cup", "plate"]
 
 
+def test_of_many_classes_a_table_shows_the_first_and_says_how_to_see_all(
+    cli: Cli, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluations, "MOST_COLUMNS", 1)
+    monkeypatch.setattr(evaluation_options, "MOST_ROWS", 1)
+    few, every = (cli("evaluation", "confusion", EVALUATION, *more) for more in ((), ("--all",)))
+    assert ("plate" in few, "plate" in every) == (False, True)
+    assert [line.split()[1::2] for line in few.splitlines() if "background" in line][-1] == ["background", "4", "0"]
+    few, every = (
+        cli("evaluation", "thresholds", EVALUATION, "--precision", "0.95", *more) for more in ((), ("--all",))
+    )
+    assert ("cup" in few, "cup" in every) == (False, True)
+
+
 def test_recommended_thresholds_say_what_they_do_and_with_what_certainty(cli: Cli, script: Script) -> None:
     text = cli("evaluation", "thresholds", EVALUATION, "--precision", "0.95")
     assert script.requests[-1].precision == 0.95
@@ -486,7 +510,7 @@ def test_recommended_thresholds_say_what_they_do_and_with_what_certainty(cli: Cl
 
 
 def test_bad_cases_read_images_only_for_the_sheet(cli: Cli, script: Script, tmp_path: Path) -> None:
-    assert "miss of cup" in cli("evaluation", "bad-cases", EVALUATION, "--kind", "miss")
+    assert "3 x miss of cup, false positive of plate" in cli("evaluation", "bad-cases", EVALUATION, "--kind", "miss")
     assert not script.requests[-1].include_images
     cli("evaluation", "bad-cases", EVALUATION, "--sheet", str(tmp_path / "sheet.png"))
     assert script.requests[-1].include_images

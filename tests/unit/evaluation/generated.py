@@ -77,7 +77,7 @@ def generate(seed: int) -> tuple[dict[str, Any], list[str], Columns]:
     labelled = classes[: max(1, len(classes) - int(random.integers(0, 2)))]
 
     def box() -> tuple[float, float, float, float]:
-        side = random.choice([32.0, 96.0]) if random.random() < 0.2 else None
+        side = float(random.choice([32.0, 96.0])) if random.random() < 0.2 else None
         x, y = (random.integers(0, int(span / grid), 2) * grid).tolist()
         w, h = (side, side) if side else ((1 + random.integers(0, int(span / grid), 2)) * grid).tolist()
         return (x, y, x + w, y + h)

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saucer.evaluation.matching import match
-from saucer.evaluation.metrics import Counts, PrPoints, ThresholdCurves
+from saucer.evaluation.metrics import Counts, ThresholdCurves
 from saucer.evaluation.recommending import Goal, choose, recommend, wilson
+from saucer.evaluation.thinning import PrPoints
 from saucer.evaluation.truth import from_coco
 from tests.unit.evaluation.generated import generate
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from saucer.evaluation.domain import CannotScoreError
+from saucer.evaluation.manifest import manifest_of
 from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import ThresholdCurves, coco_metrics
-from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended, score, split_of
+from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended, score
 from saucer.evaluation.stored import load
 from saucer.evaluation.truth import from_coco
 from saucer.serving.detections import Detections
@@ -97,11 +98,11 @@ def test_a_split_has_its_own_images_and_labels_alone() -> None:
     document, _, _ = generate(10)
     for place, image in enumerate(document["images"]):
         image["split"] = ("train", "validation", "test")[place % 3]
-    parts = [split_of(document, name) for name in ("train", "validation", "test")]
+    parts = [manifest_of(document).split(name) for name in ("train", "validation", "test")]
     for name in ("images", "annotations"):
-        assert sum(len(part[name]) for part in parts) == len(document[name])
-    ids = {image["id"] for image in parts[0]["images"]}
-    assert {label["image_id"] for label in parts[0]["annotations"]} <= ids
+        assert sum(len(getattr(part, name)) for part in parts) == len(document[name])
+    ids = {image.id for image in parts[0].images}
+    assert {label.image_id for label in parts[0].annotations} <= ids
 
 
 def test_a_test_split_without_an_image_is_refused_with_a_sentence() -> None:

@@ -1,7 +1,6 @@
 """Counts, curves and AP at a threshold: by hand, and against filtering first and matching afterwards."""
 
 import dataclasses
-import itertools
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saucer.evaluation.matching import MismatchError, Scored, StoredFormError, Verdict, match
-from saucer.evaluation.metrics import Counts, PrPoints, ThresholdCurves, coco_metrics, thin
+from saucer.evaluation.metrics import Counts, ThresholdCurves, coco_metrics
 from saucer.evaluation.truth import from_coco
 from saucer.serving.detections import Detections
 from tests.unit.evaluation.generated import Columns, Row, TruthRow, columns, generate, truth_of
@@ -218,43 +217,6 @@ def test_points_of_a_curve_are_what_the_counts_say_at_their_thresholds(seed: int
 
 def test_a_curve_without_truth_has_no_points() -> None:
     assert curves_of([], [(1, CUP, A, 0.9)]).points().threshold.size == 0
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    steps=st.lists(st.tuples(st.booleans(), st.integers(1, 3)), min_size=1, max_size=80),
-    limit=st.integers(2, 30),
-)
-def test_a_thinned_curve_keeps_ends_limit_and_stated_error(steps: list[tuple[bool, int]], limit: int) -> None:
-    hit = np.array(list(itertools.chain.from_iterable([good] * count for good, count in steps)))
-    seen = np.arange(1, hit.size + 1)
-    points = PrPoints(
-        (1 - seen / (hit.size + 1)).astype(np.float32), np.cumsum(hit) / max(hit.sum(), 1), np.cumsum(hit) / seen
-    )
-    thinned = thin(points, limit)
-    kept = np.flatnonzero(np.isin(points.threshold, thinned.points.threshold))
-    assert kept.size <= limit
-    assert kept[0] == 0
-    assert kept[-1] == hit.size - 1
-    off = 0.0
-    for first, last in itertools.pairwise(kept.tolist()):
-        for row in range(first + 1, last):
-            off = max(off, _distance(points, row, first, last))
-    assert off == pytest.approx(thinned.max_error, abs=1e-12)
-
-
-def _distance(points: PrPoints, row: int, first: int, last: int) -> float:
-    """From a point to a segment, in complex numbers."""
-    p, a, b = (complex(points.recall[place], points.precision[place]) for place in (row, first, last))
-    if a == b:
-        return abs(p - a)
-    share = ((p - a) * (b - a).conjugate()).real / abs(b - a) ** 2
-    return abs(p - (a + min(max(share, 0.0), 1.0) * (b - a)))
-
-
-def test_thinning_to_fewer_than_two_points_is_refused() -> None:
-    with pytest.raises(ValueError, match="limit"):
-        thin(three_cups().points(), 1)
 
 
 def test_the_stored_form_answers_as_the_original() -> None:

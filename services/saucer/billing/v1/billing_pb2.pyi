@@ -86,26 +86,30 @@ class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.V
     HOLD_STATE_UNSPECIFIED: _HoldState.ValueType  # 0
     HOLD_STATE_GRANTED: _HoldState.ValueType  # 1
     HOLD_STATE_REFUSED: _HoldState.ValueType  # 2
-    """Short of money; nothing was frozen. At rest."""
+    """Short of money, or not allowed; nothing was frozen. At rest."""
     HOLD_STATE_RESOLVED: _HoldState.ValueType  # 3
     """Closed: posted, released, or both. At rest."""
     HOLD_STATE_BURIED: _HoldState.ValueType  # 4
     """Its work was given up before the hold was asked for; it can never be granted. At rest."""
     HOLD_STATE_EXPIRED: _HoldState.ValueType  # 5
     """Nothing used it in time; it was released. At rest."""
+    HOLD_STATE_WAITING: _HoldState.ValueType  # 6
+    """For capacity of its resource group."""
 
 class HoldState(_HoldState, metaclass=_HoldStateEnumTypeWrapper): ...
 
 HOLD_STATE_UNSPECIFIED: HoldState.ValueType  # 0
 HOLD_STATE_GRANTED: HoldState.ValueType  # 1
 HOLD_STATE_REFUSED: HoldState.ValueType  # 2
-"""Short of money; nothing was frozen. At rest."""
+"""Short of money, or not allowed; nothing was frozen. At rest."""
 HOLD_STATE_RESOLVED: HoldState.ValueType  # 3
 """Closed: posted, released, or both. At rest."""
 HOLD_STATE_BURIED: HoldState.ValueType  # 4
 """Its work was given up before the hold was asked for; it can never be granted. At rest."""
 HOLD_STATE_EXPIRED: HoldState.ValueType  # 5
 """Nothing used it in time; it was released. At rest."""
+HOLD_STATE_WAITING: HoldState.ValueType  # 6
+"""For capacity of its resource group."""
 Global___HoldState: _TypeAlias = HoldState  # noqa: Y015
 
 class _ChargeStatus:
@@ -219,11 +223,14 @@ class CreateAccountRequest(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     display_name: _builtins.str
     currency: _builtins.str
     time_zone: _builtins.str
     """Empty: UTC."""
+    reason: _builtins.str
+    """For the record."""
     def __init__(
         self,
         *,
@@ -231,10 +238,11 @@ class CreateAccountRequest(_message.Message):
         display_name: _builtins.str = ...,
         currency: _builtins.str = ...,
         time_zone: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "display_name", b"display_name", "request_id", b"request_id", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "display_name", b"display_name", "reason", b"reason", "request_id", b"request_id", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,11 +347,14 @@ class TopUp(_message.Message):
     AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
     AVAILABLE_MICROS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_VERSION_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     external_reference: _builtins.str
     amount_micros: _builtins.int
     available_micros: _builtins.int
-    """Of the account, after it."""
+    """Of the account after it, before anything unpaid was taken."""
+    account_version: _builtins.int
+    """Of the account, after it: the answers of one account have one order."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -354,10 +365,11 @@ class TopUp(_message.Message):
         amount_micros: _builtins.int = ...,
         available_micros: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        account_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "available_micros", b"available_micros", "create_time", b"create_time", "external_reference", b"external_reference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_version", b"account_version", "amount_micros", b"amount_micros", "available_micros", b"available_micros", "create_time", b"create_time", "external_reference", b"external_reference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -490,9 +502,9 @@ class Record(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     action: _builtins.str
-    """ADJUST, REFUND, SUSPEND, RESUME."""
+    """CREATE, ADJUST, REFUND, SUSPEND, RESUME, SET_PRICE, CREATE_GROUP, UPDATE_GROUP."""
     subject: _builtins.str
-    """An account or a hold."""
+    """An account, a hold, a region/spec or a resource group."""
     account_id: _builtins.str
     author: _builtins.str
     """The subject of the token."""
@@ -706,9 +718,15 @@ class SetPriceRequest(_message.Message):
     SPEC_ID_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_MICROS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     spec_id: _builtins.str
     price_per_hour_micros: _builtins.int
+    request_id: _builtins.str
+    """The same id twice sets it once; empty: that of region, spec, price and start."""
+    reason: _builtins.str
+    """For the record."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Unset: now. Not in the past."""
@@ -720,10 +738,12 @@ class SetPriceRequest(_message.Message):
         spec_id: _builtins.str = ...,
         price_per_hour_micros: _builtins.int = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "spec_id", b"spec_id", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["price_per_hour_micros", b"price_per_hour_micros", "reason", b"reason", "region_id", b"region_id", "request_id", b"request_id", "spec_id", b"spec_id", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -867,6 +887,8 @@ class Hold(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     MISSING_MICROS_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_VERSION_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """<work id>-<start number>."""
     account_id: _builtins.str
@@ -895,6 +917,10 @@ class Hold(_message.Message):
     missing_micros: _builtins.int
     """Of a refusal."""
     currency: _builtins.str
+    resource_group_id: _builtins.str
+    """Whose capacity is taken; price and amount are 0 then. Empty: money is frozen."""
+    account_version: _builtins.int
+    """Of the account, when money was asked for: the answers of one account have one order."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -925,10 +951,12 @@ class Hold(_message.Message):
         revision: _builtins.int = ...,
         missing_micros: _builtins.int = ...,
         currency: _builtins.str = ...,
+        resource_group_id: _builtins.str = ...,
+        account_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "resolve_time", b"resolve_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "charge_micros", b"charge_micros", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "count", b"count", "create_time", b"create_time", "currency", b"currency", "hold_id", b"hold_id", "lost_micros", b"lost_micros", "missing_micros", b"missing_micros", "posted_micros", b"posted_micros", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "released_micros", b"released_micros", "resolve_time", b"resolve_time", "revision", b"revision", "settled_micros", b"settled_micros", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "work_id", b"work_id", "work_kind", b"work_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_version", b"account_version", "amount_micros", b"amount_micros", "charge_micros", b"charge_micros", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "count", b"count", "create_time", b"create_time", "currency", b"currency", "hold_id", b"hold_id", "lost_micros", b"lost_micros", "missing_micros", b"missing_micros", "posted_micros", b"posted_micros", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "released_micros", b"released_micros", "resolve_time", b"resolve_time", "resource_group_id", b"resource_group_id", "revision", b"revision", "settled_micros", b"settled_micros", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "work_id", b"work_id", "work_kind", b"work_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -946,6 +974,8 @@ class CreateHoldRequest(_message.Message):
     REGION_ID_FIELD_NUMBER: _builtins.int
     SPEC_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_MICROS_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     account_id: _builtins.str
     work_kind: Global___WorkKind.ValueType
@@ -954,6 +984,10 @@ class CreateHoldRequest(_message.Message):
     region_id: _builtins.str
     spec_id: _builtins.str
     count: _builtins.int
+    resource_group_id: _builtins.str
+    """Takes its capacity; empty: freezes money."""
+    budget_micros: _builtins.int
+    """Of the work, all its starts together; set unless it has one. 0: none."""
     def __init__(
         self,
         *,
@@ -965,14 +999,356 @@ class CreateHoldRequest(_message.Message):
         region_id: _builtins.str = ...,
         spec_id: _builtins.str = ...,
         count: _builtins.int = ...,
+        resource_group_id: _builtins.str = ...,
+        budget_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "count", b"count", "hold_id", b"hold_id", "region_id", b"region_id", "spec_id", b"spec_id", "start_number", b"start_number", "work_id", b"work_id", "work_kind", b"work_kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget_micros", b"budget_micros", "count", b"count", "hold_id", b"hold_id", "region_id", b"region_id", "resource_group_id", b"resource_group_id", "spec_id", b"spec_id", "start_number", b"start_number", "work_id", b"work_id", "work_kind", b"work_kind"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateHoldRequest: _TypeAlias = CreateHoldRequest  # noqa: Y015
+
+@_typing.final
+class ResourceGroup(_message.Message):
+    """Prepaid capacity."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    resource_group_id: _builtins.str
+    account_id: _builtins.str
+    display_name: _builtins.str
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    capacity: _builtins.int
+    """Of the spec, at once."""
+    taken: _builtins.int
+    """By what runs, or may start any moment."""
+    waiting: _builtins.int
+    """Asked for by what waits, first come, first served."""
+    ended: _builtins.bool
+    revision: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """What runs then is stopped with its checkpoint."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        resource_group_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        capacity: _builtins.int = ...,
+        taken: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        ended: _builtins.bool = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "capacity", b"capacity", "create_time", b"create_time", "display_name", b"display_name", "end_time", b"end_time", "ended", b"ended", "region_id", b"region_id", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_time", b"start_time", "taken", b"taken", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceGroup: _TypeAlias = ResourceGroup  # noqa: Y015
+
+@_typing.final
+class CreateResourceGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    account_id: _builtins.str
+    display_name: _builtins.str
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    capacity: _builtins.int
+    reason: _builtins.str
+    """For the record."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: now."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        capacity: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "capacity", b"capacity", "display_name", b"display_name", "end_time", b"end_time", "reason", b"reason", "region_id", b"region_id", "request_id", b"request_id", "spec_id", b"spec_id", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateResourceGroupRequest: _TypeAlias = CreateResourceGroupRequest  # noqa: Y015
+
+@_typing.final
+class UpdateResourceGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    resource_group_id: _builtins.str
+    capacity: _builtins.int
+    """0: as it is."""
+    reason: _builtins.str
+    """For the record."""
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: as it is."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        resource_group_id: _builtins.str = ...,
+        capacity: _builtins.int = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "end_time", b"end_time", "reason", b"reason", "request_id", b"request_id", "resource_group_id", b"resource_group_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateResourceGroupRequest: _TypeAlias = UpdateResourceGroupRequest  # noqa: Y015
+
+@_typing.final
+class GetResourceGroupRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    resource_group_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        resource_group_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resource_group_id", b"resource_group_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetResourceGroupRequest: _TypeAlias = GetResourceGroupRequest  # noqa: Y015
+
+@_typing.final
+class ListResourceGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: the token's own; for an administrator, every account's."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourceGroupsRequest: _TypeAlias = ListResourceGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ListResourceGroupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_GROUPS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def resource_groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceGroup]: ...
+    def __init__(
+        self,
+        *,
+        resource_groups: _abc.Iterable[Global___ResourceGroup] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "resource_groups", b"resource_groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourceGroupsResponse: _TypeAlias = ListResourceGroupsResponse  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """What something may cost at most, and what counts against it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WORK_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    BOOKED_MICROS_FIELD_NUMBER: _builtins.int
+    UNPAID_MICROS_FIELD_NUMBER: _builtins.int
+    RESERVE_MICROS_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    work_id: _builtins.str
+    """A task or deployment; empty: the account, by the calendar month."""
+    amount_micros: _builtins.int
+    """0: there is none any more."""
+    currency: _builtins.str
+    booked_micros: _builtins.int
+    """Settled and posted, less refunds."""
+    unpaid_micros: _builtins.int
+    """Charged and not yet taken."""
+    reserve_micros: _builtins.int
+    """What finishing all that is open may still cost."""
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        work_id: _builtins.str = ...,
+        amount_micros: _builtins.int = ...,
+        currency: _builtins.str = ...,
+        booked_micros: _builtins.int = ...,
+        unpaid_micros: _builtins.int = ...,
+        reserve_micros: _builtins.int = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "booked_micros", b"booked_micros", "currency", b"currency", "reserve_micros", b"reserve_micros", "unpaid_micros", b"unpaid_micros", "update_time", b"update_time", "work_id", b"work_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class SetBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WORK_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_MICROS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    work_id: _builtins.str
+    """Empty: the account, by the calendar month."""
+    amount_micros: _builtins.int
+    """0: removes it."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        work_id: _builtins.str = ...,
+        amount_micros: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_micros", b"amount_micros", "work_id", b"work_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetBudgetRequest: _TypeAlias = SetBudgetRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsRequest: _TypeAlias = ListBudgetsRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Budget]: ...
+    def __init__(
+        self,
+        *,
+        budgets: _abc.Iterable[Global___Budget] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetsResponse: _TypeAlias = ListBudgetsResponse  # noqa: Y015
 
 @_typing.final
 class StatementLine(_message.Message):

@@ -105,6 +105,36 @@ class BillingServiceStub:
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetQuoteRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Quote.FromString,
                 _registered_method=True)
+        self.CreateResourceGroup = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/CreateResourceGroup',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateResourceGroupRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+                _registered_method=True)
+        self.UpdateResourceGroup = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/UpdateResourceGroup',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.UpdateResourceGroupRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+                _registered_method=True)
+        self.GetResourceGroup = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/GetResourceGroup',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetResourceGroupRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+                _registered_method=True)
+        self.ListResourceGroups = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/ListResourceGroups',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsResponse.FromString,
+                _registered_method=True)
+        self.SetBudget = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/SetBudget',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetBudgetRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Budget.FromString,
+                _registered_method=True)
+        self.ListBudgets = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/ListBudgets',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsResponse.FromString,
+                _registered_method=True)
         self.CreateHold = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/CreateHold',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateHoldRequest.SerializeToString,
@@ -227,10 +257,52 @@ class BillingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateResourceGroup(self, request, context):
+        """Prepaid capacity of a spec, for an account and a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateResourceGroup(self, request, context):
+        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResourceGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResourceGroups(self, request, context):
+        """Newest first, each with what is free and what waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetBudget(self, request, context):
+        """What a task or deployment, or the account in each calendar month of its time zone, may cost at most. Booked plus unpaid
+        plus the reserve for finishing reaching it stops what it covers, and refuses new starts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBudgets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateHold(self, request, context):
-        """Freezes two hours of price × count for one start. The hold id is the idempotency key: the same id and fields give
+        """Freezes two hours of price × count for one start, or takes capacity of a resource group. The hold id is the idempotency key: the same id and fields give
         the same answer, other fields are ALREADY_EXISTS. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE and
-        metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal.
+        metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal. With a
+        group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -329,6 +401,36 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.GetQuote,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetQuoteRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Quote.SerializeToString,
+            ),
+            'CreateResourceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateResourceGroup,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateResourceGroupRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.SerializeToString,
+            ),
+            'UpdateResourceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateResourceGroup,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.UpdateResourceGroupRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.SerializeToString,
+            ),
+            'GetResourceGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResourceGroup,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetResourceGroupRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.SerializeToString,
+            ),
+            'ListResourceGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResourceGroups,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsResponse.SerializeToString,
+            ),
+            'SetBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetBudget,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetBudgetRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Budget.SerializeToString,
+            ),
+            'ListBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgets,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsResponse.SerializeToString,
             ),
             'CreateHold': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateHold,
@@ -730,6 +832,168 @@ class BillingService:
             '/saucer.billing.v1.BillingService/GetQuote',
             saucer_dot_billing_dot_v1_dot_billing__pb2.GetQuoteRequest.SerializeToString,
             saucer_dot_billing_dot_v1_dot_billing__pb2.Quote.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateResourceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/CreateResourceGroup',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.CreateResourceGroupRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateResourceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/UpdateResourceGroup',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.UpdateResourceGroupRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResourceGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/GetResourceGroup',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.GetResourceGroupRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ResourceGroup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResourceGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/ListResourceGroups',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListResourceGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/SetBudget',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.SetBudgetRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/ListBudgets',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListBudgetsResponse.FromString,
             options,
             channel_credentials,
             insecure,

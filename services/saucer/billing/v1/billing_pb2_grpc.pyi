@@ -61,10 +61,23 @@ class BillingServiceStub:
     """What is on offer where, at the price of now."""
     GetQuote: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetQuoteRequest, _billing_pb2.Quote]
     """What a start would freeze now. Changes nothing."""
+    CreateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]
+    """Prepaid capacity of a spec, for an account and a time."""
+    UpdateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]
+    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+    GetResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]
+    ListResourceGroups: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]
+    """Newest first, each with what is free and what waits."""
+    SetBudget: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetBudgetRequest, _billing_pb2.Budget]
+    """What a task or deployment, or the account in each calendar month of its time zone, may cost at most. Booked plus unpaid
+    plus the reserve for finishing reaching it stops what it covers, and refuses new starts.
+    """
+    ListBudgets: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListBudgetsRequest, _billing_pb2.ListBudgetsResponse]
     CreateHold: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateHoldRequest, _billing_pb2.Hold]
-    """Freezes two hours of price × count for one start. The hold id is the idempotency key: the same id and fields give
+    """Freezes two hours of price × count for one start, or takes capacity of a resource group. The hold id is the idempotency key: the same id and fields give
     the same answer, other fields are ALREADY_EXISTS. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE and
-    metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal.
+    metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal. With a
+    group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
     """
     ListStatements: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]
     """One statement a start, newest first."""
@@ -106,10 +119,23 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """What is on offer where, at the price of now."""
     GetQuote: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetQuoteRequest, _billing_pb2.Quote]  # type: ignore[assignment]
     """What a start would freeze now. Changes nothing."""
+    CreateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
+    """Prepaid capacity of a spec, for an account and a time."""
+    UpdateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
+    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+    GetResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
+    ListResourceGroups: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]  # type: ignore[assignment]
+    """Newest first, each with what is free and what waits."""
+    SetBudget: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetBudgetRequest, _billing_pb2.Budget]  # type: ignore[assignment]
+    """What a task or deployment, or the account in each calendar month of its time zone, may cost at most. Booked plus unpaid
+    plus the reserve for finishing reaching it stops what it covers, and refuses new starts.
+    """
+    ListBudgets: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListBudgetsRequest, _billing_pb2.ListBudgetsResponse]  # type: ignore[assignment]
     CreateHold: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateHoldRequest, _billing_pb2.Hold]  # type: ignore[assignment]
-    """Freezes two hours of price × count for one start. The hold id is the idempotency key: the same id and fields give
+    """Freezes two hours of price × count for one start, or takes capacity of a resource group. The hold id is the idempotency key: the same id and fields give
     the same answer, other fields are ALREADY_EXISTS. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE and
-    metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal.
+    metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal. With a
+    group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
     """
     ListStatements: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]  # type: ignore[assignment]
     """One statement a start, newest first."""
@@ -234,14 +260,63 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         """What a start would freeze now. Changes nothing."""
 
     @_abc_1.abstractmethod
+    def CreateResourceGroup(
+        self,
+        request: _billing_pb2.CreateResourceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ResourceGroup, _abc.Awaitable[_billing_pb2.ResourceGroup]]:
+        """Prepaid capacity of a spec, for an account and a time."""
+
+    @_abc_1.abstractmethod
+    def UpdateResourceGroup(
+        self,
+        request: _billing_pb2.UpdateResourceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ResourceGroup, _abc.Awaitable[_billing_pb2.ResourceGroup]]:
+        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+
+    @_abc_1.abstractmethod
+    def GetResourceGroup(
+        self,
+        request: _billing_pb2.GetResourceGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ResourceGroup, _abc.Awaitable[_billing_pb2.ResourceGroup]]: ...
+
+    @_abc_1.abstractmethod
+    def ListResourceGroups(
+        self,
+        request: _billing_pb2.ListResourceGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListResourceGroupsResponse, _abc.Awaitable[_billing_pb2.ListResourceGroupsResponse]]:
+        """Newest first, each with what is free and what waits."""
+
+    @_abc_1.abstractmethod
+    def SetBudget(
+        self,
+        request: _billing_pb2.SetBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Budget, _abc.Awaitable[_billing_pb2.Budget]]:
+        """What a task or deployment, or the account in each calendar month of its time zone, may cost at most. Booked plus unpaid
+        plus the reserve for finishing reaching it stops what it covers, and refuses new starts.
+        """
+
+    @_abc_1.abstractmethod
+    def ListBudgets(
+        self,
+        request: _billing_pb2.ListBudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListBudgetsResponse, _abc.Awaitable[_billing_pb2.ListBudgetsResponse]]: ...
+
+    @_abc_1.abstractmethod
     def CreateHold(
         self,
         request: _billing_pb2.CreateHoldRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.Hold, _abc.Awaitable[_billing_pb2.Hold]]:
-        """Freezes two hours of price × count for one start. The hold id is the idempotency key: the same id and fields give
+        """Freezes two hours of price × count for one start, or takes capacity of a resource group. The hold id is the idempotency key: the same id and fields give
         the same answer, other fields are ALREADY_EXISTS. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE and
-        metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal.
+        metadata missing_micros if the balance is short; nothing is frozen then, and a retry gets the same refusal. With a
+        group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
         """
 
     @_abc_1.abstractmethod

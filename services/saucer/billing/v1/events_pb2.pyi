@@ -119,7 +119,7 @@ Global___AccountCorrected: _TypeAlias = AccountCorrected  # noqa: Y015
 
 @_typing.final
 class HoldGranted(_message.Message):
-    """Money is frozen for a start."""
+    """Money is frozen for a start, or it has capacity of its resource group."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -251,7 +251,7 @@ Global___StopOrdered: _TypeAlias = StopOrdered  # noqa: Y015
 
 @_typing.final
 class HoldResolved(_message.Message):
-    """A start is paid, or its hold expired unused; nothing of it is frozen any more."""
+    """A start is paid, its hold expired unused, or it waits no longer; nothing of it is frozen any more."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -270,3 +270,94 @@ class HoldResolved(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HoldResolved: _TypeAlias = HoldResolved  # noqa: Y015
+
+@_typing.final
+class GroupCreated(_message.Message):
+    """Capacity was bought."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> _billing_pb2.ResourceGroup: ...
+    def __init__(
+        self,
+        *,
+        group: _billing_pb2.ResourceGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupCreated: _TypeAlias = GroupCreated  # noqa: Y015
+
+@_typing.final
+class GroupUpdated(_message.Message):
+    """Its capacity or its end was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> _billing_pb2.ResourceGroup: ...
+    def __init__(
+        self,
+        *,
+        group: _billing_pb2.ResourceGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupUpdated: _TypeAlias = GroupUpdated  # noqa: Y015
+
+@_typing.final
+class GroupEnding(_message.Message):
+    """Ahead of time: a resource group ends in less than so many hours. Once for each limit (24, 1 hour) until the next change."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    HOURS_FIELD_NUMBER: _builtins.int
+    hours: _builtins.int
+    @_builtins.property
+    def group(self) -> _billing_pb2.ResourceGroup: ...
+    def __init__(
+        self,
+        *,
+        group: _billing_pb2.ResourceGroup | None = ...,
+        hours: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "hours", b"hours"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupEnding: _TypeAlias = GroupEnding  # noqa: Y015
+
+@_typing.final
+class GroupEnded(_message.Message):
+    """A resource group is over: what has its capacity, or waits for it, was ordered to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def group(self) -> _billing_pb2.ResourceGroup: ...
+    def __init__(
+        self,
+        *,
+        group: _billing_pb2.ResourceGroup | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupEnded: _TypeAlias = GroupEnded  # noqa: Y015

@@ -157,6 +157,50 @@ CHANGE_WORSE: Change.ValueType  # 2
 CHANGE_SAME: Change.ValueType  # 3
 Global___Change: _TypeAlias = Change  # noqa: Y015
 
+class _PictureKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PictureKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PictureKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PICTURE_KIND_UNSPECIFIED: _PictureKind.ValueType  # 0
+    PICTURE_KIND_PRECISION_RECALL: _PictureKind.ValueType  # 1
+    """Precision over recall, a curve a class."""
+    PICTURE_KIND_CONFUSION_MATRIX: _PictureKind.ValueType  # 2
+    PICTURE_KIND_SCORES: _PictureKind.ValueType  # 3
+    """Detections by score, right and wrong."""
+    PICTURE_KIND_BAD_CASES: _PictureKind.ValueType  # 4
+    """Reads their images, which the account's store is charged for. PNG alone."""
+
+class PictureKind(_PictureKind, metaclass=_PictureKindEnumTypeWrapper): ...
+
+PICTURE_KIND_UNSPECIFIED: PictureKind.ValueType  # 0
+PICTURE_KIND_PRECISION_RECALL: PictureKind.ValueType  # 1
+"""Precision over recall, a curve a class."""
+PICTURE_KIND_CONFUSION_MATRIX: PictureKind.ValueType  # 2
+PICTURE_KIND_SCORES: PictureKind.ValueType  # 3
+"""Detections by score, right and wrong."""
+PICTURE_KIND_BAD_CASES: PictureKind.ValueType  # 4
+"""Reads their images, which the account's store is charged for. PNG alone."""
+Global___PictureKind: _TypeAlias = PictureKind  # noqa: Y015
+
+class _PictureFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PictureFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PictureFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PICTURE_FORMAT_UNSPECIFIED: _PictureFormat.ValueType  # 0
+    PICTURE_FORMAT_PNG: _PictureFormat.ValueType  # 1
+    PICTURE_FORMAT_SVG: _PictureFormat.ValueType  # 2
+
+class PictureFormat(_PictureFormat, metaclass=_PictureFormatEnumTypeWrapper): ...
+
+PICTURE_FORMAT_UNSPECIFIED: PictureFormat.ValueType  # 0
+PICTURE_FORMAT_PNG: PictureFormat.ValueType  # 1
+PICTURE_FORMAT_SVG: PictureFormat.ValueType  # 2
+Global___PictureFormat: _TypeAlias = PictureFormat  # noqa: Y015
+
 @_typing.final
 class Evaluation(_message.Message):
     """The scores of a model on a test split. A ratio whose denominator is zero is unset."""
@@ -190,6 +234,7 @@ class Evaluation(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     RECOMMENDED_THRESHOLD_FIELD_NUMBER: _builtins.int
     COCO_FIELD_NUMBER: _builtins.int
+    BY_PREDICTION_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -218,6 +263,8 @@ class Evaluation(_message.Message):
     revision: _builtins.int
     recommended_threshold: _builtins.float
     """On the validation split, the threshold with the best F1; what to start from."""
+    by_prediction: _builtins.bool
+    """Made by a predict task, on data of its choice; false: by the run that trained the model."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassResult]: ...
     @_builtins.property
@@ -260,10 +307,11 @@ class Evaluation(_message.Message):
         revision: _builtins.int = ...,
         recommended_threshold: _builtins.float | None = ...,
         coco: Global___CocoNumbers | None = ...,
+        by_prediction: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
     _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
@@ -1599,3 +1647,81 @@ class TestImage(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TestImage: _TypeAlias = TestImage  # noqa: Y015
+
+@_typing.final
+class DrawEvaluationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
+    FAULT_KINDS_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    evaluation_id: _builtins.str
+    kind: Global___PictureKind.ValueType
+    format: Global___PictureFormat.ValueType
+    """Unset: PNG."""
+    threshold: _builtins.float
+    """Unset: 0.5."""
+    class_name: _builtins.str
+    """Its curve, its scores, bad cases with a fault of it; empty: all. A confusion matrix is of all."""
+    page_size: _builtins.int
+    """Of bad cases; 0: nine."""
+    page_token: _builtins.str
+    @_builtins.property
+    def fault_kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FaultKind.ValueType]:
+        """Of bad cases; empty: every kind."""
+
+    def __init__(
+        self,
+        *,
+        evaluation_id: _builtins.str = ...,
+        kind: Global___PictureKind.ValueType = ...,
+        format: Global___PictureFormat.ValueType = ...,
+        threshold: _builtins.float | None = ...,
+        class_name: _builtins.str = ...,
+        fault_kinds: _abc.Iterable[Global___FaultKind.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "threshold", b"threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_threshold", b"_threshold", "class_name", b"class_name", "evaluation_id", b"evaluation_id", "fault_kinds", b"fault_kinds", "format", b"format", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token", "threshold", b"threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___DrawEvaluationRequest: _TypeAlias = DrawEvaluationRequest  # noqa: Y015
+
+@_typing.final
+class Picture(_message.Message):
+    """Fits what a gRPC client takes by default (4 MiB)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    content_type: _builtins.str
+    """image/png, image/svg+xml."""
+    next_page_token: _builtins.str
+    """Of bad cases that follow."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        content_type: _builtins.str = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_type", b"content_type", "data", b"data", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Picture: _TypeAlias = Picture  # noqa: Y015

@@ -90,6 +90,11 @@ class EvaluationServiceStub:
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
                 response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
                 _registered_method=True)
+        self.DrawEvaluation = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/DrawEvaluation',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.DrawEvaluationRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Picture.FromString,
+                _registered_method=True)
 
 
 class EvaluationServiceServicer:
@@ -173,6 +178,13 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrawEvaluation(self, request, context):
+        """A chart, or a sheet of bad cases with labels and detections drawn on their images.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EvaluationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -230,6 +242,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListTestImages,
                     request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.FromString,
                     response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.SerializeToString,
+            ),
+            'DrawEvaluation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrawEvaluation,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.DrawEvaluationRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Picture.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +547,33 @@ class EvaluationService:
             '/saucer.evaluation.v1.EvaluationService/ListTestImages',
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrawEvaluation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/DrawEvaluation',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.DrawEvaluationRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.Picture.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class EvaluationServiceStub:
     """Detections by score, right and wrong; overall, then by class."""
     ListTestImages: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]
     """The test split, image by image."""
+    DrawEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.DrawEvaluationRequest, _evaluation_pb2.Picture]
+    """A chart, or a sheet of bad cases with labels and detections drawn on their images."""
 
 @_typing.type_check_only
 class EvaluationServiceAsyncStub(EvaluationServiceStub):
@@ -83,6 +85,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Detections by score, right and wrong; overall, then by class."""
     ListTestImages: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]  # type: ignore[assignment]
     """The test split, image by image."""
+    DrawEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.DrawEvaluationRequest, _evaluation_pb2.Picture]  # type: ignore[assignment]
+    """A chart, or a sheet of bad cases with labels and detections drawn on their images."""
 
 class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
     """How good a model is, at any threshold, without inference."""
@@ -174,5 +178,13 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.ListTestImagesResponse, _abc.Awaitable[_evaluation_pb2.ListTestImagesResponse]]:
         """The test split, image by image."""
+
+    @_abc_1.abstractmethod
+    def DrawEvaluation(
+        self,
+        request: _evaluation_pb2.DrawEvaluationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.Picture, _abc.Awaitable[_evaluation_pb2.Picture]]:
+        """A chart, or a sheet of bad cases with labels and detections drawn on their images."""
 
 def add_EvaluationServiceServicer_to_server(servicer: EvaluationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

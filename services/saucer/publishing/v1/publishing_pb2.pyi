@@ -141,6 +141,8 @@ class Deployment(_message.Message):
     WARNINGS_FIELD_NUMBER: _builtins.int
     STOP_REQUESTED_FIELD_NUMBER: _builtins.int
     BILLING_MODE_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_MICROS_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -165,6 +167,8 @@ class Deployment(_message.Message):
     revision: _builtins.int
     stop_requested: _builtins.bool
     billing_mode: _billing_pb2.BillingMode.ValueType
+    resource_group_id: _builtins.str
+    budget_micros: _builtins.int
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: until stopped."""
@@ -224,10 +228,12 @@ class Deployment(_message.Message):
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         stop_requested: _builtins.bool = ...,
         billing_mode: _billing_pb2.BillingMode.ValueType = ...,
+        resource_group_id: _builtins.str = ...,
+        budget_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "create_time", b"create_time", "end_time", b"end_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -311,6 +317,8 @@ class CreateDeploymentRequest(_message.Message):
     BILLING_MODE_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
     THRESHOLDS_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_MICROS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     """Empty: the token's own."""
@@ -320,6 +328,10 @@ class CreateDeploymentRequest(_message.Message):
     spec_id: _builtins.str
     replicas: _builtins.int
     billing_mode: _billing_pb2.BillingMode.ValueType
+    resource_group_id: _builtins.str
+    """Of PREPAID: whose capacity it takes."""
+    budget_micros: _builtins.int
+    """What all its starts together may cost at most; 0: no limit of its own. SetBudget changes it later."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: until stopped."""
@@ -341,10 +353,12 @@ class CreateDeploymentRequest(_message.Message):
         billing_mode: _billing_pb2.BillingMode.ValueType = ...,
         max_duration: _duration_pb2.Duration | None = ...,
         thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
+        resource_group_id: _builtins.str = ...,
+        budget_micros: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billing_mode", b"billing_mode", "display_name", b"display_name", "max_duration", b"max_duration", "model_id", b"model_id", "region_id", b"region_id", "replicas", b"replicas", "request_id", b"request_id", "spec_id", b"spec_id", "thresholds", b"thresholds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "display_name", b"display_name", "max_duration", b"max_duration", "model_id", b"model_id", "region_id", b"region_id", "replicas", b"replicas", "request_id", b"request_id", "resource_group_id", b"resource_group_id", "spec_id", b"spec_id", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -446,17 +460,25 @@ class StartDeploymentRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    BILLING_MODE_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     deployment_id: _builtins.str
+    billing_mode: _billing_pb2.BillingMode.ValueType
+    """Unspecified: as before."""
+    resource_group_id: _builtins.str
+    """Of PREPAID: whose capacity it takes."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         deployment_id: _builtins.str = ...,
+        billing_mode: _billing_pb2.BillingMode.ValueType = ...,
+        resource_group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_mode", b"billing_mode", "deployment_id", b"deployment_id", "request_id", b"request_id", "resource_group_id", b"resource_group_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,6 +66,27 @@ TASK_STATE_REFUSED: TaskState.ValueType  # 9
 """The first start was refused its hold."""
 Global___TaskState: _TypeAlias = TaskState  # noqa: Y015
 
+class _TaskKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TaskKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TaskKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TASK_KIND_UNSPECIFIED: _TaskKind.ValueType  # 0
+    """Training."""
+    TASK_KIND_TRAIN: _TaskKind.ValueType  # 1
+    TASK_KIND_PREDICT: _TaskKind.ValueType  # 2
+    """Evaluates a model that is there on a data set version: only predicts its validation and test split."""
+
+class TaskKind(_TaskKind, metaclass=_TaskKindEnumTypeWrapper): ...
+
+TASK_KIND_UNSPECIFIED: TaskKind.ValueType  # 0
+"""Training."""
+TASK_KIND_TRAIN: TaskKind.ValueType  # 1
+TASK_KIND_PREDICT: TaskKind.ValueType  # 2
+"""Evaluates a model that is there on a data set version: only predicts its validation and test split."""
+Global___TaskKind: _TypeAlias = TaskKind  # noqa: Y015
+
 @_typing.final
 class TaskForm(_message.Message):
     """What the user chooses."""
@@ -91,6 +112,10 @@ class TaskForm(_message.Message):
     BILLING_MODE_FIELD_NUMBER: _builtins.int
     STARTING_POINT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
+    BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """Letters of any script, digits, _ and -; first a letter or digit; unique in the account."""
     scene: _builtins.str
@@ -116,6 +141,13 @@ class TaskForm(_message.Message):
     """Empty: the catalogue's default. imagenet-lite0 or scratch."""
     seed: _builtins.int
     """Of the training; unset: 0."""
+    resource_group_id: _builtins.str
+    """Of PREPAID: whose capacity it takes."""
+    budget_micros: _builtins.int
+    """What all its starts together may cost at most; 0: no limit of its own. SetBudget changes it later."""
+    kind: Global___TaskKind.ValueType
+    model_id: _builtins.str
+    """Of a predict task: the account's own model. What only a training uses is not looked at then."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -144,10 +176,14 @@ class TaskForm(_message.Message):
         billing_mode: _billing_pb2.BillingMode.ValueType = ...,
         starting_point: _builtins.str = ...,
         seed: _builtins.int = ...,
+        resource_group_id: _builtins.str = ...,
+        budget_micros: _builtins.int = ...,
+        kind: Global___TaskKind.ValueType = ...,
+        model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -620,9 +656,15 @@ class RestartTaskRequest(_message.Message):
     TASK_ID_FIELD_NUMBER: _builtins.int
     FROM_SCRATCH_FIELD_NUMBER: _builtins.int
     MAX_DURATION_FIELD_NUMBER: _builtins.int
+    BILLING_MODE_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     task_id: _builtins.str
     from_scratch: _builtins.bool
+    billing_mode: _billing_pb2.BillingMode.ValueType
+    """Unspecified: as before."""
+    resource_group_id: _builtins.str
+    """Of PREPAID: whose capacity it takes."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: as before."""
@@ -634,10 +676,12 @@ class RestartTaskRequest(_message.Message):
         task_id: _builtins.str = ...,
         from_scratch: _builtins.bool = ...,
         max_duration: _duration_pb2.Duration | None = ...,
+        billing_mode: _billing_pb2.BillingMode.ValueType = ...,
+        resource_group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_scratch", b"from_scratch", "max_duration", b"max_duration", "request_id", b"request_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["billing_mode", b"billing_mode", "from_scratch", b"from_scratch", "max_duration", b"max_duration", "request_id", b"request_id", "resource_group_id", b"resource_group_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -113,21 +113,27 @@ class RunEnded(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def run(self) -> _training_pb2.Run: ...
     @_builtins.property
     def model(self) -> _training_pb2.Model:
         """Unset: it left none."""
 
+    @_builtins.property
+    def prediction(self) -> _training_pb2.Prediction:
+        """Of a run that only predicts, unless it left none."""
+
     def __init__(
         self,
         *,
         run: _training_pb2.Run | None = ...,
         model: _training_pb2.Model | None = ...,
+        prediction: _training_pb2.Prediction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prediction", b"prediction", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prediction", b"prediction", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -269,6 +269,7 @@ class TrainingConfig(_message.Message):
     STARTING_POINT_FIELD_NUMBER: _builtins.int
     OUTPUT_PREFIX_FIELD_NUMBER: _builtins.int
     RESUME_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
     scene: _builtins.str
     manifest_key: _builtins.str
     manifest_sha256: _builtins.str
@@ -288,6 +289,8 @@ class TrainingConfig(_message.Message):
     """Where the user finds the results: a prefix below the account's own."""
     resume: _builtins.bool
     """Go on from the last checkpoint of the task's former start, with its elapsed time."""
+    model_id: _builtins.str
+    """Not empty: train nothing, and predict validation and test split with this model."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -311,10 +314,11 @@ class TrainingConfig(_message.Message):
         starting_point: _builtins.str = ...,
         output_prefix: _builtins.str = ...,
         resume: _builtins.bool = ...,
+        model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "expected_accuracy", b"expected_accuracy", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_accuracy: _TypeAlias = _typing.Literal["expected_accuracy"]  # noqa: Y015
     _WhichOneofArgType__expected_accuracy: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy"]  # noqa: Y015
@@ -392,6 +396,61 @@ class Model(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_map_50) -> _WhichOneofReturnType__validation_map_50 | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Prediction(_message.Message):
+    """What a run leaves that only predicts: a model's detections on a data set version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    DATASET_VERSION_ID_FIELD_NUMBER: _builtins.int
+    MANIFEST_KEY_FIELD_NUMBER: _builtins.int
+    MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
+    IMAGE_PREFIX_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """The model that was there."""
+    account_id: _builtins.str
+    task_id: _builtins.str
+    run_id: _builtins.str
+    dataset_version_id: _builtins.str
+    manifest_key: _builtins.str
+    manifest_sha256: _builtins.str
+    image_prefix: _builtins.str
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The model's."""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
+        """detections_validation.npz, detections_test.npz, report.json, log.txt."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        run_id: _builtins.str = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+        dataset_version_id: _builtins.str = ...,
+        manifest_key: _builtins.str = ...,
+        manifest_sha256: _builtins.str = ...,
+        image_prefix: _builtins.str = ...,
+        files: _abc.Iterable[Global___ModelFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "dataset_version_id", b"dataset_version_id", "files", b"files", "image_prefix", b"image_prefix", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "run_id", b"run_id", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Prediction: _TypeAlias = Prediction  # noqa: Y015
 
 @_typing.final
 class ModelFile(_message.Message):

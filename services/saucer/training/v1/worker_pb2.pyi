@@ -87,6 +87,7 @@ class Lease(_message.Message):
     CHECKPOINT_SHA256_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
     FINISH_ONLY_FIELD_NUMBER: _builtins.int
+    MODEL_FILES_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Secret of this attempt; every later call carries it."""
     artifact_prefix: _builtins.str
@@ -104,6 +105,10 @@ class Lease(_message.Message):
     def elapsed(self) -> _duration_pb2.Duration:
         """Of the run, at that checkpoint."""
 
+    @_builtins.property
+    def model_files(self) -> _containers.RepeatedCompositeFieldContainer[_training_pb2.ModelFile]:
+        """Of a run that only predicts: model.onnx and model.json. None: the model is gone."""
+
     def __init__(
         self,
         *,
@@ -115,10 +120,11 @@ class Lease(_message.Message):
         checkpoint_sha256: _builtins.str = ...,
         elapsed: _duration_pb2.Duration | None = ...,
         finish_only: _builtins.bool = ...,
+        model_files: _abc.Iterable[_training_pb2.ModelFile] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "lease_length", b"lease_length", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_prefix", b"artifact_prefix", "checkpoint_key", b"checkpoint_key", "checkpoint_sha256", b"checkpoint_sha256", "elapsed", b"elapsed", "finish_only", b"finish_only", "lease_length", b"lease_length", "run", b"run", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_prefix", b"artifact_prefix", "checkpoint_key", b"checkpoint_key", "checkpoint_sha256", b"checkpoint_sha256", "elapsed", b"elapsed", "finish_only", b"finish_only", "lease_length", b"lease_length", "model_files", b"model_files", "run", b"run", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,40 +1,18 @@
-"""Pictures of a run, an evaluation and of detections: pure functions from plain data to PNG, charts to SVG as well.
-
-A chart is an SVG if its file's name ends so. Its text is drawn as outlines, so that it looks the same everywhere.
-
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; line styles say what colour must not
-say alone. Nothing here keeps state: matplotlib's figures are objects of their own, never pyplot's.
-Source: M. Okabe, K. Ito, Color universal design, 2008, https://jfly.uni-koeln.de/color/
-"""
+"""Boxes on images: pure functions from plain data to PNG."""
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
-from matplotlib.container import Container
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, YELLOW, INK, GREY = "#E69F00", "#56B4E9", "#F0E442", "#1A1A1A", "#6B6B6B"
-LINES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-STYLES = ("-", "--", "-.", ":")
-BOXES = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)  # lighter ones first: they are drawn on photographs
+from saucer.drawing.palette import BOXES, GREY, INK
 
-CHART_PX = (1200, 720)
-DPI = 120
-MAX_CURVES = 12  # more cannot be told apart; beyond it the classes with the lowest AP are drawn
-MATRIX_PX = (1200, 1080)
-MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
 TILE_PX = (380, 300)  # the room of an image on a sheet
@@ -58,17 +36,6 @@ class LabelledBox(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A class's curve: recall, precision and threshold, each (n,) and in the same order; ap is 0..1."""
-
-    class_name: str
-    ap: float
-    recall: ArrayLike
-    precision: ArrayLike
-    threshold: ArrayLike
-
-
-@dataclass(frozen=True)
 class Tile:
     """An image (JPEG, PNG, ... bytes) with what is there, what was found, and a sentence."""
 
@@ -76,152 +43,6 @@ class Tile:
     truth: Sequence[LabelledBox] = ()
     found: Sequence[LabelledBox] = ()
     caption: str = ""
-
-
-def training_curve(
-    path: Path, metrics: Sequence[Mapping[str, float]], *, expected_accuracy: float | None = None, title: str = ""
-) -> None:
-    """Draws loss and learning rate above, validation accuracy below, over epochs.
-
-    Each of metrics has `epoch` and any of `loss`, `lr`, `map` and `map_50`; what is not finite is left out. The size is
-    CHART_PX.
-    """
-    figure = _figure(title)
-    if not any(_series(metrics, name)[0] for name in ("loss", "lr", "map", "map_50")):
-        _say(figure, "No metrics yet: the run has not reported an iteration.")
-        _save(figure, path)
-        return
-    above, below = figure.subplots(2, 1, sharex=True)
-    _training_axes(above, metrics)
-    _validation_axes(below, metrics, expected_accuracy)
-    _save(figure, path)
-
-
-def _training_axes(axes: Axes, metrics: Sequence[Mapping[str, float]]) -> None:
-    loss = axes.plot(*_series(metrics, "loss"), color=BLUE, label="loss")
-    right = axes.twinx()
-    rate = right.plot(*_series(metrics, "lr"), color=VERMILION, linestyle="--", label="learning rate (right)")
-    right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes.set(ylabel="loss")
-    right.set(ylabel="learning rate")
-    for side in (axes, right):
-        side.set_ylim(bottom=0)
-    _legend_above(axes, [*loss, *rate])
-
-
-def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expected_accuracy: float | None) -> None:
-    lines: list[Line2D] = []
-    for name, shown_as, colour, style, marker in (
-        ("map_50", "mAP@0.50", GREEN, "-", "o"),
-        ("map", "mAP@0.50:0.95", PURPLE, "-.", "s"),
-    ):
-        epochs, values = _series(metrics, name)
-        if epochs:
-            label = f"{shown_as}, best {max(values):.3f}"
-            lines += axes.plot(epochs, values, color=colour, linestyle=style, marker=marker, label=label)
-    if not lines:
-        axes.text(0.5, 0.4, "not validated yet", ha="center", transform=axes.transAxes, color=GREY)
-    if expected_accuracy is not None:
-        label = f"expected mAP@0.50, {expected_accuracy:.2f}"
-        lines.append(axes.axhline(expected_accuracy, color=INK, linestyle="--", linewidth=1.2, label=label))
-    axes.set(xlabel="epoch", ylabel="validation", ylim=(0, 1.02))
-    _legend_above(axes, lines)
-
-
-def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
-    """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
-
-    Points go by falling threshold, as the evaluation gives them; the dot is the last one not below the given threshold.
-    The size is CHART_PX.
-    """
-    figure = _figure(title)
-    if not curves:
-        _say(figure, "No curve: nothing has been evaluated.")
-        _save(figure, path)
-        return
-    axes = figure.subplots()
-    drawn = sorted(curves, key=lambda curve: curve.ap)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
-    for index, curve in enumerate(drawn):
-        recall, precision = np.asarray(curve.recall, float), np.asarray(curve.precision, float)
-        colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
-        label = f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
-        above = np.flatnonzero(np.asarray(curve.threshold, float) >= threshold)
-        if len(above):
-            at = above[-1]
-            label += f"; at {threshold:.2f} precision {precision[at]:.2f}, recall {recall[at]:.2f}"
-            axes.plot(recall[at], precision[at], "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
-        axes.plot(recall, precision, color=colour, linestyle=style, label=label)
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
-    axes.legend(loc="lower left", framealpha=0.9)
-    if len(drawn) < len(curves):
-        axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest AP")
-    _save(figure, path)
-
-
-def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:
-    """Draws boxes by what they are (down) and what they are taken for (across), each row in shares of its sum.
-
-    names are those of the rows and of the columns; the last is the background. The size is MATRIX_PX.
-    """
-    figure = _figure(title, MATRIX_PX)
-    whole = np.asarray(rows, float).reshape(len(names), len(names))
-    if not whole.any():
-        _say(figure, "No matrix: there is neither a label nor a detection.")
-        _save(figure, path)
-        return
-    wrong = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diagonal(whole))[:-1]
-    drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
-    table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
-    labels = [names[place] for place in (*drawn, -1)]
-    share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
-    axes = figure.subplots()
-    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
-    places = range(len(labels))
-    axes.set_xticks(places, labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center")
-    axes.set_yticks(places, labels)
-    axes.set(xlabel="found as", ylabel="labelled as")
-    size = max(6, 15 - len(labels) // 2)
-    for row, column in np.argwhere(table > 0).tolist():
-        ink = "white" if share[row, column] > 0.55 else INK
-        axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
-    if len(labels) < len(names):
-        axes.set_title(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
-    _save(figure, path, grid=False)
-
-
-def score_histogram(
-    path: Path,
-    edges: Sequence[float],
-    right: Sequence[int],
-    wrong: Sequence[int],
-    *,
-    threshold: float | None = None,
-    title: str = "",
-) -> None:
-    """Draws how many detections have which score, right and wrong side by side; the scale is logarithmic.
-
-    right and wrong have a number for each two neighbouring edges. The size is CHART_PX.
-    """
-    figure = _figure(title)
-    if not sum(right) + sum(wrong):
-        _say(figure, "No detection, so there is no score.")
-        _save(figure, path)
-        return
-    axes = figure.subplots()
-    low, width = np.asarray(edges[:-1], float), np.diff(np.asarray(edges, float))
-    right_bars = axes.bar(low + width * 0.28, right, width * 0.42, color=BLUE, label=f"right: {sum(right)}")
-    wrong_bars = axes.bar(
-        low + width * 0.72, wrong, width * 0.42, color=ORANGE, hatch="//", edgecolor=INK, label=f"wrong: {sum(wrong)}"
-    )
-    lines: list[Artist | Container] = [right_bars, wrong_bars]
-    if threshold is not None:
-        lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold:.2f}"))
-    axes.set_yscale("log")
-    axes.set(xlabel="score", ylabel="detections", xlim=(edges[0], edges[-1]), ylim=(0.7, None))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    _legend_above(axes, lines)
-    _save(figure, path)
 
 
 def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence[str], threshold: float = 0.0) -> bytes:
@@ -276,37 +97,6 @@ def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Seque
     elif len(shown) < len(tiles):
         pen.text(corner, f"and {len(tiles) - len(shown)} more", INK, large)
     canvas.save(path, "PNG")
-
-
-def _figure(title: str, size_px: tuple[int, int] = CHART_PX) -> Figure:
-    figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI, layout="constrained")
-    if title:
-        figure.suptitle(title)
-    return figure
-
-
-def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
-    for axes in figure.axes if grid else ():
-        axes.spines["top"].set_visible(False)
-        axes.set_axisbelow(True)
-    for axes in figure.axes[:2] if grid else ():
-        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    figure.savefig(path, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=DPI)
-
-
-def _say(figure: Figure, sentence: str) -> None:
-    figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK)
-
-
-def _legend_above(axes: Axes, lines: Sequence[Artist | Container]) -> None:
-    """Above the axes, where it covers no line."""
-    if lines:
-        axes.legend(handles=lines, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(lines), frameon=False)
-
-
-def _series(metrics: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    points = [(row["epoch"], row[name]) for row in metrics if name in row and math.isfinite(row[name])]
-    return [epoch for epoch, _ in points], [value for _, value in points]
 
 
 def _font(size: int) -> Font:

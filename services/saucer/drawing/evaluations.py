@@ -1,18 +1,26 @@
-"""What evaluation answers, drawn: messages to the plain data of pictures.py, and nothing else."""
+"""What evaluation answers, drawn: messages to the plain data of charts.py and images.py, and nothing else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from saucer.cli import pictures
-from saucer.cli.evaluations import BACKGROUND, describe_faults
-from saucer.cli.output import ratio
+from saucer.drawing import charts, images
+from saucer.drawing.wording import BACKGROUND, describe_faults
 from saucer.evaluation.v1 import evaluation_pb2
+
+
+def drawn(name: str, draw: Callable[[Path], None]) -> bytes:
+    """What one of the functions below draws into a file of that name, which does not stay."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / name
+        draw(file)
+        return file.read_bytes()
 
 
 def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation_pb2.PrecisionRecallCurves) -> None:
     """Precision over recall by class."""
     drawn = [
-        pictures.Curve(
+        charts.Curve(
             curve.class_name,
             curve.ap_50,
             [point.recall for point in curve.points],
@@ -22,20 +30,20 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
         for curve in answer.curves
         if curve.points  # a class without test boxes has none
     ]
-    title = f"Precision over recall: test mAP@0.50 {ratio(evaluation, 'map_50')}"
-    pictures.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
+    title = f"Precision over recall: test mAP@0.50 {_ratio(evaluation)}"
+    charts.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
 
 
 def confusion(file: Path, answer: evaluation_pb2.ConfusionMatrix) -> None:
     """Which class is taken for which."""
     title = f"Labels taken for what, at threshold {answer.threshold:.2f}"
-    pictures.confusion_matrix(file, [*answer.class_names, BACKGROUND], [row.boxes for row in answer.rows], title=title)
+    charts.confusion_matrix(file, [*answer.class_names, BACKGROUND], [row.boxes for row in answer.rows], title=title)
 
 
 def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence[evaluation_pb2.BadCase]) -> None:
     """A sheet of cases that came with their images."""
     tiles = [
-        pictures.Tile(
+        images.Tile(
             case.image,
             [_box(item, None) for item in case.truth],
             [_box(item, item.score) for item in case.detections],
@@ -44,13 +52,13 @@ def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence
         for case in cases
     ]
     title = f"{evaluation.bad_cases} bad cases of {evaluation.images} images, at threshold {evaluation.threshold:.2f}"
-    pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
+    images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
 def scores(file: Path, evaluation: evaluation_pb2.Evaluation, histogram: evaluation_pb2.ScoreHistogram) -> None:
     """Detections by score, of one class or of all."""
     title = f"Detections of {histogram.class_name or 'all classes'} by score"
-    pictures.score_histogram(
+    charts.score_histogram(
         file,
         histogram.edges,
         histogram.true_positives,
@@ -60,15 +68,18 @@ def scores(file: Path, evaluation: evaluation_pb2.Evaluation, histogram: evaluat
     )
 
 
-def test_images(file: Path, evaluation: evaluation_pb2.Evaluation, images: Sequence[evaluation_pb2.TestImage]) -> None:
+def test_images(file: Path, evaluation: evaluation_pb2.Evaluation, shown: Sequence[evaluation_pb2.TestImage]) -> None:
     """A sheet of images that came with their bytes, with their labels."""
     tiles = [
-        pictures.Tile(image.image, [_box(item, None) for item in image.truth], caption=image.file_name)
-        for image in images
+        images.Tile(image.image, [_box(item, None) for item in image.truth], caption=image.file_name) for image in shown
     ]
-    title = f"{len(images)} of {evaluation.images} images of the test split"
-    pictures.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
+    title = f"{len(shown)} of {evaluation.images} images of the test split"
+    images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
-def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> pictures.LabelledBox:
-    return pictures.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
+def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> images.LabelledBox:
+    return images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
+
+
+def _ratio(evaluation: evaluation_pb2.Evaluation) -> str:
+    return f"{evaluation.map_50:.3f}" if evaluation.HasField("map_50") else "-"

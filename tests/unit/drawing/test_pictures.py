@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saucer.cli import pictures
-from saucer.cli.pictures import (
+from saucer.drawing import images
+from saucer.drawing.charts import (
     CHART_PX,
     MATRIX_PX,
     Curve,
-    LabelledBox,
-    Tile,
-    boxes_on_image,
     confusion_matrix,
     precision_recall,
     score_histogram,
-    sheet,
     training_curve,
 )
+from saucer.drawing.images import LabelledBox, Tile, boxes_on_image, sheet
 
 CUP = LabelledBox(20, 30, 120, 110, "cup", 0.9)
 PLATE = LabelledBox(-15, 60, 400, 300, "plate", 0.4)
@@ -150,7 +147,7 @@ def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
 
 
 def test_an_image_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 320 * 240 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 320 * 240 - 1)
     with pytest.raises(ValueError, match="320 x 240"):
         boxes_on_image(photograph(), [CUP], ["cup"])
 
@@ -177,7 +174,7 @@ def test_an_unreadable_image_leaves_a_tile_and_a_long_caption_is_cut(tmp_path: P
 
 
 def test_a_sheet_of_too_many_tiles_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_TILES", 4)
+    monkeypatch.setattr(images, "MAX_TILES", 4)
     sheet(tmp_path / "four.png", [Tile(photograph())] * 4, 2)
     sheet(tmp_path / "many.png", [Tile(photograph())] * 50, 2)
     assert opened(tmp_path / "four.png").size == opened(tmp_path / "many.png").size

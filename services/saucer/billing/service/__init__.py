@@ -1,0 +1,60 @@
+"""The use cases of billing, by what they are about, and the only place that opens its transactions."""
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+import structlog
+
+from saucer.billing.service.accounts import Accounts
+from saucer.billing.service.budgets import Budgets
+from saucer.billing.service.groups import Groups
+from saucer.billing.service.holds import Holds
+from saucer.billing.service.offers import Offers
+from saucer.billing.service.records import Correction, Records
+from saucer.billing.service.statements import Statements
+from saucer.billing.store import holds as holds_store
+from saucer.lib.postgres import Database
+
+__all__ = ["Billing", "Correction"]
+
+# A hold whose use (TaskQueued, DeploymentQueued) billing has not consumed by then goes back: its owner gives up after a
+# quarter of an hour, the rest is for events that are late.
+UNUSED_LIMIT = timedelta(hours=1)
+SWEEP_S = 5.0
+SWEEP_BATCH = 100
+
+log = structlog.get_logger()
+
+
+class Billing:
+    """Accounts, prices, holds and the ledger."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.accounts = Accounts(database)
+        self.offers = Offers(database)
+        self.groups = Groups(database)
+        self.budgets = Budgets(database)
+        self.holds = Holds(database, self.groups, self.budgets)
+        self.statements = Statements(database)
+        self.records = Records(database)
+
+    async def sweep(self) -> None:
+        """Until cancelled: gives back what nobody used in time, and sees to groups."""
+        while True:
+            try:
+                if await self.sweep_once() == SWEEP_BATCH:
+                    continue
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+                log.warning("sweep_failed", error=repr(error))
+            await asyncio.sleep(SWEEP_S)
+
+    async def sweep_once(self) -> int:
+        """One round; several replicas may make it at once. How many holds it looked at, SWEEP_BATCH at most."""
+        async with self._database.transaction() as tx:
+            unused = await holds_store.unused_holds(tx.connection, tx.now - UNUSED_LIMIT, SWEEP_BATCH)
+        for hold_id in unused:
+            await self.holds.expire(hold_id)
+        await self.groups.sweep_once()
+        return len(unused)

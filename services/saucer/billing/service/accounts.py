@@ -1,0 +1,216 @@
+"""Accounts, their money, and what administrators put right: each correction with a reason, once for each request id."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import asyncpg
+
+from saucer.billing import metering
+from saucer.billing.domain import Account, AccountState, Hold, HoldState, TopUp
+from saucer.billing.ledger import Movement, TransferKind
+from saucer.billing.messages import account_message, top_up_message
+from saucer.billing.pricing import in_words
+from saucer.billing.service.journal import Journal
+from saucer.billing.service.records import Correction, record
+from saucer.billing.store import accounts as store
+from saucer.billing.store import holds as holds_store
+from saucer.billing.store import transfers as transfers_store
+from saucer.billing.v1 import events_pb2
+from saucer.lib.auth import current
+from saucer.lib.errors import (
+    AlreadyExistsError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from saucer.lib.ids import derived_id
+from saucer.lib.outbox import enqueue
+from saucer.lib.postgres import Database
+
+
+class Accounts:
+    """Who pays."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(
+        self, account_id: str, display_name: str, currency: str, time_zone: str, correction: Correction
+    ) -> Account:
+        """Raises InvalidArgumentError for an unknown time zone, AlreadyExistsError for a request id used otherwise."""
+        try:
+            ZoneInfo(time_zone)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise InvalidArgumentError("TIME_ZONE_UNKNOWN", f"time_zone: {time_zone} is no IANA time zone.") from error
+        async with self._database.transaction() as tx:
+            account = Account(
+                account_id, display_name, currency, time_zone, AccountState.ACTIVE, 0, 0, tx.now, 0, 0, None
+            )
+            if not await store.insert_account(tx.connection, account, correction.request_id):
+                former = await store.account_of_request(tx.connection, correction.request_id)
+                if (former.display_name, former.currency, former.time_zone) != (display_name, currency, time_zone):
+                    raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another account.")
+                return former
+            detail = {"display_name": display_name, "currency": currency, "time_zone": time_zone}
+            await record(tx, correction, "CREATE", account_id, account_id, detail)
+            await enqueue(
+                tx,
+                derived_id("AccountCreated", account_id),
+                events_pb2.AccountCreated(account=account_message(account)),
+                account_id=account_id,
+                work_id=None,
+                resource_id=account_id,
+            )
+        return account
+
+    async def get(self, account_id: str) -> Account:
+        """Raises NotFoundError."""
+        current().own("account", account_id, account_id)
+        async with self._database.reading() as connection:
+            account = await store.get_account(connection, account_id)
+        if account is None:
+            raise NotFoundError("account", account_id)
+        return account
+
+    async def list(self, *, after: str | None, limit: int) -> "list[Account]":
+        """By id."""
+        async with self._database.reading() as connection:
+            return await store.list_accounts(connection, after=after, limit=limit)
+
+    async def top_up(self, account_id: str, reference: str, amount_micros: int) -> TopUp:
+        """Adds money, then takes what is unpaid of the account's open holds. The reference is the idempotency key.
+
+        Raises:
+            NotFoundError. AlreadyExistsError: the reference was used for another top-up.
+            UnavailableError: it is being used at this moment.
+        """
+        try:
+            async with self._database.transaction() as tx:
+                former = await transfers_store.top_up_of_reference(tx.connection, reference)
+                if former is not None:
+                    return _same_top_up(former, account_id, amount_micros)
+                holds = await holds_store.lock_open(tx.connection, account_id)
+                journal = await Journal.open(tx, account_id, holds)
+                movement = Movement(TransferKind.TOP_UP, amount_micros)
+                journal.book(movement, derived_id("top-up", reference), reference=reference)
+                account = journal.account
+                added = TopUp(account_id, reference, amount_micros, account.available_micros, tx.now, account.version)
+                journal.tell_account(
+                    derived_id("AccountToppedUp", reference),
+                    events_pb2.AccountToppedUp(account=account_message(journal.account), top_up=top_up_message(added)),
+                )
+                _settle_all(journal, holds)
+                if journal.account.warned_hours is not None:
+                    journal.put_account(replace(journal.account, warned_hours=None))
+                await journal.warn()
+                await journal.write()
+                return added
+        except asyncpg.UniqueViolationError as error:
+            raise UnavailableError("CONCURRENT_CALL", "The same top-up is being made; repeat the call.") from error
+
+    # Corrections
+
+    async def suspend(self, account_id: str, correction: Correction) -> Account:
+        """No new start; what runs or waits is ordered to stop. Raises NotFoundError, AlreadyExistsError."""
+        async with self._database.transaction() as tx:
+            holds = await holds_store.lock_open(tx.connection, account_id)
+            journal = await Journal.open(tx, account_id, holds)
+            if await record(tx, correction, "SUSPEND", account_id, account_id, {}):
+                journal.put_account(replace(journal.account, state=AccountState.SUSPENDED))
+                for hold in holds:
+                    journal.order_stop(hold, events_pb2.STOP_REASON_ACCOUNT_SUSPENDED, hold.charged_ms)
+                _tell(journal, correction)
+                await journal.write()
+            return journal.account
+
+    async def resume(self, account_id: str, correction: Correction) -> Account:
+        """Lifts a suspension; what was stopped is restarted by its owner. Raises NotFoundError, AlreadyExistsError."""
+        async with self._database.transaction() as tx:
+            journal = await Journal.open(tx, account_id)
+            if await record(tx, correction, "RESUME", account_id, account_id, {}):
+                journal.put_account(replace(journal.account, state=AccountState.ACTIVE))
+                _tell(journal, correction)
+                await journal.write()
+            return journal.account
+
+    async def adjust(self, account_id: str, amount_micros: int, correction: Correction) -> Account:
+        """Gives to an account, or takes from what is available.
+
+        Raises:
+            FailedPreconditionError: INSUFFICIENT_BALANCE: it would go below zero. NotFoundError.
+            AlreadyExistsError: the request id was used for something else.
+        """
+        async with self._database.transaction() as tx:
+            journal = await Journal.open(tx, account_id)
+            done = await record(tx, correction, "ADJUST", account_id, account_id, {"amount_micros": amount_micros})
+            if done is None:
+                return journal.account
+            short = -amount_micros - journal.account.available_micros
+            if short > 0:
+                available = in_words(journal.account.available_micros, journal.account.currency)
+                raise FailedPreconditionError(
+                    "INSUFFICIENT_BALANCE",
+                    f"The account has {available} available; a balance never goes below zero.",
+                    missing_micros=short,
+                )
+            kind = TransferKind.CREDIT if amount_micros > 0 else TransferKind.DEBIT
+            transfer_id = derived_id("adjustment", correction.request_id)
+            journal.book(Movement(kind, abs(amount_micros)), transfer_id, record_id=done.record_id)
+            _tell(journal, correction)
+            await journal.write()
+            return journal.account
+
+    async def refund(self, hold_id: str, amount_micros: int, correction: Correction) -> Hold:
+        """Gives back of what a start paid.
+
+        Raises:
+            FailedPreconditionError: HOLD_NOT_RESOLVED; REFUND_TOO_LARGE: more than it paid, less earlier refunds.
+            NotFoundError. AlreadyExistsError: the request id was used for something else.
+        """
+        async with self._database.transaction() as tx:
+            hold = await holds_store.get_hold(tx.connection, hold_id, lock=True)
+            if hold is None:
+                raise NotFoundError("hold", hold_id)
+            done = await record(tx, correction, "REFUND", hold_id, hold.account_id, {"amount_micros": amount_micros})
+            if done is None:
+                return hold
+            if hold.state is not HoldState.RESOLVED:
+                raise FailedPreconditionError(
+                    "HOLD_NOT_RESOLVED", f"The hold is {hold.state}; only a RESOLVED one is refunded.", state=hold.state
+                )
+            paid = hold.settled_micros + hold.posted_micros
+            left = paid - await transfers_store.refunded(tx.connection, hold_id)
+            if amount_micros > left:
+                raise FailedPreconditionError(
+                    "REFUND_TOO_LARGE",
+                    f"Of what the start paid, {in_words(left, hold.currency)} are not refunded yet.",
+                    refundable_micros=left,
+                )
+            journal = await Journal.open(tx, hold.account_id)
+            transfer_id = derived_id("refund", correction.request_id)
+            movement = Movement(TransferKind.REFUND, amount_micros)
+            journal.book(movement, transfer_id, hold=hold, record_id=done.record_id)
+            _tell(journal, correction)
+            await journal.write()
+            return hold
+
+
+def _settle_all(journal: Journal, holds: Sequence[Hold]) -> None:
+    for hold in holds:
+        if hold.meter.unpaid_micros:
+            journal.settle(hold, metering.settle(hold.meter, journal.account.available_micros))
+
+
+def _tell(journal: Journal, correction: Correction) -> None:
+    journal.tell_account(
+        derived_id("AccountCorrected", correction.request_id),
+        events_pb2.AccountCorrected(account=account_message(journal.account), reason=correction.reason),
+    )
+
+
+def _same_top_up(former: TopUp, account_id: str, amount_micros: int) -> TopUp:
+    if (former.account_id, former.amount_micros) != (account_id, amount_micros):
+        raise AlreadyExistsError("REFERENCE_USED", "The external reference was used for another top-up.")
+    return former

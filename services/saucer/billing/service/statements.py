@@ -1,0 +1,76 @@
+"""What an account was charged, line by line, and whether the books are right."""
+
+from datetime import datetime
+
+from saucer.billing.domain import Account, Audit, MonthlyStatement, Statement, month, month_of
+from saucer.billing.store import accounts as accounts_store
+from saucer.billing.store import holds as holds_store
+from saucer.billing.store import records as records_store
+from saucer.billing.store import transfers as store
+from saucer.lib.auth import current
+from saucer.lib.errors import InvalidArgumentError, NotFoundError
+from saucer.lib.postgres import Connection, Database
+
+
+class Statements:
+    """The ledger, read."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(
+        self, account_id: str, *, work_id: str | None, after: tuple[datetime, str] | None, limit: int
+    ) -> "list[Statement]":
+        """Newest first. Raises NotFoundError for another account."""
+        current().own("account", account_id, account_id)
+        async with self._database.reading() as connection:
+            await _account(connection, account_id)
+            holds = await holds_store.list_holds(connection, account_id, work_id=work_id, after=after, limit=limit)
+            transfers = await store.transfers_of(connection, [hold.hold_id for hold in holds])
+            return [Statement(hold, tuple(transfers[hold.hold_id])) for hold in holds]
+
+    async def of_month(
+        self, account_id: str, month_name: str, *, after_version: int | None, limit: int
+    ) -> MonthlyStatement:
+        """A page of what was booked for an account in a month of its time zone, with the balances before and after.
+
+        Args:
+            month_name: like 2026-11; empty: the present one.
+            after_version: of the account, of the last line seen; None: from the month's first line.
+
+        Raises InvalidArgumentError for no such month, NotFoundError.
+        """
+        current().own("account", account_id, account_id)
+        async with (
+            self._database.reading() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            account = await _account(connection, account_id)
+            now = await self._database.clock.now(connection)
+            try:
+                period = month(month_name or month_of(now, account.time_zone), account.time_zone)
+            except ValueError as error:
+                raise InvalidArgumentError("MONTH_INVALID", "month: a month is written like 2026-11.") from error
+            opening = await store.balance_before(connection, account_id, period, version=after_version)
+            transfers = await store.transfers_in(
+                connection, account_id, period, after_version=after_version or 0, limit=limit
+            )
+            last = transfers[-1] if transfers else None
+            closing = (last.available_micros, last.frozen_micros) if last else opening
+            charged_micros = await store.charged_in(connection, account_id, period.name)
+            return MonthlyStatement(account, period, *opening, tuple(transfers), *closing, charged_micros)
+
+    async def audit(self) -> Audit:
+        """Every invariant, in one snapshot."""
+        async with (
+            self._database.reading() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            return await records_store.audit(connection)
+
+
+async def _account(connection: Connection, account_id: str) -> Account:
+    account = await accounts_store.get_account(connection, account_id)
+    if account is None:
+        raise NotFoundError("account", account_id)
+    return account

@@ -1,0 +1,153 @@
+"""`saucer evaluation`, image by image: bad cases, suspected labels, the test split."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, pages, pass_app
+from saucer.cli.connection import streaming
+from saucer.cli.errors import CliError
+from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
+from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
+from saucer.cli.output import message_dict
+from saucer.drawing.wording import describe_faults
+from saucer.evaluation.v1 import evaluation_pb2
+
+_FORMATS = {".csv": evaluation_pb2.EXPORT_FORMAT_CSV, ".json": evaluation_pb2.EXPORT_FORMAT_COCO}
+_SUSPECTS = evaluation_pb2.SuspectKind.DESCRIPTOR
+_KINDS = evaluation_pb2.FaultKind.DESCRIPTOR
+
+
+class _ExportFile(click.Path):
+    """A file whose name says its form."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuses other names."""
+        if Path(value).suffix.lower() not in _FORMATS:
+            self.fail(f"{value!r}: the name must end in {' or '.join(_FORMATS)}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+EXPORT = _ExportFile(path_type=Path, dir_okay=False)
+
+
+@click.command("bad-cases", cls=Verb)
+@EVALUATION
+@THRESHOLD
+@click.option("--kind", "kinds", type=enum_choice(_KINDS), multiple=True, help="Only with it; repeatable.")
+@click.option("--class", "class_name", default="", help="Only with a fault of this class.")
+@click.option("--min-score", type=click.FloatRange(0, 1), help="Only faults of detections from this score on.")
+@click.option("--max-score", type=click.FloatRange(0, 1), help="Only faults of detections up to this score.")
+@click.option("--sheet", type=FILE, help="Draw them as a PNG; reads the images.")
+@click.option("--export", type=EXPORT, help="Write all of them to a file: .csv, or .json as COCO with tags.")
+@limit_option(24)
+@pass_app
+def bad_cases(
+    app: App,
+    evaluation_id: str,
+    threshold: float | None,
+    kinds: tuple[str, ...],
+    class_name: str,
+    min_score: float | None,
+    max_score: float | None,
+    sheet: Path | None,
+    export: Path | None,
+    limit: int,
+) -> None:
+    """Images with a false positive, a miss, a confused class or a poorly placed box; worst first."""
+    found = evaluation_of(app, evaluation_id, threshold)
+    wanted: dict[str, Any] = {
+        "evaluation_id": found.evaluation_id,
+        "threshold": threshold,
+        "kinds": [enum_number(_KINDS, kind) for kind in kinds],
+        "class_name": class_name,
+        "min_score": min_score,
+        "max_score": max_score,
+    }
+    if export is not None:
+        _export(app, export, evaluation_pb2.ExportBadCasesRequest(**wanted, format=_FORMATS[export.suffix.lower()]))
+        return
+    request = evaluation_pb2.ListBadCasesRequest(**wanted, include_images=sheet is not None)
+    cases: list[evaluation_pb2.BadCase] = pages(app.connection.evaluation.ListBadCases, request, "bad_cases", limit)
+    if sheet is not None:
+        with drawing(app, sheet) as draw:
+            draw.bad_cases(sheet, found, cases)
+    for case in cases:
+        case.ClearField("image")
+    if app.output.as_json:
+        app.output.json([message_dict(case) for case in cases])
+    elif sheet is None:
+        app.output.table(
+            f"Bad cases at threshold {found.threshold:.2f}",
+            ("image", "faults"),
+            [(case.file_name, describe_faults(case)) for case in cases],
+        )
+
+
+@click.command(cls=Verb)
+@EVALUATION
+@THRESHOLD
+@click.option("--kind", "kinds", type=enum_choice(_SUSPECTS), multiple=True, help="Only of it; repeatable.")
+@limit_option()
+@pass_app
+def suspects(app: App, evaluation_id: str, threshold: float | None, kinds: tuple[str, ...], limit: int) -> None:
+    """Labels that may be wrong, most suspicious first."""
+    found = evaluation_of(app, evaluation_id, threshold)
+    request = evaluation_pb2.ListSuspectedLabelsRequest(
+        evaluation_id=found.evaluation_id,
+        threshold=threshold,
+        kinds=[enum_number(_SUSPECTS, kind) for kind in kinds],
+    )
+    app.output.listing(
+        f"Labels that may be wrong, at threshold {found.threshold:.2f}",
+        SUSPECT_COLUMNS,
+        pages(app.connection.evaluation.ListSuspectedLabels, request, "suspected_labels", limit),
+        suspect_row,
+    )
+
+
+@click.command(cls=Verb)
+@EVALUATION
+@click.option("--class", "class_name", default="", help="Only with a label of this class.")
+@click.option("--sheet", type=FILE, help="Draw them with their labels as a PNG; reads the images.")
+@limit_option(24)
+@pass_app
+def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, limit: int) -> None:
+    """The test split, image by image."""
+    found = evaluation_of(app, evaluation_id, None)
+    request = evaluation_pb2.ListTestImagesRequest(
+        evaluation_id=found.evaluation_id, class_name=class_name, include_images=sheet is not None
+    )
+    shown: list[evaluation_pb2.TestImage] = pages(
+        app.connection.evaluation.ListTestImages, request, "test_images", limit
+    )
+    if sheet is not None:
+        with drawing(app, sheet) as draw:
+            draw.test_images(sheet, found, shown)
+    for image in shown:
+        image.ClearField("image")
+    if app.output.as_json or sheet is None:
+        app.output.listing(
+            "The test split",
+            ("image", "size", "labels"),
+            shown,
+            lambda image: (
+                image.file_name,
+                f"{image.width} x {image.height}",
+                ", ".join(f"{count} {name}" for name, count in Counter(box.class_name for box in image.truth).items()),
+            ),
+        )
+
+
+def _export(app: App, file: Path, request: evaluation_pb2.ExportBadCasesRequest) -> None:
+    aside = file.with_name(f"{file.name}.part")
+    try:
+        with streaming(app.connection.evaluation.ExportBadCases(request)) as pieces, aside.open("wb") as written:
+            for piece in pieces:
+                written.write(piece.data)
+        aside.replace(file)
+    except OSError as error:
+        raise CliError(f"The bad cases cannot be written: {error}.") from error
+    app.output.remark(f"Written: {file}")

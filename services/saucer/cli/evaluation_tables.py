@@ -1,0 +1,110 @@
+"""Rows of what evaluation answers, for tables on the terminal and in the report."""
+
+from typing import Literal
+
+from saucer.cli.output import duration, enum_word, percent, ratio
+from saucer.evaluation.v1 import evaluation_pb2
+
+CLASS_COLUMNS = (
+    *("class", "boxes", "share", "AP@0.50", "AP", "precision", "recall", "F1"),
+    *("right", "wrong", "missed", "best at"),
+)
+RECOMMENDATION_COLUMNS = ("class", "goal", "threshold", "precision", "", "recall", "", "F1")
+SUSPECT_COLUMNS = ("suspicion", "may be", "image", "labelled", "found")
+
+_GOALS = {
+    evaluation_pb2.THRESHOLD_GOAL_BEST_F1: "best F1",
+    evaluation_pb2.THRESHOLD_GOAL_PRECISION: "precision {}",
+    evaluation_pb2.THRESHOLD_GOAL_RECALL: "recall {}",
+}
+
+
+def suspect_row(suspect: evaluation_pb2.SuspectedLabel) -> tuple[object, ...]:
+    """Of a table with SUSPECT_COLUMNS."""
+    found = f"{suspect.detection.class_name} {suspect.detection.score:.2f}" if suspect.HasField("detection") else ""
+    return (
+        f"{suspect.suspicion:.3f}",
+        enum_word(suspect, "kind"),
+        suspect.file_name,
+        suspect.truth.class_name,
+        found,
+    )
+
+
+def recommendation_row(item: evaluation_pb2.ThresholdRecommendation) -> tuple[object, ...]:
+    """Of a table with RECOMMENDATION_COLUMNS."""
+    return (
+        item.class_name or "all",
+        _GOALS[item.goal].format(f"{item.wanted:.2f}"),
+        ratio(item, "threshold"),
+        ratio(item.test, "precision"),
+        interval(item.test, "precision_interval"),
+        ratio(item.test, "recall"),
+        interval(item.test, "recall_interval"),
+        ratio(item.test, "f1"),
+    )
+
+
+def class_row(item: evaluation_pb2.ClassResult) -> tuple[object, ...]:
+    """Of a table with CLASS_COLUMNS."""
+    return (
+        item.class_name,
+        item.boxes,
+        percent(item.share),
+        ratio(item, "ap_50"),
+        ratio(item, "ap"),
+        ratio(item, "precision"),
+        ratio(item, "recall"),
+        ratio(item, "f1"),
+        item.true_positives,
+        item.false_positives,
+        item.misses,
+        ratio(item, "recommended_threshold"),
+    )
+
+
+def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
+    """What is known of an evaluation as a whole; an empty figure is none."""
+    at = f"{found.threshold:.2f}"
+    return [
+        ("evaluation id", found.evaluation_id),
+        ("state", enum_word(found, "state")),
+        ("error", found.error_message),
+        ("test split", f"{found.images} images, {found.boxes} boxes, {found.unlabelled_images} without labels"),
+        ("mAP@0.50 (map_50)", ratio(found, "map_50")),
+        ("mAP@0.50:0.95 (map)", ratio(found, "map")),
+        ("mAP@0.50, weighted by boxes", ratio(found, "map_50_weighted")),
+        *coco_rows(found),
+        (f"precision at {at}", ratio(found, "precision")),
+        (f"recall at {at}", ratio(found, "recall")),
+        (f"F1 at {at}", ratio(found, "f1")),
+        (f"mAP@0.50 of what is above {at}", ratio(found, "map_50_above_threshold")),
+        (f"bad cases at {at}", f"{found.bad_cases} images"),
+        ("recommended threshold", ratio(found, "recommended_threshold")),
+        ("took", duration(found.duration)),
+        ("model id", found.model_id),
+    ]
+
+
+def coco_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
+    """The rest of COCO's twelve numbers, where the evaluation has them."""
+    if not found.HasField("coco"):
+        return []
+    coco = found.coco
+    sizes = " / ".join(ratio(coco, f"map_{size}") for size in ("small", "medium", "large"))
+    recalls = " / ".join(ratio(coco, f"ar_{most}") for most in (1, 10, 100))
+    recalls_by_size = " / ".join(ratio(coco, f"ar_{size}") for size in ("small", "medium", "large"))
+    return [
+        ("mAP@0.75", ratio(coco, "map_75")),
+        ("mAP of small / medium / large", sizes),
+        ("average recall of 1 / 10 / 100 boxes", recalls),
+        ("average recall of small / medium / large", recalls_by_size),
+    ]
+
+
+def interval(counts: evaluation_pb2.MeasuredCounts, field: Literal["precision_interval", "recall_interval"]) -> str:
+    """`0.596 - 0.982`; nothing where there is none."""
+    if not counts.HasField(field):
+        return ""
+    bounds: evaluation_pb2.Interval = getattr(counts, field)
+    return f"{bounds.low:.3f} - {bounds.high:.3f}"

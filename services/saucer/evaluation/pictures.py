@@ -1,0 +1,131 @@
+"""Pictures of an evaluation, as messages ask for them: its answers gathered, then drawn off the event loop."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from saucer.evaluation.messages import (
+    bad_case_message,
+    confusion_message,
+    curve_message,
+    evaluation_message,
+    histogram_message,
+)
+from saucer.evaluation.reading import CaseFilter
+from saucer.evaluation.service import Evaluations
+from saucer.evaluation.stored import DEFAULT_POINTS
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.errors import InvalidArgumentError
+
+# Images of a sheet: three rows of three, whose pixels uncompressed are what a gRPC client takes by default (4 MiB).
+MAX_CASES = 9
+# Of the images that are read for one sheet; it ends before the image that would exceed it, and goes on with its token.
+MAX_READ_BYTES = 64 * 1024**2
+BINS = 20
+
+_Draw = Callable[[ModuleType, Path], None]
+_Kind = evaluation_pb2.PictureKind
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A picture; an empty class: of all. `wanted`, `offset` and `limit` are of bad cases."""
+
+    evaluation_id: str
+    kind: evaluation_pb2.PictureKind.ValueType
+    threshold: float
+    class_name: str
+    cases: CaseFilter
+    offset: int
+    limit: int
+    svg: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Of bad cases so many, of `total` in all."""
+
+    data: bytes
+    cases: int = 0
+    total: int = 0
+
+
+class Pictures:
+    """Draws one picture at a time: matplotlib shares its fonts, and the memory of pictures is bounded so."""
+
+    def __init__(self, evaluations: Evaluations) -> None:
+        self._evaluations = evaluations
+        self._drawing = asyncio.Lock()
+
+    async def draw(self, wanted: Wanted) -> Drawn:
+        """A PNG, or an SVG.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded. InvalidArgumentError: an unknown class, a sheet of
+            images as SVG. UnavailableError: the store does not answer.
+        """
+        if wanted.kind == _Kind.PICTURE_KIND_BAD_CASES:
+            return await self._sheet(wanted)
+        draw = await {
+            _Kind.PICTURE_KIND_PRECISION_RECALL: self._curves,
+            _Kind.PICTURE_KIND_CONFUSION_MATRIX: self._confusion,
+            _Kind.PICTURE_KIND_SCORES: self._scores,
+        }[wanted.kind](wanted)
+        return Drawn(await self._drawn("picture.svg" if wanted.svg else "picture.png", draw))
+
+    async def _curves(self, wanted: Wanted) -> _Draw:
+        found = await self._evaluations.curves(wanted.evaluation_id, DEFAULT_POINTS)
+        told = await self._told(wanted)
+        shown = [curve for curve in found if wanted.class_name in {"", curve[0]}]
+        _known(wanted.class_name, [name for name, _, _ in found])
+        answer = evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in shown])
+        return lambda drawing, file: drawing.curves(file, told, answer)
+
+    async def _confusion(self, wanted: Wanted) -> _Draw:
+        answer = confusion_message(
+            wanted.threshold, *await self._evaluations.confusion(wanted.evaluation_id, wanted.threshold)
+        )
+        return lambda drawing, file: drawing.confusion(file, answer)
+
+    async def _scores(self, wanted: Wanted) -> _Draw:
+        found = await self._evaluations.score_histograms(wanted.evaluation_id, BINS)
+        told = await self._told(wanted)
+        _known(wanted.class_name, [histogram.class_name for histogram in found])
+        answer = histogram_message(next(entry for entry in found if entry.class_name == wanted.class_name))
+        return lambda drawing, file: drawing.scores(file, told, answer)
+
+    async def _sheet(self, wanted: Wanted) -> Drawn:
+        if wanted.svg:
+            raise InvalidArgumentError("FORMAT_UNSUITABLE", "format: a sheet of images is a PNG.")
+        found, total = await self._evaluations.bad_cases(
+            wanted.evaluation_id,
+            wanted.threshold,
+            wanted.cases,
+            offset=wanted.offset,
+            limit=wanted.limit,
+            include_images=True,
+            images_bytes=MAX_READ_BYTES,
+        )
+        told = await self._told(wanted)
+        cases = [bad_case_message(case, image) for case, image in found]
+        data = await self._drawn("picture.png", lambda drawing, file: drawing.bad_cases(file, told, cases))
+        return Drawn(data, len(cases), total)
+
+    async def _told(self, wanted: Wanted) -> evaluation_pb2.Evaluation:
+        return evaluation_message(*await self._evaluations.get(wanted.evaluation_id, wanted.threshold))
+
+    async def _drawn(self, name: str, draw: _Draw) -> bytes:
+        def work() -> bytes:
+            from saucer.drawing import evaluations as drawing  # noqa: PLC0415 - matplotlib, if a picture is asked for
+
+            return drawing.drawn(name, lambda file: draw(drawing, file))
+
+        async with self._drawing:
+            return await asyncio.to_thread(work)
+
+
+def _known(class_name: str, classes: list[str]) -> None:
+    if class_name and class_name not in classes:
+        raise InvalidArgumentError("CLASS_UNKNOWN", f"class_name: the evaluation knows no class {class_name}.")

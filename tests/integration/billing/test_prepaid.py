@@ -1,0 +1,231 @@
+"""Resource groups: capacity instead of money."""
+
+import asyncio
+import json
+from datetime import timedelta
+
+import pytest
+
+from saucer.billing.domain import Group, HoldRequest, HoldState
+from saucer.lib.errors import (
+    AlreadyExistsError,
+    DomainError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from saucer.lib.ids import new_id
+from tests.support.ledger import HOLD_MICROS, HOUR_MS, REGION, SPEC, Ledger, correction, request_of
+
+DAY = timedelta(days=1)
+
+
+async def group_of(ledger: Ledger, account_id: str, capacity: int = 2) -> Group:
+    return await ledger.billing.groups.create(
+        account_id, "Night shift", REGION, SPEC, capacity, None, ledger.clock.time + 2 * DAY, correction()
+    )
+
+
+async def states(ledger: Ledger, requests: list[HoldRequest]) -> list[HoldState]:
+    return [(await ledger.hold(request)).state for request in requests]
+
+
+async def told(ledger: Ledger, event: str) -> list[dict[str, object]]:
+    async with ledger.database.reading() as connection:
+        rows = await connection.fetch("SELECT data FROM outbox WHERE type LIKE '%.' || $1 ORDER BY position", event)
+    return [json.loads(row["data"]) for row in rows]
+
+
+async def test_capacity_is_taken_and_not_money_and_nothing_is_ever_charged(ledger: Ledger) -> None:
+    account_id = await ledger.account(5)
+    group = await group_of(ledger, account_id)
+    request = request_of(account_id, count=2, group_id=group.group_id)
+    for billing in (ledger.billing, ledger.second):
+        hold = await billing.holds.create(request)
+        assert (hold.state, hold.amount_micros, hold.price_per_hour_micros) == (HoldState.GRANTED, 0, 0)
+    assert (await ledger.billing.groups.get(group.group_id)).taken == 2
+    await ledger.billing.holds.use(request.hold_id, request.work_id, 1)
+    await ledger.billing.holds.advance(request.hold_id, 5 * HOUR_MS, running=True)
+    await ledger.billing.holds.resolve(request.hold_id, 6 * HOUR_MS)
+    assert await ledger.balance(account_id) == (5, 0)
+    assert (await ledger.billing.groups.get(group.group_id)).taken == 0
+
+
+async def test_without_a_free_one_starts_wait_and_are_granted_in_their_order(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id)
+    requests = [request_of(account_id, count=count, group_id=group.group_id) for count in (2, 2, 1)]
+    for request in requests:
+        await ledger.billing.holds.create(request)
+        ledger.clock.advance(timedelta(seconds=1))
+    assert await states(ledger, requests) == [HoldState.GRANTED, HoldState.WAITING, HoldState.WAITING]
+    await ledger.billing.holds.resolve(requests[0].hold_id, 1)
+    assert await states(ledger, requests[1:]) == [HoldState.GRANTED, HoldState.WAITING]
+    await ledger.second.holds.resolve(requests[1].hold_id, 1)
+    assert await states(ledger, requests[2:]) == [HoldState.GRANTED]
+    granted = [event["hold"]["holdId"] for event in await told(ledger, "HoldGranted")]  # type: ignore[index]
+    assert granted == [request.hold_id for request in requests]
+
+
+async def test_of_many_racing_for_a_group_through_two_replicas_exactly_its_capacity_is_given(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=5)
+    requests = [request_of(account_id, group_id=group.group_id) for _ in range(20)]
+    replicas = [ledger.billing, ledger.second]
+    await asyncio.gather(*(replica.holds.create(request) for request in requests for replica in replicas))
+    assert (await states(ledger, requests)).count(HoldState.GRANTED) == 5
+    ended = [request for request in requests if (await ledger.hold(request)).state is HoldState.GRANTED]
+    await asyncio.gather(*(replica.holds.resolve(r.hold_id, 1) for r in ended for replica in replicas))
+    assert (await states(ledger, requests)).count(HoldState.GRANTED) == 5
+
+
+async def test_a_start_that_gives_up_waiting_lets_those_behind_it_pass_and_is_never_granted(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id)
+    first, large, small = [request_of(account_id, count=count, group_id=group.group_id) for count in (1, 2, 1)]
+    for request in (first, large, small):
+        await ledger.billing.holds.create(request)
+        ledger.clock.advance(timedelta(seconds=1))
+    assert await states(ledger, [large, small]) == [HoldState.WAITING] * 2
+    for _ in range(2):
+        await ledger.billing.holds.give_up(large, "EUR", 0)
+    assert await states(ledger, [large, small]) == [HoldState.BURIED, HoldState.GRANTED]
+    with pytest.raises(FailedPreconditionError, match="given up"):
+        await ledger.billing.holds.create(large)
+
+
+async def test_what_a_crash_left_ungranted_the_sweeper_grants(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    first, second = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (first, second):
+        await ledger.billing.holds.create(request)
+    # Resolved by a process that dies before it fills the group.
+    ledger.billing.holds._groups.fill = lambda group_id: asyncio.sleep(0)  # type: ignore[method-assign]
+    await ledger.billing.holds.resolve(first.hold_id, 1)
+    assert await states(ledger, [second]) == [HoldState.WAITING]
+    await ledger.second.sweep_once()
+    assert await states(ledger, [second]) == [HoldState.GRANTED]
+
+
+async def test_one_that_has_waited_long_has_its_full_time_to_be_used(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    first, second = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (first, second):
+        await ledger.billing.holds.create(request)
+    await ledger.billing.holds.use(first.hold_id, first.work_id, 1)
+    ledger.clock.advance(timedelta(hours=5))
+    await ledger.billing.holds.resolve(first.hold_id, 1)
+    await ledger.billing.sweep_once()
+    assert await states(ledger, [second]) == [HoldState.GRANTED]
+    ledger.clock.advance(timedelta(hours=2))
+    await ledger.billing.sweep_once()
+    assert await states(ledger, [second]) == [HoldState.EXPIRED]
+    assert (await ledger.billing.groups.get(group.group_id)).taken == 0
+
+
+async def test_an_end_is_warned_of_ahead_and_then_stops_what_runs_and_what_waits(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    running, waiting = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (running, waiting):
+        await ledger.billing.holds.create(request)
+    await ledger.billing.holds.use(running.hold_id, running.work_id, 1)
+    for _ in range(2 * 2 * 24 + 1):
+        await ledger.billing.sweep_once()
+        await ledger.second.sweep_once()
+        ledger.clock.advance(timedelta(minutes=30))
+    assert [event["hours"] for event in await told(ledger, "GroupEnding")] == [24, 1]
+    assert len(await told(ledger, "GroupEnded")) == 1
+    orders = {event["hold"]["holdId"]: event["reason"] for event in await told(ledger, "StopOrdered")}  # type: ignore[index]
+    assert orders == dict.fromkeys((running.hold_id, waiting.hold_id), "STOP_REASON_GROUP_ENDED")
+    # The owners obey.
+    await ledger.billing.holds.resolve(running.hold_id, HOUR_MS)
+    assert await states(ledger, [waiting]) == [HoldState.WAITING]
+    await ledger.billing.holds.give_up(waiting, "EUR", 0)
+    late = request_of(account_id, group_id=group.group_id)
+    for _ in range(2):
+        with pytest.raises(FailedPreconditionError) as refusal:
+            await ledger.billing.holds.create(late)
+        assert refusal.value.reason == "GROUP_ENDED"
+    assert (await ledger.billing.groups.get(group.group_id)).taken == 0
+
+
+async def test_a_group_whose_time_has_not_begun_refuses(ledger: Ledger) -> None:
+    account_id, now = await ledger.account(0), ledger.clock.time
+    group = await ledger.billing.groups.create(
+        account_id, "Next week", REGION, SPEC, 1, now + 7 * DAY, now + 14 * DAY, correction()
+    )
+    with pytest.raises(FailedPreconditionError) as refusal:
+        await ledger.billing.holds.create(request_of(account_id, group_id=group.group_id))
+    assert refusal.value.reason == "GROUP_NOT_STARTED"
+    ledger.clock.advance(7 * DAY)
+    await ledger.billing.holds.create(request_of(account_id, group_id=group.group_id))
+
+
+async def test_more_capacity_grants_what_waits_and_less_than_is_taken_is_refused(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    requests = [request_of(account_id, group_id=group.group_id) for _ in range(3)]
+    for request in requests:
+        await ledger.billing.holds.create(request)
+    more = correction("they paid for more")
+    for _ in range(2):
+        await ledger.billing.groups.update(group.group_id, 3, None, more)
+    assert await states(ledger, requests) == [HoldState.GRANTED] * 3
+    with pytest.raises(FailedPreconditionError) as refusal:
+        await ledger.billing.groups.update(group.group_id, 2, None, correction())
+    assert (refusal.value.reason, refusal.value.metadata["taken"]) == ("CAPACITY_TAKEN", "3")
+    with pytest.raises(AlreadyExistsError):
+        await ledger.billing.groups.update(group.group_id, 4, None, more)
+    records = await ledger.billing.records.list(account_id=account_id, after=None, limit=10)
+    assert [record.reason for record in records if record.action == "UPDATE_GROUP"] == ["they paid for more"]
+
+
+async def test_a_suspended_accounts_group_grants_nothing_and_what_waits_is_ordered_to_stop(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    running, waiting = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (running, waiting):
+        await ledger.billing.holds.create(request)
+    await ledger.billing.accounts.suspend(account_id, correction())
+    assert len(await told(ledger, "StopOrdered")) == 2
+    await ledger.billing.holds.resolve(running.hold_id, 1)
+    await ledger.billing.sweep_once()
+    assert await states(ledger, [waiting]) == [HoldState.WAITING]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"count": 3}, InvalidArgumentError, "COUNT_TOO_LARGE"),
+        ({"spec_id": "other"}, InvalidArgumentError, "GROUP_OF_ANOTHER_SPEC"),
+        ({"group_id": new_id()}, NotFoundError, "RESOURCE_GROUP_NOT_FOUND"),
+    ],
+)
+async def test_what_does_not_fit_a_group_is_refused_and_leaves_nothing(
+    ledger: Ledger, change: dict[str, object], error: type[DomainError], reason: str
+) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id)
+    request = HoldRequest(**{**request_of(account_id, group_id=group.group_id).__dict__, **change})
+    with pytest.raises(error) as refusal:
+        await ledger.billing.holds.create(request)
+    assert refusal.value.reason == reason
+    assert not await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9)
+
+
+async def test_another_accounts_group_does_not_exist(ledger: Ledger) -> None:
+    group = await group_of(ledger, await ledger.account(0))
+    with pytest.raises(NotFoundError):
+        await ledger.billing.holds.create(request_of(await ledger.account(HOLD_MICROS), group_id=group.group_id))
+
+
+async def test_the_same_id_with_and_without_a_group_is_a_conflict(ledger: Ledger) -> None:
+    account_id = await ledger.account(HOLD_MICROS)
+    group = await group_of(ledger, account_id)
+    request = request_of(account_id, group_id=group.group_id)
+    await ledger.billing.holds.create(request)
+    with pytest.raises(AlreadyExistsError):
+        await ledger.billing.holds.create(HoldRequest(**{**request.__dict__, "group_id": None}))

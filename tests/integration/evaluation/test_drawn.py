@@ -1,0 +1,77 @@
+"""Pictures over the API: charts of all forms, and sheets whose images are counted."""
+
+import io
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import grpc
+import pytest
+from nats.js import JetStreamContext
+from PIL import Image
+
+from saucer.evaluation.v1 import evaluation_pb2
+from tests.integration.evaluation.test_evaluation import World
+from tests.integration.evaluation.test_figures import Start, image_reads, list_bad_cases, scored
+from tests.support.services import ServiceRunner, Tokens
+
+
+@pytest.fixture
+def start(run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path) -> Start:
+    return Start(run_service, tokens, jetstream, tmp_path)
+
+
+async def draw(world: World, evaluation_id: str, kind: str, **wanted: Any) -> evaluation_pb2.Picture:
+    request = evaluation_pb2.DrawEvaluationRequest(
+        evaluation_id=evaluation_id, kind=evaluation_pb2.PictureKind.Value(kind), **wanted
+    )
+    return await world.stub.DrawEvaluation(request, metadata=world.viewer)
+
+
+async def test_charts_are_drawn_as_png_and_svg_and_read_no_image(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        for kind in ("PRECISION_RECALL", "CONFUSION_MATRIX", "SCORES"):
+            png = await draw(world, told.evaluation_id, f"PICTURE_KIND_{kind}")
+            assert png.content_type == "image/png"
+            assert Image.open(io.BytesIO(png.data)).format == "PNG"
+            svg = await draw(world, told.evaluation_id, f"PICTURE_KIND_{kind}", format="PICTURE_FORMAT_SVG")
+            assert svg.content_type == "image/svg+xml"
+            assert ElementTree.fromstring(svg.data).tag.endswith("svg")
+        assert await image_reads(start, world.account_id) == (0, 0)
+
+
+async def test_a_chart_is_of_one_class_where_one_is_named_and_an_unknown_one_is_refused(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        whole, one = [
+            (await draw(world, told.evaluation_id, "PICTURE_KIND_SCORES", class_name=name)).data
+            for name in ("", told.classes[0].class_name)
+        ]
+        assert whole != one
+        for kind in ("PICTURE_KIND_SCORES", "PICTURE_KIND_PRECISION_RECALL"):
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await draw(world, told.evaluation_id, kind, class_name="no such class")
+            assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_sheet_of_bad_cases_reads_and_counts_their_images_and_goes_on_with_its_token(start: Start) -> None:
+    async with start() as world:
+        _, told = await scored(world)
+        bad = (await list_bad_cases(world, told.evaluation_id, threshold=0.3)).total_size
+        token, reads = "", 0
+        while True:
+            sheet = await draw(
+                world, told.evaluation_id, "PICTURE_KIND_BAD_CASES", threshold=0.3, page_size=2, page_token=token
+            )
+            assert Image.open(io.BytesIO(sheet.data)).format == "PNG"
+            reads += 2
+            token = sheet.next_page_token
+            if not token:
+                break
+        assert (await image_reads(start, world.account_id))[0] == bad
+        assert bad <= reads < bad + 2
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await draw(world, told.evaluation_id, "PICTURE_KIND_BAD_CASES", format="PICTURE_FORMAT_SVG")
+        assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert (await image_reads(start, world.account_id))[0] == bad
