@@ -19,7 +19,7 @@ _KEY, _SECRET = "a-key", "a-secret-of-the-tests"
 
 @dataclass(frozen=True)
 class S3Server:
-    """`folder` is what the bucket holds."""
+    """`folder` is what the store holds; the server sees what is written there beside it late."""
 
     url: str
     folder: Path
@@ -41,7 +41,7 @@ async def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S
         monkeypatch.setenv(name, value)
     process = await asyncio.create_subprocess_exec(
         *("rclone", "serve", "s3", str(folder.parent), "--addr", f"127.0.0.1:{port}"),
-        *("--auth-key", f"{_KEY},{_SECRET}", "--config", os.devnull, "--dir-cache-time", "0s", "--log-level", "ERROR"),
+        *("--auth-key", f"{_KEY},{_SECRET}", "--config", os.devnull, "--log-level", "ERROR"),
     )
     try:
         await until(lambda: _listens(port))

@@ -1,9 +1,9 @@
 """An import, in a process of its own: `python -P -m saucer.dataset.import_child`, started by import_process.py.
 
 It reads one JSON object, its job, from standard input, and writes JSON lines to standard output:
-`{"progress": [done, total]}`, `{"image": sha256}` once an accepted image lies under that name in the job's image
-folder, and at the end `{"imported": …}` or `{"refused": …}`. Whatever else it ends with counts as a crash. It holds no
-token and no address of another part, so that a picture that breaks a decoder gains nothing but this process.
+`{"progress": [done, total]}` and `{"images": [[sha256, path], …]}` of accepted images, now and then, and at the end
+`{"imported": …}` or `{"refused": …}`. Whatever else it ends with counts as a crash. It holds no token and no address of
+another part, so that a picture that breaks a decoder gains nothing but this process.
 """
 
 import ctypes
@@ -13,6 +13,8 @@ import os
 import resource
 import signal
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from saucer.dataset.archive import ArchiveLimits, unpack
@@ -24,6 +26,9 @@ from saucer.dataset.report import ImportRefusedError
 _PR_SET_PDEATHSIG = 1
 # The service and what it answers come first on a busy machine.
 _NICENESS = 5
+# Images are told of when so many are accepted, or the last news is so old.
+MAX_NEWS = 64
+MAX_NEWS_AGE_S = 0.5
 
 
 def main() -> None:
@@ -69,22 +74,42 @@ def _import(job: ImportJob) -> ImportResult:
     if not folder.is_dir():
         archive, folder = folder, Path(job.unpacked)
         unpack(archive, folder, ArchiveLimits(max_unpacked_bytes=job.max_unpacked_bytes))
-        archive.unlink()
-    images = Path(job.images)
-
-    def keep(sha256: str, data: bytes) -> None:
-        (images / sha256).write_bytes(data)
-        _say("image", sha256)
-
-    return import_folder(
+    news = _News()
+    result = import_folder(
         folder,
-        sink=keep,
-        progress=lambda done, total: _say("progress", [done, total]),
+        sink=news.accepted,
+        progress=news.progress,
         manifest_path=Path(job.manifest),
         listing_path=Path(job.listing),
         seed=job.seed,
         source_format=SourceFormat(job.source_format),
     )
+    news.tell()
+    return result
+
+
+class _News:
+    """What there is to say of single images, said together."""
+
+    def __init__(self) -> None:
+        self._images: list[tuple[str, str]] = []
+        self._progress = (0, 0)
+        self._told_s = time.monotonic()
+
+    def accepted(self, sha256: str, path: Sequence[str]) -> None:
+        self._images.append((sha256, "/".join(path)))
+
+    def progress(self, done: int, total: int) -> None:
+        self._progress = (done, total)
+        if len(self._images) >= MAX_NEWS or time.monotonic() - self._told_s > MAX_NEWS_AGE_S:
+            self.tell()
+
+    def tell(self) -> None:
+        if self._images:
+            _say("images", self._images)
+        _say("progress", self._progress)
+        self._images.clear()
+        self._told_s = time.monotonic()
 
 
 def _as_json(result: ImportResult) -> dict[str, object]:

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class ImportJob:
-    """`source` is an archive or a folder; the folder `images` exists; `unpacked`, `manifest`, `listing` do not."""
+    """`source` is an archive or a folder; `unpacked`, `manifest` and `listing` do not exist yet."""
 
     source: str
     unpacked: str
-    images: str
     manifest: str
     # As listing.write_listing() writes it.
     listing: str

@@ -4,10 +4,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -32,6 +32,13 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_
 log = structlog.get_logger()
 
 
+class AcceptedImage(NamedTuple):
+    """As the child says: to be believed only once its bytes have that hash. `path` is below the source folder."""
+
+    sha256: str
+    path: str
+
+
 class ChildDiedError(Exception):
     """The child ended without a word, or said what makes no sense."""
 
@@ -49,13 +56,13 @@ async def run_child(
     job: ImportJob,
     time_limit_s: float,
     *,
-    image: Callable[[str], Awaitable[None]],
+    images: Callable[[Sequence[AcceptedImage]], Awaitable[None]],
     progress: Callable[[int, int], None],
 ) -> Imported:
     """Runs an import to its end; the child never outlives this call.
 
     Args:
-        image: awaited for each accepted image with its SHA-256; while it waits, so does the child, soon.
+        images: awaited for some accepted images at a time; while it waits, so does the child, soon.
         progress: called with images done and images in all.
 
     Raises:
@@ -80,7 +87,7 @@ async def run_child(
     try:
         async with asyncio.timeout(time_limit_s) as limit:
             await _tell(process, job)
-            imported = await _hear(process.stdout, image, progress)
+            imported = await _hear(process.stdout, images, progress)
             await process.wait()
     except TimeoutError as error:
         if not limit.expired():
@@ -110,7 +117,9 @@ async def _tell(process: asyncio.subprocess.Process, job: ImportJob) -> None:
 
 
 async def _hear(
-    stdout: asyncio.StreamReader, image: Callable[[str], Awaitable[None]], progress: Callable[[int, int], None]
+    stdout: asyncio.StreamReader,
+    images: Callable[[Sequence[AcceptedImage]], Awaitable[None]],
+    progress: Callable[[int, int], None],
 ) -> Imported | None:
     """None if the child ended without a last word."""
     imported = None
@@ -124,10 +133,11 @@ async def _hear(
                 raise ImportFailedError(value["reason"], value["sentence"], value["report"])
             if kind == "imported":
                 imported = _imported(value)
+                continue
+            accepted = [AcceptedImage(str(sha256), str(path)) for sha256, path in value]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ChildDiedError from error
-        if kind == "image":
-            await image(str(value))
+        await images(accepted)
     return imported
 
 

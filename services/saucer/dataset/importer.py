@@ -35,9 +35,10 @@ from saucer.dataset.statistics import Columns, Statistics, describe
 
 
 class ImageSink(Protocol):
-    """Stores an accepted image under its SHA-256 (hex). Called once for each hash; what it raises ends the import."""
+    """Hears of an accepted image: its SHA-256 (hex), and its path below the source folder. Called once for each hash;
+    what it raises ends the import."""
 
-    def __call__(self, sha256: str, data: bytes, /) -> None: ...
+    def __call__(self, sha256: str, path: Sequence[str], /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def import_folder(
 
     Args:
         folder: read only; links in it are not followed.
-        sink: gets the bytes of each accepted image, in no stated order, before the import is known to succeed.
+        sink: hears of each accepted image, in no stated order, before the import is known to succeed.
         progress: called with images done and images in all, for each image.
         manifest_path, listing_path: where the manifest and the rows of its images (listing.py) are written; absent
             after an error.
@@ -102,7 +103,16 @@ def import_folder(
     sources = found.sources
     class_names, class_of_id = _join_categories(sources, report)
     stored = found.source_format is SourceFormat.DRAFT
-    accepted = _accept_images(found.folder, sources, sink, progress, bounds.images, report, stored=stored)
+    above = found.folder.relative_to(folder).parts
+    accepted = _accept_images(
+        found.folder,
+        sources,
+        lambda sha256, path: sink(sha256, (*above, *path)),
+        progress,
+        bounds.images,
+        report,
+        stored=stored,
+    )
     if not accepted:
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
@@ -186,6 +196,7 @@ def _accept_images(
         names: set[tuple[str, ...]] = set()
         ids: set[int] = set()
         for entry in sorted(source.labels.images, key=_entry_order):
+            path: tuple[str, ...] = ()
             try:
                 if entry.id in ids:
                     raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, f"Image id {entry.id} stands twice.")
@@ -193,9 +204,10 @@ def _accept_images(
                 source.place_of_id[entry.id] = REFUSED
                 parts = _checked_name(entry, names)
                 if stored:
-                    data, facts = b"", _stored_facts(entry)
+                    facts = _stored_facts(entry)
                 else:
-                    with find_image(folder, source.file, parts) as file:
+                    file, path = find_image(folder, source.file, parts)
+                    with file:
                         data = read_image(file, limits)
                     facts = check_image(data, limits)
                 orientation = _labelled_orientation(entry, facts)
@@ -207,7 +219,7 @@ def _accept_images(
                 report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
             else:
                 if not stored:
-                    sink(facts.sha256, data)
+                    sink(facts.sha256, path)
                 name_of_hash[facts.sha256] = printable(entry.file_name)
                 source.place_of_id[entry.id] = len(accepted)
                 report.turned_images += bool(orientation)

@@ -115,15 +115,17 @@ def open_below(folder: Path, parts: Sequence[str]) -> BinaryIO:
     return os.fdopen(found, "rb")
 
 
-def find_image(folder: Path, label_file: LabelFile, parts: Sequence[str]) -> BinaryIO:
-    """Opens the image below `folder` that `label_file` names, in the first of its image folders that has it.
+def find_image(folder: Path, label_file: LabelFile, parts: Sequence[str]) -> tuple[BinaryIO, tuple[str, ...]]:
+    """Opens the image below `folder` that `label_file` names, in the first of its image folders that has it; and the
+    path of what was opened.
 
     Raises:
         NotInFolderError: none has it, or a link is in the way.
     """
     for image_folder in label_file.image_folders:
         try:
-            return open_below(folder, [*image_folder.parts, *parts])
+            path = (*image_folder.parts, *parts)
+            return open_below(folder, path), path
         except NotInFolderError as error:
             if error.reason is not ItemReason.MISSING_IMAGE:
                 raise

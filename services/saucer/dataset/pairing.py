@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from posixpath import basename, dirname, splitext
 
+from saucer.dataset.archive import MAX_FILES
 from saucer.dataset.layout import open_below, split_of
 from saucer.dataset.report import ImportReason, ImportRefusedError, printable
 from saucer.dataset.splits import Split
@@ -24,7 +25,10 @@ MAX_LIST_BYTES = 64 * 1024**2
 
 
 def files_below(folder: Path) -> list[str]:
-    """Every plain file below a folder, as relative paths, sorted; links, hidden files and `__MACOSX` are left out."""
+    """Every plain file below a folder, as relative paths, sorted; links, hidden files and `__MACOSX` are left out.
+
+    Raises ImportRefusedError: too_many_files.
+    """
     found: list[str] = []
     waiting = [""]
     while waiting:
@@ -38,6 +42,10 @@ def files_below(folder: Path) -> list[str]:
                     waiting.append(path)
                 elif entry.is_file(follow_symlinks=False):
                     found.append(path)
+        if len(found) + len(waiting) > MAX_FILES:
+            raise ImportRefusedError(
+                ImportReason.TOO_MANY_FILES, f"The source holds more than {MAX_FILES:,} files and folders."
+            )
     return sorted(found)
 
 

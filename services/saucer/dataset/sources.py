@@ -29,8 +29,8 @@ def room(folder: Path) -> int:
     return int(shutil.disk_usage(folder).free * ROOM_SHARE)
 
 
-async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path) -> None:
-    """Makes `target` the archive (a file) or the folder that is to be imported.
+async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path) -> Path:
+    """The archive (a file) or the folder that is to be imported: `target`, or where it lies if that is on this machine.
 
     Raises:
         ImportFailedError: SOURCE_NOT_FOUND, SOURCE_TOO_LARGE, TOO_MANY_FILES, BAD_NAME, NO_ROOM, UPLOAD_DAMAGED.
@@ -41,8 +41,11 @@ async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path
         if work.upload_id is not None:
             upload, chunks = await datasets.chunks_of(work.upload_id)
             await _write(_upload_bytes(objects, upload, chunks), target, budget)
-            return
+            return target
         key = f"{user_prefix(work.account_id)}/{work.store_path}"
+        local = objects.local(key)
+        if local is not None and await asyncio.to_thread(local.exists):
+            return local
         if await objects.exists(key):
             budget.limit(MAX_ARCHIVE_BYTES)
             await _write(objects.stream(key), target, budget)
@@ -53,6 +56,7 @@ async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path
         if error.errno == errno.ENOSPC:
             raise _no_room() from error
         raise
+    return target
 
 
 class _Budget:

@@ -13,21 +13,24 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
-from saucer.dataset.archive import MAX_UNPACKED_BYTES
+from saucer.dataset.archive import MAX_UNPACKED_BYTES, safe_parts
 from saucer.dataset.bounded import Bounded
 from saucer.dataset.domain import DatasetVersion, Import, Imported, ImportFailedError, Json
 from saucer.dataset.import_job import ImportJob
-from saucer.dataset.import_process import ChildDiedError, ChildLimits, run_child
+from saucer.dataset.import_process import AcceptedImage, ChildDiedError, ChildLimits, run_child
 from saucer.dataset.labelling import Labelling
+from saucer.dataset.layout import NotInFolderError, open_below
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
 from saucer.lib.clock import wait_at_most
@@ -60,6 +63,8 @@ _INTERRUPTIONS = (
 )
 # In an import's folder: the rows of its images.
 LISTING = "listing"
+# Of an image that is stored; import_child admits no larger one (images.MAX_IMAGE_BYTES).
+MAX_IMAGE_BYTES = 64 * 1024**2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLAIM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -181,28 +186,30 @@ class ImportWorker:
                 held_at_s = asked_at_s
 
     async def _make(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
-        images = folder / "images"
-        await asyncio.to_thread(images.mkdir, mode=0o700, parents=True)
+        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+        source = folder / "source"
         if work.draft_id is not None:
-            await self._labelling.write_draft(work, folder / "source")
+            await self._labelling.write_draft(work, source)
         else:
-            await fetch(work, self._datasets, self._objects, folder / "source")
+            source = await fetch(work, self._datasets, self._objects, source)
         prefix = f"{system_prefix(work.account_id)}/images"
-        job = await self._job(work, folder)
+        job = await self._job(work, folder, source)
+        images_folder = Path(job.source if source.is_dir() else job.unpacked)
         async with Bounded(STORES_AT_ONCE) as stores:
             imported = await run_child(
                 job,
                 self._limits.time_limit_s,
-                image=lambda sha256: stores.start(self._store_image(images, prefix, sha256)),
+                images=lambda images: stores.start(
+                    asyncio.to_thread(self._store_images, images_folder, prefix, images)
+                ),
                 progress=progress.show,
             )
         return await self._version(work, imported, folder / "manifest.json", prefix), imported.report
 
-    async def _job(self, work: Import, folder: Path) -> ImportJob:
+    async def _job(self, work: Import, folder: Path, source: Path) -> ImportJob:
         return ImportJob(
-            source=str(folder / "source"),
+            source=str(source),
             unpacked=str(folder / "unpacked"),
-            images=str(folder / "images"),
             manifest=str(folder / "manifest.json"),
             listing=str(folder / LISTING),
             seed=work.split_seed,
@@ -213,19 +220,15 @@ class ImportWorker:
             parent=os.getpid(),
         )
 
-    async def _store_image(self, folder: Path, prefix: str, sha256: str) -> None:
-        if not _SHA256.fullmatch(sha256):
-            raise ChildDiedError
-        file, key = folder / sha256, f"{prefix}/{sha256}"
-        if await self._objects.exists(key):
-            images_stored_total.labels("there").inc()
-        else:
-            data = await asyncio.to_thread(file.read_bytes)
-            if await asyncio.to_thread(sha256_of, data) != sha256:
+    def _store_images(self, folder: Path, prefix: str, images: Sequence[AcceptedImage]) -> None:
+        """Blocks: for a thread. Only what has the hash that was said is stored, below a key of that hash."""
+        stored = 0
+        for image in images:
+            if not _SHA256.fullmatch(image.sha256):
                 raise ChildDiedError
-            await self._objects.put(key, data)
-            images_stored_total.labels("stored").inc()
-        await asyncio.to_thread(file.unlink)
+            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", partial(_read_image, folder, image))
+        images_stored_total.labels("stored").inc(stored)
+        images_stored_total.labels("there").inc(len(images) - stored)
 
     async def _version(self, work: Import, imported: Imported, manifest: Path, image_prefix: str) -> DatasetVersion:
         former = await self._datasets.version_of_content(work.account_id, imported.content_hash)
@@ -250,6 +253,26 @@ class ImportWorker:
             created_at=work.created_at,  # succeed() sets it
             revision=1,
         )
+
+
+def _read_image(folder: Path, image: AcceptedImage) -> bytes:
+    parts = safe_parts(image.path)
+    if not parts:
+        raise ChildDiedError
+    try:
+        with open_below(folder, parts) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except NotInFolderError as error:
+        raise _changed() from error
+    if sha256_of(data) != image.sha256:
+        raise _changed()
+    return data
+
+
+def _changed() -> ImportFailedError:
+    return ImportFailedError(
+        "SOURCE_CHANGED", "The folder was changed while it was imported; import it again when nobody writes there."
+    )
 
 
 async def housekeeping(datasets: Datasets, work_folder: Path) -> None:

@@ -7,7 +7,7 @@ again lies below system/<account id>/, where no user can write, and is checked a
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +65,12 @@ class Objects:
         """
         self.url = url
         self._store: ObjectStore
+        self._folder: Path | None = None
         if url.startswith("file://"):
             folder = Path(url.removeprefix("file://"))
             folder.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(folder, mkdir=True)
+            self._folder = folder
         else:
             self._store = from_url(url)
 
@@ -113,6 +115,25 @@ class Objects:
             async for chunk in self.stream(key, sha256=sha256):
                 out.write(chunk)
         partial.rename(file)
+
+    def local(self, key: str) -> Path | None:
+        """Where the object or the folder of objects lies, if the store is a folder of this machine."""
+        return self._folder / check_key(key) if self._folder is not None else None
+
+    def put_if_missing(self, key: str, read: Callable[[], bytes]) -> bool:
+        """Writes an object unless there is one; whether it was written. Blocks: for a thread, many keys in one.
+
+        What `read` raises ends it. Raises UnavailableError.
+        """
+        try:
+            try:
+                obstore.head(self._store, check_key(key))
+            except (NoSuchObjectError, FileNotFoundError):
+                obstore.put(self._store, key, read())
+                return True
+        except StoreError as error:
+            raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
+        return False
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object of this key."""

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from saucer.dataset.v1 import dataset_pb2
-from tests.integration.dataset.client import Client, archive_of, client, coco_files, write_files
+from saucer.lib.objects import Objects, user_prefix
+from tests.integration.dataset.client import Client, archive_of, client, coco_files
 from tests.integration.dataset.conftest import NewAccount, RunDataset
 from tests.support.s3 import S3Server
 from tests.support.services import Tokens
@@ -21,9 +22,9 @@ async def test_imports_labels_and_exports_work_over_s3(
         version = await dataset.version(uploaded.dataset_version_id)
         assert hashlib.sha256((s3.folder / version.manifest_key).read_bytes()).hexdigest() == version.manifest_sha256
 
-        own = s3.folder / "accounts" / dataset.account_id
-        write_files(own / "photos/set", coco_files(8))
-        write_files(own, {"archive.zip": archive_of(coco_files(5, seed=2))})
+        own = {f"photos/set/{name}": data for name, data in coco_files(8).items()}
+        for name, data in (own | {"archive.zip": archive_of(coco_files(5, seed=2))}).items():
+            await Objects(s3.url).put(f"{user_prefix(dataset.account_id)}/{name}", data)
         assert (await dataset.import_path("photos/set")).dataset_version_id == uploaded.dataset_version_id
         archived = await dataset.import_path("archive.zip")
         assert (await dataset.version(archived.dataset_version_id)).statistics.images == 5

@@ -82,10 +82,12 @@ class Imported:
 
 @dataclass
 class Store:
+    folder: Path
     stored: dict[str, bytes] = field(default_factory=dict)
     progress: list[tuple[int, int]] = field(default_factory=list)
 
-    def put(self, sha256: str, data: bytes) -> None:
+    def put(self, sha256: str, path: Sequence[str]) -> None:
+        data = self.folder.joinpath(*path).read_bytes()
         assert sha256 not in self.stored
         assert hashlib.sha256(data).hexdigest() == sha256
         self.stored[sha256] = data
@@ -98,7 +100,7 @@ def run_import(
     seed: int = 0,
     source_format: SourceFormat = SourceFormat.AUTO,
 ) -> Imported:
-    store = Store()
+    store = Store(folder)
     manifest_path = folder.parent / f"{folder.name}.manifest.json"
     result = import_folder(
         folder,

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,7 @@ def test_a_manifest_can_be_imported_again(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_sink_ends_the_import_and_leaves_no_manifest(tmp_path: Path) -> None:
-    def full(_: str, __: bytes) -> None:
+    def full(_: str, __: Sequence[str]) -> None:
         raise OSError("no space left")
 
     manifest = tmp_path / "manifest.json"

@@ -1,6 +1,8 @@
 """The child process of an import: its limits hold, and it does not outlive its service."""
 
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +10,16 @@ import pytest
 
 from saucer.dataset.domain import Imported, ImportFailedError, SourceFormat
 from saucer.dataset.import_job import ImportJob
-from saucer.dataset.import_process import ChildDiedError, run_child
-from tests.unit.dataset.folders import box, coco, image, simple, write
+from saucer.dataset.import_process import AcceptedImage, ChildDiedError, run_child
+from tests.unit.dataset.folders import box, coco, image, picture, simple, write
 
 MB = 1024**2
 
 
 def job(folder: Path, source: Path) -> ImportJob:
-    (folder / "kept").mkdir()
     return ImportJob(
         source=str(source),
         unpacked=str(folder / "unpacked"),
-        images=str(folder / "kept"),
         manifest=str(folder / "manifest.json"),
         listing=str(folder / "listing"),
         seed=1,
@@ -31,15 +31,17 @@ def job(folder: Path, source: Path) -> ImportJob:
     )
 
 
-async def run(job: ImportJob, time_limit_s: float = 30.0) -> tuple[Imported, list[str], list[tuple[int, int]]]:
-    images: list[str] = []
+async def run(
+    job: ImportJob, time_limit_s: float = 30.0
+) -> tuple[Imported, list[AcceptedImage], list[tuple[int, int]]]:
+    images: list[AcceptedImage] = []
     progress: list[tuple[int, int]] = []
 
-    async def keep(sha256: str) -> None:
-        images.append(sha256)
+    async def keep(accepted: Sequence[AcceptedImage]) -> None:
+        images.extend(accepted)
 
     imported = await run_child(
-        job, time_limit_s, image=keep, progress=lambda done, total: progress.append((done, total))
+        job, time_limit_s, images=keep, progress=lambda done, total: progress.append((done, total))
     )
     return imported, images, progress
 
@@ -50,8 +52,10 @@ async def test_a_child_imports_a_folder_and_says_how_far_it_is(tmp_path: Path) -
     assert imported.classes == ("cup", "plate")
     assert imported.statistics["total"]["boxes"] == 2
     assert imported.report["refused"] == {}
-    assert progress == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(images) == sorted(file.name for file in (tmp_path / "kept").iterdir())
+    assert progress[-1] == (3, 3)
+    assert {image.path: image.sha256 for image in images} == {
+        f"images/{number}.png": hashlib.sha256(picture(number)).hexdigest() for number in (1, 2, 3)
+    }
 
 
 async def test_an_import_that_needs_more_memory_than_its_limit_is_refused(tmp_path: Path) -> None:
@@ -80,14 +84,14 @@ async def test_an_import_that_takes_too_long_is_killed(tmp_path: Path) -> None:
 async def test_a_child_that_cannot_do_its_job_has_died(tmp_path: Path) -> None:
     source = simple(tmp_path / "source")
     with pytest.raises(ChildDiedError):
-        await run(replace(job(tmp_path, source), images=str(tmp_path / "nowhere")))
+        await run(replace(job(tmp_path, source), manifest=str(tmp_path / "nowhere/manifest.json")))
 
 
 async def test_a_child_whose_service_has_ended_does_nothing(tmp_path: Path) -> None:
     source = simple(tmp_path / "source")
     with pytest.raises(ChildDiedError):
         await run(replace(job(tmp_path, source), parent=1))
-    assert list((tmp_path / "kept").iterdir()) == []
+    assert not (tmp_path / "manifest.json").exists()
 
 
 async def test_a_source_cannot_put_modules_in_the_way_of_its_import(tmp_path: Path) -> None:
