@@ -62,6 +62,7 @@ soak: $(STAMP) ## The long forms of the tests
 .PHONY: mutants
 mutants: $(STAMP) ## Whether the tests of billing notice wrong arithmetic and wrong SQL (a sample of changes)
 	@$(BIN)/python -m tests.mutation
+
 .PHONY: compose-demo
 compose-demo: ## The demonstration's path against docker compose, which is up
 	@docker compose run --rm --no-TTY --entrypoint bash saucer -s <deploy/path.sh
