@@ -32,9 +32,9 @@ from saucer.billing.v1 import events_pb2 as billing_events
 from saucer.dataset.main import DatasetSettings, wire
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib import auth
-from saucer.lib.consumer import ensure_stream
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
+from saucer.lib.stream import ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from tests.bench.harness import Row, Say, compare
 from tests.support.events import event, publish
