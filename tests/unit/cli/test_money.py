@@ -1,0 +1,115 @@
+"""The verbs of money: what is sent, and what a script gets."""
+
+# ruff: noqa: N802 - gRPC names methods as the protos do
+
+import csv
+import io
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
+from tests.support.cli import Cli
+
+# Fixed: parallel test processes must collect the same tests.
+ACCOUNT, GROUP, TASK = (f"01a20aea-dd68-71ee-af64-{number:012d}" for number in range(3))
+
+
+@dataclass
+class Script(billing_pb2_grpc.BillingServiceServicer):
+    """Keeps what it was sent, and answers with it."""
+
+    requests: list[Any] = field(default_factory=list)
+
+    def CreateResourceGroup(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return billing_pb2.ResourceGroup(resource_group_id=GROUP, display_name=request.display_name, capacity=2)
+
+    def UpdateResourceGroup(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return billing_pb2.ResourceGroup(resource_group_id=GROUP, capacity=request.capacity)
+
+    def ListResourceGroups(self, request: Any, context: Any) -> Any:
+        groups = [billing_pb2.ResourceGroup(resource_group_id=GROUP, display_name="nights", capacity=2, waiting=3)]
+        return billing_pb2.ListResourceGroupsResponse(resource_groups=groups)
+
+    def SetBudget(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return billing_pb2.Budget(account_id=ACCOUNT, work_id=request.work_id, amount_micros=request.amount_micros)
+
+    def ListBudgets(self, request: Any, context: Any) -> Any:
+        budget = billing_pb2.Budget(amount_micros=50_000_000, booked_micros=1, reserve_micros=600_000, currency="EUR")
+        return billing_pb2.ListBudgetsResponse(budgets=[budget])
+
+    def SetPrice(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return billing_pb2.Spec(spec_id=request.spec_id, price_per_hour_micros=request.price_per_hour_micros)
+
+    def ListStatements(self, request: Any, context: Any) -> Any:
+        hold = billing_pb2.Hold(work_id=TASK, start_number=1, charge_micros=90_000, currency="EUR")
+        line = billing_pb2.StatementLine(
+            kind=billing_pb2.STATEMENT_LINE_KIND_POSTING, amount_micros=90_000, charged_ms=90_999, hold_id=f"{TASK}-1"
+        )
+        return billing_pb2.ListStatementsResponse(statements=[billing_pb2.Statement(hold=hold, lines=[line])])
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()  # type: ignore[abstract] # no test makes the other calls
+
+
+@pytest.fixture
+def cli(script: Script, tmp_path: Path) -> Iterator[Cli]:
+    server = grpc.server(futures.ThreadPoolExecutor(2))
+    billing_pb2_grpc.add_BillingServiceServicer_to_server(script, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    profile = tmp_path / "profile.json"
+    yield Cli.write(profile, {"billing": address}, account_id=ACCOUNT, region_id="local", spec_id="cpu-2")
+    server.stop(0)
+
+
+def test_a_group_is_created_until_a_day_in_utc_with_its_reason(cli: Cli, script: Script) -> None:
+    options = ("--name", "nights", "--capacity", "2", "--until", "2027-01-01", "--reason", "paid by invoice")
+    assert cli.json("group", "create", ACCOUNT, *options)["resourceGroupId"] == GROUP
+    (request,) = script.requests
+    assert request.end_time.ToJsonString() == "2027-01-01T00:00:00Z"
+    assert not request.HasField("start_time")
+    assert (request.account_id, request.spec_id, request.reason) == (ACCOUNT, "cpu-2", "paid by invoice")
+
+
+def test_a_group_is_changed_only_where_it_is_said(cli: Cli, script: Script) -> None:
+    cli("group", "update", GROUP, "--capacity", "4", "--reason", "more")
+    (request,) = script.requests
+    assert (request.capacity, request.HasField("end_time")) == (4, False)
+
+
+def test_groups_are_listed_with_what_waits(cli: Cli) -> None:
+    assert "nights" in cli("group", "list")
+
+
+def test_a_budget_is_of_the_month_or_of_a_work(cli: Cli, script: Script) -> None:
+    assert "each month" in cli("budget", "set", "50")
+    cli("budget", "set", "12.50", "--work", TASK)
+    assert [(request.work_id, request.amount_micros) for request in script.requests] == [
+        ("", 50_000_000),
+        (TASK, 12_500_000),
+    ]
+    assert "50.00 EUR" in cli("budget", "list")
+
+
+def test_a_price_may_begin_later(cli: Cli, script: Script) -> None:
+    cli("spec", "price", "local", "cpu-2", "4.20", "--from", "2027-01-01T12:00", "--reason", "electricity")
+    (request,) = script.requests
+    assert (request.start_time.ToJsonString(), request.reason) == ("2027-01-01T12:00:00Z", "electricity")
+
+
+def test_a_statement_as_csv_has_a_row_for_each_line_and_as_text_the_sum_of_a_work(cli: Cli) -> None:
+    rows = list(csv.DictReader(io.StringIO(cli("account", "statement", "--csv"))))
+    assert [(row["kind"], row["amount_micros"], row["hold_id"]) for row in rows] == [("posting", "90000", f"{TASK}-1")]
+    assert "In all, 1 starts: 0.09 EUR" in cli("account", "statement", "--work", TASK)
