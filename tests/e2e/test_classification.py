@@ -42,7 +42,8 @@ async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation(s
     request = evaluation_pb2.GetEvaluationRequest(evaluation_id=task.evaluation_id)
     found = await saucer.evaluation.GetEvaluation(request, metadata=account.metadata)
     assert found.classification
-    assert found.top_1 > 0.5
+    assert found.top_1 == task.test_top_1 > 0.5
+    assert not task.HasField("test_map_50")
     assert not found.HasField("map_50")
     assert {entry.class_name for entry in found.classes} == set(CLASSES)
     assert sum(entry.boxes for entry in found.classes) == found.images

@@ -19,7 +19,7 @@ RUN = click.argument("run_id", type=IDENTIFIER, metavar="RUN_OR_TASK")
 # Points of a plot or table at most.
 MAX_POINTS = 100_000
 # Shown first, in this order, where a point has them; the engine's other values follow.
-FIRST_VALUES = ("loss", "lr", "map_50", "map")
+FIRST_VALUES = ("loss", "lr", "map_50", "map", "top_1")
 T = TypeVar("T")
 _LEVELS = training_pb2.LogLevel.DESCRIPTOR
 

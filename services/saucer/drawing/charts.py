@@ -42,11 +42,11 @@ def training_curve(
 ) -> None:
     """Draws loss and learning rate above, validation accuracy below, over epochs.
 
-    Each of metrics has `epoch` and any of `loss`, `lr`, `map` and `map_50`; what is not finite is left out. The size is
-    CHART_PX.
+    Each of metrics has `epoch` and any of `loss`, `lr`, `map`, `map_50` and `top_1`; what is not finite is left out.
+    The size is CHART_PX.
     """
     figure = _figure(title)
-    if not any(_series(metrics, name)[0] for name in ("loss", "lr", "map", "map_50")):
+    if not any(_series(metrics, name)[0] for name in ("loss", "lr", "map", "map_50", "top_1")):
         _say(figure, "No metrics yet: the run has not reported an iteration.")
         _save(figure, path)
         return
@@ -73,6 +73,7 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
     for name, shown_as, colour, style, marker in (
         ("map_50", "mAP@0.50", GREEN, "-", "o"),
         ("map", "mAP@0.50:0.95", PURPLE, "-.", "s"),
+        ("top_1", "top-1", GREEN, "-", "o"),
     ):
         epochs, values = _series(metrics, name)
         if epochs:
@@ -81,7 +82,8 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
     if not lines:
         axes.text(0.5, 0.4, "not validated yet", ha="center", transform=axes.transAxes, color=GREY)
     if expected_accuracy is not None:
-        label = f"expected mAP@0.50, {expected_accuracy:.2f}"
+        measure = "top-1" if _series(metrics, "top_1")[0] else "mAP@0.50"
+        label = f"expected {measure}, {expected_accuracy:.2f}"
         lines.append(axes.axhline(expected_accuracy, color=INK, linestyle="--", linewidth=1.2, label=label))
     axes.set(xlabel="epoch", ylabel="validation", ylim=(0, 1.02))
     _legend_above(axes, lines)

@@ -1,5 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Literal, Protocol
@@ -78,7 +79,10 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     ) -> evaluation_pb2.PrecisionRecallCurves:
         max_points = max(request.max_points or DEFAULT_POINTS, LEAST_POINTS)
         curves = await self._evaluations.curves(request.evaluation_id, max_points)
-        return evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in curves])
+        # Tens of thousands of points take longer than other callers should wait.
+        return await asyncio.to_thread(
+            lambda: evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in curves])
+        )
 
     async def GetConfusionMatrix(
         self, request: evaluation_pb2.GetConfusionMatrixRequest, context: Context

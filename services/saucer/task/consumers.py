@@ -1,7 +1,7 @@
 """Which event calls which use case. Snapshots carry revisions, so that each is idempotent by itself."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import Literal, cast
 
 from google.protobuf.message import Message
 
@@ -59,7 +59,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
             evaluation.task_id,
             evaluation.model_id,
             evaluation.evaluation_id,
-            evaluation.map_50 if evaluation.HasField("map_50") and not failed else None,
+            None if failed else _accuracy(evaluation),
             evaluation.error_message,
         )
 
@@ -82,3 +82,8 @@ def handlers(tasks: Tasks) -> list[Handles]:
         Handles(training_events.RunEnded, run_ended),
         Handles(evaluation_events.EvaluationEnded, evaluation_ended),
     ]
+
+
+def _accuracy(evaluation: evaluation_pb2.Evaluation) -> float | None:
+    field: Literal["top_1", "map_50"] = "top_1" if evaluation.classification else "map_50"
+    return getattr(evaluation, field) if evaluation.HasField(field) else None

@@ -211,7 +211,8 @@ class Task:
     missing_micros: int
     model_id: str
     evaluation_id: str
-    test_map_50: float | None
+    # On the test split: map_50, or top-1 of a classification.
+    test_accuracy: float | None
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None
@@ -257,7 +258,7 @@ def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: st
         error_message="",
         model_id="",
         evaluation_id="",
-        test_map_50=None,
+        test_accuracy=None,
         hold_micros=hold_micros,
         price_per_hour_micros=price_per_hour_micros,
         currency=currency,
@@ -339,12 +340,12 @@ def end_run(task: Task, progress: Progress, reason: EndReason, model_id: str, me
     return transition(task, TaskState.FAILED if state is TaskState.SUCCEEDED else state, now)
 
 
-def end_evaluation(task: Task, evaluation_id: str, test_map_50: float | None, message: str, now: datetime) -> Task:
+def end_evaluation(task: Task, evaluation_id: str, test_accuracy: float | None, message: str, now: datetime) -> Task:
     """The model is scored, or could not be; the task rests where its end reason says."""
     if task.state is not TaskState.EVALUATING:
         return task
     assert task.end_reason is not None
     scored = replace(
-        task, evaluation_id=evaluation_id, test_map_50=test_map_50, error_message=task.error_message or message
+        task, evaluation_id=evaluation_id, test_accuracy=test_accuracy, error_message=task.error_message or message
     )
     return transition(scored, END_STATES[task.end_reason], now)

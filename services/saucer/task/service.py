@@ -187,7 +187,7 @@ class Tasks:
                     missing_micros=0,
                     model_id="",
                     evaluation_id="",
-                    test_map_50=None,
+                    test_accuracy=None,
                     created_at=tx.now,
                     updated_at=tx.now,
                     ended_at=None,
@@ -344,14 +344,14 @@ class Tasks:
         )
 
     async def end_evaluation(
-        self, task_id: str, model_id: str, evaluation_id: str, test_map_50: float | None, message: str
+        self, task_id: str, model_id: str, evaluation_id: str, test_accuracy: float | None, message: str
     ) -> None:
         """The end of an evaluation; one of an earlier start's model changes nothing."""
         await self._hear(
             task_id,
             None,
             lambda task, now: (
-                domain.end_evaluation(task, evaluation_id, test_map_50, message, now)
+                domain.end_evaluation(task, evaluation_id, test_accuracy, message, now)
                 if task.model_id == model_id
                 else task
             ),

@@ -23,7 +23,7 @@ from saucer.task.domain import (
 _COLUMNS = (
     "task_id, account_id, request_id, form, config, derived, state, former_state, charge_status, start_number, "
     "restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason, "
-    "error_message, missing_micros, model_id, evaluation_id, test_map_50, created_at, updated_at, ended_at, "
+    "error_message, missing_micros, model_id, evaluation_id, test_accuracy, created_at, updated_at, ended_at, "
     "deleted_at, revision"
 )
 
@@ -53,7 +53,7 @@ async def update(connection: Connection, task: Task) -> Task:
         f"""
         UPDATE task SET (form, config, derived, state, former_state, charge_status, start_number, restart_request_id,
                          hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason,
-                         error_message, missing_micros, model_id, evaluation_id, test_map_50, updated_at, ended_at,
+                         error_message, missing_micros, model_id, evaluation_id, test_accuracy, updated_at, ended_at,
                          deleted_at, revision)
             = ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
                $24::bigint + 1)
@@ -179,7 +179,7 @@ def _values(task: Task) -> list[object]:
         task.missing_micros,
         task.model_id,
         task.evaluation_id,
-        task.test_map_50,
+        task.test_accuracy,
         task.created_at,
         task.updated_at,
         task.ended_at,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,6 @@ from tests.support.child import Child
 from tests.support.shapes import CLASSES, ShapesData, write_shapes
 
 SPLITS = ("train", "validation", "test")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("classifying")
-
-
-@pytest.fixture(scope="module")
-def child(folder: Path) -> Iterator[Child]:
-    started = Child(folder / "stderr.txt")
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

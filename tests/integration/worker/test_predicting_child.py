@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +10,6 @@ from saucer.serving.detections import Detections
 from saucer.worker.job import EndReason, Halted, PredictJob, Result, Stage, StageName, Stop, TrainJob
 from tests.support.child import Child
 from tests.support.shapes import CLASSES, ShapesData, write_shapes
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("predicting")
-
-
-@pytest.fixture(scope="module")
-def child(folder: Path) -> Iterator[Child]:
-    started = Child(folder / "stderr.txt")
-    yield started
-    started.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,11 +57,6 @@ class Interrupted:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker")
-
-
-@pytest.fixture(scope="module")
 def data(folder: Path) -> ShapesData:
     return write_shapes(folder / "data", train=60, validation=16, test=16)
 
@@ -96,13 +90,6 @@ def interrupted(small: TrainJob, child: Child, folder: Path) -> Interrupted:
     moved.write_bytes(Path(checkpoint.path).read_bytes())
     result = child.run(dataclasses.replace(small, workdir=str(folder / "second"), resume=str(moved)))
     return Interrupted(list(first.reports), checkpoint, list(child.reports), result)
-
-
-@pytest.fixture(scope="module")
-def child(folder: Path) -> Iterator[Child]:
-    started = Child(folder / "stderr.txt")
-    yield started
-    started.close()
 
 
 def of(kind: type[T], reports: list[object]) -> list[T]:

@@ -76,7 +76,7 @@ def task() -> Task:
         missing_micros=0,
         model_id="",
         evaluation_id="",
-        test_map_50=None,
+        test_accuracy=None,
         created_at=NOW,
         updated_at=NOW,
         ended_at=None,

@@ -68,7 +68,7 @@ def test_a_model_is_evaluated_and_the_task_rests_where_its_reason_says(reason: s
     evaluating = domain.end_run(training(), Progress(run_revision=9), EndReason(reason), "model", "", NOW)
     assert evaluating.state is TaskState.EVALUATING
     ended = domain.end_evaluation(evaluating, "evaluation", 0.9, "", NOW)
-    assert (ended.state, ended.test_map_50, ended.evaluation_id) == (TaskState(state), 0.9, "evaluation")
+    assert (ended.state, ended.test_accuracy, ended.evaluation_id) == (TaskState(state), 0.9, "evaluation")
 
 
 @pytest.mark.parametrize("reason", EndReason)
