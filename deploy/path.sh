@@ -19,9 +19,10 @@ generate(Path('scenes'), images=${IMAGES:-480}, seed=2026)
 generate(Path('new'), images=10, seed=7)"
 persist saucer dataset import scenes
 version=$(persist saucer dataset list --json | field datasetVersionId)
-form=(--name path --scene cup-and-plate --dataset "$version" --max-duration 270s ${EPOCHS:+--epochs "$EPOCHS"})
+form=(--name path --scene cup-and-plate --dataset "$version" --max-duration 270s
+  --region local --spec cpu-2 ${EPOCHS:+--epochs "$EPOCHS"})
 persist saucer task quote "${form[@]}"
-saucer task create "${form[@]}" --region local --spec cpu-2 || true
+saucer task create "${form[@]}" || true
 task=$(persist saucer task list --json | field taskId)
 persist saucer task watch "$task"
 persist saucer evaluation show "$task"

@@ -78,10 +78,11 @@ if [ -n "${KILL:-}" ]; then
   for name in billing dataset task training evaluation publishing gateway nats postgres triton worker; do
     sleep "${KILL_EVERY_S:-12}"
     echo "killing $name" >&2
-    docker kill "$(compose ps -q "$name" | head -1)" >/dev/null
-    # `docker kill` counts as a wish: the engine does not restart what a user has killed.
+    container=$(compose ps -q "$name" | head -1)
+    # Counts as a wish: the engine does not restart what a user has killed.
+    docker kill "$container" >/dev/null
     sleep 2
-    compose up --detach --no-recreate "$name" >/dev/null 2>&1
+    docker start "$container" >/dev/null
   done
   wait "$walking" || { tail -50 "$work/path.log" >&2; exit 1; }
   tail -1 "$work/path.log"

@@ -13,6 +13,8 @@ from saucer.lib.stream import KEEP_DAYS
 from saucer.lib.tls import Identity
 
 PREFIX = "SAUCER_"
+# Settings as files, as Docker and Kubernetes hand secrets out: /run/secrets/saucer_database_url. The environment wins.
+SECRETS_FOLDER = Path("/run/secrets")
 # Of the command line's own, which starts services on one machine: they may stand in its environment.
 COMMAND_LINE = frozenset({"SAUCER_PROFILE", "SAUCER_TOKEN", "SAUCER_ACCOUNT"})
 
@@ -86,7 +88,8 @@ def load(kind: type[S]) -> S:
     """Reads SAUCER_* variables. Ends the process with a sentence for each that is unknown, missing or bad."""
     problems = [_unknown(name, kind) for name in os.environ if name.startswith(PREFIX) and not _known(name, kind)]
     try:
-        settings = kind()
+        secrets = SECRETS_FOLDER if SECRETS_FOLDER.is_dir() else None
+        settings = kind(_secrets_dir=secrets)  # type: ignore[call-arg]  # an argument of pydantic-settings' own
     except ValidationError as error:
         problems += [_bad(detail["loc"], detail["msg"]) for detail in error.errors()]
     if problems:

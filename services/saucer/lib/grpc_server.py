@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 from saucer.lib import auth, tracing
 from saucer.lib.errors import (
@@ -52,6 +52,8 @@ STOP_GRACE_S = 5.0
 
 log = structlog.get_logger()
 calls_total = Counter("saucer_grpc_calls_total", "Calls by outcome", ["method", "code"])
+# For health checks that must be cheap.
+serving = Gauge("saucer_serving", "1 while the gRPC server takes calls")
 call_seconds = Histogram("saucer_grpc_call_seconds", "Duration of unary calls", ["method"])
 
 Handler = Callable[..., Any]
@@ -124,9 +126,11 @@ class Server:
         await self._server.start()
         for name in ["", *self._names]:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        serving.set(1)
 
     async def stop(self) -> None:
         """Not serving at once; calls in progress get STOP_GRACE_S, streams end at once."""
+        serving.set(0)
         await self._health.enter_graceful_shutdown()
         self._interceptor.stopping.set()
         await self._server.stop(STOP_GRACE_S)

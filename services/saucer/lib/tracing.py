@@ -74,6 +74,9 @@ def span(
     name: str, *, parent: str | None, kind: SpanKind = INTERNAL, attributes: Mapping[str, str] | None = None
 ) -> Iterator[None]:
     """A span until the block ends, failed if the block raises. Without a parent a trace begins, also within another."""
+    if parent is None and isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+        yield  # nothing is recorded, nothing is to be passed on: a span would cost 30 µs of each call
+        return
     with _tracer.start_as_current_span(name, context=_context(parent), kind=kind, attributes=attributes):
         yield
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from .errors import ModelFolderError
@@ -17,6 +16,9 @@ class Network:
 
     def __init__(self, path: Path, threads: int) -> None:
         """Raises ModelFolderError if the file is no such graph."""
+        # Here: services read detections with this package, and their image has no runtime.
+        import onnxruntime  # noqa: PLC0415
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

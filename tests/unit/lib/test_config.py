@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from saucer.lib import config
 from saucer.lib.config import PREFIX, ServiceSettings, load
 
 GOOD = {
@@ -56,3 +57,12 @@ def test_a_bad_value_ends_the_start_and_every_problem_is_told_at_once(monkeypatc
     lines = sentence(monkeypatch, LOG_LEVEL="LOUD", LISTEN=None, NAT_URL="x").splitlines()
     assert len(lines) == 3
     assert any("SAUCER_LOG_LEVEL cannot be used" in line and "'DEBUG'" in line for line in lines)
+
+
+def test_a_secret_may_come_as_a_file_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(config, "SECRETS_FOLDER", tmp_path)
+    (tmp_path / "saucer_database_url").write_text("postgresql://file\n")
+    (tmp_path / "saucer_nats_url").write_text("nats://file")
+    settings = loaded(monkeypatch, DATABASE_URL=None)
+    assert settings.database_url == "postgresql://file"
+    assert settings.nats_url == "nats://x"
