@@ -45,7 +45,7 @@ class ImageLimits:
     min_side_px: int = MIN_SIDE_PX
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """`width` and `height` in pixels of the upright picture. `turned` is the EXIF orientation 5–8 if it swapped
     unequal sides of the stored array, else None."""
