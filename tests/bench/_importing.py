@@ -56,6 +56,7 @@ class Importer:
     tokens: Tokens
     jetstream: nats_client.js.JetStreamContext
     store: Path
+    database_url: str
 
     async def account(self) -> str:
         """A new one."""
@@ -64,9 +65,9 @@ class Importer:
         await publish(self.jetstream, event(created, "billing", account_id, None, account_id))
         return account_id
 
-    async def import_s(self, source: Path) -> float:
-        """Imports a folder into a new account, which has none of its images yet."""
-        account_id = await self.account()
+    async def import_s(self, source: Path, account_id: str | None = None) -> float:
+        """Imports a folder; unless told otherwise into a new account, which has none of its images yet."""
+        account_id = account_id or await self.account()
         metadata = self.tokens.metadata(auth.Role.EDITOR, account_id)
         place = self.store / "accounts" / account_id / "source"
         await asyncio.to_thread(shutil.copytree, source, place, copy_function=os.link)
@@ -106,10 +107,15 @@ async def importer(folder: Path) -> AsyncIterator[Importer]:
         run = ServiceRunner(lambda: postgres.database(f"bench_{uuid4().hex}"), nats.uri, tokens)
         client = await nats_client.connect(run.nats_url)
         await ensure_stream(client.jetstream())
-        settings = {"object_store_url": f"file://{folder / 'objects'}", "work_folder": folder / "work"}
+        database_url = await postgres.database(f"bench_{uuid4().hex}")
+        settings = {
+            "database_url": database_url,
+            "object_store_url": f"file://{folder / 'objects'}",
+            "work_folder": folder / "work",
+        }
         async with run("dataset", DatasetSettings, wire, **settings) as running:
             stub = dataset_pb2_grpc.DatasetServiceStub(running.channel)
-            yield Importer(stub, tokens, client.jetstream(), folder / "objects")
+            yield Importer(stub, tokens, client.jetstream(), folder / "objects", database_url)
         await client.close()
     finally:
         await nats.stop()
