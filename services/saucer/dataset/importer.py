@@ -117,14 +117,17 @@ def import_folder(
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
         )
-    order = np.argsort(np.array([image.facts.sha256 for image in accepted]))
+    order = np.array(sorted(range(len(accepted)), key=lambda place: accepted[place].facts.sha256), dtype=np.int64)
     columns = _columns(accepted, order, sources, class_of_id, report)
+    source_kind = found.source_format
+    # The labels as read are in the columns now, and take as much memory again.
+    del found, sources
     images = [accepted[place] for place in order.tolist()]
     splits = _assign_splits(images, columns, seed)
     hashes = _write(manifest_path, listing_path, class_names, images, splits, columns)
     statistics = describe(columns, splits, class_names)
     return ImportResult(
-        manifest_path, hashes.file, hashes.content, found.source_format, columns.kind, class_names, statistics, report
+        manifest_path, hashes.file, hashes.content, source_kind, columns.kind, class_names, statistics, report
     )
 
 
@@ -228,6 +231,8 @@ def _accept_images(
                 accepted.append(_Accepted(facts, split, source_name, orientation))
             done += 1
             progress(done, total)
+        # Their names are kept as far as they were accepted; the rest of a large set would lie in memory to the end.
+        source.labels.images.clear()
     return accepted
 
 
