@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -46,6 +45,7 @@ FEW, MANY = 1_000, 100_000
 WIDTH, HEIGHT, TINY = 160, 120, 16
 IMPORT_S = 1_800.0
 POLL_S = 0.05
+WATCH_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Importer:
     tokens: Tokens
     jetstream: nats_client.js.JetStreamContext
     store: Path
+    database_url: str
 
     async def account(self) -> str:
         """A new one."""
@@ -64,9 +65,9 @@ class Importer:
         await publish(self.jetstream, event(created, "billing", account_id, None, account_id))
         return account_id
 
-    async def import_s(self, source: Path) -> float:
-        """Imports a folder into a new account, which has none of its images yet."""
-        account_id = await self.account()
+    async def import_s(self, source: Path, account_id: str | None = None) -> float:
+        """Imports a folder; unless told otherwise into a new account, which has none of its images yet."""
+        account_id = account_id or await self.account()
         metadata = self.tokens.metadata(auth.Role.EDITOR, account_id)
         place = self.store / "accounts" / account_id / "source"
         await asyncio.to_thread(shutil.copytree, source, place, copy_function=os.link)
@@ -106,10 +107,15 @@ async def importer(folder: Path) -> AsyncIterator[Importer]:
         run = ServiceRunner(lambda: postgres.database(f"bench_{uuid4().hex}"), nats.uri, tokens)
         client = await nats_client.connect(run.nats_url)
         await ensure_stream(client.jetstream())
-        settings = {"object_store_url": f"file://{folder / 'objects'}", "work_folder": folder / "work"}
+        database_url = await postgres.database(f"bench_{uuid4().hex}")
+        settings = {
+            "database_url": database_url,
+            "object_store_url": f"file://{folder / 'objects'}",
+            "work_folder": folder / "work",
+        }
         async with run("dataset", DatasetSettings, wire, **settings) as running:
             stub = dataset_pb2_grpc.DatasetServiceStub(running.channel)
-            yield Importer(stub, tokens, client.jetstream(), folder / "objects")
+            yield Importer(stub, tokens, client.jetstream(), folder / "objects", database_url)
         await client.close()
     finally:
         await nats.stop()
@@ -178,13 +184,42 @@ def _memory(folder: Path, say: Say) -> Row:
     return Row("import_memory_growth", peak_mb[MANY], peak_mb[FEW], "MB", ratio, "<= 1.3")
 
 
+def _peak_mb(process: str) -> float:
+    """Of a process's resident memory since its program began; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
+
+
+def _import_peak_mb() -> float:
+    """Of the import's process, found by its name and its parent; 0 while there is none."""
+    found = 0.0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            ours = f"PPid:\t{os.getpid()}\n" in (process / "status").read_text()
+            if ours and b"import_child" in (process / "cmdline").read_bytes():
+                found = max(found, _peak_mb(process.name))
+    return found
+
+
+async def _watch(peaks_mb: dict[str, float]) -> None:
+    while True:
+        peaks_mb["import"] = max(peaks_mb["import"], await asyncio.to_thread(_import_peak_mb))
+        await asyncio.sleep(WATCH_S)
+
+
 async def _import_once(source: Path, folder: Path) -> None:
+    peaks_mb = {"import": 0.0}
+    watching = asyncio.create_task(_watch(peaks_mb))
     async with importer(folder) as ours:
-        print(f"{await ours.import_s(source):.1f} s")
+        await ours.import_s(source)
+    watching.cancel()
+    peaks_mb["service"] = _peak_mb("self")
+    print(peaks_mb, file=sys.stderr)
+    print(sum(peaks_mb.values()))
 
 
 if __name__ == "__main__":
     asyncio.run(_import_once(Path(sys.argv[1]), Path(sys.argv[2])))
-    usages = [resource.getrusage(whose).ru_maxrss for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print(*(usage / 1024 for usage in usages), file=sys.stderr)
-    print(sum(usages) / 1024)

@@ -19,6 +19,7 @@ from PIL import Image
 from saucer.dataset.report import ItemReason
 from saucer.serving.decode import decode
 from saucer.serving.errors import UnreadableImage
+from saucer.serving.header import stated_size
 
 # Of the file. Above it: image_too_large. serving/decode.py has the same bound.
 MAX_IMAGE_BYTES = 64 * 1024**2
@@ -45,7 +46,7 @@ class ImageLimits:
     min_side_px: int = MIN_SIDE_PX
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFacts:
     """`width` and `height` in pixels of the upright picture. `turned` is the EXIF orientation 5–8 if it swapped
     unequal sides of the stored array, else None."""
@@ -112,14 +113,8 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageFacts:
 def _stored_size(data: bytes) -> tuple[int, int]:
     """Width and height as the header states them; decodes no pixel."""
     try:
-        with _open(data) as image:
-            return image.size
-    except Image.DecompressionBombError as error:
-        raise ImageRefusedError(ItemReason.IMAGE_TOO_LARGE, "The image has far too many pixels.") from error
-    except MemoryError:
-        raise
-    # Pillow's parsers raise whatever a broken header makes them stumble over; all of it means the same.
-    except Exception as error:
+        return stated_size(data)
+    except UnreadableImage as error:
         raise ImageRefusedError(
             ItemReason.UNREADABLE_IMAGE, "The file is not a JPEG, PNG, WebP or BMP image, or its header is damaged."
         ) from error
@@ -132,7 +127,7 @@ def _orientation(data: bytes) -> int:
             return int(image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
     except MemoryError:
         raise
-    # As above: the decoder has understood the orientation, and this parser has not.
+    # Pillow's parsers raise whatever they stumble over; the decoder has understood the orientation, and they have not.
     except Exception:
         return _UPRIGHT
 

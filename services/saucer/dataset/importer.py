@@ -61,7 +61,7 @@ class ImportResult:
     report: Report
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Accepted:
     """`labels_turned` is the EXIF orientation by which the image's boxes have to be turned, 0 for none."""
 
@@ -117,14 +117,17 @@ def import_folder(
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
         )
-    order = np.argsort(np.array([image.facts.sha256 for image in accepted]))
+    order = np.array(sorted(range(len(accepted)), key=lambda place: accepted[place].facts.sha256), dtype=np.int64)
     columns = _columns(accepted, order, sources, class_of_id, report)
+    source_kind = found.source_format
+    # The labels as read are in the columns now, and take as much memory again.
+    del found, sources
     images = [accepted[place] for place in order.tolist()]
     splits = _assign_splits(images, columns, seed)
     hashes = _write(manifest_path, listing_path, class_names, images, splits, columns)
     statistics = describe(columns, splits, class_names)
     return ImportResult(
-        manifest_path, hashes.file, hashes.content, found.source_format, columns.kind, class_names, statistics, report
+        manifest_path, hashes.file, hashes.content, source_kind, columns.kind, class_names, statistics, report
     )
 
 
@@ -193,7 +196,7 @@ def _accept_images(
     name_of_hash: dict[str, str] = {}
     for source in sources:
         source.place_of_id.update(dict.fromkeys(source.labels.malformed_image_ids, REFUSED))
-        names: set[tuple[str, ...]] = set()
+        names: set[str] = set()
         ids: set[int] = set()
         for entry in sorted(source.labels.images, key=_entry_order):
             path: tuple[str, ...] = ()
@@ -228,6 +231,8 @@ def _accept_images(
                 accepted.append(_Accepted(facts, split, source_name, orientation))
             done += 1
             progress(done, total)
+        # Their names are kept as far as they were accepted; the rest of a large set would lie in memory to the end.
+        source.labels.images.clear()
     return accepted
 
 
@@ -249,15 +254,17 @@ def _entry_order(entry: ImageEntry) -> tuple[int, str, int, int, int]:
     return rank, entry.file_name, entry.id, entry.width or 0, entry.height or 0
 
 
-def _checked_name(entry: ImageEntry, names: set[tuple[str, ...]]) -> list[str]:
+def _checked_name(entry: ImageEntry, names: set[str]) -> list[str]:
     parts = safe_parts(entry.file_name)
     if parts is None:
         raise _ItemRefusedError(ItemReason.CLIMBING_PATH, "The file name leads out of the folder.")
     if not parts:
         raise _ItemRefusedError(ItemReason.MISSING_IMAGE, "The file name names no file.")
-    if tuple(parts) in names:
+    plain = "/".join(parts)
+    if plain in names:
         raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, "The file name stands twice.")
-    names.add(tuple(parts))
+    # The entry's own text where it is the same, which then lies in memory once.
+    names.add(entry.file_name if entry.file_name == plain else plain)
     return parts
 
 
@@ -318,17 +325,14 @@ def _columns(
 
 
 def _assign_splits(images: Sequence[_Accepted], columns: Columns, seed: int) -> list[Split]:
-    classes: list[set[int]] = [set() for _ in images]
-    for pair in np.unique(columns.category * len(images) + columns.image).tolist():
-        category, image = divmod(pair, len(images))
-        classes[image].add(category)
-    return assign_splits(
-        [
-            SplitImage(image.facts.sha256, frozenset(own), image.split)
-            for image, own in zip(images, classes, strict=True)
-        ],
-        seed,
-    )
+    # Columns are ordered by image. A set is kept once, however many images have it.
+    first = np.searchsorted(columns.image, np.arange(len(images) + 1))
+    known: dict[frozenset[int], frozenset[int]] = {}
+    rows = []
+    for row, image in enumerate(images):
+        classes = frozenset(columns.category[first[row] : first[row + 1]].tolist())
+        rows.append(SplitImage(image.facts.sha256, known.setdefault(classes, classes), image.split))
+    return assign_splits(rows, seed)
 
 
 def _write(

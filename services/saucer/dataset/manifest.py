@@ -21,7 +21,7 @@ from saucer.dataset.statistics import Columns
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestImage:
     sha256: str
     width: int

@@ -96,6 +96,8 @@ class RefusedItem:
 
 def printable(text: str) -> str:
     """Text from a user's file, fit for a report or a log: no control characters, at most MAX_TEXT_CHARS."""
+    if len(text) <= MAX_TEXT_CHARS and text.isprintable():
+        return text
     cut = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut)
 

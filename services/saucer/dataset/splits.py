@@ -37,7 +37,7 @@ _NO_BOX = -1
 _ANY = -2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SplitImage:
     """`key` identifies the image (its hash); `classes` are those of its boxes; `split` is the source's, if any."""
 
@@ -63,7 +63,9 @@ def assign_splits(images: Sequence[SplitImage], seed: int) -> list[Split]:
 
 def stratify(images: Sequence[SplitImage], shares: Mapping[Split, float], seed: int) -> list[Split]:
     """Shares images out, stratified by class; `shares` need not add up to 1. Keys are unique."""
-    labels = [frozenset({*(image.classes or {_NO_BOX}), _ANY}) for image in images]
+    # Few sets of classes are common to many images, and each would take more memory than the rest of its image.
+    labels_of = {image.classes: frozenset({*(image.classes or {_NO_BOX}), _ANY}) for image in images}
+    labels = [labels_of[image.classes] for image in images]
     order = sorted(range(len(images)), key=lambda row: _hash(seed, images[row].key))
     members: dict[int, list[int]] = defaultdict(list)
     for row in order:

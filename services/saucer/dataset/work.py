@@ -6,6 +6,7 @@
    and the version's id is derived from the import's. What was stored for an import that then failed is referred to by
    nothing; the same images imported again find it there.
 3. Only the transaction that ends the import, guarded by the claim, makes the version: nothing is half imported.
+4. Of an import this process holds at most STORES_AT_ONCE images at a time; what the child may take is a setting.
 """
 
 import asyncio
@@ -226,7 +227,7 @@ class ImportWorker:
         for image in images:
             if not _SHA256.fullmatch(image.sha256):
                 raise ChildDiedError
-            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", partial(_read_image, folder, image))
+            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", partial(read_accepted, folder, image))
         images_stored_total.labels("stored").inc(stored)
         images_stored_total.labels("there").inc(len(images) - stored)
 
@@ -255,7 +256,12 @@ class ImportWorker:
         )
 
 
-def _read_image(folder: Path, image: AcceptedImage) -> bytes:
+def read_accepted(folder: Path, image: AcceptedImage) -> bytes:
+    """Its bytes, which have the hash that was said.
+
+    Raises:
+        ImportFailedError: SOURCE_CHANGED. ChildDiedError: the path leads out of the folder.
+    """
     parts = safe_parts(image.path)
     if not parts:
         raise ChildDiedError

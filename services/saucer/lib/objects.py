@@ -22,6 +22,8 @@ MAX_KEY_LENGTH = 1024
 # Objects read whole into memory; a larger one is refused: stream it.
 MAX_WHOLE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
+# Of a large object that is written, of 5 MiB each: all of them lie in memory.
+PARTS_AT_ONCE = 2
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -77,7 +79,7 @@ class Objects:
     async def put(self, key: str, data: bytes | Path) -> str:
         """Writes an object whole or not at all; its SHA-256 as hex."""
         try:
-            await obstore.put_async(self._store, check_key(key), data)
+            await obstore.put_async(self._store, check_key(key), data, max_concurrency=PARTS_AT_ONCE)
         except StoreError as error:
             raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
         return await asyncio.to_thread(sha256_of, data)
