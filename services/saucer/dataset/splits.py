@@ -115,15 +115,29 @@ def _spread(
     for row, split in result.items():
         for label in labels[row] & spread:
             counts[label][split] += 1
-    for label in sorted(spread, key=lambda label: (len(members[label]), label)):
-        for split in splits:
-            if counts[label][split]:
-                continue
-            for row in members[label]:
-                source = result[row]
-                if all(counts[other][source] > 1 for other in labels[row] & spread):
-                    for other in labels[row] & spread:
-                        counts[other][source] -= 1
-                        counts[other][split] += 1
-                    result[row] = split
-                    break
+    order = sorted(spread, key=lambda label: (len(members[label]), label))
+    # A move may make the next one possible; each fills a gap and leaves none, so they come to an end.
+    while any(_move(result, labels, members, counts, label, split) for label in order for split in splits):
+        continue
+
+
+def _move(
+    result: dict[int, Split],
+    labels: Sequence[frozenset[int]],
+    members: Mapping[int, Sequence[int]],
+    counts: Mapping[int, dict[Split, int]],
+    label: int,
+    split: Split,
+) -> bool:
+    """Fills a split that has no image of a class, if one can be moved there. Whether it did."""
+    if counts[label][split]:
+        return False
+    for row in members[label]:
+        source, others = result[row], labels[row] & counts.keys()
+        if all(counts[other][source] > 1 for other in others):
+            for other in others:
+                counts[other][source] -= 1
+                counts[other][split] += 1
+            result[row] = split
+            return True
+    return False

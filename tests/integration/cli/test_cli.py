@@ -183,7 +183,7 @@ async def test_a_suspended_account_can_be_resumed(saucer: Saucer) -> None:
         "ACCOUNT_STATE_ACTIVE",
     ]
     records = await saucer.json("billing", "records", "--account", account_id)
-    assert {record["action"] for record in records} == {"SUSPEND", "RESUME"}
+    assert {record["action"] for record in records} == {"CREATE", "SUSPEND", "RESUME"}
 
 
 async def test_failures_are_sentences_and_end_with_1(saucer: Saucer) -> None:
