@@ -17,7 +17,8 @@ from saucer.drawing.charts import (
     score_histogram,
     training_curve,
 )
-from saucer.drawing.images import LabelledBox, Tile, boxes_on_image, sheet
+from saucer.drawing.images import TILE_PX, LabelledBox, Tile, boxes_on_image, sheet
+from saucer.evaluation.pictures import MAX_CASES
 
 CUP = LabelledBox(20, 30, 120, 110, "cup", 0.9)
 PLATE = LabelledBox(-15, 60, 400, 300, "plate", 0.4)
@@ -183,3 +184,11 @@ def test_a_sheet_of_too_many_tiles_is_bounded(tmp_path: Path, monkeypatch: pytes
 def test_a_sheet_without_columns_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns"):
         sheet(tmp_path / "sheet.png", [], 0)
+
+
+def test_a_sheet_of_as_many_tiles_as_the_api_draws_fits_a_grpc_message_whatever_is_on_it(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (*TILE_PX[::-1], 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    sheet(tmp_path / "noise.png", [Tile(buffer.getvalue(), caption="noise " * 40)] * MAX_CASES, title="Noise")
+    assert (tmp_path / "noise.png").stat().st_size < 4 * 1024**2
