@@ -10,6 +10,8 @@
 from __future__ import annotations  # some of grpc's classes are generic only for type checkers
 
 import asyncio
+import errno
+import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -270,6 +272,8 @@ _END = object()
 # A server that is lost, that is stopping, or that has no room or connection left; nothing was committed.
 _DATABASE_AWAY = (
     ConnectionError,
+    # The name of a server whose container or pod is gone.
+    socket.gaierror,
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
@@ -322,7 +326,7 @@ def to_status(method: str, error: Exception) -> status_pb2.Status:
         return status
     if isinstance(error, TimeoutError):
         return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
-    if isinstance(error, _DATABASE_AWAY) and not isinstance(error, asyncpg.DataError):
+    if _is_database_away(error):
         log.warning("database_unavailable", method=method, error=repr(error))
         return to_status(method, UnavailableError("DATABASE_UNAVAILABLE", "The service cannot store now; try again."))
     trace_id = tracing.trace_id() or new_id()
@@ -330,6 +334,13 @@ def to_status(method: str, error: Exception) -> status_pb2.Status:
     return status_pb2.Status(
         code=code_pb2.INTERNAL, message=f"Something went wrong in Saucer; its log has it under {trace_id}."
     )
+
+
+def _is_database_away(error: Exception) -> bool:
+    if isinstance(error, asyncpg.DataError):
+        return False
+    unreachable = isinstance(error, OSError) and error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}
+    return unreachable or isinstance(error, _DATABASE_AWAY)
 
 
 def _add(status: status_pb2.Status, detail: Message) -> None:

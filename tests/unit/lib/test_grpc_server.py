@@ -1,18 +1,21 @@
 """The interceptor, over a real connection: refusals, rules, deadlines, and what a caller is told of a fault."""
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from saucer.lib import auth, grpc_server
 from saucer.lib.auth import Role
 from saucer.lib.errors import FailedPreconditionError
-from saucer.lib.grpc_server import Context, Server, Servicer
+from saucer.lib.grpc_server import Context, Server, Servicer, to_status
 from saucer.lib.ids import new_id
 from saucer.lib.v1 import dead_events_pb2, dead_events_pb2_grpc
 
@@ -164,3 +167,23 @@ async def test_a_callers_deadline_ends_the_handler(serving: Serving) -> None:
 async def test_health_is_open_to_all_and_a_taken_port_is_told(serving: Serving) -> None:
     with pytest.raises((OSError, RuntimeError)):
         Server(serving.server.address, auth.Verifier(Path("none")), [])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError(),
+        socket.gaierror(-2, "Name or service not known"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.DiskFullError("could not extend file"),
+        asyncpg.AdminShutdownError("terminating connection"),
+    ],
+)
+def test_a_database_that_is_away_is_unavailable(error: Exception) -> None:
+    assert to_status("/m", error).code == code_pb2.UNAVAILABLE
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), asyncpg.DataError("bad"), KeyError("x")])
+def test_what_is_no_database_that_is_away_is_internal(error: Exception) -> None:
+    assert to_status("/m", error).code == code_pb2.INTERNAL
