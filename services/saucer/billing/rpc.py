@@ -1,7 +1,5 @@
 """Messages to use cases and back; nothing else."""
 
-from datetime import datetime
-
 from saucer.billing.domain import HoldRequest, Spec, WorkKind
 from saucer.billing.messages import (
     account_message,
@@ -92,9 +90,8 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         self, request: billing_pb2.ListRecordsRequest, context: Context
     ) -> billing_pb2.ListRecordsResponse:
         page = read_page(request)
-        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
         records = await self._billing.records.list(
-            account_id=request.account_id or None, after=after, limit=page.size + 1
+            account_id=request.account_id or None, after=page.after_moment, limit=page.size + 1
         )
         shown = records[: page.size]
         last = shown[-1] if len(records) > page.size else None
@@ -189,8 +186,7 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         every = not request.account_id and current().role is Role.ADMINISTRATOR
         account_id = None if every else current().account(request.account_id)
         page = read_page(request)
-        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
-        groups = await self._billing.groups.list(account_id, after=after, limit=page.size + 1)
+        groups = await self._billing.groups.list(account_id, after=page.after_moment, limit=page.size + 1)
         shown = groups[: page.size]
         last = shown[-1] if len(groups) > page.size else None
         return billing_pb2.ListResourceGroupsResponse(
@@ -223,9 +219,8 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         self, request: billing_pb2.ListStatementsRequest, context: Context
     ) -> billing_pb2.ListStatementsResponse:
         page = read_page(request)
-        after = (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
         statements = await self._billing.statements.list(
-            request.account_id, work_id=request.work_id or None, after=after, limit=page.size + 1
+            request.account_id, work_id=request.work_id or None, after=page.after_moment, limit=page.size + 1
         )
         shown = statements[: page.size]
         last = shown[-1].hold if len(statements) > page.size else None

@@ -1,7 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 
 from saucer.dataset.domain import ImportRequest, SourceFormat
 from saucer.dataset.labelling import Labelling
@@ -20,7 +19,7 @@ from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
-from saucer.lib.paging import Page, read_page
+from saucer.lib.paging import read_page
 
 
 def servicer(datasets: Datasets, labelling: Labelling) -> Servicer:
@@ -81,7 +80,7 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDatasetVersionsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        versions = await self._datasets.list_versions(account_id, after=_after(page), limit=page.size + 1)
+        versions = await self._datasets.list_versions(account_id, after=page.after_moment, limit=page.size + 1)
         shown = versions[: page.size]
         last = shown[-1] if len(versions) > page.size else None
         return dataset_pb2.ListDatasetVersionsResponse(
@@ -133,7 +132,7 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
     ) -> dataset_pb2.ListDraftsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        drafts = await self._labelling.list_drafts(account_id, after=_after(page), limit=page.size + 1)
+        drafts = await self._labelling.list_drafts(account_id, after=page.after_moment, limit=page.size + 1)
         shown = drafts[: page.size]
         last = shown[-1] if len(drafts) > page.size else None
         return dataset_pb2.ListDraftsResponse(
@@ -156,7 +155,3 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
 
     async def DeleteDraft(self, request: dataset_pb2.DeleteDraftRequest, context: Context) -> dataset_pb2.Draft:
         return draft_message(await self._labelling.delete_draft(request.draft_id))
-
-
-def _after(page: Page) -> tuple[datetime, str] | None:
-    return (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Literal, Protocol
 
 from saucer.evaluation.domain import DEFAULT_THRESHOLD
@@ -64,7 +63,7 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
             account_id,
             task_id=request.task_id or None,
             model_id=request.model_id or None,
-            after=(datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None,
+            after=page.after_moment,
             limit=page.size + 1,
         )
         shown = found[: page.size]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from google.protobuf.message import Message
 
@@ -23,6 +24,17 @@ class Page:
     # Sort key of the last row that was seen; None: from the first.
     after: Sequence[str | int] | None
     filters: str
+
+    @property
+    def after_moment(self) -> tuple[datetime, str] | None:
+        """The same, of a list by time and id. Raises InvalidArgumentError for a token of a list by something else."""
+        if self.after is None:
+            return None
+        try:
+            moment, identifier = self.after
+            return datetime.fromisoformat(str(moment)), str(identifier)
+        except ValueError as error:
+            raise InvalidArgumentError("PAGE_TOKEN_INVALID", "page_token: not a token of this list.") from error
 
     def token(self, last: Sequence[str | int] | None) -> str:
         """Of the page that follows the row with this sort key; empty for None."""

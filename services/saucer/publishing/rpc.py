@@ -1,7 +1,5 @@
 """Messages to use cases and back; nothing else."""
 
-from datetime import datetime
-
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
@@ -50,7 +48,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         page = read_page(request)
         deployments = await self._deployments.list_deployments(
             account_id,
-            after=(datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None,
+            after=page.after_moment,
             limit=page.size + 1,
         )
         shown = deployments[: page.size]

@@ -1,7 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 
 from saucer.lib.auth import current
 from saucer.lib.clock import from_duration, to_duration
@@ -80,7 +79,7 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
                 for state in request.states
                 if state
             ],
-            after=(datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None,
+            after=page.after_moment,
             limit=page.size + 1,
         )
         shown = tasks[: page.size]

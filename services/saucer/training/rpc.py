@@ -1,7 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
 from collections.abc import AsyncIterator
-from datetime import datetime
 
 from saucer.lib.auth import current
 from saucer.lib.clock import from_duration, from_timestamp, to_duration
@@ -47,7 +46,7 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         page = read_page(request)
         account_id = current().account(request.account_id)
         runs = await self._reading.list_runs(
-            account_id, task_id=request.task_id or None, after=_time_and_id(page), limit=page.size + 1
+            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.size + 1
         )
         shown = runs[: page.size]
         last = shown[-1] if len(runs) > page.size else None
@@ -108,7 +107,7 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         page = read_page(request)
         account_id = current().account(request.account_id)
         models = await self._reading.list_models(
-            account_id, task_id=request.task_id or None, after=_time_and_id(page), limit=page.size + 1
+            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.size + 1
         )
         shown = models[: page.size]
         last = shown[-1] if len(models) > page.size else None
@@ -170,10 +169,6 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
             files=[ModelFile(file.name, file.key, file.size_bytes, file.sha256) for file in request.files],
         )
         return worker_pb2.FinishRunResponse(run=run_message(run))
-
-
-def _time_and_id(page: Page) -> tuple[datetime, str] | None:
-    return (datetime.fromisoformat(str(page.after[0])), str(page.after[1])) if page.after else None
 
 
 def _sequence(page: Page) -> int | None:

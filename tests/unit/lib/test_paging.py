@@ -1,6 +1,7 @@
 """Page tokens lead on only in the list that they were made for."""
 
 import base64
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -43,3 +44,15 @@ def test_what_is_no_token_is_refused(token: str) -> None:
     with pytest.raises(InvalidArgumentError) as refusal:
         read_page(request(token))
     assert refusal.value.reason == "PAGE_TOKEN_INVALID"
+
+
+def test_a_token_of_a_list_by_something_else_is_refused() -> None:
+    token = read_page(request()).token(["not a time", "id"])
+    with pytest.raises(InvalidArgumentError):
+        _ = read_page(request(token)).after_moment
+
+
+def test_a_token_of_a_list_by_time_leads_on_after_it() -> None:
+    token = read_page(request()).token(["2026-01-01T00:00:00+00:00", "id"])
+    assert read_page(request(token)).after_moment == (datetime(2026, 1, 1, tzinfo=UTC), "id")
+    assert read_page(request()).after_moment is None
