@@ -156,7 +156,8 @@ class ImportWorker:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _while_held(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
-        """Imports while the claim is prolonged; stops at once where it is lost."""
+        """Imports while the claim is prolonged; stops at once where it is lost. Nothing is left in `folder` then, nor
+        after any other failure, before anybody can hear of it."""
         assert work.claim_token is not None
         making = asyncio.create_task(self._make(work, folder, progress))
         holding = asyncio.create_task(self._hold(work.claim_token, progress))
@@ -168,7 +169,9 @@ class ImportWorker:
         finally:
             making.cancel()
             holding.cancel()
-            await asyncio.gather(making, holding, return_exceptions=True)
+            ended = await asyncio.gather(making, holding, return_exceptions=True)
+            if isinstance(ended[0], BaseException):
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _hold(self, token: str, progress: _Progress) -> None:
         held_at_s = time.monotonic()

@@ -22,8 +22,9 @@ MAX_KEY_LENGTH = 1024
 # Objects read whole into memory; a larger one is refused: stream it.
 MAX_WHOLE_BYTES = 256 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
-# Of a large object that is written, of 5 MiB each: all of them lie in memory.
+# A large object is written in parts; so many of them lie in memory at once. S3 takes no smaller ones.
 PARTS_AT_ONCE = 2
+PART_BYTES = 5 * 1024 * 1024
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -68,18 +69,22 @@ class Objects:
         self.url = url
         self._store: ObjectStore
         self._folder: Path | None = None
+        self._part_bytes = PART_BYTES
         if url.startswith("file://"):
             folder = Path(url.removeprefix("file://"))
             folder.mkdir(parents=True, exist_ok=True)
             self._store = LocalStore(folder, mkdir=True)
             self._folder = folder
+            self._part_bytes = CHUNK_BYTES
         else:
             self._store = from_url(url)
 
     async def put(self, key: str, data: bytes | Path) -> str:
         """Writes an object whole or not at all; its SHA-256 as hex."""
         try:
-            await obstore.put_async(self._store, check_key(key), data, max_concurrency=PARTS_AT_ONCE)
+            await obstore.put_async(
+                self._store, check_key(key), data, chunk_size=self._part_bytes, max_concurrency=PARTS_AT_ONCE
+            )
         except StoreError as error:
             raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
         return await asyncio.to_thread(sha256_of, data)
