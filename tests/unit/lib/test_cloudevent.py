@@ -1,5 +1,6 @@
 """CloudEvents in NATS binary mode: what is sent is what is read."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -25,6 +26,12 @@ EVENT = CloudEvent(
 def test_an_event_is_read_as_it_was_sent(time: datetime, data: bytes) -> None:
     event = CloudEvent(EVENT.event_id, EVENT.source, EVENT.type, EVENT.subject, EVENT.account_id, time, data)
     assert parse_headers(event.headers(), data) == event
+
+
+def test_the_trace_travels_with_the_event() -> None:
+    traced = replace(EVENT, traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+    assert parse_headers(traced.headers(), traced.data) == traced
+    assert "ce-traceparent" not in EVENT.headers()
 
 
 def test_jetstream_deduplicates_by_the_events_id() -> None:
