@@ -1,7 +1,12 @@
 """Fixtures for all tests, and how two processes of pytest share them out."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
+
+# Times on a busy machine say nothing of an example.
+settings.register_profile("saucer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("saucer")
 
 pytest_plugins = [
     "tests.support.servers",
