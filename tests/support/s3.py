@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,14 @@ async def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[S
     }.items():
         monkeypatch.setenv(name, value)
     process = await asyncio.create_subprocess_exec(
-        *("rclone", "serve", "s3", str(folder.parent), "--addr", f"127.0.0.1:{port}"),
+        *(
+            str(Path(sys.executable).with_name("rclone")),
+            "serve",
+            "s3",
+            str(folder.parent),
+            "--addr",
+            f"127.0.0.1:{port}",
+        ),
         *("--auth-key", f"{_KEY},{_SECRET}", "--config", os.devnull, "--log-level", "ERROR"),
     )
     try:
