@@ -365,7 +365,8 @@ def check_statement(statement: Statement, told: Told | None) -> None:
     for line in statement.transfers:
         sums[line.kind] += line.amount_micros
     if told is None:
-        assert hold.state in (HoldState.REFUSED, HoldState.BURIED), hold
+        # One may still wait for capacity of a group that has not ended.
+        assert hold.state in (HoldState.REFUSED, HoldState.BURIED, HoldState.WAITING), hold
         assert not statement.transfers
         return
     price, count = told.hold.price_per_hour_micros, told.hold.count
