@@ -105,7 +105,8 @@ async def _statement(
 
 
 def _hold_script(account_id: str, holds: int) -> str:
-    """The statement of store.py. Its ids are made by the server, which costs it a little that clients pay otherwise."""
+    """The statement of store.py. Its ids are made by the server, which costs it a little that clients pay otherwise: of
+    starts they rise with time, as new_id() makes them, of transfers they do not, as those that derived_id() makes."""
 
     def column(expression: str) -> str:
         return f"ARRAY[{', '.join([expression] * holds)}]"
@@ -113,9 +114,9 @@ def _hold_script(account_id: str, holds: int) -> str:
     values = [
         f"'{account_id}'::uuid",
         "clock_timestamp()",
-        column("gen_random_uuid()::text || '-1'"),
+        column("uuidv7()::text || '-1'"),
         column("'TASK'::text"),
-        column("gen_random_uuid()"),
+        column("uuidv7()"),
         column("1"),
         column(f"'{REGION}'::text"),
         column(f"'{SPEC}'::text"),
@@ -139,7 +140,7 @@ def _bare_update(account_id: str) -> str:
 def _bare_rows(account_id: str) -> str:
     """The same rows, without a decision."""
     return f"""
-WITH ids AS MATERIALIZED (SELECT gen_random_uuid() AS work_id, gen_random_uuid() AS transfer_id), moved AS (
+WITH ids AS MATERIALIZED (SELECT uuidv7() AS work_id, gen_random_uuid() AS transfer_id), moved AS (
     UPDATE account SET available_micros = available_micros - 2, frozen_micros = frozen_micros + 2, version = version + 1
     WHERE account_id = '{account_id}' RETURNING account_id, available_micros, frozen_micros, version
 ), held AS (

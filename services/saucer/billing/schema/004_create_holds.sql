@@ -70,12 +70,16 @@ END $$;
 
 -- Of the rows that every booking writes, foreign keys cost a lookup and a lock each while the account is locked. What they
 -- point to is never removed, and is written or locked by the very statement that points to it; the audit looks instead.
+ALTER TABLE hold DROP CONSTRAINT hold_account_id_fkey;
 ALTER TABLE transfer DROP CONSTRAINT transfer_account_id_fkey, DROP CONSTRAINT transfer_hold_id_fkey;
 ALTER TABLE entry DROP CONSTRAINT entry_transfer_id_fkey;
 CREATE VIEW audit_what_is_pointed_to_is_there AS
 SELECT 'transfer' AS row_of, t.transfer_id, t.account_id, t.hold_id FROM transfer t
 LEFT JOIN account a USING (account_id) LEFT JOIN hold h ON h.hold_id = t.hold_id
 WHERE a.account_id IS NULL OR (t.hold_id IS NOT NULL AND h.account_id IS DISTINCT FROM t.account_id)
+UNION ALL
+SELECT 'hold', NULL, h.account_id, h.hold_id FROM hold h LEFT JOIN account a USING (account_id)
+WHERE a.account_id IS NULL
 UNION ALL
 SELECT 'entry', e.transfer_id, e.account_id, NULL FROM entry e LEFT JOIN transfer t USING (transfer_id)
 WHERE t.transfer_id IS NULL;
