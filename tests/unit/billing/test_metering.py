@@ -1,11 +1,13 @@
 """What a counter costs and how a hold is resolved: the rules of POLICY.md as tables, and by generated histories."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from saucer.billing import metering
-from saucer.billing.domain import TRANSITIONS, HoldState, may_move
+from saucer.billing.domain import TRANSITIONS, ChargeStatus, Hold, HoldState, WorkKind, may_move
 from saucer.billing.ledger import MOVES, Book, Movement, TransferKind
 from saucer.billing.metering import Advance, Meter, Resolution
 
@@ -161,3 +163,14 @@ ALLOWED = {
 def test_a_hold_resolves_at_most_once_and_nothing_else_moves(source: HoldState | None, target: HoldState) -> None:
     assert may_move(source, target) == ((source, target) in ALLOWED)
     assert set(TRANSITIONS) == {None, *HoldState}
+
+
+@pytest.mark.parametrize("state", HoldState)
+@pytest.mark.parametrize("status", ChargeStatus)
+def test_only_what_is_granted_and_charged_costs_by_the_hour(state: HoldState, status: ChargeStatus) -> None:
+    hold = Hold(
+        "w-1", "a", WorkKind.TASK, "w", 1, "local", "cpu-2", 3, "EUR", 100, 600, 0, state, None, True, status, False,
+        0, 0, 0, 0, 0, datetime(2026, 1, 1, tzinfo=UTC), None, 1, None, None, 1,
+    )  # fmt: skip
+    charged = state is HoldState.GRANTED and status is ChargeStatus.BILLING
+    assert hold.rate_micros == (300 if charged else 0)
