@@ -1,5 +1,6 @@
 """What a counter costs and how a hold is resolved: the rules of POLICY.md as tables, and by generated histories."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from saucer.billing import metering
 from saucer.billing.domain import TRANSITIONS, ChargeStatus, Hold, HoldState, WorkKind, may_move
 from saucer.billing.ledger import MOVES, Book, Movement, TransferKind
-from saucer.billing.metering import Advance, Meter, Resolution
+from saucer.billing.metering import Advance, Meter, Resolution, settle
 
 HOUR_MS = 3_600_000
 
@@ -174,3 +175,11 @@ def test_only_what_is_granted_and_charged_costs_by_the_hour(state: HoldState, st
     )  # fmt: skip
     charged = state is HoldState.GRANTED and status is ChargeStatus.BILLING
     assert hold.rate_micros == (300 if charged else 0)
+
+
+def test_a_top_up_too_small_to_pay_stops_at_the_very_counter_of_the_stop_and_not_before() -> None:
+    meter = Meter(3_600_000, 1, 7_200_000, 0, 0)
+    at = replace(meter, charged_ms=meter.stop_at_ms)
+    assert settle(at, at.unpaid_micros - 1) == Advance(0, short=True, stop=True)
+    before = replace(meter, charged_ms=meter.stop_at_ms - 1000)
+    assert settle(before, before.unpaid_micros - 1) == Advance(0, short=True, stop=False)
