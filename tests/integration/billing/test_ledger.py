@@ -517,6 +517,7 @@ async def test_a_months_statement_is_that_of_the_accounts_time_zone_and_follows_
         ("UPDATE account SET frozen_micros = frozen_micros + 1", "frozen_is_the_sum_of_open_holds"),
         ("UPDATE account SET version = version + 1", "versions_have_no_gap"),
         ("UPDATE transfer SET available_micros = available_micros + 1", "balance_is_the_replay_of_transfers"),
+        ("DELETE FROM entry", "transfer_has_its_entries"),
         ("DELETE FROM transfer", "what_is_pointed_to_is_there"),
         ("UPDATE hold SET settled_micros = 1", "hold_is_the_sum_of_its_transfers"),
         ("UPDATE hold SET charged_ms = 7300000", "unpaid_is_covered_by_the_hold"),

@@ -183,3 +183,8 @@ def test_a_top_up_too_small_to_pay_stops_at_the_very_counter_of_the_stop_and_not
     assert settle(at, at.unpaid_micros - 1) == Advance(0, short=True, stop=True)
     before = replace(meter, charged_ms=meter.stop_at_ms - 1000)
     assert settle(before, before.unpaid_micros - 1) == Advance(0, short=True, stop=False)
+
+
+def test_a_single_micro_is_booked_too_and_nothing_is_not() -> None:
+    assert [movement.amount_micros for movement in Resolution(1, 1, 1, 1).movements()] == [1, 1, 1, 1]
+    assert Resolution(0, 0, 0, 0).movements() == []
