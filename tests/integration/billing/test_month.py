@@ -420,6 +420,7 @@ async def play(month: Month, *, jobs: int, settle_every: int, seed: int) -> Coun
             check_statement(statement, told.pop(statement.hold.hold_id, None))
             states[statement.hold.state] += 1
             states[statement.hold.charge_status] += 1
+            states[statement.hold.refusal or ""] += 1
         losses[account_id] = await check_account(month, account_id, statements)
     assert not told
     # Whoever can pay does: a loss is only ever of an account that ran out.

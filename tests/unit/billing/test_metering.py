@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from saucer.billing import metering
 from saucer.billing.domain import TRANSITIONS, ChargeStatus, Hold, HoldState, WorkKind, may_move
 from saucer.billing.ledger import MOVES, Book, Movement, TransferKind
-from saucer.billing.metering import Advance, Meter, Resolution, settle
+from saucer.billing.metering import Advance, Meter, Resolution, advance, settle
 
 HOUR_MS = 3_600_000
 
@@ -188,3 +188,7 @@ def test_a_top_up_too_small_to_pay_stops_at_the_very_counter_of_the_stop_and_not
 def test_a_single_micro_is_booked_too_and_nothing_is_not() -> None:
     assert [movement.amount_micros for movement in Resolution(1, 1, 1, 1).movements()] == [1, 1, 1, 1]
     assert Resolution(0, 0, 0, 0).movements() == []
+
+
+def test_prepaid_time_takes_nothing_warns_of_nothing_and_stops_nothing() -> None:
+    assert advance(Meter(0, 1, 0, 0, 0), 9 * 3_600_000, 0) == Advance(0, short=False, stop=False)
