@@ -76,7 +76,7 @@ async def list_images(
 async def get_image(connection: Connection, set_id: str, place: int) -> ListedImage | None:
     """One of a set."""
     row = await connection.fetchrow(
-        f"SELECT {_IMAGE} FROM listed_image WHERE set_id = $1 AND place = $2",  # noqa: S608
+        f"SELECT {_IMAGE} FROM listed_image WHERE set_id = $1 AND place = $2",  # noqa: S608 - column names
         set_id,
         place,
     )
@@ -97,7 +97,7 @@ async def save_image(connection: Connection, set_id: str, image: ListedImage) ->
 
 async def every_image(connection: Connection, set_id: str) -> AsyncIterator[ListedImage]:
     """All of a set as they stand when it begins, in bounded memory; within a transaction."""
-    statement = f"SELECT {_IMAGE} FROM listed_image WHERE set_id = $1 ORDER BY place"  # noqa: S608
+    statement = f"SELECT {_IMAGE} FROM listed_image WHERE set_id = $1 ORDER BY place"  # noqa: S608 - column names
     async for row in connection.cursor(statement, set_id, prefetch=_ROWS_AT_ONCE):
         yield _image(row)
 
@@ -157,7 +157,7 @@ async def insert_draft(connection: Connection, draft: Draft) -> None:
         draft.created_at,
     )
     await connection.execute(
-        f"INSERT INTO listed_image ({_COPIED}) SELECT $1, {_COPIED.removeprefix('set_id, ')} "  # noqa: S608
+        f"INSERT INTO listed_image ({_COPIED}) SELECT $1, {_COPIED.removeprefix('set_id, ')} "  # noqa: S608 - column names
         "FROM listed_image WHERE set_id = $2",
         draft.draft_id,
         draft.dataset_version_id,
@@ -168,7 +168,7 @@ async def insert_draft(connection: Connection, draft: Draft) -> None:
 async def get_draft(connection: Connection, draft_id: str, *, lock: bool = False) -> Draft | None:
     """A draft; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_DRAFT} FROM draft WHERE draft_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_DRAFT} FROM draft WHERE draft_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         draft_id,
     )
     return _draft(row) if row else None
@@ -191,7 +191,7 @@ async def list_drafts(
         WHERE account_id = $1 AND state = 'OPEN'
           AND ($2::timestamptz IS NULL OR (created_at, draft_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, draft_id DESC LIMIT $4
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after[0] if after else None,
         after[1] if after else None,
@@ -206,7 +206,7 @@ async def update_draft(connection: Connection, draft: Draft) -> Draft:
         f"""
         UPDATE draft SET classes = $2, unlabelled_images = $3, state = $4, revision = revision + 1
         WHERE draft_id = $1 RETURNING {_DRAFT}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         draft.draft_id,
         list(draft.classes),
         draft.unlabelled_images,

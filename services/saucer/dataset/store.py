@@ -68,7 +68,7 @@ async def prove_account_store(connection: Connection, account_id: str, now: date
         f"""
         UPDATE account_store SET proven_at = $2, revision = revision + 1
         WHERE account_id = $1 AND proven_at IS NULL RETURNING {_STORE}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         now,
     )
@@ -93,7 +93,7 @@ async def insert_upload(connection: Connection, upload: Upload) -> None:
 async def get_upload(connection: Connection, upload_id: str, *, lock: bool = False) -> Upload | None:
     """An upload; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_UPLOAD} FROM upload WHERE upload_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_UPLOAD} FROM upload WHERE upload_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         upload_id,
     )
     return Upload(**_plain(row)) if row else None
@@ -122,7 +122,7 @@ async def add_chunk(connection: Connection, upload: Upload, chunk: Chunk, expire
         f"""
         UPDATE upload SET committed_bytes = committed_bytes + $2, expires_at = $3
         WHERE upload_id = $1 RETURNING {_UPLOAD}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         upload.upload_id,
         chunk.size_bytes,
         expires_at,
@@ -161,7 +161,7 @@ async def expire_uploads(connection: Connection, now: datetime, *, limit: int) -
                 SELECT FROM import i WHERE i.upload_id = u.upload_id AND i.state IN ('QUEUED', 'IMPORTING'))
             ORDER BY expires_at LIMIT $2 FOR UPDATE SKIP LOCKED
         ) RETURNING {_UPLOAD}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         now,
         limit,
     )
@@ -203,7 +203,7 @@ async def insert_import(connection: Connection, work: Import) -> None:
 async def get_import(connection: Connection, import_id: str, *, lock: bool = False) -> Import | None:
     """An import; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_IMPORT} FROM import WHERE import_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_IMPORT} FROM import WHERE import_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         import_id,
     )
     return _import(row) if row else None
@@ -232,7 +232,7 @@ async def next_import(connection: Connection, now: datetime) -> Import | None:
             WHERE r.account_id = i.account_id AND r.state = 'IMPORTING' AND r.claim_expires_at > $1
         ), created_at, import_id
         LIMIT 1 FOR UPDATE SKIP LOCKED
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         now,
     )
     return _import(row) if row else None
@@ -246,7 +246,7 @@ async def update_import(connection: Connection, work: Import) -> Import:
                           report = $7, dataset_version_id = $8, ended_at = $9, attempts = $10, crashes = $11,
                           retry_at = $12, claim_token = $13, claim_expires_at = $14, revision = revision + 1
         WHERE import_id = $1 AND revision = $15 RETURNING {_IMPORT}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         work.import_id,
         work.state,
         work.images_done,
@@ -334,7 +334,7 @@ async def insert_version(connection: Connection, version: DatasetVersion) -> boo
 async def version_of_content(connection: Connection, account_id: str, content_hash: str) -> DatasetVersion | None:
     """The account's version of this content."""
     row = await connection.fetchrow(
-        f"SELECT {_VERSION} FROM dataset_version WHERE account_id = $1 AND content_hash = $2",  # noqa: S608
+        f"SELECT {_VERSION} FROM dataset_version WHERE account_id = $1 AND content_hash = $2",  # noqa: S608 - column names
         account_id,
         content_hash,
     )
@@ -344,7 +344,7 @@ async def version_of_content(connection: Connection, account_id: str, content_ha
 async def get_version(connection: Connection, dataset_version_id: str) -> DatasetVersion | None:
     """By id."""
     row = await connection.fetchrow(
-        f"SELECT {_VERSION} FROM dataset_version WHERE dataset_version_id = $1",  # noqa: S608
+        f"SELECT {_VERSION} FROM dataset_version WHERE dataset_version_id = $1",  # noqa: S608 - column names
         dataset_version_id,
     )
     return _version(row) if row else None
@@ -360,7 +360,7 @@ async def list_versions(
         WHERE account_id = $1
           AND ($2::timestamptz IS NULL OR (created_at, dataset_version_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, dataset_version_id DESC LIMIT $4
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after[0] if after else None,
         after[1] if after else None,

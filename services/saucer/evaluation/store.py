@@ -112,7 +112,7 @@ async def end(connection: Connection, evaluation: Evaluation, token: str) -> boo
 async def get(connection: Connection, evaluation_id: str) -> Evaluation | None:
     """One evaluation."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM evaluation WHERE evaluation_id = $1",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM evaluation WHERE evaluation_id = $1",  # noqa: S608 - column names
         evaluation_id,
     )
     return _evaluation(row) if row else None
@@ -134,7 +134,7 @@ async def list_evaluations(
         WHERE account_id = $1 AND ($2::uuid IS NULL OR task_id = $2) AND ($3::uuid IS NULL OR model_id = $3)
           AND ($4::timestamptz IS NULL OR (created_at, evaluation_id) < ($4, $5::uuid))
         ORDER BY created_at DESC, evaluation_id DESC LIMIT $6
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         task_id,
         model_id,

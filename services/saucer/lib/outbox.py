@@ -81,7 +81,9 @@ async def enqueue(
 
 
 async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
-    """The same for several, in their order, by one statement."""
+    """The same for several, in their order, by one statement; none for none."""
+    if not events:
+        return
     types = [event.message.DESCRIPTOR.full_name for event in events]
     await tx.connection.execute(
         """

@@ -55,7 +55,7 @@ def read_page(request: Message, *, default_size: int = DEFAULT_PAGE_SIZE) -> Pag
         plain.ClearField(field)
     filters = hashlib.sha256(plain.SerializeToString(deterministic=True)).hexdigest()[:16]
     size = getattr(request, "page_size") or default_size  # noqa: B009 - every List request has it
-    token = getattr(request, "page_token")  # noqa: B009
+    token = getattr(request, "page_token")  # noqa: B009 - likewise
     if not token:
         return Page(size, None, filters)
     try:

@@ -136,7 +136,7 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
         ) = ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
              $26, $27, $28, $29, $30, $31::bigint + 1)
         WHERE deployment_id = $1 AND account_id = $2 AND request_id = $3 AND revision = $31 RETURNING {_COLUMNS}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         *_values(deployment),
     )
     assert row is not None, "the row is locked"
@@ -146,7 +146,7 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
 async def get(connection: Connection, deployment_id: str, *, lock: bool = False) -> Deployment | None:
     """A deployment; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM deployment WHERE deployment_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM deployment WHERE deployment_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         deployment_id,
     )
     return _deployment(row) if row else None
@@ -155,7 +155,7 @@ async def get(connection: Connection, deployment_id: str, *, lock: bool = False)
 async def of_request(connection: Connection, account_id: str, request_id: str) -> Deployment | None:
     """The deployment that a request id made."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM deployment WHERE account_id = $1 AND request_id = $2",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM deployment WHERE account_id = $1 AND request_id = $2",  # noqa: S608 - column names
         account_id,
         request_id,
     )
@@ -171,7 +171,7 @@ async def list_deployments(
         SELECT {_COLUMNS} FROM deployment
         WHERE account_id = $1 AND ($2::timestamptz IS NULL OR (created_at, deployment_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, deployment_id DESC LIMIT $4
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after[0] if after else None,
         after[1] if after else None,
@@ -189,7 +189,7 @@ async def in_states(
         SELECT {_COLUMNS} FROM deployment
         WHERE state = ANY($1) AND state NOT IN ('STOPPED', 'FAILED', 'REFUSED')
         ORDER BY moved_at, deployment_id LIMIT $2
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         list(states),
         limit,
     )

@@ -17,7 +17,7 @@ class Network:
     def __init__(self, path: Path, threads: int) -> None:
         """Raises ModelFolderError if the file is no such graph."""
         # Here: services read detections with this package, and their image has no runtime.
-        import onnxruntime  # noqa: PLC0415
+        import onnxruntime  # noqa: PLC0415 - heavy, and not in every process
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -58,7 +58,7 @@ async def update(connection: Connection, task: Task) -> Task:
             = ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
                $24::bigint + 1)
         WHERE task_id = $1 AND revision = $24 RETURNING {_COLUMNS}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         *_without(_values(task), 1, 2, 22),
     )
     assert row is not None, "the row is locked"
@@ -68,7 +68,7 @@ async def update(connection: Connection, task: Task) -> Task:
 async def get(connection: Connection, task_id: str, *, lock: bool = False) -> Task | None:
     """A task, deleted ones too; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM task WHERE task_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM task WHERE task_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         task_id,
     )
     return _task(row) if row else None
@@ -77,7 +77,7 @@ async def get(connection: Connection, task_id: str, *, lock: bool = False) -> Ta
 async def of_request(connection: Connection, account_id: str, request_id: str) -> Task | None:
     """The task that a request id made."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM task WHERE account_id = $1 AND request_id = $2",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM task WHERE account_id = $1 AND request_id = $2",  # noqa: S608 - column names
         account_id,
         request_id,
     )
@@ -110,7 +110,7 @@ async def list_tasks(
         WHERE account_id = $1 AND deleted_at IS NULL AND (cardinality($2::text[]) = 0 OR state = ANY($2))
           AND ($3::timestamptz IS NULL OR (created_at, task_id) < ($3, $4::uuid))
         ORDER BY created_at DESC, task_id DESC LIMIT $5
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         list(states),
         after[0] if after else None,

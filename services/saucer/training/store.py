@@ -205,7 +205,7 @@ async def update_run(connection: Connection, run: Run) -> Run:
     columns = _moving(run)
     sets = ", ".join(f"{name} = ${index}" for index, name in enumerate(columns, start=3))
     row = await connection.fetchrow(
-        f"UPDATE run SET {sets}, revision = revision + 1 WHERE run_id = $1 AND revision = $2 RETURNING *",  # noqa: S608
+        f"UPDATE run SET {sets}, revision = revision + 1 WHERE run_id = $1 AND revision = $2 RETURNING *",  # noqa: S608 - column names
         run.run_id,
         run.revision,
         *columns.values(),
@@ -217,7 +217,7 @@ async def update_run(connection: Connection, run: Run) -> Run:
 async def get_run(connection: Connection, run_id: str, *, lock: bool = False) -> Run | None:
     """A run; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT * FROM run WHERE run_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT * FROM run WHERE run_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         run_id,
     )
     return _run(row) if row else None
@@ -444,7 +444,7 @@ async def insert_model(connection: Connection, model: Model) -> None:
 
 async def get_model(connection: Connection, model_id: str) -> Model | None:
     """A model."""
-    row = await connection.fetchrow(f"SELECT {_MODEL} FROM model WHERE model_id = $1", model_id)  # noqa: S608
+    row = await connection.fetchrow(f"SELECT {_MODEL} FROM model WHERE model_id = $1", model_id)  # noqa: S608 - column names
     return _model(row) if row else None
 
 
@@ -463,7 +463,7 @@ async def list_models(
         WHERE account_id = $1 AND ($2::uuid IS NULL OR task_id = $2)
           AND ($3::timestamptz IS NULL OR (created_at, model_id) < ($3, $4::uuid))
         ORDER BY created_at DESC, model_id DESC LIMIT $5
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         task_id,
         after[0] if after else None,

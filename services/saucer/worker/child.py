@@ -129,7 +129,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: inbox.terminate())
 
     # Only now: these imports take seconds, and stray prints of theirs must not reach the protocol.
-    from saucer.worker import trainer  # noqa: PLC0415
+    from saucer.worker import trainer  # noqa: PLC0415 - brings torch
 
     trainer.load_engine()
     precision = trainer.faster_precision()

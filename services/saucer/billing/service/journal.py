@@ -153,8 +153,7 @@ class Journal:
             await holds_store.update_holds(self._tx.connection, changed)
         if self.account != self._former:
             await transfers_store.write(self._tx.connection, self._former, self.account, self._bookings, self._tx.now)
-        if self._events:
-            await enqueue_all(self._tx, self._events)
+        await enqueue_all(self._tx, self._events)
 
 
 def outgoing(hold: Hold, message: Message) -> Outgoing:

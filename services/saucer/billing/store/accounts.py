@@ -34,7 +34,7 @@ async def insert_account(connection: Connection, account: Account, request_id: s
 
 async def account_of_request(connection: Connection, request_id: str) -> Account:
     """The account that a request id made."""
-    row = await connection.fetchrow(f"SELECT {_ACCOUNT} FROM account WHERE request_id = $1", request_id)  # noqa: S608
+    row = await connection.fetchrow(f"SELECT {_ACCOUNT} FROM account WHERE request_id = $1", request_id)  # noqa: S608 - column names
     assert row is not None
     return _account(row)
 
@@ -42,7 +42,7 @@ async def account_of_request(connection: Connection, request_id: str) -> Account
 async def get_account(connection: Connection, account_id: str, *, lock: bool = False) -> Account | None:
     """An account; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_ACCOUNT} FROM account WHERE account_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_ACCOUNT} FROM account WHERE account_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         account_id,
     )
     return _account(row) if row else None
@@ -65,7 +65,7 @@ async def rate_micros(connection: Connection, account_id: str, except_hold_ids: 
 async def list_accounts(connection: Connection, *, after: str | None, limit: int) -> list[Account]:
     """By id."""
     rows = await connection.fetch(
-        f"SELECT {_ACCOUNT} FROM account WHERE $1::uuid IS NULL OR account_id > $1 "  # noqa: S608
+        f"SELECT {_ACCOUNT} FROM account WHERE $1::uuid IS NULL OR account_id > $1 "  # noqa: S608 - column names
         "ORDER BY account_id LIMIT $2",
         after,
         limit,

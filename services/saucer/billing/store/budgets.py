@@ -16,7 +16,7 @@ async def put_budget(connection: Connection, budget: Budget) -> None:
         f"""
         INSERT INTO budget ({_BUDGET}) VALUES ($1, $2, $3, $4, $5)
         ON CONFLICT (budget_id) DO UPDATE SET amount_micros = excluded.amount_micros, updated_at = excluded.updated_at
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         *_values(budget),
     )
 
@@ -24,7 +24,7 @@ async def put_budget(connection: Connection, budget: Budget) -> None:
 async def insert_budget(connection: Connection, budget: Budget) -> None:
     """Changes nothing if there is one: who has set it since a start asked for it knows better."""
     await connection.execute(
-        f"INSERT INTO budget ({_BUDGET}) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",  # noqa: S608
+        f"INSERT INTO budget ({_BUDGET}) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",  # noqa: S608 - column names
         *_values(budget),
     )
 
@@ -49,7 +49,7 @@ async def list_budgets(connection: Connection, account_id: str, *, after: str | 
         f"""
         SELECT {_BUDGET} FROM budget WHERE account_id = $1 AND ($2::uuid IS NULL OR budget_id > $2)
         ORDER BY budget_id LIMIT $3
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after,
         limit,
@@ -60,7 +60,7 @@ async def list_budgets(connection: Connection, account_id: str, *, after: str | 
 async def budgets_over(connection: Connection, account_id: str, work_ids: Sequence[str]) -> list[Budget]:
     """The account's own, and those of these works."""
     rows = await connection.fetch(
-        f"SELECT {_BUDGET} FROM budget WHERE account_id = $1 AND (work_id IS NULL OR work_id = ANY($2))",  # noqa: S608
+        f"SELECT {_BUDGET} FROM budget WHERE account_id = $1 AND (work_id IS NULL OR work_id = ANY($2))",  # noqa: S608 - column names
         account_id,
         list(work_ids),
     )

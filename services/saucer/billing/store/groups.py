@@ -81,7 +81,7 @@ async def list_groups(
         WHERE ($1::uuid IS NULL OR account_id = $1)
           AND ($2::timestamptz IS NULL OR (created_at, group_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, group_id DESC LIMIT $4
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after[0] if after else None,
         after[1] if after else None,
@@ -96,7 +96,7 @@ async def ending(connection: Connection, now: datetime, within: timedelta, limit
         f"""
         SELECT {_GROUP}, {_COUNTED} FROM resource_group g
         WHERE NOT ended AND ends_at < $1 ORDER BY ends_at LIMIT $2
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         now + within,
         limit,
     )

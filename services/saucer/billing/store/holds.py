@@ -20,7 +20,7 @@ _HOLD = (
 async def get_hold(connection: Connection, hold_id: str, *, lock: bool = False) -> Hold | None:
     """A hold; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_HOLD} FROM hold WHERE hold_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608
+        f"SELECT {_HOLD} FROM hold WHERE hold_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         hold_id,
     )
     return _hold(row) if row else None
@@ -34,14 +34,14 @@ async def account_of(connection: Connection, hold_id: str) -> str | None:
 
 async def get_holds(connection: Connection, hold_ids: Sequence[str]) -> list[Hold]:
     """Those of these ids that exist, in any order."""
-    rows = await connection.fetch(f"SELECT {_HOLD} FROM hold WHERE hold_id = ANY($1)", list(hold_ids))  # noqa: S608
+    rows = await connection.fetch(f"SELECT {_HOLD} FROM hold WHERE hold_id = ANY($1)", list(hold_ids))  # noqa: S608 - column names
     return [_hold(row) for row in rows]
 
 
 async def open_holds(connection: Connection, account_id: str) -> list[Hold]:
     """Those of an account that are granted or wait, in any order."""
     rows = await connection.fetch(
-        f"SELECT {_HOLD} FROM hold WHERE account_id = $1 AND state IN ('GRANTED', 'WAITING')",  # noqa: S608
+        f"SELECT {_HOLD} FROM hold WHERE account_id = $1 AND state IN ('GRANTED', 'WAITING')",  # noqa: S608 - column names
         account_id,
     )
     return [_hold(row) for row in rows]
@@ -101,7 +101,7 @@ async def list_holds(
         WHERE account_id = $1 AND ($2::uuid IS NULL OR work_id = $2)
           AND ($3::timestamptz IS NULL OR (created_at, hold_id) < ($3, $4::text))
         ORDER BY created_at DESC, hold_id DESC LIMIT $5
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         work_id,
         after[0] if after else None,
@@ -112,7 +112,7 @@ async def list_holds(
 
 
 # See schema/004_create_holds.sql.
-HOLD_STATEMENT = f"SELECT {_HOLD} FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"  # noqa: S608
+HOLD_STATEMENT = f"SELECT {_HOLD} FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"  # noqa: S608 - column names
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ async def insert_hold_of_group(
         INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
                           group_id, price_per_hour_micros, amount_micros, state, refusal, created_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, $12, $13) RETURNING {_HOLD}
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         *_asked_columns(request, currency),
         request.group_id,
         HoldState.REFUSED if refusal else HoldState.WAITING,

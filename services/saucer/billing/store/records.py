@@ -38,7 +38,7 @@ async def insert_record(connection: Connection, record: Record) -> bool:
 
 async def record_of_request(connection: Connection, request_id: str) -> Record:
     """What a request id did."""
-    row = await connection.fetchrow(f"SELECT {_RECORD} FROM record WHERE request_id = $1", request_id)  # noqa: S608
+    row = await connection.fetchrow(f"SELECT {_RECORD} FROM record WHERE request_id = $1", request_id)  # noqa: S608 - column names
     assert row is not None
     return _record(row)
 
@@ -53,7 +53,7 @@ async def list_records(
         WHERE ($1::uuid IS NULL OR account_id = $1)
           AND ($2::timestamptz IS NULL OR (created_at, record_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, record_id DESC LIMIT $4
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         after[0] if after else None,
         after[1] if after else None,

@@ -128,7 +128,7 @@ async def transfers_of(connection: Connection, hold_ids: Sequence[str]) -> dict[
         f"""
         SELECT {_TRANSFER} FROM transfer t LEFT JOIN record r USING (record_id)
         WHERE t.hold_id = ANY($1) ORDER BY t.hold_id, t.account_version
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         list(hold_ids),
     )
     found: dict[str, list[Transfer]] = {hold_id: [] for hold_id in hold_ids}
@@ -146,7 +146,7 @@ async def transfers_in(
         SELECT {_TRANSFER} FROM transfer t LEFT JOIN record r USING (record_id)
         WHERE t.account_id = $1 AND t.created_at >= $2 AND t.created_at < $3 AND t.account_version > $4
         ORDER BY t.account_version LIMIT $5
-        """,  # noqa: S608
+        """,  # noqa: S608 - column names
         account_id,
         period.start,
         period.end,
