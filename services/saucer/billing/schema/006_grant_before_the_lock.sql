@@ -4,8 +4,9 @@
 -- 1. The holds are inserted as granted before the account is locked, which is everybody's order (service/journal.py).
 --    One that exists is not made again. Two calls with the same ids do not wait for each other, since each gives them in
 --    ascending order.
--- 2. If the account bears all of them, one UPDATE says so: the usual case. If not, it is locked.
--- 3. Each is decided in its order. Those that are refused become so; what the rest moves is written.
+-- 2. If all are new and the account bears all of them, one UPDATE says so, and one INSERT writes their transfers: the
+--    usual case, in few expressions, since PL/pgSQL prepares each of them anew in each transaction.
+-- 3. If not, the account is locked, and each is decided in its order. Those that are refused become so.
 --
 -- A granted hold does not store the version of its account: its transfer does.
 
@@ -15,19 +16,13 @@ CREATE OR REPLACE FUNCTION create_holds(
     transfer_ids uuid[], over_budgets boolean[]
 ) RETURNS SETOF hold LANGUAGE plpgsql AS $$
 DECLARE
+    asked CONSTANT integer := cardinality(hold_ids);
     made hold[];
-    made_micros bigint;
-    bears_all boolean;
-    payer account;
     one hold;
+    -- Of each that is asked for: its amount and all before it.
+    sums bigint[] := amounts;
+    payer account;
     place integer;
-    -- Of those that are granted: the transfers.
-    booked uuid[];
-    booked_holds text[];
-    moved bigint[];
-    versions bigint[];
-    availables bigint[];
-    frozens bigint[];
 BEGIN
     IF NOT EXISTS (SELECT FROM account WHERE account_id = of_account) THEN
         RETURN;
@@ -42,22 +37,31 @@ BEGIN
              AS a (hold_id, work_kind, work_id, start_number, region_id, spec_id, count, currency, price, amount)
         ON CONFLICT DO NOTHING RETURNING *
     )
-    SELECT coalesce(array_agg(new::hold), '{}'), coalesce(sum(amount_micros), 0) INTO made, made_micros FROM new;
+    SELECT coalesce(array_agg(new::hold), '{}') INTO made FROM new;
+    FOR i IN 2 .. asked LOOP
+        sums[i] := sums[i - 1] + amounts[i];
+    END LOOP;
 
-    UPDATE account SET available_micros = available_micros - made_micros, frozen_micros = frozen_micros + made_micros,
-                       version = version + cardinality(made)
-    WHERE account_id = of_account AND state = 'ACTIVE' AND currency = ALL (currencies) AND NOT true = ANY (over_budgets)
-      AND available_micros >= made_micros
+    UPDATE account SET available_micros = available_micros - sums[asked], frozen_micros = frozen_micros + sums[asked],
+                       version = version + asked
+    WHERE account_id = of_account AND cardinality(made) = asked AND available_micros >= sums[asked]
+      AND state = 'ACTIVE' AND currency = ALL (currencies) AND NOT true = ANY (over_budgets)
     RETURNING * INTO payer;
-    bears_all := FOUND;
-    IF bears_all THEN
-        payer.available_micros := payer.available_micros + made_micros;
-        payer.frozen_micros := payer.frozen_micros - made_micros;
-        payer.version := payer.version - cardinality(made);
-    ELSE
-        SELECT * INTO payer FROM account WHERE account_id = of_account FOR UPDATE;
+    IF FOUND THEN
+        INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
+                              frozen_micros, created_at)
+        SELECT a.transfer_id, 'HOLD', of_account, payer.version - asked + a.place, a.hold_id, a.amount,
+               payer.available_micros + sums[asked] - a.sum, payer.frozen_micros - sums[asked] + a.sum, now
+        FROM unnest(transfer_ids, hold_ids, amounts, sums)
+             WITH ORDINALITY AS a (transfer_id, hold_id, amount, sum, place);
+        FOREACH one IN ARRAY made LOOP
+            one.account_version := payer.version - asked + array_position(hold_ids, one.hold_id);
+            RETURN NEXT one;
+        END LOOP;
+        RETURN;
     END IF;
 
+    SELECT * INTO payer FROM account WHERE account_id = of_account FOR UPDATE;
     FOREACH one IN ARRAY made LOOP
         place := array_position(hold_ids, one.hold_id);
         one.refusal := CASE
@@ -70,12 +74,10 @@ BEGIN
             payer.available_micros := payer.available_micros - one.amount_micros;
             payer.frozen_micros := payer.frozen_micros + one.amount_micros;
             payer.version := payer.version + 1;
-            booked := booked || transfer_ids[place];
-            booked_holds := booked_holds || one.hold_id;
-            moved := moved || one.amount_micros;
-            versions := versions || payer.version;
-            availables := availables || payer.available_micros;
-            frozens := frozens || payer.frozen_micros;
+            INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros,
+                                  available_micros, frozen_micros, created_at)
+            VALUES (transfer_ids[place], 'HOLD', of_account, payer.version, one.hold_id, one.amount_micros,
+                    payer.available_micros, payer.frozen_micros, now);
         ELSE
             one.state := 'REFUSED';
             one.granted_at := NULL;
@@ -89,16 +91,9 @@ BEGIN
         one.account_version := payer.version;
         RETURN NEXT one;
     END LOOP;
-    IF NOT bears_all THEN
-        UPDATE account SET available_micros = payer.available_micros, frozen_micros = payer.frozen_micros,
-                           version = payer.version
-        WHERE account_id = of_account AND version <> payer.version;
-    END IF;
-    INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
-                          frozen_micros, created_at)
-    SELECT a.transfer_id, 'HOLD', of_account, a.version, a.hold_id, a.amount, a.available, a.frozen, now
-    FROM unnest(booked, versions, booked_holds, moved, availables, frozens)
-         AS a (transfer_id, version, hold_id, amount, available, frozen);
+    UPDATE account SET available_micros = payer.available_micros, frozen_micros = payer.frozen_micros,
+                       version = payer.version
+    WHERE account_id = of_account AND version <> payer.version;
 END $$;
 
 -- A hold is refused in the transaction that made it, or not at all.
