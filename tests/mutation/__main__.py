@@ -28,7 +28,10 @@ SQL = ("store/*.py", "schema/*.sql")
 # The first failure ends a mutant, so the fastest come first, and races many times over are left out.
 TESTS = (
     "unit/billing",
-    *(f"integration/billing/test_{name}.py" for name in ("ledger", "prepaid", "budgets", "histories")),
+    *(
+        f"integration/billing/test_{name}.py"
+        for name in ("audit", "lists", "ledger", "prepaid", "budgets", "histories")
+    ),
 )
 LEFT_OUT = "not 64_callers and not asked_for_at_once and not lost_before"
 # A mutant that makes tests wait for ever counts as noticed.

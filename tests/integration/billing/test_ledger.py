@@ -68,6 +68,22 @@ async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_win
         assert await ledger.balance(account_id) == (0, HOLD_MICROS)
 
 
+async def test_a_hold_that_is_short_waits_for_a_top_up_that_is_under_way(ledger: Ledger) -> None:
+    request = request_of(await ledger.account(HOLD_MICROS - 1))
+    async with ledger.database.reading() as connection:
+        other = connection.transaction()
+        await other.start()
+        await connection.execute("SELECT 1 FROM account WHERE account_id = $1 FOR UPDATE", request.account_id)
+        waiting = "SELECT count(*) >= $1 FROM pg_locks WHERE NOT granted"
+        top_up = asyncio.create_task(ledger.second.accounts.top_up(request.account_id, new_id(), 1))
+        await until(lambda: connection.fetchval(waiting, 1))
+        create = asyncio.create_task(ledger.billing.holds.create(request))
+        await until(lambda: connection.fetchval(waiting, 2))
+        await other.rollback()
+    assert (await top_up).available_micros == HOLD_MICROS
+    assert (await create).state is HoldState.GRANTED
+
+
 async def test_a_hold_that_a_deadlock_turned_away_is_asked_for_again(ledger: Ledger) -> None:
     request = request_of(await ledger.account(HOLD_MICROS))
     async with ledger.database.reading() as connection:
