@@ -12,7 +12,7 @@ from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
 from saucer.training.reading import Reading
 from saucer.training.service import Training
-from saucer.training.store import DELETE_OLD_LOGS
+from saucer.training.store.told import DELETE_OLD_LOGS
 from saucer.training.sweeper import run_sweeper
 
 
@@ -43,7 +43,7 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     dead_events = process.consumer(database, jetstream, consumers.handlers(training))
     servicers = [rpc.training_servicer(Reading(database, objects, bell)), rpc.worker_servicer(training), dead_events]
     await process.serve(settings, servicers)
-    process.stack.callback(training.close)
+    process.stack.callback(training.leases.close)
     process.background("sweeper", run_sweeper(training))
 
 

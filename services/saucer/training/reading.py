@@ -7,9 +7,9 @@ from saucer.lib.auth import current
 from saucer.lib.errors import NotFoundError
 from saucer.lib.objects import CHUNK_BYTES, Objects
 from saucer.lib.postgres import Database
-from saucer.training import store
 from saucer.training.bell import Bell
 from saucer.training.domain import LogLine, MetricPoint, Model, Run, RunState
+from saucer.training.store import models, runs, told
 
 # The net under the wake-ups of streams.
 POLL_S = 1.0
@@ -28,7 +28,7 @@ class Reading:
     async def get_run(self, run_id: str) -> Run:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
-            run = await store.get_run(connection, run_id)
+            run = await runs.get_run(connection, run_id)
         if run is None:
             raise NotFoundError("run", run_id)
         current().own("run", run_id, run.request.account_id)
@@ -39,13 +39,13 @@ class Reading:
     ) -> list[Run]:
         """Newest first."""
         async with self._database.reading() as connection:
-            return await store.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
+            return await runs.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
 
     async def list_metrics(self, run_id: str, *, after: int, limit: int) -> list[MetricPoint]:
         """By sequence. Raises NotFoundError."""
         await self.get_run(run_id)
         async with self._database.reading() as connection:
-            return await store.list_metrics(connection, run_id, after, limit)
+            return await told.list_metrics(connection, run_id, after, limit)
 
     async def list_log(
         self,
@@ -62,7 +62,7 @@ class Reading:
         """In order. Raises NotFoundError."""
         await self.get_run(run_id)
         async with self._database.reading() as connection:
-            return await store.list_log(
+            return await told.list_log(
                 connection,
                 run_id,
                 keywords=keywords,
@@ -79,7 +79,7 @@ class Reading:
         async for _ in self._rounds(run_id):
             while True:
                 async with self._database.reading() as connection:
-                    points = await store.list_metrics(connection, run_id, after, STREAM_BATCH)
+                    points = await told.list_metrics(connection, run_id, after, STREAM_BATCH)
                 for point in points:
                     yield point
                     after = point.sequence
@@ -91,7 +91,7 @@ class Reading:
         async for _ in self._rounds(run_id):
             while True:
                 async with self._database.reading() as connection:
-                    lines = await store.list_log(connection, run_id, after=after, limit=STREAM_BATCH)
+                    lines = await told.list_log(connection, run_id, after=after, limit=STREAM_BATCH)
                 for line in lines:
                     yield line
                     after = line.sequence
@@ -111,7 +111,7 @@ class Reading:
     async def get_model(self, model_id: str) -> Model:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
-            model = await store.get_model(connection, model_id)
+            model = await models.get_model(connection, model_id)
         if model is None:
             raise NotFoundError("model", model_id)
         current().own("model", model_id, model.account_id)
@@ -122,7 +122,7 @@ class Reading:
     ) -> list[Model]:
         """Newest first."""
         async with self._database.reading() as connection:
-            return await store.list_models(connection, account_id, task_id=task_id, after=after, limit=limit)
+            return await models.list_models(connection, account_id, task_id=task_id, after=after, limit=limit)
 
     async def read_file(self, model_id: str, name: str) -> AsyncIterator[bytes]:
         """A model's file in chunks of at most 1 MiB. Raises NotFoundError; DataLossError at its end."""

@@ -128,7 +128,7 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
         self._training = training
 
     async def LeaseRun(self, request: worker_pb2.LeaseRunRequest, context: Context) -> worker_pb2.LeaseRunResponse:
-        leased = await self._training.lease_run(
+        leased = await self._training.leases.lease_run(
             request.request_id,
             request.worker_id,
             request.region_id,
@@ -137,10 +137,12 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
         )
         if leased is None:
             return worker_pb2.LeaseRunResponse()
-        return worker_pb2.LeaseRunResponse(lease=lease_message(*leased, await self._training.served_files(leased[0])))
+        return worker_pb2.LeaseRunResponse(
+            lease=lease_message(*leased, await self._training.leases.served_files(leased[0]))
+        )
 
     async def Heartbeat(self, request: worker_pb2.HeartbeatRequest, context: Context) -> worker_pb2.HeartbeatResponse:
-        run = await self._training.heartbeat(
+        run = await self._training.attempts.heartbeat(
             request.run_id,
             request.token,
             Beat(request.sequence, _progress(request), _checkpoint(request)),
@@ -156,7 +158,7 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
         return _answer(run)
 
     async def FinishRun(self, request: worker_pb2.FinishRunRequest, context: Context) -> worker_pb2.FinishRunResponse:
-        run = await self._training.finish_run(
+        run = await self._training.attempts.finish_run(
             request.request_id,
             request.run_id,
             request.token,

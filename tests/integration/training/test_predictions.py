@@ -49,7 +49,7 @@ async def test_a_prediction_has_the_models_files_and_tells_of_its_detections(lab
     former = await trained(lab)
     run_id = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     worker = await lab.worker()
-    served = await lab.training.served_files(worker.leased)
+    served = await lab.training.leases.served_files(worker.leased)
     assert {file.key for file in served} == {
         f"{former.artifact_prefix}/{name}" for name in ("model.onnx", "model.json")
     }
@@ -68,7 +68,7 @@ async def test_a_prediction_has_the_models_files_and_tells_of_its_detections(lab
 async def test_another_accounts_model_is_served_to_nobody(lab: Lab) -> None:
     former = await trained(lab)
     await lab.queue(new_id(), predicts_model_id=former.model_id)
-    assert await lab.training.served_files((await lab.worker()).leased) == ()
+    assert await lab.training.leases.served_files((await lab.worker()).leased) == ()
 
 
 async def test_predicting_is_no_finishing_where_there_is_nothing_else_to_do(lab: Lab) -> None:
@@ -99,7 +99,7 @@ async def test_a_prediction_that_is_stopped_or_lost_too_often_ends_without_detec
     stopped = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     worker = await lab.worker()
     await worker.beat(stage=RunStage.PREDICTING)
-    await lab.training.order_stop((await lab.run(stopped)).request.hold_id, EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop((await lab.run(stopped)).request.hold_id, EndReason.STOPPED_BY_USER, 0)
     await worker.finish(EndReason.FAILED, released=True)
     lost = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     for _ in range(MAX_ATTEMPTS):

@@ -15,7 +15,6 @@ from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database, connect, migrate
-from saucer.training import store
 from saucer.training.bell import Bell
 from saucer.training.charging import LEASE_MS
 from saucer.training.domain import (
@@ -32,7 +31,9 @@ from saucer.training.domain import (
     RunStage,
     RunState,
 )
-from saucer.training.service import LOG_LINES_PER_S, Logged, Measured, Training
+from saucer.training.service import Logged, Measured, Training
+from saucer.training.service.attempts import LOG_LINES_PER_S
+from saucer.training.store import runs
 from tests.support.servers import NewDatabase
 
 LEASE = timedelta(milliseconds=LEASE_MS)
@@ -74,17 +75,17 @@ class Lab:
             output_prefix=f"accounts/{account_id}/outputs",
             predicts_model_id=predicts_model_id,
         )
-        await self.training.queue_run(request, resume=start_number > 1)
+        await self.training.starts.queue_run(request, resume=start_number > 1)
         return request.run_id
 
     async def run(self, run_id: str) -> Run:
         async with self.database.reading() as connection:
-            run = await store.get_run(connection, run_id)
+            run = await runs.get_run(connection, run_id)
         assert run is not None
         return run
 
     async def take(self, request_id: str | None = None, *, wait_s: float = 0) -> Worker | None:
-        leased = await self.training.lease_run(request_id or new_id(), "w", "local", "cpu", wait_s=wait_s)
+        leased = await self.training.leases.lease_run(request_id or new_id(), "w", "local", "cpu", wait_s=wait_s)
         return Worker(self, *leased) if leased is not None else None
 
     async def worker(self) -> Worker:
@@ -126,7 +127,7 @@ class Worker:
         if checkpoint is not None:
             kept = Checkpoint(f"{self.leased.artifact_prefix}/c{checkpoint}", "s", checkpoint, checkpoint * 100)
         progress = Progress(stage, iteration, 100, elapsed_ms=iteration * 100, stage_progress=share)
-        return await self.lab.training.heartbeat(
+        return await self.lab.training.attempts.heartbeat(
             self.leased.run_id, self.token, Beat(self.sequence, progress, kept), metrics or [], lines or []
         )
 
@@ -139,7 +140,7 @@ class Worker:
         released: bool = False,
         files: list[ModelFile] | None = None,
     ) -> Run:
-        return await self.lab.training.finish_run(
+        return await self.lab.training.attempts.finish_run(
             request_id or new_id(),
             self.leased.run_id,
             self.token,
@@ -283,7 +284,7 @@ async def test_a_finish_with_a_lost_reply_gets_the_same_answer_again(lab: Lab) -
 
 async def test_a_run_whose_stop_came_first_ends_at_once(lab: Lab) -> None:
     task_id = new_id()
-    await lab.training.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
     run = await lab.run(await lab.queue(task_id=task_id))
     assert (run.state, run.end_reason) == (RunState.ENDED, EndReason.STOPPED_BY_USER)
     assert await lab.told(run.run_id) == ["RunQueued", "RunEnded"]
@@ -294,7 +295,7 @@ async def test_a_stop_and_a_start_at_once_lose_nothing(lab: Lab) -> None:
     for _ in range(20):
         task_id = new_id()
         run_id, _ = await asyncio.gather(
-            lab.queue(task_id=task_id), lab.training.order_stop(f"{task_id}-1", EndReason.ARREARS, 0)
+            lab.queue(task_id=task_id), lab.training.starts.order_stop(f"{task_id}-1", EndReason.ARREARS, 0)
         )
         assert (await lab.run(run_id)).end_reason is EndReason.ARREARS
 
@@ -304,7 +305,7 @@ async def test_a_stop_reaches_the_worker_with_its_next_heartbeat(lab: Lab) -> No
     worker = await lab.worker()
     await worker.beat()
     hold_id = (await lab.run(run_id)).request.hold_id
-    await lab.training.order_stop(hold_id, EndReason.ARREARS, 0)
+    await lab.training.starts.order_stop(hold_id, EndReason.ARREARS, 0)
     run = await worker.beat(2)
     assert (run.must_stop, run.stop_reason) == (True, EndReason.ARREARS)
     assert run.lease is not None
@@ -391,7 +392,7 @@ async def test_a_restart_goes_on_from_the_former_runs_checkpoint(lab: Lab) -> No
     await lab.queue(account_id, task_id=task_id)
     worker = await lab.worker()
     await worker.beat(20, checkpoint=20)
-    await lab.training.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
     await worker.finish(EndReason.STOPPED_BY_USER)
     await lab.queue(account_id, task_id=task_id, start_number=2)
     second = (await lab.worker()).leased
@@ -407,7 +408,7 @@ async def test_waiting_ends_with_a_typed_reason(lab: Lab) -> None:
     taken = worker.leased.run_id
     forgotten, stopped = (forgotten, stopped) if taken == stopped else (stopped, forgotten)
     await worker.finish(EndReason.FAILED)
-    await lab.training.order_stop((await lab.run(stopped)).request.hold_id, EndReason.BUDGET_REACHED, 0)
+    await lab.training.starts.order_stop((await lab.run(stopped)).request.hold_id, EndReason.BUDGET_REACHED, 0)
     lab.clock.advance(FINISH_QUEUE_LIMIT + SECOND)
     await lab.training.sweep(expire=True)
     assert (await lab.run(stopped)).end_reason is EndReason.BUDGET_REACHED
