@@ -44,6 +44,7 @@ def handlers(training: Training) -> list[Handles]:
             config=to_json(task.config).decode(),
             max_duration_ms=from_duration(task.config.max_duration),
             output_prefix=task.config.output_prefix,
+            priority=task.form.priority,
             predicts_model_id=task.config.model_id or None,
             traceparent=tracing.current(),
         )

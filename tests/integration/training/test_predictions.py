@@ -12,7 +12,7 @@ from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import connect, migrate
-from saucer.training.domain import FINISH_LIMIT, MAX_ATTEMPTS, EndReason, Run, RunStage, RunState
+from saucer.training.domain import BACK_OFF, FINISH_LIMIT, MAX_ATTEMPTS, EndReason, Run, RunStage, RunState
 from saucer.training.v1 import events_pb2
 from tests.integration.training.test_runs import SECOND, Lab
 from tests.support.servers import NewDatabase
@@ -106,6 +106,7 @@ async def test_a_prediction_that_is_stopped_or_lost_too_often_ends_without_detec
         worker = await lab.worker()
         await worker.beat(stage=RunStage.PREDICTING)
         await worker.finish(EndReason.FAILED)
+        lab.clock.advance(BACK_OFF[-1])
     for run_id, reason in ((stopped, EndReason.STOPPED_BY_USER), (lost, EndReason.FAILED)):
         run = await lab.run(run_id)
         assert (run.state, run.end_reason, run.model_id) == (RunState.ENDED, reason, None)

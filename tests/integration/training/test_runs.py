@@ -18,12 +18,14 @@ from saucer.lib.postgres import Database, connect, migrate
 from saucer.training.bell import Bell
 from saucer.training.charging import LEASE_MS
 from saucer.training.domain import (
+    BACK_OFF,
     FINISH_QUEUE_LIMIT,
     MAX_ATTEMPTS,
     QUEUE_LIMIT,
     Beat,
     Checkpoint,
     EndReason,
+    LogSearch,
     ModelFile,
     Progress,
     Run,
@@ -31,13 +33,14 @@ from saucer.training.domain import (
     RunStage,
     RunState,
 )
+from saucer.training.log_limit import BURST, LINES_PER_S
 from saucer.training.service import Logged, Measured, Training
-from saucer.training.service.attempts import LOG_LINES_PER_S
-from saucer.training.store import runs
+from saucer.training.store import runs, told
 from tests.support.servers import NewDatabase
 
 LEASE = timedelta(milliseconds=LEASE_MS)
 SECOND = timedelta(seconds=1)
+REGION = "local"
 
 
 class Lab:
@@ -56,6 +59,8 @@ class Lab:
         task_id: str | None = None,
         start_number: int = 1,
         predicts_model_id: str | None = None,
+        region_id: str = REGION,
+        priority: int = 0,
     ) -> str:
         account_id, task_id = account_id or new_id(), task_id or new_id()
         hold_id = f"{task_id}-{start_number}"
@@ -66,13 +71,14 @@ class Lab:
             task_name="t",
             start_number=start_number,
             hold_id=hold_id,
-            region_id="local",
+            region_id=region_id,
             spec_id="cpu",
             count=1,
             dataset_version_id=new_id(),
             config="{}",
             max_duration_ms=600_000,
             output_prefix=f"accounts/{account_id}/outputs",
+            priority=priority,
             predicts_model_id=predicts_model_id,
         )
         await self.training.starts.queue_run(request, resume=start_number > 1)
@@ -84,8 +90,12 @@ class Lab:
         assert run is not None
         return run
 
-    async def take(self, request_id: str | None = None, *, wait_s: float = 0) -> Worker | None:
-        leased = await self.training.leases.lease_run(request_id or new_id(), "w", "local", "cpu", wait_s=wait_s)
+    async def take(
+        self, request_id: str | None = None, *, wait_s: float = 0, worker_id: str = "w", region_id: str = REGION
+    ) -> Worker | None:
+        leased = await self.training.leases.lease_run(
+            request_id or new_id(), worker_id, region_id, "cpu", wait_s=wait_s
+        )
         return Worker(self, *leased) if leased is not None else None
 
     async def worker(self) -> Worker:
@@ -323,6 +333,7 @@ async def test_the_attempts_are_limited_and_the_last_only_finishes_uncharged(lab
         lab.clock.advance(SECOND)
         await worker.beat(20, checkpoint=10)
         await worker.finish(EndReason.FAILED)
+        lab.clock.advance(BACK_OFF[-1])
     charged_ms = (await lab.run(run_id)).meter.charged_ms
     worker = await lab.worker()
     assert worker.leased.finish_only
@@ -430,17 +441,41 @@ async def test_two_sweepers_at_once_interrupt_once(lab: Lab) -> None:
         assert (await lab.told(run_id)).count("RunInterrupted") == 1
 
 
-async def test_a_log_that_is_too_fast_is_cut_and_says_so(lab: Lab) -> None:
+async def test_a_flood_of_lines_is_cut_however_often_its_worker_beats_and_says_so(lab: Lab) -> None:
     run_id = await lab.queue()
     worker = await lab.worker()
-    lines = [Logged(2, lab.clock.time, f"line {number}\x00") for number in range(5 * LOG_LINES_PER_S)]
-    run = await worker.beat(lines=lines)
-    assert run.log_count == LOG_LINES_PER_S + 1
+    lines = [Logged(2, lab.clock.time, f"line {number}\x00") for number in range(500)]
+    for _ in range(100):
+        run = await worker.beat(lines=lines)
+        lab.clock.advance(SECOND / 100)
+    assert run.log_count <= BURST + LINES_PER_S
+    lab.clock.advance(SECOND)
+    run = await worker.beat(lines=lines[:1])
     async with lab.database.reading() as connection:
-        last = await connection.fetchval(
-            "SELECT line FROM log_line WHERE run_id = $1 ORDER BY sequence DESC LIMIT 1", run_id
+        said = await connection.fetch(
+            "SELECT substring(line FROM '^([0-9]+) lines were dropped')::int AS lines FROM log_line WHERE run_id = $1 "
+            "AND level = 3",
+            run_id,
         )
-    assert last == "400 lines were dropped: the log is too fast."
+    assert sum(row["lines"] for row in said) + run.log_count - len(said) == 100 * 500 + 1, "each is kept or counted"
+
+
+async def test_a_logs_times_never_go_back_so_that_a_window_is_a_range_of_lines(lab: Lab) -> None:
+    run_id = await lab.queue()
+    worker = await lab.worker()
+    given = [lab.clock.time + seconds * SECOND for seconds in (-30, -10, -20, 99, -5)]
+    await worker.beat(lines=[Logged(2, time, str(number)) for number, time in enumerate(given)])
+    async with lab.database.reading() as connection:
+        lines = await told.list_log(connection, run_id, LogSearch(), after=None, limit=10)
+        assert [line.time for line in lines] == [given[0], given[1], given[1], lab.clock.time, lab.clock.time]
+        for start, end, found in (
+            (given[1], lab.clock.time, "12"),
+            (None, given[1], "0"),
+            (lab.clock.time + SECOND, None, ""),
+            (None, lab.clock.time + SECOND, "01234"),
+        ):
+            window = await told.list_log(connection, run_id, LogSearch(start=start, end=end), after=None, limit=10)
+            assert "".join(line.text for line in window) == found
 
 
 async def test_what_a_lost_attempt_measured_beyond_its_checkpoint_is_measured_anew(lab: Lab) -> None:
@@ -463,4 +498,4 @@ async def test_what_a_lost_attempt_measured_beyond_its_checkpoint_is_measured_an
 
 async def test_the_keyword_index_is_there_for_a_plain_role(lab: Lab) -> None:
     async with lab.database.reading() as connection:
-        assert await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexname = 'log_line_words'") == 1
+        assert await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexname = 'log_line_run_words'") == 1

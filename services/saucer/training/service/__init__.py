@@ -1,6 +1,6 @@
 """The use cases of training, by what they are about, and the only place that opens its transactions.
 
-1. A lease is a row lock away: SKIP LOCKED finds the run, the token's hash on the row decides who owns it from then on.
+1. A lease is a row lock away: leases.py says which run is next, the token's hash on the row who owns it from then on.
 2. Each heartbeat is one transaction: lease, counter, metrics, log, checkpoint and, when due, an event.
 3. FinishRun reads and copies files outside any transaction, then asks once more whether the run is still the caller's.
 """
@@ -11,8 +11,8 @@ from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database
 from saucer.training import domain
 from saucer.training.bell import Bell
-from saucer.training.service.attempts import Attempts, Logged, Measured
-from saucer.training.service.changes import lose, queue_of, save
+from saucer.training.service.attempts import Attempts, Measured
+from saucer.training.service.changes import Logged, lose, queue_of, save
 from saucer.training.service.leases import Leases
 from saucer.training.service.starts import Starts
 from saucer.training.store import queue
@@ -23,6 +23,7 @@ __all__ = ["Logged", "Measured", "Training"]
 SWEEP_BATCH = 50
 
 queued_runs = Gauge("saucer_training_queued_runs", "Runs that wait for a worker", ["region", "spec"])
+workers_ready = Gauge("saucer_training_workers", "Workers that are there and not drained", ["region", "spec"])
 
 
 class Training:
@@ -46,10 +47,12 @@ class Training:
             for run in waiting:
                 if domain.waited_too_long(run, tx.now):
                     await save(tx, domain.give_up_waiting(run, tx.now))
-            depths = await queue.queue_depths(tx.connection)
+            queues = await queue.list_queues(tx.connection, tx.now - domain.WORKER_GONE)
         queued_runs.clear()
-        for (region_id, spec_id), number in depths.items():
-            queued_runs.labels(region_id, spec_id).set(number)
+        workers_ready.clear()
+        for each in queues:
+            queued_runs.labels(each.region_id, each.spec_id).set(each.queued)
+            workers_ready.labels(each.region_id, each.spec_id).set(each.workers)
         for run in lost:
             self._bell.ring(queue_of(run))
         for run in (*lost, *waiting):

@@ -8,18 +8,15 @@ from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Connection, Database, Transaction
-from saucer.training import artifacts, domain, lease
+from saucer.training import artifacts, domain, lease, log_limit
 from saucer.training.bell import Bell
-from saucer.training.domain import Beat, EndReason, LogLine, MetricPoint, Model, ModelFile, Prediction, Run, RunState
+from saucer.training.domain import Beat, EndReason, MetricPoint, Model, ModelFile, Prediction, Run, RunState
 from saucer.training.messages import run_message
-from saucer.training.service.changes import WARNING, lose, publish, queue_of, save, storable
+from saucer.training.service.changes import WARNING, Logged, log_lines, lose, publish, queue_of, save
 from saucer.training.store import models, runs, told
 from saucer.training.v1 import events_pb2
 
-# Lines of a run's log kept a second; more are dropped, and a line says how many.
-LOG_LINES_PER_S = 100
-# Lines and points kept of a run; later ones are dropped.
-LOG_LINES_PER_RUN = 500_000
+# Points kept of a run; later ones are dropped.
 METRIC_POINTS_PER_RUN = 500_000
 
 
@@ -31,15 +28,6 @@ class Measured:
     epoch: float
     values: dict[str, float]
     time: datetime
-
-
-@dataclass(frozen=True)
-class Logged:
-    """A log line as a worker reports it."""
-
-    level: int
-    time: datetime
-    text: str
 
 
 class Attempts:
@@ -177,20 +165,16 @@ async def _keep(tx: Transaction, run: Run, before: Run, metrics: Sequence[Measur
         for number, point in enumerate(measured, start=1)
     ]
     since = tx.now - before.meter.beat_at if before.meter.beat_at is not None else timedelta(0)
-    allowed = int(LOG_LINES_PER_S * min(10.0, max(1.0, since.total_seconds())))
-    allowed = max(0, min(allowed, LOG_LINES_PER_RUN - run.log_count))
-    logged = list(lines[:allowed])
-    if len(logged) < len(lines) and run.log_count < LOG_LINES_PER_RUN:
-        logged.append(Logged(WARNING, tx.now, f"{len(lines) - len(logged)} lines were dropped: the log is too fast."))
-    kept = [
-        LogLine(run.log_count + number, run.attempt, line.level, line.time, storable(line.text))
-        for number, line in enumerate(logged, start=1)
-    ]
+    admitted = log_limit.admit(run.log_limit, since, len(lines), run.log_count)
+    logged = list(lines[: admitted.kept])
+    if admitted.told:
+        logged.append(Logged(WARNING, tx.now, f"{admitted.told} lines were dropped: the log is too fast, or too long."))
+    kept, run = log_lines(replace(run, log_limit=admitted.limit), logged, tx.now)
     if points:
         await told.insert_metrics(tx.connection, run.run_id, points)
     if kept:
         await told.insert_log(tx.connection, run.run_id, kept)
-    return replace(run, metric_count=run.metric_count + len(points), log_count=run.log_count + len(kept))
+    return replace(run, metric_count=run.metric_count + len(points))
 
 
 async def _tell(tx: Transaction, before: Run, run: Run) -> Run:

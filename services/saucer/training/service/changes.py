@@ -1,7 +1,8 @@
 """How a run changes, whichever use case changes it: written at its next revision, told by the event that is due."""
 
-from collections.abc import Hashable
-from dataclasses import replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import structlog
 from google.protobuf.message import Message
@@ -22,6 +23,26 @@ WARNING = 3
 log = structlog.get_logger()
 runs_ended_total = Counter("saucer_training_runs_ended_total", "Runs at rest, by reason", ["reason"])
 attempts_lost_total = Counter("saucer_training_attempts_lost_total", "Attempts whose worker was lost")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A log line as a worker reports it."""
+
+    level: int
+    time: datetime
+    text: str
+
+
+def log_lines(run: Run, lines: Sequence[Logged], now: datetime) -> tuple[list[LogLine], Run]:
+    """The next lines of a run's log, and the run that has them. A time before the last line's, or to come, is moved."""
+    kept = []
+    for number, line in enumerate(lines, start=run.log_count + 1):
+        logged_at = min(line.time, now) if run.logged_at is None else max(run.logged_at, min(line.time, now))
+        run = replace(run, log_count=number, logged_at=logged_at)
+        # PostgreSQL's text has no NUL.
+        kept.append(LogLine(number, run.attempt, line.level, logged_at, line.text.replace("\x00", "\ufffd")))
+    return kept, run
 
 
 async def save(tx: Transaction, run: Run, model: Model | None = None, prediction: Prediction | None = None) -> Run:
@@ -46,9 +67,8 @@ async def lose(tx: Transaction, run: Run, message: str, *, released: bool = Fals
     begun = run.state is RunState.RUNNING
     if begun:
         text = f"Attempt {run.attempt} ended without a result: {message}"
-        line = LogLine(lost.log_count + 1, run.attempt, WARNING, tx.now, storable(text))
-        await told.insert_log(tx.connection, run.run_id, [line])
-        lost = replace(lost, log_count=lost.log_count + 1)
+        lines, lost = log_lines(lost, [Logged(WARNING, tx.now, text)], tx.now)
+        await told.insert_log(tx.connection, run.run_id, lines)
     if begun and not released:
         attempts_lost_total.inc()
     log.warning("attempt_lost", run_id=run.run_id, attempt=run.attempt, released=released, message=message)
@@ -88,8 +108,3 @@ def _record(run: Run, traceparent: str) -> str:
     if run.started_at is None:
         return traceparent
     return tracing.record("run", traceparent, started_at, run.ended_at, attributes)
-
-
-def storable(text: str) -> str:
-    """Without what PostgreSQL cannot keep."""
-    return text.replace("\x00", "�")

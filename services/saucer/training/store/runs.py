@@ -17,6 +17,7 @@ from saucer.training.domain import (
     RunState,
 )
 from saucer.training.lease import Lease
+from saucer.training.log_limit import LogLimit
 
 _REQUEST = tuple(RunRequest.__dataclass_fields__)
 _FIXED = (*_REQUEST, "created_at")
@@ -29,6 +30,7 @@ def _moving(run: Run) -> dict[str, object]:
     return {
         "state": run.state,
         "queued_at": run.queued_at,
+        "ready_at": run.ready_at,
         "started_at": run.started_at,
         "ended_at": run.ended_at,
         "attempt": run.attempt,
@@ -41,6 +43,9 @@ def _moving(run: Run) -> dict[str, object]:
         "finish_request_id": run.finish_request_id,
         "metric_count": run.metric_count,
         "log_count": run.log_count,
+        "log_room": run.log_limit.room,
+        "log_dropped": run.log_limit.dropped,
+        "logged_at": run.logged_at,
         "told_at": run.told_at,
         "told_epoch": run.told_epoch,
         "worker_id": lease.worker_id if lease else None,
@@ -105,6 +110,7 @@ def read_run(row: asyncpg.Record) -> Run:
         state=RunState(row["state"]),
         created_at=row["created_at"],
         queued_at=row["queued_at"],
+        ready_at=row["ready_at"],
         progress=Progress(
             RunStage(row["stage"]),
             row["iteration"],
@@ -138,6 +144,8 @@ def read_run(row: asyncpg.Record) -> Run:
         finish_request_id=str(row["finish_request_id"]) if row["finish_request_id"] else None,
         metric_count=row["metric_count"],
         log_count=row["log_count"],
+        log_limit=LogLimit(row["log_room"], row["log_dropped"]),
+        logged_at=row["logged_at"],
         told_at=row["told_at"],
         told_epoch=row["told_epoch"],
         revision=row["revision"],

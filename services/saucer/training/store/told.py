@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 
 from saucer.lib.postgres import Connection
-from saucer.training.domain import LogLine, MetricPoint
+from saucer.training.domain import LogLine, LogSearch, MetricPoint
+
+# More than any line's sequence.
+_BEYOND_ALL = 2**62
 
 # $1: of runs that ended before; $2: lines at most.
 DELETE_OLD_LOGS = """
@@ -72,33 +74,45 @@ async def insert_log(connection: Connection, run_id: str, lines: Sequence[LogLin
 async def list_log(
     connection: Connection,
     run_id: str,
+    wanted: LogSearch,
     *,
-    keywords: Sequence[str] = (),
-    min_level: int = 0,
-    start: datetime | None = None,
-    end: datetime | None = None,
     newest_first: bool = False,
     after: int | None,
     limit: int,
 ) -> list[LogLine]:
-    """Lines in which every keyword occurs, whatever its case; `start` included, `end` not."""
+    """In order of the sequence."""
+    given: list[object] = [run_id]
+
+    def parameter(value: object) -> str:
+        given.append(value)
+        return f"${len(given)}"
+
+    # Conditions stand one by one and levels as numbers: only so does PostgreSQL see that an index serves them.
+    conditions = ["run_id = $1"]
+    if wanted.min_level > 1:
+        conditions.append(f"level >= {int(wanted.min_level)}")
+    conditions += [f"line ILIKE {parameter(_containing(keyword))}" for keyword in wanted.keywords]
+    first = f"run_id = $1 AND logged_at >= {parameter(wanted.start)}" if wanted.start else ""
+    beyond_last = f"run_id = $1 AND logged_at >= {parameter(wanted.end)}" if wanted.end else ""
+    for sign, bound in ((">=", first), ("<", beyond_last)):
+        if bound:
+            found = f"SELECT sequence FROM log_line WHERE {bound} ORDER BY logged_at, sequence LIMIT 1"  # noqa: S608 - as below
+            # No line is so late: none is in a window that begins then, all are before one that ends then.
+            conditions.append(f"sequence {sign} coalesce(({found}), {_BEYOND_ALL})")
     order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-    rows = await connection.fetch(
-        f"""
+    if after is not None:
+        conditions.append(f"sequence {beyond} {parameter(after)}")
+    query = f"""
         SELECT sequence, attempt, level, logged_at, line FROM log_line
-        WHERE run_id = $1 AND level >= $2 AND line ILIKE ALL ($3::text[])
-          AND ($4::timestamptz IS NULL OR logged_at >= $4) AND ($5::timestamptz IS NULL OR logged_at < $5)
-          AND ($6::bigint IS NULL OR sequence {beyond} $6)
-        ORDER BY sequence {order} LIMIT $7
-        """,  # noqa: S608 - words chosen above
-        run_id,
-        min_level,
-        [_containing(keyword) for keyword in keywords],
-        start,
-        end,
-        after,
-        limit,
-    )
+        WHERE {" AND ".join(conditions)} ORDER BY sequence {order} LIMIT {parameter(limit)}
+    """  # noqa: S608 - conditions are made above, their values are parameters
+    if not wanted.keywords:
+        rows = await connection.fetch(query, *given)
+    else:
+        async with connection.transaction(readonly=True):
+            # A plan for any word would read the whole log for a rare one, or sort the whole log for a frequent one.
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            rows = await connection.fetch(query, *given)
     return [LogLine(row["sequence"], row["attempt"], row["level"], row["logged_at"], row["line"]) for row in rows]
 
 
