@@ -60,8 +60,14 @@ def handlers(training: Training) -> list[Handles]:
             reason = STOP_REASONS[ordered.reason]
             await training.starts.order_stop(ordered.hold.hold_id, reason, ordered.stop_at_charged_ms)
 
+    async def quotas_changed(event: CloudEvent, message: Message) -> None:
+        quotas = cast(billing_events.AccountQuotasChanged, message).quotas
+        running = quotas.running if quotas.HasField("running") else None
+        await training.leases.set_share(quotas.account_id, quotas.weight, running, quotas.revision)
+
     return [
         Handles(task_events.TaskQueued, task_queued),
         Handles(task_events.TaskStopRequested, task_stop_requested),
         Handles(billing_events.StopOrdered, stop_ordered),
+        Handles(billing_events.AccountQuotasChanged, quotas_changed),
     ]
