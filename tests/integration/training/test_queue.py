@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
@@ -14,7 +14,9 @@ from saucer.lib.ids import new_id
 from saucer.training.domain import MAX_ATTEMPTS, WORKER_GONE, EndReason, WorkerState
 from saucer.training.store import queue, workers
 from saucer.training.store.queue import AGEING
+from saucer.training.store.runs import read_run
 from tests.integration.training.test_runs import SECOND, Lab, Worker, lab
+from tests.support.policy import choose
 
 __all__ = ["lab"]
 
@@ -38,10 +40,9 @@ async def test_leases_follow_the_stated_policy(lab: Lab) -> None:
     draw = random.Random(seed)
     accounts = [new_id() for _ in range(4)]
     weights = dict(zip(accounts, (1, 1, 2, 5), strict=True))
-    limits = dict(zip(accounts, (None, 3, 4, None), strict=True))
+    limits = {accounts[1]: 3, accounts[2]: 4}
     for account_id in accounts:
-        await lab.training.leases.set_share(account_id, weights[account_id], limits[account_id], 1)
-    waiting: dict[str, tuple[str, int, datetime]] = {}
+        await lab.training.leases.set_share(account_id, weights[account_id], limits.get(account_id), 1)
     busy: Counter[str] = Counter()
     at_work: list[tuple[str, Worker]] = []
     leased = 0
@@ -53,34 +54,21 @@ async def test_leases_follow_the_stated_policy(lab: Lab) -> None:
             for _, worker in at_work:
                 await worker.beat(number)
         for _ in range(draw.randrange(3)):
-            account_id, priority = draw.choice(accounts), draw.randrange(3)
-            waiting[await lab.queue(account_id, priority=priority)] = (account_id, priority, lab.clock.time)
+            await lab.queue(draw.choice(accounts), priority=draw.randrange(3))
         if at_work and draw.random() < 0.5:
             account_id, worker = at_work.pop(draw.randrange(len(at_work)))
             await worker.finish(EndReason.FAILED, user_error=True)
             busy[account_id] -= 1
-
-        def place(account_id: str) -> tuple[float, datetime, str]:
-            since = min(queued for owner, _, queued in waiting.values() if owner == account_id)
-            waited = (lab.clock.time - since) / AGEING
-            return busy[account_id] / weights[account_id] - waited, since, account_id
-
-        ready = {owner for owner, _, _ in waiting.values() if busy[owner] < (limits[owner] or busy[owner] + 1)}
+        async with lab.database.reading() as connection:
+            rows = await connection.fetch("SELECT * FROM run WHERE state = 'QUEUED'")
+        expected = choose([read_run(row) for row in rows], busy, lab.clock.time, weights, limits)
         taken = await lab.take()
-        if not ready:
-            assert taken is None
+        assert (taken.leased.run_id if taken else None) == expected
+        if taken is None:
             continue
-        assert taken is not None
-        owner = min(ready, key=place)
-        expected = min(
-            (run_id for run_id, entry in waiting.items() if entry[0] == owner),
-            key=lambda run_id: (-waiting[run_id][1], waiting[run_id][2], run_id),
-        )
-        assert taken.leased.run_id == expected
-        del waiting[expected]
         await taken.beat()
-        busy[owner] += 1
-        at_work.append((owner, taken))
+        busy[taken.leased.request.account_id] += 1
+        at_work.append((taken.leased.request.account_id, taken))
         leased += 1
 
 

@@ -15,6 +15,7 @@ from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.retention import forget
 from saucer.training.bell import Bell
 from saucer.training.charging import LEASE_MS
 from saucer.training.domain import (
@@ -34,6 +35,7 @@ from saucer.training.domain import (
     RunState,
 )
 from saucer.training.log_limit import BURST, LINES_PER_S
+from saucer.training.main import TrainingSettings, retention_rules
 from saucer.training.service import Logged, Measured, Training
 from saucer.training.store import runs, told
 from tests.support.servers import NewDatabase
@@ -494,6 +496,20 @@ async def test_what_a_lost_attempt_measured_beyond_its_checkpoint_is_measured_an
             "SELECT sequence, iteration FROM metric_point WHERE run_id = $1 ORDER BY sequence", run_id
         )
     assert [tuple(row) for row in rows] == [(1, 5), (2, 10), (5, 15)]
+
+
+async def test_of_runs_that_ended_long_ago_the_log_is_forgotten_and_of_no_other(lab: Lab) -> None:
+    old, new = await lab.queue(), await lab.queue()
+    for age in (timedelta(days=100), timedelta(days=1)):
+        worker = await lab.worker()
+        await worker.beat(lines=[Logged(2, lab.clock.time, "line")] * 3)
+        await worker.finish(EndReason.FAILED, user_error=True)
+        lab.clock.advance(age)
+    settings = TrainingSettings.model_construct(logs_keep_days=90)
+    await forget("training", lab.database, retention_rules(settings))
+    async with lab.database.reading() as connection:
+        rows = await connection.fetch("SELECT run_id, count(*) AS lines FROM log_line GROUP BY run_id")
+    assert {str(row["run_id"]): row["lines"] for row in rows} == {new: 3}, old
 
 
 async def test_the_keyword_index_is_there_for_a_plain_role(lab: Lab) -> None:

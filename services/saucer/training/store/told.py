@@ -12,8 +12,7 @@ _BEYOND_ALL = 2**62
 # $1: of runs that ended before; $2: lines at most.
 DELETE_OLD_LOGS = """
     DELETE FROM log_line WHERE (run_id, sequence) IN (
-        SELECT run_id, sequence FROM log_line JOIN run USING (run_id) WHERE ended_at < $1 LIMIT $2
-    )
+        SELECT l.run_id, l.sequence FROM run r JOIN log_line l USING (run_id) WHERE r.ended_at < $1 LIMIT $2)
 """
 
 
