@@ -33,6 +33,7 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         seed=message.seed,
         resource_group_id=message.resource_group_id,
         budget_micros=message.budget_micros,
+        priority=message.priority,
         kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
         model_id=message.model_id,
     )
@@ -67,6 +68,7 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         seed=form.seed,
         resource_group_id=form.resource_group_id,
         budget_micros=form.budget_micros,
+        priority=form.priority,
         kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
         model_id=form.model_id,
     )

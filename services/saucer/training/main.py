@@ -12,8 +12,12 @@ from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
 from saucer.training.reading import Reading
 from saucer.training.service import Training
-from saucer.training.store import DELETE_OLD_LOGS
+from saucer.training.store.told import DELETE_OLD_LOGS
+from saucer.training.store.workers import DELETE_OLD_WORKERS
 from saucer.training.sweeper import run_sweeper
+
+# A worker that asked for nothing for so long is listed no more; drained ones go too.
+WORKERS_KEEP = timedelta(days=7)
 
 
 class TrainingSettings(ServiceSettings):
@@ -27,7 +31,10 @@ class TrainingSettings(ServiceSettings):
 
 def retention_rules(settings: TrainingSettings) -> list[Forget]:
     """What training forgets besides the usual."""
-    return [Forget("log_line", timedelta(days=settings.logs_keep_days), DELETE_OLD_LOGS)]
+    return [
+        Forget("log_line", timedelta(days=settings.logs_keep_days), DELETE_OLD_LOGS),
+        Forget("worker", WORKERS_KEEP, DELETE_OLD_WORKERS),
+    ]
 
 
 async def wire(process: Process, settings: TrainingSettings) -> None:
@@ -41,9 +48,10 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     bell = Bell()
     training = Training(database, objects, bell)
     dead_events = process.consumer(database, jetstream, consumers.handlers(training))
-    servicers = [rpc.training_servicer(Reading(database, objects, bell)), rpc.worker_servicer(training), dead_events]
+    reading = Reading(database, objects, bell)
+    servicers = [rpc.training_servicer(reading, training), rpc.worker_servicer(training), dead_events]
     await process.serve(settings, servicers)
-    process.stack.callback(training.close)
+    process.stack.callback(training.leases.close)
     process.background("sweeper", run_sweeper(training))
 
 
