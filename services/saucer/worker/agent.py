@@ -59,7 +59,7 @@ class Agent:
         work_folder: Path,
         cache_bytes: int,
         threads: int,
-        deterministic: bool,
+        deterministic: bool = False,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
         self._token = token

@@ -43,7 +43,7 @@ class HeldUpload(Objects):
         if not key.endswith(f"checkpoint_{SECOND}.pth"):
             return await super().put(key, data)
         assert isinstance(data, Path)
-        content = data.read_bytes()
+        content = await asyncio.to_thread(data.read_bytes)
         await super().put(key, content[: len(content) // 2])
         self.held.set()
         await asyncio.Event().wait()
