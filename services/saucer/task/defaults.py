@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from saucer.task import parameters
 from saucer.task.domain import Config, Form, Refused
 from saucer.task.scenes import Scene
 
 DEFAULT_MAX_DURATION_MS = 3_600_000
 DEFAULT_OUTPUT_PATH = "outputs"
 # Sides of the square input that are tried, in pixels; the stride of the network divides them.
-INPUT_SIZES = (128, 192, 256, 320, 416, 512, 640)
+INPUT_SIZES = next(
+    tuple(int(size) for size in each.values) for each in parameters.PARAMETERS if each.name == "input_size"
+)
 # An object should span at least this many pixels of the input, or the network's finest stride cannot place it.
 WANTED_OBJECT_PX = 24
 # A processor trains at most this size in reasonable time.
@@ -95,6 +98,7 @@ def check_data(scene: Scene, data: Data) -> None:
 
 def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Config, tuple[Derived, ...]]:
     """The training's configuration with every default filled in, and the reasons. Raises Refused."""
+    parameters.check(form)
     check_data(scene, data)
     notes: list[Derived] = []
 

@@ -4,6 +4,7 @@ from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
 from saucer.task.defaults import Derived
 from saucer.task.domain import Config, Form, KnownModel, Progress, Task, TaskKind
+from saucer.task.parameters import Parameter
 from saucer.task.scenes import Scene
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
@@ -109,6 +110,20 @@ def scene_message(scene: Scene) -> task_pb2.Scene:
         description=scene.description,
         classes=scene.classes,
         expected_accuracy=scene.expected_accuracy,
+    )
+
+
+def parameter_message(parameter: Parameter) -> task_pb2.Parameter:
+    """What a form offers for one field."""
+    return task_pb2.Parameter(
+        name=parameter.name,
+        description=parameter.description,
+        unit=parameter.unit,
+        values=parameter.values,
+        minimum=parameter.minimum,
+        maximum=parameter.maximum,
+        whole=parameter.whole,
+        step=parameter.step,
     )
 
 
