@@ -24,12 +24,6 @@ BASE_ITERATIONS = 160
 ITERATIONS_PER_CLASS = 20
 WARMUP_SHARE = 0.05
 MAX_EPOCHS = 300
-# Seconds of one iteration for each image and megapixel of the input on one core, before anything was measured.
-CPU_S_PER_MEGAPIXEL = 2.6
-GPU_S_PER_MEGAPIXEL = 0.03
-# Loading, export and prediction.
-OVERHEAD_MS = 30_000
-
 
 T = TypeVar("T")
 
@@ -148,14 +142,6 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
         ),
         tuple(notes),
     )
-
-
-def estimate_ms(config: Config, data: Data, machine: Machine) -> int:
-    """Of the whole run, before anything was measured on this spec."""
-    megapixels = config.input_size**2 * config.batch_size / 1e6
-    per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
-    iterations = config.epochs * -(-data.training_images // config.batch_size)
-    return OVERHEAD_MS + round(1000 * iterations * megapixels * per_megapixel)
 
 
 def _input_size(scene: Scene, data: Data, machine: Machine) -> tuple[int, str]:
