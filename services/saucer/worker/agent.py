@@ -59,6 +59,7 @@ class Agent:
         work_folder: Path,
         cache_bytes: int,
         threads: int,
+        deterministic: bool = False,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
         self._token = token
@@ -70,6 +71,7 @@ class Agent:
         self._runs = work_folder / "runs"
         self._child_log = work_folder / "child.log"
         self._threads = threads
+        self._deterministic = deterministic
         self._child: ChildProcess | None = None
         self._starting = asyncio.Lock()
         self._attempt: Attempt | None = None
@@ -174,6 +176,7 @@ class Agent:
             workdir=workdir,
             child=self._ready_child,
             threads=self._threads,
+            deterministic=self._deterministic,
         )
         if self._stopping.is_set():
             self._attempt.release()

@@ -107,6 +107,7 @@ class Attempt:
         workdir: Path,
         child: Callable[[], Awaitable[ChildProcess]],
         threads: int,
+        deterministic: bool = False,
     ) -> None:
         self._lease = lease
         self._stub = stub
@@ -116,6 +117,7 @@ class Attempt:
         self._workdir = workdir
         self._child = child
         self._threads = threads
+        self._deterministic = deterministic
         self._heart = Heart(stub, token, lease)
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
@@ -236,6 +238,7 @@ class Attempt:
             finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
             threads=self._threads,
             classifies=config.classification,
+            deterministic=self._deterministic,
         )
 
     async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
