@@ -3,7 +3,7 @@
 #
 # 1. Stand-ins under the names that our files use: Debian by debootstrap, PostgreSQL, NATS and Triton from wheels.
 # 2. Our images, built from our Dockerfiles on top of them; the whole up; the path of deploy/path.sh.
-# 3. With KILL=1 each container is killed once while the path runs again.
+# 3. Each container is killed once while the path runs again; KILL= leaves it out.
 # 4. A table of memory and image sizes; everything down.
 #
 # It leaves nothing of its own but images. WORK keeps what is downloaded, DATA the engine's own.
@@ -34,7 +34,8 @@ stand_ins() {
   tar -C "$work/root" -c . | docker import - saucer-check-debian >/dev/null
   say "Wheels"
   if [ ! -e "$work/wheels.done" ]; then
-    python=.venv/bin/python
+    "${PYTHON:-python3.11}" -m venv "$work/pip"
+    python=$work/pip/bin/python
     get=("$python" -m pip download --quiet --disable-pip-version-check --dest "$work/context/wheels")
     "${get[@]}" --constraint constraints.txt '.[worker,local]' 'setuptools>=77' wheel
     # These come as sources.
@@ -71,7 +72,7 @@ docker stats --no-stream --format 'table {{.Name}}\t{{.MemUsage}}'
 say "Images (the stand-in's base, with every wheel, is $(docker image inspect --format '{{.Size}}' python:3.11-slim-bookworm) bytes of each)"
 docker images --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
 
-if [ -n "${KILL:-}" ]; then
+if [ -n "${KILL-1}" ]; then
   say "The path, while each container is killed once"
   path >"$work/path.log" 2>&1 &
   walking=$!
