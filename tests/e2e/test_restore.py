@@ -1,4 +1,4 @@
-"""deploy/BACKUP.md, done to a whole Saucer: PostgreSQL and objects are copied while it works; another goes on from them.
+"""deploy/BACKUP.md, done to a whole Saucer: PostgreSQL and objects are copied while it works; another goes on from it.
 
 NATS is not copied: it begins empty, and is filled again from the outboxes.
 """
