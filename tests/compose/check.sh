@@ -73,7 +73,7 @@ path
 say "Memory"
 docker stats --no-stream --format 'table {{.Name}}\t{{.MemUsage}}'
 say "Images (the stand-in's base, with every wheel, is $(docker image inspect --format '{{.Size}}' python:3.11-slim-bookworm) bytes of each)"
-docker images --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
+docker images --filter dangling=false --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
 
 if [ -n "${KILL-1}" ]; then
   say "TLS"

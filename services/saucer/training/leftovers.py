@@ -1,0 +1,69 @@
+"""What attempts left in the object store and nothing names: removed some days after their run has ended.
+
+1. Only runs that ended days ago are looked at: a worker that lost its lease has long stopped writing.
+2. Named are the model or the detections that the last attempt finished with, and the checkpoint of the task's newest
+   run, from which its next start resumes. A start that is made in the same moment takes that very checkpoint.
+3. A run is marked after its files are gone, so that a round that breaks off is made again. Several replicas may make
+   one at once.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import asyncpg
+import structlog
+from prometheus_client import Counter
+
+from saucer.lib.errors import DomainError
+from saucer.lib.objects import Objects
+from saucer.lib.postgres import Database
+from saucer.training import store
+from saucer.training.domain import Run, RunState
+
+SWEEP_S = 3600.0
+# Tasks looked at together; the next follow at once.
+BATCH = 100
+
+log = structlog.get_logger()
+removed_total = Counter("saucer_training_objects_removed_total", "Objects of attempts that nothing named")
+
+
+async def remove_for_ever(database: Database, objects: Objects, keep: timedelta) -> None:
+    """Until cancelled: a round each hour."""
+    while True:
+        try:
+            await remove_leftovers(database, objects, keep)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DomainError) as error:
+            log.warning("leftovers_not_removed", error=repr(error))
+        await asyncio.sleep(SWEEP_S)
+
+
+async def remove_leftovers(database: Database, objects: Objects, keep: timedelta) -> None:
+    """One round, of runs that ended `keep` ago. Raises UnavailableError."""
+    number = BATCH
+    while number == BATCH:
+        async with database.reading() as connection:
+            before = await database.clock.now(connection) - keep
+            tasks = await store.unswept_tasks(connection, before, BATCH)
+            runs = [await store.runs_of_task(connection, task_id) for task_id in tasks]
+        for of_task in runs:
+            old = [run for run in of_task if run.state is RunState.ENDED and run.ended_at and run.ended_at < before]
+            for run in old:
+                await _remove(objects, run, newest=of_task[-1])
+            async with database.reading() as connection:
+                await store.mark_swept(connection, [run.run_id for run in old], await database.clock.now(connection))
+        number = len(tasks)
+
+
+async def _remove(objects: Objects, run: Run, *, newest: Run) -> None:
+    for key in await objects.keys(run.prefix):
+        if not is_named(key, run, newest):
+            await objects.delete(key)
+            removed_total.inc()
+
+
+def is_named(key: str, run: Run, newest: Run) -> bool:
+    """Whether an object of a run that has ended may be asked for; `newest` is the last run of its task."""
+    if newest.checkpoint is not None and key == newest.checkpoint.key:
+        return True
+    return run.model_id is not None and key.rpartition("/")[0] == run.artifact_prefix
