@@ -200,14 +200,9 @@ class Run:
         return self.exhausted or (self.must_stop and self.started_at is not None)
 
     @property
-    def prefix(self) -> str:
-        """Where its attempts put their files."""
-        return f"system/{self.request.account_id}/runs/{self.run_id}"
-
-    @property
     def artifact_prefix(self) -> str:
         """Where the present attempt puts its files."""
-        return f"{self.prefix}/attempt-{self.attempt}"
+        return f"system/{self.request.account_id}/runs/{self.run_id}/attempt-{self.attempt}"
 
     @property
     def done(self) -> float:

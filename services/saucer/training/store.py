@@ -239,32 +239,6 @@ async def former_run(connection: Connection, task_id: str, start_number: int) ->
     return _run(row) if row else None
 
 
-async def unswept_tasks(connection: Connection, ended_before: datetime, limit: int) -> list[str]:
-    """Tasks with a run that ended before, and whose leftovers were not removed yet."""
-    rows = await connection.fetch(
-        """
-        SELECT DISTINCT task_id FROM run
-        WHERE state = 'ENDED' AND files_swept_at IS NULL AND ended_at < $1 LIMIT $2
-        """,
-        ended_before,
-        limit,
-    )
-    return [str(row["task_id"]) for row in rows]
-
-
-async def runs_of_task(connection: Connection, task_id: str) -> list[Run]:
-    """By start."""
-    return [
-        _run(row)
-        for row in await connection.fetch("SELECT * FROM run WHERE task_id = $1 ORDER BY start_number", task_id)
-    ]
-
-
-async def mark_swept(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
-    """Their leftovers are gone."""
-    await connection.execute("UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", run_ids, now)
-
-
 async def run_of_lease_request(connection: Connection, request_sha256: str, now: datetime) -> Run | None:
     """What this request id has leased, while it lasts."""
     row = await connection.fetchrow(
