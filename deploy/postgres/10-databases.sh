@@ -17,3 +17,6 @@ CREATE DATABASE :"service" OWNER :"service";
 REVOKE ALL ON DATABASE :"service" FROM PUBLIC;
 SQL
 done
+# The server's own are open to every role.
+psql --set ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname postgres \
+  --command "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC"
