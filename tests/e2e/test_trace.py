@@ -14,6 +14,7 @@ TASK_PARTS = {
     ("training", "saucer.task.v1.TaskQueued"),
     ("training", "waits for a worker"),
     ("training", "run"),
+    *(("worker", stage) for stage in ("attempt", "fetch data", "training", "exporting", "predicting", "upload")),
     ("task", "saucer.training.v1.RunStarted"),
     ("billing", "saucer.training.v1.RunEnded"),
     ("evaluation", "score"),
