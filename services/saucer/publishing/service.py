@@ -30,7 +30,7 @@ from saucer.lib.errors import (
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, store
+from saucer.publishing import domain, spans, store
 from saucer.publishing.domain import (
     Deployment,
     DeploymentState,
@@ -182,6 +182,7 @@ class Deployments:
                     deployment_id, account_id, request_id, form, evaluation, model.classes, thresholds, tx.now
                 )
                 if await store.insert(tx.connection, deployment):
+                    await spans.begin(tx.connection, deployment_id)
                     await _publish(tx, deployment, events_pb2.DeploymentCreated)
                     return deployment
                 former = await store.of_request(tx.connection, account_id, request_id)
@@ -240,6 +241,7 @@ class Deployments:
                         _check_billing(form)
                     started = domain.start_again(deployment, request_id, tx.now, form)
                     deployment = await store.update(tx.connection, started)
+                    await spans.begin(tx.connection, deployment_id)
                     await _publish(tx, deployment, events_pb2.DeploymentChanged)
         except asyncpg.UniqueViolationError as error:
             raise _name_taken(deployment.form) from error
@@ -475,7 +477,7 @@ async def _write(tx: Transaction, former: Deployment, moved: Deployment, event: 
     written = await store.update(tx.connection, moved)
     event = event or _event_of(former, written)
     if event is not None:
-        await _publish(tx, written, event)
+        await _publish(tx, written, event, await spans.passed(tx.connection, former, written))
     if written.at_rest:
         ended_total.labels(written.end_reason or "REFUSED").inc()
     return written
@@ -495,7 +497,7 @@ _EVENTS: dict[DeploymentState, Event] = {
 }
 
 
-async def _publish(tx: Transaction, deployment: Deployment, event: Event) -> None:
+async def _publish(tx: Transaction, deployment: Deployment, event: Event, traceparent: str | None = None) -> None:
     message = event(deployment=deployment_message(deployment))
     await enqueue(
         tx,
@@ -504,4 +506,5 @@ async def _publish(tx: Transaction, deployment: Deployment, event: Event) -> Non
         account_id=deployment.account_id,
         work_id=deployment.deployment_id,
         resource_id=deployment.deployment_id,
+        traceparent=traceparent,
     )

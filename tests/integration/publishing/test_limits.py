@@ -35,7 +35,7 @@ class World:
         """A deployment in the state that `move` gives it."""
         made = domain.create(new_id(), new_id(), new_id(), FORM, EVALUATION, ("cup",), (("cup", 0.3),), self.clock.time)
         async with self.database.transaction() as tx:
-            await tx.connection.execute("TRUNCATE deployment")
+            await tx.connection.execute("TRUNCATE deployment CASCADE")
             await store.insert(tx.connection, replace(made, evaluation_id=new_id()))
             present = await store.get(tx.connection, made.deployment_id)
             assert present is not None
