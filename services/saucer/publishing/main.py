@@ -53,7 +53,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     triton = TritonClient(settings.triton_address, settings.triton_control_key)
     process.stack.push_async_callback(triton.close)
     reconciler = Reconciler(
-        deployments,
+        deployments.serving,
         triton,
         Objects(settings.object_store_url),
         model_repository=settings.triton_repository,

@@ -31,7 +31,7 @@ from saucer.lib.objects import Objects
 from saucer.publishing import domain, repository
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model
 from saucer.publishing.replay import choose_samples, replay
-from saucer.publishing.service import LEASE, Deployments
+from saucer.publishing.service.serving import LEASE, Serving
 from saucer.publishing.triton import ModelFailed, TritonClient, TritonError, TritonUnavailable
 from saucer.serving.errors import ModelFolderError
 from saucer.serving.spec import ModelSpec
@@ -74,7 +74,7 @@ class Reconciler:
 
     def __init__(
         self,
-        deployments: Deployments,
+        deployments: Serving,
         triton: TritonClient,
         objects: Objects,
         *,

@@ -28,7 +28,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         self, request: publishing_pb2.CreateDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
         account_id = current().account(request.account_id)
-        deployment = await self._deployments.create(
+        deployment = await self._deployments.starts.create(
             request.request_id,
             account_id,
             derived_id("deployment", account_id, request.request_id),
@@ -66,7 +66,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     async def StartDeployment(
         self, request: publishing_pb2.StartDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
-        deployment = await self._deployments.start(
+        deployment = await self._deployments.starts.start(
             request.request_id,
             request.deployment_id,
             read_billing_mode(request.billing_mode) if request.billing_mode else None,
