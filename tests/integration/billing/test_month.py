@@ -214,7 +214,7 @@ class Month:
 
     async def _stop_a_deployment(self) -> None:
         for deployment in await self.services.deployments.serving.placed():
-            await self.services.deployments.stop(deployment.deployment_id)
+            await self.services.deployments.stop(new_id(), deployment.deployment_id)
             return
 
     # What machines do
@@ -303,7 +303,7 @@ class Month:
         """Nothing new; what runs comes to its end."""
         for _ in range(30):
             for deployment in await self.services.deployments.serving.placed():
-                await self.services.deployments.stop(deployment.deployment_id)
+                await self.services.deployments.stop(new_id(), deployment.deployment_id)
             await self.pass_(0, settle=True)
 
     async def statements(self, account_id: str) -> list[Statement]:

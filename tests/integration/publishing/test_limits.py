@@ -33,10 +33,11 @@ class World:
 
     async def put(self, move: Callable[[Deployment], Deployment]) -> str:
         """A deployment in the state that `move` gives it."""
-        made = domain.create(new_id(), new_id(), new_id(), FORM, EVALUATION, ("cup",), (("cup", 0.3),), self.clock.time)
+        form, evaluation = replace(FORM, model_id=new_id()), replace(EVALUATION, evaluation_id=new_id())
+        made = domain.create(new_id(), new_id(), new_id(), form, evaluation, ("cup",), (("cup", 0.3),), self.clock.time)
         async with self.database.transaction() as tx:
-            await tx.connection.execute("TRUNCATE deployment")
-            await store.insert(tx.connection, replace(made, evaluation_id=new_id()))
+            await tx.connection.execute("TRUNCATE deployment CASCADE")
+            await store.insert(tx.connection, made)
             present = await store.get(tx.connection, made.deployment_id)
             assert present is not None
             moved = move(present)

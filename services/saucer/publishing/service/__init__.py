@@ -9,12 +9,14 @@ import structlog
 from saucer.lib.auth import current
 from saucer.lib.errors import DomainError, NotFoundError
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model
+from saucer.publishing import domain, store, version_store
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, write
+from saucer.publishing.service.records import record
 from saucer.publishing.service.serving import Serving
 from saucer.publishing.service.starts import PENDING_LIMIT, Offer, Starts
+from saucer.publishing.service.versions import Versions
 
 __all__ = ["PENDING_LIMIT", "Deployments", "Offer"]
 
@@ -44,6 +46,7 @@ class Deployments:
         self._database = database
         self.starts = Starts(database, peers, offer)
         self.serving = Serving(database, offer)
+        self.versions = Versions(database, self.starts)
 
     # What others tell
 
@@ -63,11 +66,15 @@ class Deployments:
 
     # Ending
 
-    async def stop(self, deployment_id: str) -> Deployment:
+    async def stop(self, request_id: str, deployment_id: str) -> Deployment:
         """Asks for the stop; at rest, or while it is stopping already, nothing changes."""
         async with self._database.transaction() as tx:
             deployment = await owned(tx, deployment_id)
-            return await write(tx, deployment, domain.stop(deployment, EndReason.STOPPED_BY_USER, tx.now))
+            stopped = domain.stop(deployment, EndReason.STOPPED_BY_USER, tx.now)
+            if stopped != deployment and not await version_store.has_record(tx.connection, deployment_id, request_id):
+                author = current().subject
+                await record(tx, deployment, UpdateAction.STOPPED, author=author, request_id=request_id)
+            return await write(tx, deployment, stopped)
 
     async def sweep(self) -> None:
         """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""

@@ -66,6 +66,8 @@ async def write(tx: Transaction, former: Deployment, moved: Deployment, event: E
 
 def _event_of(former: Deployment, moved: Deployment) -> Event | None:
     if moved.state is former.state:
+        if (moved.version, moved.candidate) != (former.version, former.candidate):
+            return events_pb2.DeploymentChanged
         return None if moved.progressed_at == former.progressed_at else events_pb2.DeploymentProgressed
     return events_pb2.DeploymentEnded if moved.at_rest else _EVENTS.get(moved.state, events_pb2.DeploymentChanged)
 

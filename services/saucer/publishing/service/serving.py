@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Database
 from saucer.publishing import domain, store
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, Version
 from saucer.publishing.service.changes import Move, change, write
 from saucer.publishing.service.starts import Offer
 
@@ -44,10 +44,10 @@ class Serving:
         async with self._database.reading() as connection:
             return await store.in_states(connection, domain.PLACED)
 
-    async def model_of(self, deployment: Deployment) -> Model:
+    async def model_of(self, version: Version) -> Model:
         """What it serves."""
         async with self._database.reading() as connection:
-            model = await store.get_model(connection, deployment.form.model_id)
+            model = await store.get_model(connection, version.model_id)
         assert model is not None, "it was there when the deployment was made, and models are not removed"
         return model
 
@@ -95,4 +95,7 @@ class Serving:
         await self._report(deployment, {_S.STOPPING}, domain.stopped)
 
     async def _report(self, deployment: Deployment, states: Collection[DeploymentState], move: Move) -> None:
-        await change(self._database, deployment.deployment_id, deployment.start_number, states, move)
+        def of_this_version(present: Deployment, now: datetime) -> Deployment:
+            return move(present, now) if present.version.number == deployment.version.number else present
+
+        await change(self._database, deployment.deployment_id, deployment.start_number, states, of_this_version)

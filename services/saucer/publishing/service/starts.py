@@ -8,12 +8,14 @@
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import asyncpg
 import structlog
 
+from saucer.lib.auth import current
 from saucer.lib.errors import (
     AlreadyExistsError,
     DomainError,
@@ -22,10 +24,11 @@ from saucer.lib.errors import (
     NotFoundError,
 )
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model
+from saucer.publishing import domain, store, version_store
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model, UpdateAction
 from saucer.publishing.peers import Hold, Peers
 from saucer.publishing.service.changes import Event, Move, change, owned, publish
+from saucer.publishing.service.records import record
 from saucer.publishing.v1 import events_pb2
 
 # How long billing may be silent; then the start has WAITED_TOO_LONG.
@@ -76,7 +79,7 @@ class Starts:
             former = await store.of_request(connection, account_id, request_id)
         if former is None:
             self._check_offer(form)
-            model, evaluation = await self._meet(account_id, form.model_id)
+            model, evaluation = await self.meet(account_id, form.model_id)
             former = await self._insert(request_id, account_id, deployment_id, form, model, evaluation)
         if former.form != form:
             raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another deployment.")
@@ -99,7 +102,8 @@ class Starts:
                 f"{MAX_REPLICAS} replica of each; not {form.replicas}.",
             )
 
-    async def _meet(self, account_id: str, model_id: str) -> tuple[Model, Evaluation]:
+    async def meet(self, account_id: str, model_id: str) -> tuple[Model, Evaluation]:
+        """An account's model that is evaluated. Raises NotFoundError, FailedPreconditionError: MODEL_NOT_EVALUATED."""
         deadline = asyncio.get_running_loop().time() + MEET_GRACE_S
         while True:
             async with self._database.reading() as connection:
@@ -122,13 +126,18 @@ class Starts:
     async def _insert(
         self, request_id: str, account_id: str, deployment_id: str, form: Form, model: Model, evaluation: Evaluation
     ) -> Deployment:
-        thresholds = domain.choose_thresholds(model.classes, _given(form, model), evaluation)
+        thresholds = domain.choose_thresholds(
+            model.classes, checked_thresholds(dict(form.thresholds), model), evaluation
+        )
         try:
             async with self._database.transaction() as tx:
                 deployment = domain.create(
                     deployment_id, account_id, request_id, form, evaluation, model.classes, thresholds, tx.now
                 )
                 if await store.insert(tx.connection, deployment):
+                    await version_store.insert_version(tx.connection, deployment_id, deployment.version, tx.now)
+                    author = current().subject
+                    await record(tx, deployment, UpdateAction.CREATED, author=author, request_id=request_id)
                     await publish(tx, deployment, events_pb2.DeploymentCreated)
                     return deployment
                 former = await store.of_request(tx.connection, account_id, request_id)
@@ -188,6 +197,8 @@ class Starts:
                         form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
                         _check_billing(form)
                     started = domain.start_again(deployment, request_id, tx.now, form)
+                    author = current().subject
+                    await record(tx, deployment, UpdateAction.STARTED, author=author, request_id=request_id)
                     deployment = await store.update(tx.connection, started)
                     await publish(tx, deployment, events_pb2.DeploymentChanged)
         except asyncpg.UniqueViolationError as error:
@@ -222,10 +233,8 @@ def _queue(deployment: Deployment, hold: Hold, now: datetime) -> Deployment:
     return domain.queue(deployment, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now)
 
 
-def _given(form: Form, model: Model) -> dict[str, float]:
-    given = dict(form.thresholds)
-    if len(given) < len(form.thresholds):
-        raise InvalidArgumentError("CLASS_TWICE", "thresholds: a class is named twice.")
+def checked_thresholds(given: Mapping[str, float], model: Model) -> Mapping[str, float]:
+    """The same. Raises InvalidArgumentError: CLASS_UNKNOWN."""
     unknown = sorted(set(given) - set(model.classes))
     if unknown:
         raise InvalidArgumentError(
