@@ -40,7 +40,7 @@ async def test_leftovers_of_lost_attempts_go_and_what_is_named_stays(lab: Lab) -
     second = await lab.worker()
     checkpoint = await keep_checkpoint(second, 20)
     model = {file.key for file in await second.files()}
-    await lab.training.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
     await second.finish(EndReason.STOPPED_BY_USER, files=await second.files())
     everything = await left(lab, account_id)
     lab.clock.advance(KEEP)
