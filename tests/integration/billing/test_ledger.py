@@ -1,6 +1,7 @@
 """The ledger under retries, races, time and administrators: real PostgreSQL, two replicas, a clock that is set."""
 
 import asyncio
+import json
 import random
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
@@ -422,6 +423,24 @@ async def test_a_spec_priced_in_another_currency_is_refused(ledger: Ledger) -> N
 
 
 # Running out
+
+
+async def test_the_rate_that_funds_last_for_is_that_of_all_that_runs_of_the_account(ledger: Ledger) -> None:
+    account_id = await ledger.account(100 * HOLD_MICROS)
+    running, also, ended, idle, last = [request_of(account_id, count=1 + number % 2) for number in range(5)]
+    of_another = request_of(await ledger.account(100 * HOLD_MICROS))
+    for request in (running, also, ended, idle, of_another, last):
+        await ledger.billing.holds.create(request)
+    for request in (running, also, ended, of_another):
+        await ledger.billing.holds.advance(request.hold_id, 0, running=True)
+    await ledger.billing.holds.resolve(ended.hold_id, 0)
+    left = (await ledger.balance(account_id))[0] - PRICE_MICROS
+    await ledger.billing.accounts.adjust(account_id, -left, correction())
+    await ledger.billing.holds.advance(last.hold_id, 0, running=True)
+    async with ledger.database.reading() as connection:
+        told = await connection.fetchval("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.FundsLow'")
+    # One of running, two of also, one of last.
+    assert int(json.loads(told)["rateMicros"]) == 4 * PRICE_MICROS
 
 
 async def test_funds_that_run_low_are_told_once_for_each_limit_and_anew_after_a_top_up(ledger: Ledger) -> None:
