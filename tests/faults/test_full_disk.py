@@ -1,14 +1,11 @@
 """The disk is full, once under PostgreSQL and once under NATS: typed errors; after room is made everything goes on."""
 
 import asyncio
-import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
-import pytest
 
 from saucer.billing.main import wire
 from saucer.lib.config import ServiceSettings
@@ -16,44 +13,15 @@ from saucer.lib.ids import new_id
 from saucer.local.servers import NatsServer, PostgresServer
 from tests.integration.billing.test_billing import HOLD_MICROS, Client
 from tests.integration.local.test_backup import connected
+from tests.support.disk import full, small_disk
 from tests.support.events import read_events
 from tests.support.saucer_client import persist
 from tests.support.services import ServiceRunner, Tokens
 
 CALLS = 3000
-ROOM = 64 * 1024
 # PostgreSQL's first files, and what the tests write.
 POSTGRES_BYTES = 160 * 2**20
 NATS_BYTES = 64 * 2**20
-
-
-@contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of its own. Skips where none can be mounted."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root, with the right to mount, can make a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def full(disk: Path) -> Iterator[None]:
-    """Nothing more can be written, until the block ends."""
-    filling = disk / "filling"
-    with filling.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(ROOM))
-        except OSError:
-            pass
-    try:
-        yield
-    finally:
-        filling.unlink()
 
 
 @asynccontextmanager
