@@ -135,11 +135,12 @@ def list_(app: App, limit: int) -> None:
 @click.argument("image_set_id", type=IDENTIFIER, metavar="VERSION_OR_DRAFT")
 @click.option("--unlabelled", is_flag=True, help="Only those without labels.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only of it.")
+@click.option("--class", "class_name", default="", help="Only with a label of it.")
 @limit_option()
 @pass_app
-def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, limit: int) -> None:
+def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, class_name: str, limit: int) -> None:
     """Images with their labels, in the order of the manifest; none is read."""
-    request = dataset_pb2.ListImagesRequest(image_set_id=image_set_id, split=split or "")
+    request = dataset_pb2.ListImagesRequest(image_set_id=image_set_id, split=split or "", class_name=class_name)
     if unlabelled:
         request.labelled = False
     app.output.listing(

@@ -4,6 +4,6 @@ Owns: account stores, uploads, imports, dataset versions, drafts (database `data
     in the object store.
 Serves: saucer.dataset.v1.DatasetService, saucer.lib.v1.DeadEventService.
 Calls: nobody but the object store.
-Publishes: AccountStoreProven, ImportEnded, DatasetVersionCreated.
+Publishes: AccountStoreProven, ImportEnded, DatasetVersionCreated, DraftCreated, DraftChanged, DraftDeleted.
 Consumes: AccountCreated, AccountQuotasChanged.
 """

@@ -96,6 +96,7 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
             request.image_set_id,
             labelled=request.labelled if request.HasField("labelled") else None,
             split=request.split or None,
+            class_name=request.class_name or None,
             after=int(page.after[0]) if page.after else 0,
             limit=page.size,
             include_images=request.include_images,

@@ -662,6 +662,7 @@ class ListImagesRequest(_message.Message):
     INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
     image_set_id: _builtins.str
     """A dataset_version_id or a draft_id."""
     labelled: _builtins.bool
@@ -674,6 +675,8 @@ class ListImagesRequest(_message.Message):
     """Off: no image is read, and the account's store is not charged for one."""
     page_size: _builtins.int
     page_token: _builtins.str
+    class_name: _builtins.str
+    """Only images with a label of it; empty: whatever is on them. INVALID_ARGUMENT with reason CLASS_UNKNOWN."""
     def __init__(
         self,
         *,
@@ -683,10 +686,11 @@ class ListImagesRequest(_message.Message):
         include_images: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        class_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "labelled", b"labelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "image_set_id", b"image_set_id", "include_images", b"include_images", "labelled", b"labelled", "page_size", b"page_size", "page_token", b"page_token", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "class_name", b"class_name", "image_set_id", b"image_set_id", "include_images", b"include_images", "labelled", b"labelled", "page_size", b"page_size", "page_token", b"page_token", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__labelled: _TypeAlias = _typing.Literal["labelled"]  # noqa: Y015
     _WhichOneofArgType__labelled: _TypeAlias = _typing.Literal["_labelled", b"_labelled"]  # noqa: Y015
