@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import asyncpg
 import grpc
@@ -16,8 +17,8 @@ from saucer.dataset.v1 import events_pb2 as dataset_events
 from saucer.lib.cloudevent import from_json
 from saucer.lib.ids import new_id
 from tests.integration.dataset.client import Client, archive_of, client, coco_files, refusal
-from tests.integration.dataset.conftest import NewAccount
-from tests.support.events import read_events
+from tests.integration.dataset.conftest import NewAccount, RunDataset
+from tests.support.events import read_events, until
 from tests.support.services import Running, Tokens
 
 
@@ -166,6 +167,37 @@ async def test_what_happens_to_a_draft_is_told_with_its_snapshot(dataset: Client
     snapshots = [from_json(event.data, dataset_events.DraftChanged()).draft for event in told]
     assert [snapshot.unlabelled_images for snapshot in snapshots] == [12, 11, 11]
     assert sorted({snapshot.revision for snapshot in snapshots}) == [snapshot.revision for snapshot in snapshots]
+
+
+@pytest.mark.parametrize("whole_images", [False, True])
+async def test_images_of_versions_from_before_there_were_lists_are_listed_at_the_next_start(
+    run_dataset: RunDataset,
+    database_url: str,
+    tokens: Tokens,
+    new_account: NewAccount,
+    store: Path,
+    *,
+    whole_images: bool,
+) -> None:
+    async with run_dataset(database_url=database_url) as running:
+        before = client(running.channel, tokens, await new_account(), store)
+        if whole_images:
+            files = {f"{name[7:8]}/{name[7:]}": data for name, data in coco_files(6).items() if name.endswith(".png")}
+            version_id = (await before.import_bytes(archive_of(files))).dataset_version_id
+        else:
+            version_id = await imported(before)
+        listed = list((await before.list_images(version_id)).images)
+    assert listed
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM listed_image")
+    await connection.close()
+    async with run_dataset(database_url=database_url) as running:
+        after = client(running.channel, tokens, before.account_id, store)
+
+        async def again() -> list[dataset_pb2.ListedImage]:
+            return list((await after.list_images(version_id)).images)
+
+        assert await until(again) == listed
 
 
 async def test_a_draft_may_be_split_again_by_what_was_labelled(dataset: Client) -> None:
