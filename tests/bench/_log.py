@@ -168,7 +168,7 @@ async def _grown_tasks(database_url: str, account_id: str, count: int) -> list[t
 
 def _task_pages(world: World, metadata: Metadata, moments: list[tuple[str, str]]) -> Call:
     async def call(draw: random.Random) -> object:
-        request = task_pb2.ListTasksRequest(page_size=PAGE)
+        request = task_pb2.ListTasksRequest()
         kind = draw.choice(("all", "failed", "stopped", "both"))
         if kind in ("failed", "both"):
             request.states.append(task_pb2.TASK_STATE_FAILED)

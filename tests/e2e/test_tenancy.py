@@ -123,6 +123,7 @@ FILLING: dict[str, Callable[[], Any]] = {
     "name": lambda: "model.onnx",
     "scene": lambda: "object-detection",
     "worker_id": lambda: "w",
+    "url": lambda: "file:///",
     "token": lambda: "t",
     "sequence": lambda: 1,
     "image_id": lambda: 1,

@@ -48,10 +48,12 @@ class Crew:
         await publish(self.jetstream, start.queued())
         return start
 
-    async def worker(self, name: str, region_id: str, replica: int = 0) -> asyncio.subprocess.Process:
-        """A real worker process."""
+    async def worker(
+        self, name: str, region_id: str, replica: int = 0, address: str = ""
+    ) -> asyncio.subprocess.Process:
+        """A real worker process. `address`: of something before the replica."""
         settings = {
-            "SAUCER_TRAINING_ADDRESS": self.replicas[replica].address,
+            "SAUCER_TRAINING_ADDRESS": address or self.replicas[replica].address,
             "SAUCER_OBJECT_STORE_URL": self.object_store_url,
             "SAUCER_TOKEN_FILE": str(self.tokens.file(Role.WORKER)),
             "SAUCER_REGION_ID": region_id,
@@ -76,6 +78,16 @@ class Crew:
         finally:
             for process in processes:
                 await kill(process)
+
+    async def exists(self, start: Start) -> bool:
+        """Whether training has heard of it."""
+        return bool(await self.database.fetchval("SELECT true FROM run WHERE run_id = $1", start.run_id))
+
+    async def run(self, start: Start) -> asyncpg.Record:
+        """Its row."""
+        row = await self.database.fetchrow("SELECT * FROM run WHERE run_id = $1", start.run_id)
+        assert row is not None
+        return row
 
     async def ended(self, number: int) -> bool:
         """Whether so many runs are at rest."""

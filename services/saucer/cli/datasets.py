@@ -47,6 +47,7 @@ def dataset() -> None:
 @click.option("--store-path", help="Of a folder or an archive that lies in the account's store, instead of an upload.")
 @click.option("--name", help="For people; default: the source's name.")
 @click.option("--upload-id", type=IDENTIFIER, help="Go on with an upload that was interrupted.")
+@click.option("--root", "mapped_root", default="", help="Of --store-path: a mapped root, from `dataset roots`.")
 @click.option("--split-seed", type=int, default=0, show_default=True, help="Where the source has no split of its own.")
 @click.option(
     "--format",
@@ -59,6 +60,7 @@ def import_(
     app: App,
     source: Path | None,
     store_path: str | None,
+    mapped_root: str,
     name: str | None,
     upload_id: str | None,
     split_seed: int,
@@ -75,11 +77,49 @@ def import_(
         source_format=FORMATS[source_format] if source_format else dataset_pb2.SOURCE_FORMAT_UNSPECIFIED,
     )
     if source is None:
-        request.store_path = store_path or ""
+        request.store_path, request.mapped_root = store_path or "", mapped_root
     else:
         with _packed(app.output, source) as archive:
             request.upload_id = _upload(app, archive, upload_id).upload_id
     make_version(app, request)
+
+
+@dataset.command()
+@pass_app
+def roots(app: App) -> None:
+    """Further places to import from that an administrator has mapped."""
+    request = dataset_pb2.ListMappedRootsRequest(account_id=app.connection.account_id)
+    found = app.connection.dataset.ListMappedRoots(request).roots
+    app.output.listing("", ("name", "url", "mapped"), found, _root_row)
+
+
+@dataset.command("map-root")
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@click.argument("name")
+@click.argument("url")
+@pass_app
+def map_root(app: App, account_id: str, name: str, url: str) -> None:
+    """Let an account import from file:///folder or s3://bucket/prefix (administrator)."""
+    request = dataset_pb2.MapRootRequest(account_id=account_id, name=name, url=url)
+    _print_root(app, app.connection.dataset.MapRoot(request))
+
+
+@dataset.command("unmap-root")
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@click.argument("name")
+@pass_app
+def unmap_root(app: App, account_id: str, name: str) -> None:
+    """Take it back (administrator)."""
+    request = dataset_pb2.UnmapRootRequest(account_id=account_id, name=name)
+    _print_root(app, app.connection.dataset.UnmapRoot(request))
+
+
+def _root_row(root: dataset_pb2.MappedRoot) -> tuple[object, ...]:
+    return root.name, root.url, moment(root, "map_time")
+
+
+def _print_root(app: App, root: dataset_pb2.MappedRoot) -> None:
+    app.output.record("", root, list(zip(("name", "url", "mapped"), _root_row(root), strict=True)))
 
 
 def make_version(app: App, request: dataset_pb2.ImportDatasetRequest) -> None:
@@ -135,11 +175,12 @@ def list_(app: App, limit: int) -> None:
 @click.argument("image_set_id", type=IDENTIFIER, metavar="VERSION_OR_DRAFT")
 @click.option("--unlabelled", is_flag=True, help="Only those without labels.")
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), help="Only of it.")
+@click.option("--class", "class_name", default="", help="Only with a label of it.")
 @limit_option()
 @pass_app
-def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, limit: int) -> None:
+def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, class_name: str, limit: int) -> None:
     """Images with their labels, in the order of the manifest; none is read."""
-    request = dataset_pb2.ListImagesRequest(image_set_id=image_set_id, split=split or "")
+    request = dataset_pb2.ListImagesRequest(image_set_id=image_set_id, split=split or "", class_name=class_name)
     if unlabelled:
         request.labelled = False
     app.output.listing(

@@ -139,6 +139,18 @@ class ImportRequest:
     draft_id: str | None = None
     # Of a draft: a new split, instead of that of its version.
     split_again: bool = False
+    # Of a store_path: the name of the root that it is below; None: the account's own prefix.
+    mapped_root: str | None = None
+
+
+@dataclass(frozen=True)
+class MappedRoot:
+    """A further place that an account may import from."""
+
+    account_id: str
+    name: str
+    url: str
+    mapped_at: datetime
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,7 @@ class Import:
     source_format: SourceFormat
     draft_id: str | None
     split_again: bool
+    mapped_root: str | None
     state: ImportState
     images_done: int
     images_total: int
@@ -181,6 +194,7 @@ class Import:
             self.source_format,
             self.draft_id,
             self.split_again,
+            self.mapped_root,
         )
 
 
@@ -196,6 +210,7 @@ def queued(import_id: str, request: ImportRequest, now: datetime) -> Import:
         source_format=request.source_format,
         draft_id=request.draft_id,
         split_again=request.split_again,
+        mapped_root=request.mapped_root,
         state=ImportState.QUEUED,
         images_done=0,
         images_total=0,

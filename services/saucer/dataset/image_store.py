@@ -54,7 +54,14 @@ async def _rows(set_id: str, listing: Path) -> AsyncIterator[bytes]:
 
 
 async def list_images(
-    connection: Connection, set_id: str, *, labelled: bool | None, split: str | None, after: int, limit: int
+    connection: Connection,
+    set_id: str,
+    *,
+    labelled: bool | None = None,
+    split: str | None = None,
+    class_index: int | None = None,
+    after: int,
+    limit: int,
 ) -> list[ListedImage]:
     """In order of their places."""
     rows = await connection.fetch(
@@ -62,6 +69,7 @@ async def list_images(
         SELECT {_IMAGE} FROM listed_image
         WHERE set_id = $1 AND place > $2
           AND ($3::boolean IS NULL OR labelled = $3) AND ($4::text IS NULL OR split = $4)
+          {"AND classes @> ARRAY[$6::integer]" if class_index is not None else ""}
         ORDER BY place LIMIT $5
         """,  # noqa: S608 - column names, no values
         set_id,
@@ -69,6 +77,7 @@ async def list_images(
         labelled,
         split,
         limit,
+        *([class_index] if class_index is not None else []),
     )
     return [_image(row) for row in rows]
 

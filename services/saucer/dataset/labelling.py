@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import structlog
+from google.protobuf.message import Message
 from prometheus_client import Counter
 
 from saucer.dataset import image_store, store
@@ -34,6 +35,8 @@ from saucer.dataset.drafts import (
     set_of,
     with_classes,
 )
+from saucer.dataset.messages import draft_message
+from saucer.dataset.v1 import events_pb2
 from saucer.lib.auth import current
 from saucer.lib.errors import (
     AlreadyExistsError,
@@ -42,7 +45,9 @@ from saucer.lib.errors import (
     NotFoundError,
     ResourceExhaustedError,
 )
+from saucer.lib.ids import derived_id
 from saucer.lib.objects import Objects, system_prefix
+from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Connection, Database, Transaction
 
 # Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
@@ -79,6 +84,7 @@ class Labelling:
         *,
         labelled: bool | None,
         split: str | None,
+        class_name: str | None,
         after: int,
         limit: int,
         include_images: bool,
@@ -86,12 +92,18 @@ class Labelling:
         """Images of a version or draft by place, with their bytes if asked for, and whether more follow.
 
         Raises:
-            NotFoundError. UnavailableError: the store does not answer.
+            NotFoundError. InvalidArgumentError: CLASS_UNKNOWN. UnavailableError: the store does not answer.
         """
         async with self._database.reading() as connection:
             image_set = await self._image_set(connection, set_id)
             images = await image_store.list_images(
-                connection, set_id, labelled=labelled, split=split, after=after, limit=limit + 1
+                connection,
+                set_id,
+                labelled=labelled,
+                split=split,
+                class_index=_class_index(image_set, class_name) if class_name else None,
+                after=after,
+                limit=limit + 1,
             )
         shown = _up_to_labels(images[:limit])
         found = await self._with_bytes(image_set.account_id, shown) if include_images else [(i, b"") for i in shown]
@@ -204,9 +216,7 @@ class Labelling:
         after = 0
         while True:
             async with self._database.reading() as connection:
-                images = await image_store.list_images(
-                    connection, set_id, labelled=None, split=None, after=after, limit=EXPORT_IMAGES
-                )
+                images = await image_store.list_images(connection, set_id, after=after, limit=EXPORT_IMAGES)
             if not images:
                 return
             yield images
@@ -248,6 +258,7 @@ class Labelling:
                 )
             draft = begun(draft_id, version, display_name, label_kind, classes, tx.now)
             await image_store.insert_draft(tx.connection, draft)
+            await _publish(tx, draft, events_pb2.DraftCreated(draft=draft_message(draft)))
         return draft
 
     async def get_draft(self, draft_id: str) -> Draft:
@@ -265,7 +276,10 @@ class Labelling:
         async with self._database.transaction() as tx:
             draft = await _locked_draft(tx, draft_id)
             changed = with_classes(draft, classes)
-            return draft if changed == draft else await image_store.update_draft(tx.connection, changed)
+            if changed != draft:
+                draft = await image_store.update_draft(tx.connection, changed)
+                await _publish(tx, draft, events_pb2.DraftChanged(draft=draft_message(draft)))
+            return draft
 
     async def save_labels(
         self, draft_id: str, place: int, revision: int, boxes: Sequence[LabelledBox], class_name: str
@@ -281,6 +295,7 @@ class Labelling:
             if not image.labelled:
                 draft = replace(draft, unlabelled_images=draft.unlabelled_images - 1)
                 draft = await image_store.update_draft(tx.connection, draft)
+                await _publish(tx, draft, events_pb2.DraftChanged(draft=draft_message(draft)))
         return draft, saved
 
     async def delete_draft(self, draft_id: str) -> Draft:
@@ -292,7 +307,9 @@ class Labelling:
                     "DRAFT_IN_USE", "A version is being made of this draft; wait until that import has ended."
                 )
             await image_store.delete_images(tx.connection, draft_id)
-            return await image_store.update_draft(tx.connection, replace(draft, state="DELETED"))
+            deleted = await image_store.update_draft(tx.connection, replace(draft, state="DELETED"))
+            await _publish(tx, deleted, events_pb2.DraftDeleted(draft=draft_message(deleted)))
+            return deleted
 
     async def write_draft(self, work: Import, folder: Path) -> None:
         """The draft of an import, as it stands now, into a new folder, for the import's child process."""
@@ -327,6 +344,24 @@ class _Sink:
         data = b"".join(self._pieces)
         self._pieces.clear()
         return data
+
+
+def _class_index(image_set: ImageSet, class_name: str) -> int:
+    try:
+        return image_set.classes.index(class_name)
+    except ValueError as error:
+        raise InvalidArgumentError("CLASS_UNKNOWN", f"class_name: there is no class '{class_name}'.") from error
+
+
+async def _publish(tx: Transaction, draft: Draft, message: Message) -> None:
+    await enqueue(
+        tx,
+        derived_id(message.DESCRIPTOR.name, draft.draft_id, draft.revision),
+        message,
+        account_id=draft.account_id,
+        work_id=None,
+        resource_id=draft.draft_id,
+    )
 
 
 def _up_to_labels(images: Sequence[ListedImage]) -> Sequence[ListedImage]:

@@ -6,6 +6,7 @@ Labels are in the form of drafts.StoredLabel.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from saucer.dataset.domain import LabelKind
 from saucer.dataset.manifest import ManifestImage
+from saucer.dataset.splits import Split
 from saucer.dataset.statistics import Columns
 
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
@@ -25,10 +27,29 @@ def write_listing(path: Path, images: Sequence[ManifestImage], columns: Columns)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row, image in enumerate(images):
             labels = [_label(columns, at) for at in range(first[row], first[row + 1])]
-            name = image.source_name.translate(_COPY_ESCAPES)
-            text = json.dumps(labels, separators=(",", ":"))
-            values = (row + 1, image.sha256, image.width, image.height, image.split.value, name, text, bool(labels))
-            file.write("\t".join(map(str, values)) + "\n")
+            file.write(_line(row + 1, image, labels))
+
+
+def write_listing_of(path: Path, manifest: bytes, kind: LabelKind) -> None:
+    """The same rows of a version that was imported before there were any, from its manifest (manifest.py)."""
+    document = json.loads(manifest)
+    labels_of: dict[int, list[list[float]]] = defaultdict(list)
+    for label in document["annotations"]:
+        box = [] if kind is LabelKind.CLASSES else [*label["bbox"], label["iscrowd"]]
+        labels_of[label["image_id"]].append([label["category_id"], *box])
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for entry in document["images"]:
+            image = ManifestImage(
+                entry["file_name"], entry["width"], entry["height"], Split(entry["split"]), entry["source_name"]
+            )
+            file.write(_line(entry["id"], image, labels_of[entry["id"]]))
+
+
+def _line(place: int, image: ManifestImage, labels: Sequence[Sequence[float]]) -> str:
+    name = image.source_name.translate(_COPY_ESCAPES)
+    text = json.dumps(labels, separators=(",", ":"))
+    values = (place, image.sha256, image.width, image.height, image.split.value, name, text, bool(labels))
+    return "\t".join(map(str, values)) + "\n"
 
 
 def _label(columns: Columns, row: int) -> list[float]:

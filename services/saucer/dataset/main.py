@@ -8,6 +8,7 @@ from pydantic import Field
 from saucer.dataset import consumers, rpc
 from saucer.dataset.import_process import MEMORY_BYTES, TIME_LIMIT_S, ChildLimits
 from saucer.dataset.labelling import Labelling
+from saucer.dataset.roots import Roots
 from saucer.dataset.service import Datasets
 from saucer.dataset.work import ImportWorker, housekeeping
 from saucer.lib.config import ServiceSettings
@@ -43,17 +44,17 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.import_claim_s)
     datasets = Datasets(database, objects, claim=claim, uploads_keep=timedelta(hours=settings.uploads_keep_hours))
-    labelling = Labelling(database, objects)
+    labelling, roots = Labelling(database, objects), Roots(database)
     dead_events = process.consumer(database, jetstream, consumers.handlers(datasets))
     # Resolved: an import's child works in a folder of its own.
     folder = settings.work_folder.resolve() / "imports"
     folder.mkdir(parents=True, exist_ok=True)
     limits = ChildLimits(memory_bytes=settings.import_memory_bytes, time_limit_s=settings.import_time_limit_s)
     for number in range(settings.imports_at_once):
-        worker = ImportWorker(datasets, labelling, objects, folder, limits, claim)
+        worker = ImportWorker(datasets, labelling, roots, objects, folder, limits, claim)
         process.background(f"imports-{number}", worker.run())
-    process.background("housekeeping", housekeeping(datasets, folder))
-    await process.serve(settings, [rpc.servicer(datasets, labelling), dead_events])
+    process.background("housekeeping", housekeeping(datasets, objects, folder))
+    await process.serve(settings, [rpc.servicer(datasets, labelling, roots), dead_events])
 
 
 def main() -> None:

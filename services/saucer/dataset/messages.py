@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from saucer.dataset.domain import DatasetVersion, Import, Json, LabelKind, SourceFormat, Upload
+from saucer.dataset.domain import DatasetVersion, Import, Json, LabelKind, MappedRoot, SourceFormat, Upload
 from saucer.dataset.drafts import Draft, ImageSet, LabelledBox, ListedImage, shown_box
 from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.clock import to_timestamp
@@ -175,4 +175,11 @@ def _statistics_message(statistics: Json) -> dataset_pb2.DatasetStatistics:
         median_width=round(statistics["width_px"]["median"]),
         median_height=round(statistics["height_px"]["median"]),
         median_box_share=statistics["box_area_share"]["median"],
+    )
+
+
+def root_message(root: MappedRoot) -> dataset_pb2.MappedRoot:
+    """A further place to import from."""
+    return dataset_pb2.MappedRoot(
+        account_id=root.account_id, name=root.name, url=root.url, map_time=to_timestamp(root.mapped_at)
     )

@@ -1,6 +1,7 @@
 """Messages to use cases and back; nothing else."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 from saucer.dataset.domain import ImportRequest, SourceFormat
 from saucer.dataset.labelling import Labelling
@@ -10,31 +11,34 @@ from saucer.dataset.messages import (
     import_message,
     label_kind_of,
     read_box,
+    root_message,
     source_format_of,
     upload_message,
     version_message,
 )
+from saucer.dataset.roots import Roots
 from saucer.dataset.service import Datasets
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
-from saucer.lib.auth import current
+from saucer.lib.auth import Role, current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
 
 
-def servicer(datasets: Datasets, labelling: Labelling) -> Servicer:
+def servicer(datasets: Datasets, labelling: Labelling, roots: Roots) -> Servicer:
     """What main.py serves."""
     return Servicer(
-        _DatasetRpc(datasets, labelling),
+        _DatasetRpc(datasets, labelling, roots),
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
         dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
     )
 
 
 class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
-    def __init__(self, datasets: Datasets, labelling: Labelling) -> None:
+    def __init__(self, datasets: Datasets, labelling: Labelling, roots: Roots) -> None:
         self._datasets = datasets
         self._labelling = labelling
+        self._roots = roots
 
     async def CreateUpload(self, request: dataset_pb2.CreateUploadRequest, context: Context) -> dataset_pb2.Upload:
         account_id = current().account(request.account_id)
@@ -63,9 +67,24 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
                 SourceFormat.DRAFT if request.draft_id else source_format_of(request.source_format),
                 request.draft_id or None,
                 request.split_again,
+                request.mapped_root or None,
             ),
         )
         return import_message(work)
+
+    async def MapRoot(self, request: dataset_pb2.MapRootRequest, context: Context) -> dataset_pb2.MappedRoot:
+        return root_message(await self._roots.map(request.account_id, request.name, request.url))
+
+    async def UnmapRoot(self, request: dataset_pb2.UnmapRootRequest, context: Context) -> dataset_pb2.MappedRoot:
+        return root_message(await self._roots.unmap(request.account_id, request.name))
+
+    async def ListMappedRoots(
+        self, request: dataset_pb2.ListMappedRootsRequest, context: Context
+    ) -> dataset_pb2.ListMappedRootsResponse:
+        roots = await self._roots.list(current().account(request.account_id))
+        if current().role is not Role.ADMINISTRATOR:
+            roots = [replace(root, url="") for root in roots]
+        return dataset_pb2.ListMappedRootsResponse(roots=[root_message(root) for root in roots])
 
     async def GetImport(self, request: dataset_pb2.GetImportRequest, context: Context) -> dataset_pb2.Import:
         return import_message(await self._datasets.get_import(request.import_id))
@@ -96,6 +115,7 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
             request.image_set_id,
             labelled=request.labelled if request.HasField("labelled") else None,
             split=request.split or None,
+            class_name=request.class_name or None,
             after=int(page.after[0]) if page.after else 0,
             limit=page.size,
             include_images=request.include_images,

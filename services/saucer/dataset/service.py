@@ -6,10 +6,12 @@ each other. Object-store calls are made between transactions, never inside one.
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import asyncpg
 import structlog
 from google.protobuf.message import Message
 from prometheus_client import Counter
@@ -263,8 +265,10 @@ class Datasets:
             raise InvalidArgumentError("NAME_INVALID", "display_name: control characters are not allowed.")
         if request.store_path is not None:
             path = request.store_path.removesuffix("/")
-            check_key(f"{user_prefix(request.account_id)}/{path}")
+            check_key(path if request.mapped_root else f"{user_prefix(request.account_id)}/{path}")
             request = replace(request, store_path=path)
+        elif request.mapped_root is not None:
+            raise InvalidArgumentError("ROOT_WITHOUT_PATH", "mapped_root: only a store_path lies below one.")
         if (request.draft_id is not None) is not (request.source_format is SourceFormat.DRAFT):
             raise InvalidArgumentError(
                 "FORMAT_INVALID", "source_format: DRAFT is the format of drafts, and only theirs."
@@ -300,6 +304,18 @@ class Datasets:
             raise NotFoundError("import", import_id)
         current().own("import", import_id, work.account_id)
         return work
+
+    async def unlisted_versions(self) -> list[DatasetVersion]:
+        """Imported before there were rows of images."""
+        async with self._database.reading() as connection:
+            return await store.unlisted_versions(connection, limit=SWEEP_BATCH)
+
+    async def list_images_of(self, version: DatasetVersion, listing: Path) -> None:
+        """Adds the rows of a version's images, unless another process has."""
+        async with self._database.transaction() as tx:
+            with suppress(asyncpg.UniqueViolationError):
+                async with tx.connection.transaction():
+                    await image_store.copy_images(tx.connection, version.dataset_version_id, listing)
 
     async def claim_import(self, token: str) -> Import | None:
         """The next one to work on, held under the token until the claim ends; None if there is none."""

@@ -10,6 +10,7 @@ from saucer.dataset.archive import MAX_FILES, MAX_UNPACKED_BYTES, safe_parts
 from saucer.dataset.bounded import Bounded
 from saucer.dataset.domain import Chunk, Import, ImportFailedError, Upload
 from saucer.dataset.report import printable
+from saucer.dataset.roots import Roots
 from saucer.dataset.service import Datasets, chunk_key
 from saucer.lib.errors import DataLossError, NotFoundError
 from saucer.lib.objects import Listed, Objects, user_prefix
@@ -29,11 +30,12 @@ def room(folder: Path) -> int:
     return int(shutil.disk_usage(folder).free * ROOM_SHARE)
 
 
-async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path) -> Path:
+async def fetch(work: Import, datasets: Datasets, roots: Roots, objects: Objects, target: Path) -> Path:
     """The archive (a file) or the folder that is to be imported: `target`, or where it lies if that is on this machine.
 
     Raises:
-        ImportFailedError: SOURCE_NOT_FOUND, SOURCE_TOO_LARGE, TOO_MANY_FILES, BAD_NAME, NO_ROOM, UPLOAD_DAMAGED.
+        ImportFailedError: SOURCE_NOT_FOUND, ROOT_UNKNOWN, SOURCE_TOO_LARGE, TOO_MANY_FILES, BAD_NAME, NO_ROOM,
+            UPLOAD_DAMAGED.
         UnavailableError: the object store does not answer now.
     """
     budget = _Budget(await asyncio.to_thread(room, target.parent))
@@ -43,6 +45,9 @@ async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path
             await _write(_upload_bytes(objects, upload, chunks), target, budget)
             return target
         key = f"{user_prefix(work.account_id)}/{work.store_path}"
+        if work.mapped_root is not None:
+            assert work.store_path is not None
+            objects, key = await roots.open(work.account_id, work.mapped_root), work.store_path
         local = objects.local(key)
         if local is not None and await asyncio.to_thread(local.exists):
             return local

@@ -23,7 +23,7 @@ from saucer.lib.postgres import Connection
 _STORE = "account_id, prefix, proven_at, revision"
 _UPLOAD = "upload_id, account_id, size_bytes, committed_bytes, state, created_at, expires_at"
 _IMPORT = (
-    "import_id, account_id, display_name, upload_id, store_path, split_seed, source_format, draft_id, "
+    "import_id, account_id, display_name, upload_id, store_path, split_seed, source_format, draft_id, mapped_root, "
     "split_again, state, images_done, images_total, error_reason, error_message, report, dataset_version_id, "
     "created_at, ended_at, attempts, crashes, retry_at, claim_token, claim_expires_at, revision"
 )
@@ -216,8 +216,8 @@ async def insert_import(connection: Connection, work: Import) -> None:
     await connection.execute(
         """
         INSERT INTO import (import_id, account_id, display_name, upload_id, store_path, split_seed, source_format,
-                            draft_id, split_again, state, created_at, retry_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                            draft_id, split_again, mapped_root, state, created_at, retry_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
         """,
         work.import_id,
         work.account_id,
@@ -228,6 +228,7 @@ async def insert_import(connection: Connection, work: Import) -> None:
         work.source_format,
         work.draft_id,
         work.split_again,
+        work.mapped_root,
         work.state,
         work.created_at,
         work.retry_at,
@@ -373,6 +374,18 @@ async def version_of_content(connection: Connection, account_id: str, content_ha
         content_hash,
     )
     return _version(row) if row else None
+
+
+async def unlisted_versions(connection: Connection, *, limit: int) -> list[DatasetVersion]:
+    """Of which no image is listed: they were imported before there were rows of images."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_VERSION} FROM dataset_version v
+        WHERE NOT EXISTS (SELECT FROM listed_image WHERE set_id = v.dataset_version_id) LIMIT $1
+        """,  # noqa: S608 - column names
+        limit,
+    )
+    return [_version(row) for row in rows]
 
 
 async def get_version(connection: Connection, dataset_version_id: str) -> DatasetVersion | None:

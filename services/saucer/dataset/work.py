@@ -14,12 +14,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 import asyncpg
 import structlog
@@ -32,11 +33,13 @@ from saucer.dataset.import_job import ImportJob
 from saucer.dataset.import_process import AcceptedImage, ChildDiedError, ChildLimits, run_child
 from saucer.dataset.labelling import Labelling
 from saucer.dataset.layout import NotInFolderError, open_below
+from saucer.dataset.listing import write_listing_of
+from saucer.dataset.roots import Roots
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
 from saucer.dataset.storage import Room
 from saucer.lib.clock import wait_at_most
-from saucer.lib.errors import DataLossError, UnavailableError
+from saucer.lib.errors import DataLossError, NotFoundError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects, sha256_of, system_prefix
 
@@ -94,6 +97,7 @@ class ImportWorker:
         self,
         datasets: Datasets,
         labelling: Labelling,
+        roots: Roots,
         objects: Objects,
         work_folder: Path,
         limits: ChildLimits,
@@ -102,6 +106,7 @@ class ImportWorker:
         """Below `work_folder` each claim has a folder of its own, named by its token; replicas may share it."""
         self._datasets = datasets
         self._labelling = labelling
+        self._roots = roots
         self._objects = objects
         self._folders = work_folder
         self._limits = limits
@@ -196,7 +201,7 @@ class ImportWorker:
         if work.draft_id is not None:
             await self._labelling.write_draft(work, source)
         else:
-            source = await fetch(work, self._datasets, self._objects, source)
+            source = await fetch(work, self._datasets, self._roots, self._objects, source)
         prefix = f"{system_prefix(work.account_id)}/images"
         job = await self._job(work, folder, source)
         images_folder = Path(job.source if source.is_dir() else job.unpacked)
@@ -292,24 +297,43 @@ def _changed() -> ImportFailedError:
     )
 
 
-async def housekeeping(datasets: Datasets, work_folder: Path) -> None:
-    """Until cancelled: proves stores that could not be proven yet, removes what has expired or was left behind."""
+async def housekeeping(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
+    """Until cancelled: proves stores that could not be proven yet, removes what has expired or was left behind; once,
+    lists the images of versions that were imported before there were such lists."""
+    chores: list[Callable[[], Awaitable[object]]] = [
+        lambda: _prove_stores(datasets),
+        datasets.sweep_uploads,
+        lambda: _sweep_folders(datasets, work_folder),
+    ]
+    once: list[Callable[[], Awaitable[object]]] = [lambda: _list_former_images(datasets, objects, work_folder)]
     while True:
-        for chore in (
-            lambda: _prove_stores(datasets),
-            datasets.sweep_uploads,
-            lambda: _sweep_folders(datasets, work_folder),
-        ):
+        for chore in (*chores, *once):
             try:
                 await chore()
             except _TRANSIENT as error:
                 log.warning("housekeeping_interrupted", error=repr(error))
+            else:
+                if chore in once:
+                    once.remove(chore)
         await asyncio.sleep(HOUSEKEEPING_S)
 
 
 async def _prove_stores(datasets: Datasets) -> None:
     for account_id in await datasets.unproven_accounts():
         await datasets.prove_store(account_id, new_id())
+
+
+async def _list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
+    for version in await datasets.unlisted_versions():
+        try:
+            manifest = await objects.get(version.manifest_key, sha256=version.manifest_sha256)
+        except (NotFoundError, DataLossError) as error:
+            log.warning("images_not_listed", dataset_version_id=version.dataset_version_id, error=str(error))
+            continue
+        with NamedTemporaryFile(dir=work_folder, prefix="listing-") as file:
+            listing = Path(file.name)
+            await asyncio.to_thread(write_listing_of, listing, manifest, version.label_kind)
+            await datasets.list_images_of(version, listing)
 
 
 async def _sweep_folders(datasets: Datasets, work_folder: Path) -> None:

@@ -11,6 +11,7 @@
 from __future__ import annotations  # some of grpc's classes are generic only for type checkers
 
 import asyncio
+import collections
 import errno
 import socket
 import time
@@ -49,6 +50,8 @@ MAX_UNARY_S = 120.0
 # Streams open at once in a process; one more is RESOURCE_EXHAUSTED. Streams cancelled by clients leak memory in
 # grpc.aio (grpc #43360), so they are bounded.
 MAX_STREAMS = 1000
+# Of them, those of one account: likewise.
+MAX_STREAMS_OF_ACCOUNT = 200
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 ERROR_DOMAIN = "saucer"
 # Calls in progress at a stop have this long to end.
@@ -158,6 +161,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         self._recorded = recorded
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._streams = 0
+        self._streams_of_account: collections.Counter[str] = collections.Counter()
         self.stopping = asyncio.Event()
 
     async def intercept_service(
@@ -231,11 +235,13 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, call: Handler) -> Handler:
         async def handle(request: Message, context: Context) -> AsyncIterator[object]:
             self._streams += 1
+            account_id = ""
             try:
                 self._authorize(method, context)
                 check(request)
                 if self._streams > MAX_STREAMS:
                     raise ResourceExhaustedError("TOO_MANY_STREAMS", "Too many streams are open; try again later.")
+                account_id = self._open_stream()
                 async for response in until(self.stopping, call(request, context)):
                     yield response
                 if self.stopping.is_set():
@@ -247,8 +253,26 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 calls_total.labels(method, "OK").inc()
             finally:
                 self._streams -= 1
+                self._close_stream(account_id)
 
         return handle
+
+    def _open_stream(self) -> str:
+        """Counts one of the caller's account; whose it is, "" for nobody's. Raises ResourceExhaustedError."""
+        account_id = auth.current().account_id or ""
+        if account_id:
+            if self._streams_of_account[account_id] >= MAX_STREAMS_OF_ACCOUNT:
+                raise ResourceExhaustedError(
+                    "TOO_MANY_STREAMS", f"The account has {MAX_STREAMS_OF_ACCOUNT} streams open; close one first."
+                )
+            self._streams_of_account[account_id] += 1
+        return account_id
+
+    def _close_stream(self, account_id: str) -> None:
+        if account_id:
+            self._streams_of_account[account_id] -= 1
+            if not self._streams_of_account[account_id]:
+                del self._streams_of_account[account_id]
 
     async def _refuse(self, method: str, context: Context, error: Exception) -> NoReturn:
         if isinstance(error, grpc.aio.AbortError):

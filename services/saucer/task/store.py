@@ -105,19 +105,25 @@ async def list_tasks(
     limit: int,
 ) -> list[Task]:
     """Newest first, without deleted ones."""
-    rows = await connection.fetch(
-        f"""
-        SELECT {_COLUMNS} FROM task
-        WHERE account_id = $1 AND deleted_at IS NULL AND (cardinality($2::text[]) = 0 OR state = ANY($2))
-          AND ($3::timestamptz IS NULL OR (created_at, task_id) < ($3, $4::uuid))
-        ORDER BY created_at DESC, task_id DESC LIMIT $5
-        """,  # noqa: S608 - column names
-        account_id,
-        list(states),
-        after[0] if after else None,
-        after[1] if after else None,
-        limit,
-    )
+    page = """
+        account_id = $1 AND deleted_at IS NULL
+        AND ($2::timestamptz IS NULL OR (created_at, task_id) < ($2, $3::uuid))
+        ORDER BY created_at DESC, task_id DESC LIMIT $4
+    """
+    given = (account_id, after[0] if after else None, after[1] if after else None, limit)
+    if not states:
+        rows = await connection.fetch(f"SELECT {_COLUMNS} FROM task WHERE {page}", *given)  # noqa: S608 - column names
+    else:
+        # A page of each state, each by its index; of many tasks hardly one may be in a state that is asked for.
+        rows = await connection.fetch(
+            f"""
+            SELECT {_COLUMNS} FROM unnest($5::text[]) AS wanted
+            CROSS JOIN LATERAL (SELECT {_COLUMNS} FROM task WHERE state = wanted AND {page}) AS found
+            ORDER BY created_at DESC, task_id DESC LIMIT $4
+            """,  # noqa: S608 - column names
+            *given,
+            list(set(states)),
+        )
     return [_task(row) for row in rows]
 
 

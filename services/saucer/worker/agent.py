@@ -35,6 +35,9 @@ RETRY_S = 1.0
 # Before a child that could not start is started again; doubles up to the greatest.
 RESTART_FIRST_S = 1.0
 RESTART_GREATEST_S = 60.0
+# With less free disk no run is taken.
+LEAST_FREE_BYTES = 128 * 1024**2
+ROOM_POLL_S = 1.0
 # A stop has this long for checkpoint, upload and release; then the child is killed, and the lease runs out. It leaves
 # the rest of a Saucer on one machine time to stop within ten seconds.
 RELEASE_S = 5.0
@@ -86,6 +89,7 @@ class Agent:
         shutil.rmtree(self._runs, ignore_errors=True)  # what a killed worker left
         try:
             while not self._leaving.is_set():
+                await self._unless_leaving(self._room())
                 await self._unless_leaving(self._ready_child())
                 lease = await self._unless_leaving(self._lease_run())
                 if lease is not None:
@@ -145,6 +149,12 @@ class Agent:
             await child.kill()
 
     # Runs
+
+    async def _room(self) -> None:
+        """Until the disk has some: a worker without would only lose one attempt after another."""
+        while (free_bytes := shutil.disk_usage(self._runs.parent).free) < LEAST_FREE_BYTES:
+            log.error("disk_full", free_bytes=free_bytes, needed_bytes=LEAST_FREE_BYTES)
+            await asyncio.sleep(ROOM_POLL_S)
 
     async def _lease_run(self) -> worker_pb2.Lease | None:
         request = worker_pb2.LeaseRunRequest(

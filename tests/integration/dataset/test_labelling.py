@@ -4,16 +4,21 @@ import hashlib
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import asyncpg
 import grpc
 import pytest
+from nats.js import JetStreamContext
 
 from saucer.dataset.drafts import MAX_OPEN_DRAFTS
 from saucer.dataset.v1 import dataset_pb2
+from saucer.dataset.v1 import events_pb2 as dataset_events
+from saucer.lib.cloudevent import from_json
 from saucer.lib.ids import new_id
 from tests.integration.dataset.client import Client, archive_of, client, coco_files, refusal
-from tests.integration.dataset.conftest import NewAccount
+from tests.integration.dataset.conftest import NewAccount, RunDataset
+from tests.support.events import read_events, until
 from tests.support.services import Running, Tokens
 
 
@@ -121,6 +126,78 @@ async def test_unlabelled_images_are_labelled_in_a_draft_that_becomes_a_version(
     ]
     assert before == after
     assert (await dataset.version(version_id)).statistics.unlabelled_images == 12
+
+
+async def test_images_are_listed_by_class_as_their_labels_are_now(dataset: Client) -> None:
+    draft = await dataset.create_draft(await unlabelled(dataset), classes=["cup", "plate", "fork"])
+    cup, plate, both, _ = (await dataset.list_images(draft.draft_id)).images[:4]
+    await dataset.save(draft.draft_id, cup, ("cup", 1, 1, 9, 9), ("cup", 20, 20, 30, 30))
+    plate = await dataset.save(draft.draft_id, plate, ("plate", 1, 1, 9, 9))
+    await dataset.save(draft.draft_id, both, ("plate", 1, 1, 9, 9), ("cup", 1, 1, 9, 9))
+
+    async def of_class(class_name: str) -> list[int]:
+        found: list[int] = []
+        token = ""
+        while True:
+            page = await dataset.list_images(draft.draft_id, class_name=class_name, page_size=1, page_token=token)
+            found += [image.image_id for image in page.images]
+            token = page.next_page_token
+            if not token:
+                return found
+
+    assert await of_class("cup") == [cup.image_id, both.image_id]
+    assert await of_class("plate") == [plate.image_id, both.image_id]
+    assert await of_class("fork") == []
+    await dataset.save(draft.draft_id, plate, ("fork", 1, 1, 9, 9))
+    assert (await of_class("plate"), await of_class("fork")) == ([both.image_id], [plate.image_id])
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await of_class("spoon")
+    assert refusal(unknown.value) == ("INVALID_ARGUMENT", "CLASS_UNKNOWN")
+
+
+async def test_what_happens_to_a_draft_is_told_with_its_snapshot(dataset: Client, jetstream: JetStreamContext) -> None:
+    draft = await dataset.create_draft(await unlabelled(dataset), classes=["cup"])
+    image = (await dataset.list_images(draft.draft_id)).images[0]
+    await dataset.save(draft.draft_id, image, ("cup", 1, 1, 9, 9))
+    request = dataset_pb2.DeleteDraftRequest(draft_id=draft.draft_id)
+    await dataset.stub.DeleteDraft(request, metadata=dataset.metadata)
+    subject = f"saucer.dataset.v1.*.{dataset.account_id}.-.{draft.draft_id}"
+    told = await read_events(jetstream, subject, count=3)
+    assert [event.type.rpartition(".")[2] for event in told] == ["DraftCreated", "DraftChanged", "DraftDeleted"]
+    snapshots = [from_json(event.data, dataset_events.DraftChanged()).draft for event in told]
+    assert [snapshot.unlabelled_images for snapshot in snapshots] == [12, 11, 11]
+    assert sorted({snapshot.revision for snapshot in snapshots}) == [snapshot.revision for snapshot in snapshots]
+
+
+@pytest.mark.parametrize("whole_images", [False, True])
+async def test_images_of_versions_from_before_there_were_lists_are_listed_at_the_next_start(
+    run_dataset: RunDataset,
+    database_url: str,
+    tokens: Tokens,
+    new_account: NewAccount,
+    store: Path,
+    *,
+    whole_images: bool,
+) -> None:
+    async with run_dataset(database_url=database_url) as running:
+        before = client(running.channel, tokens, await new_account(), store)
+        if whole_images:
+            files = {f"{name[7:8]}/{name[7:]}": data for name, data in coco_files(6).items() if name.endswith(".png")}
+            version_id = (await before.import_bytes(archive_of(files))).dataset_version_id
+        else:
+            version_id = await imported(before)
+        listed = list((await before.list_images(version_id)).images)
+    assert listed
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM listed_image")
+    await connection.close()
+    async with run_dataset(database_url=database_url) as running:
+        after = client(running.channel, tokens, before.account_id, store)
+
+        async def again() -> list[dataset_pb2.ListedImage]:
+            return list((await after.list_images(version_id)).images)
+
+        assert await until(again) == listed
 
 
 async def test_a_draft_may_be_split_again_by_what_was_labelled(dataset: Client) -> None:

@@ -17,6 +17,7 @@ from saucer.billing.v1 import events_pb2 as billing_events
 from saucer.lib.auth import Role
 from saucer.lib.clock import from_timestamp
 from saucer.lib.cloudevent import from_json
+from saucer.lib.grpc_client import from_rpc
 from saucer.lib.objects import Objects, sha256_of
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import events_pb2 as training_events
@@ -230,6 +231,44 @@ async def test_the_log_is_searched_by_words_level_and_time_in_both_orders_and_pa
     )
     objects = [json.loads(line) for line in (await exported(training_pb2.LOG_FORMAT_JSON)).splitlines()]
     assert [(line["text"], line["sequence"]) for line in objects] == [(texts[0], "1"), (texts[2], "3"), (texts[4], "5")]
+
+
+async def test_an_account_has_only_so_many_streams_open_and_another_is_not_hindered(
+    client: Client, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saucer.lib.grpc_server.MAX_STREAMS_OF_ACCOUNT", 2)
+    starts = [Start(), Start()]
+    workers = [client.worker(), client.worker()]
+    for start, worker in zip(starts, workers, strict=True):
+        await publish(jetstream, start.queued())
+        assert await worker.take()
+        await worker.beat(log=[log_report("line", training_pb2.LOG_LEVEL_INFO, 1000)])
+
+    async def follow(
+        start: Start,
+    ) -> grpc.aio.UnaryStreamCall[training_pb2.StreamLogLinesRequest, training_pb2.LogLine]:
+        request = training_pb2.StreamLogLinesRequest(run_id=start.run_id)
+        call = client.stub.StreamLogLines(request, metadata=client.viewer(start.account_id))
+        async for line in call:
+            assert line.text == "line"
+            break
+        return call
+
+    first = [await follow(starts[0]) for _ in range(2)]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await follow(starts[0])
+    assert from_rpc(refused.value).reason == "TOO_MANY_STREAMS"
+    await follow(starts[1])
+    first[0].cancel()
+
+    async def again() -> bool:
+        try:
+            await follow(starts[0])
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    await until(again)
 
 
 async def test_workers_are_listed_and_drained_by_an_administrator(client: Client, jetstream: JetStreamContext) -> None:

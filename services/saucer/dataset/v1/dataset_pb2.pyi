@@ -366,6 +366,7 @@ class ImportDatasetRequest(_message.Message):
     SPLIT_AGAIN_FIELD_NUMBER: _builtins.int
     SPLIT_SEED_FIELD_NUMBER: _builtins.int
     SOURCE_FORMAT_FIELD_NUMBER: _builtins.int
+    MAPPED_ROOT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     """Empty: the token's own."""
@@ -373,7 +374,7 @@ class ImportDatasetRequest(_message.Message):
     upload_id: _builtins.str
     """A whole upload."""
     store_path: _builtins.str
-    """A folder or an archive below the account's prefix in the object store: a relative key."""
+    """A folder or an archive below the account's prefix in the object store, or below `mapped_root`: a relative key."""
     draft_id: _builtins.str
     """A draft, as it stands when the import begins."""
     split_again: _builtins.bool
@@ -382,6 +383,8 @@ class ImportDatasetRequest(_message.Message):
     """Of the split, where the source has none of its own."""
     source_format: Global___SourceFormat.ValueType
     """Unspecified: recognised by what lies in the source."""
+    mapped_root: _builtins.str
+    """Of store_path: the root, by its name, that an administrator has mapped for the account. Empty: its own prefix."""
     def __init__(
         self,
         *,
@@ -394,16 +397,139 @@ class ImportDatasetRequest(_message.Message):
         split_again: _builtins.bool = ...,
         split_seed: _builtins.int = ...,
         source_format: Global___SourceFormat.ValueType = ...,
+        mapped_root: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["draft_id", b"draft_id", "source", b"source", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "draft_id", b"draft_id", "request_id", b"request_id", "source", b"source", "source_format", b"source_format", "split_again", b"split_again", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "display_name", b"display_name", "draft_id", b"draft_id", "mapped_root", b"mapped_root", "request_id", b"request_id", "source", b"source", "source_format", b"source_format", "split_again", b"split_again", "split_seed", b"split_seed", "store_path", b"store_path", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["upload_id", "store_path", "draft_id"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 Global___ImportDatasetRequest: _TypeAlias = ImportDatasetRequest  # noqa: Y015
+
+@_typing.final
+class MappedRoot(_message.Message):
+    """A further place that an account may import from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    MAP_TIME_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    name: _builtins.str
+    url: _builtins.str
+    """file:///folder or s3://bucket/prefix; empty unless the caller is an administrator."""
+    @_builtins.property
+    def map_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        url: _builtins.str = ...,
+        map_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["map_time", b"map_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "map_time", b"map_time", "name", b"name", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MappedRoot: _TypeAlias = MappedRoot  # noqa: Y015
+
+@_typing.final
+class MapRootRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    name: _builtins.str
+    url: _builtins.str
+    """An existing folder, or a bucket for which the service has credentials. INVALID_ARGUMENT with reason URL_INVALID."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "name", b"name", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MapRootRequest: _TypeAlias = MapRootRequest  # noqa: Y015
+
+@_typing.final
+class UnmapRootRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnmapRootRequest: _TypeAlias = UnmapRootRequest  # noqa: Y015
+
+@_typing.final
+class ListMappedRootsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: the token's own."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMappedRootsRequest: _TypeAlias = ListMappedRootsRequest  # noqa: Y015
+
+@_typing.final
+class ListMappedRootsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedCompositeFieldContainer[Global___MappedRoot]:
+        """By name; an account has at most 100."""
+
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[Global___MappedRoot] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["roots", b"roots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMappedRootsResponse: _TypeAlias = ListMappedRootsResponse  # noqa: Y015
 
 @_typing.final
 class GetImportRequest(_message.Message):
@@ -662,6 +788,7 @@ class ListImagesRequest(_message.Message):
     INCLUDE_IMAGES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CLASS_NAME_FIELD_NUMBER: _builtins.int
     image_set_id: _builtins.str
     """A dataset_version_id or a draft_id."""
     labelled: _builtins.bool
@@ -674,6 +801,8 @@ class ListImagesRequest(_message.Message):
     """Off: no image is read, and the account's store is not charged for one."""
     page_size: _builtins.int
     page_token: _builtins.str
+    class_name: _builtins.str
+    """Only images with a label of it; empty: whatever is on them. INVALID_ARGUMENT with reason CLASS_UNKNOWN."""
     def __init__(
         self,
         *,
@@ -683,10 +812,11 @@ class ListImagesRequest(_message.Message):
         include_images: _builtins.bool = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        class_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "labelled", b"labelled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "image_set_id", b"image_set_id", "include_images", b"include_images", "labelled", b"labelled", "page_size", b"page_size", "page_token", b"page_token", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_labelled", b"_labelled", "class_name", b"class_name", "image_set_id", b"image_set_id", "include_images", b"include_images", "labelled", b"labelled", "page_size", b"page_size", "page_token", b"page_token", "split", b"split"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__labelled: _TypeAlias = _typing.Literal["labelled"]  # noqa: Y015
     _WhichOneofArgType__labelled: _TypeAlias = _typing.Literal["_labelled", b"_labelled"]  # noqa: Y015

@@ -75,6 +75,21 @@ class DatasetServiceStub:
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.SerializeToString,
                 response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.FromString,
                 _registered_method=True)
+        self.MapRoot = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/MapRoot',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MapRootRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.FromString,
+                _registered_method=True)
+        self.UnmapRoot = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/UnmapRoot',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.UnmapRootRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.FromString,
+                _registered_method=True)
+        self.ListMappedRoots = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/ListMappedRoots',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsResponse.FromString,
+                _registered_method=True)
         self.CreateDraft = channel.unary_unary(
                 '/saucer.dataset.v1.DatasetService/CreateDraft',
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.CreateDraftRequest.SerializeToString,
@@ -173,6 +188,26 @@ class DatasetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MapRoot(self, request, context):
+        """Lets an account import from a further place; again with another URL replaces it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmapRoot(self, request, context):
+        """Imports that wait for it fail: ROOT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMappedRoots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateDraft(self, request, context):
         """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
         by ImportDataset, as often as one likes. The request id is the idempotency key.
@@ -264,6 +299,21 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ExportDatasetVersion,
                     request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.FromString,
                     response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.SerializeToString,
+            ),
+            'MapRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.MapRoot,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MapRootRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.SerializeToString,
+            ),
+            'UnmapRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmapRoot,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.UnmapRootRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.SerializeToString,
+            ),
+            'ListMappedRoots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMappedRoots,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsResponse.SerializeToString,
             ),
             'CreateDraft': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDraft,
@@ -518,6 +568,87 @@ class DatasetService:
             '/saucer.dataset.v1.DatasetService/ExportDatasetVersion',
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.SerializeToString,
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportedPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MapRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/MapRoot',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.MapRootRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnmapRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/UnmapRoot',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.UnmapRootRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.MappedRoot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMappedRoots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/ListMappedRoots',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListMappedRootsResponse.FromString,
             options,
             channel_credentials,
             insecure,

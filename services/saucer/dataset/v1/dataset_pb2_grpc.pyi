@@ -52,6 +52,11 @@ class DatasetServiceStub:
     """Images of a version or a draft with their labels, in the order of the manifest."""
     ExportDatasetVersion: _grpc.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]
     """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+    MapRoot: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.MapRootRequest, _dataset_pb2.MappedRoot]
+    """Lets an account import from a further place; again with another URL replaces it."""
+    UnmapRoot: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.UnmapRootRequest, _dataset_pb2.MappedRoot]
+    """Imports that wait for it fail: ROOT_UNKNOWN."""
+    ListMappedRoots: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListMappedRootsRequest, _dataset_pb2.ListMappedRootsResponse]
     CreateDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.CreateDraftRequest, _dataset_pb2.Draft]
     """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
     by ImportDataset, as often as one likes. The request id is the idempotency key.
@@ -92,6 +97,11 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     """Images of a version or a draft with their labels, in the order of the manifest."""
     ExportDatasetVersion: _aio.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]  # type: ignore[assignment]
     """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+    MapRoot: _aio.UnaryUnaryMultiCallable[_dataset_pb2.MapRootRequest, _dataset_pb2.MappedRoot]  # type: ignore[assignment]
+    """Lets an account import from a further place; again with another URL replaces it."""
+    UnmapRoot: _aio.UnaryUnaryMultiCallable[_dataset_pb2.UnmapRootRequest, _dataset_pb2.MappedRoot]  # type: ignore[assignment]
+    """Imports that wait for it fail: ROOT_UNKNOWN."""
+    ListMappedRoots: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListMappedRootsRequest, _dataset_pb2.ListMappedRootsResponse]  # type: ignore[assignment]
     CreateDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.CreateDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
     """Begins to label: a draft has the images and labels of a version, and its labels may change. A version is made of it
     by ImportDataset, as often as one likes. The request id is the idempotency key.
@@ -177,6 +187,29 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_dataset_pb2.ExportedPiece], _abc.AsyncIterator[_dataset_pb2.ExportedPiece]]:
         """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
+
+    @_abc_1.abstractmethod
+    def MapRoot(
+        self,
+        request: _dataset_pb2.MapRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.MappedRoot, _abc.Awaitable[_dataset_pb2.MappedRoot]]:
+        """Lets an account import from a further place; again with another URL replaces it."""
+
+    @_abc_1.abstractmethod
+    def UnmapRoot(
+        self,
+        request: _dataset_pb2.UnmapRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.MappedRoot, _abc.Awaitable[_dataset_pb2.MappedRoot]]:
+        """Imports that wait for it fail: ROOT_UNKNOWN."""
+
+    @_abc_1.abstractmethod
+    def ListMappedRoots(
+        self,
+        request: _dataset_pb2.ListMappedRootsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListMappedRootsResponse, _abc.Awaitable[_dataset_pb2.ListMappedRootsResponse]]: ...
 
     @_abc_1.abstractmethod
     def CreateDraft(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from saucer.dataset.v1 import dataset_pb2 as saucer_dot_dataset_dot_v1_dot_dataset__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esaucer/dataset/v1/events.proto\x12\x11saucer.dataset.v1\x1a\x1fsaucer/dataset/v1/dataset.proto\"J\n\x12\x41\x63\x63ountStoreProven\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"8\n\x0bImportEnded\x12)\n\x06import\x18\x01 \x01(\x0b\x32\x19.saucer.dataset.v1.Import\"S\n\x15\x44\x61tasetVersionCreated\x12:\n\x0f\x64\x61taset_version\x18\x01 \x01(\x0b\x32!.saucer.dataset.v1.DatasetVersionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esaucer/dataset/v1/events.proto\x12\x11saucer.dataset.v1\x1a\x1fsaucer/dataset/v1/dataset.proto\"J\n\x12\x41\x63\x63ountStoreProven\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\"8\n\x0bImportEnded\x12)\n\x06import\x18\x01 \x01(\x0b\x32\x19.saucer.dataset.v1.Import\"7\n\x0c\x44raftCreated\x12\'\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x18.saucer.dataset.v1.Draft\"7\n\x0c\x44raftChanged\x12\'\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x18.saucer.dataset.v1.Draft\"7\n\x0c\x44raftDeleted\x12\'\n\x05\x64raft\x18\x01 \x01(\x0b\x32\x18.saucer.dataset.v1.Draft\"S\n\x15\x44\x61tasetVersionCreated\x12:\n\x0f\x64\x61taset_version\x18\x01 \x01(\x0b\x32!.saucer.dataset.v1.DatasetVersionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNTSTOREPROVEN']._serialized_end=160
   _globals['_IMPORTENDED']._serialized_start=162
   _globals['_IMPORTENDED']._serialized_end=218
-  _globals['_DATASETVERSIONCREATED']._serialized_start=220
-  _globals['_DATASETVERSIONCREATED']._serialized_end=303
+  _globals['_DRAFTCREATED']._serialized_start=220
+  _globals['_DRAFTCREATED']._serialized_end=275
+  _globals['_DRAFTCHANGED']._serialized_start=277
+  _globals['_DRAFTCHANGED']._serialized_end=332
+  _globals['_DRAFTDELETED']._serialized_start=334
+  _globals['_DRAFTDELETED']._serialized_end=389
+  _globals['_DATASETVERSIONCREATED']._serialized_start=391
+  _globals['_DATASETVERSIONCREATED']._serialized_end=474
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,70 @@ class ImportEnded(_message.Message):
 Global___ImportEnded: _TypeAlias = ImportEnded  # noqa: Y015
 
 @_typing.final
+class DraftCreated(_message.Message):
+    """A draft was begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def draft(self) -> _dataset_pb2.Draft: ...
+    def __init__(
+        self,
+        *,
+        draft: _dataset_pb2.Draft | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftCreated: _TypeAlias = DraftCreated  # noqa: Y015
+
+@_typing.final
+class DraftChanged(_message.Message):
+    """Its classes changed, or an image of it was labelled for the first time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def draft(self) -> _dataset_pb2.Draft: ...
+    def __init__(
+        self,
+        *,
+        draft: _dataset_pb2.Draft | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftChanged: _TypeAlias = DraftChanged  # noqa: Y015
+
+@_typing.final
+class DraftDeleted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRAFT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def draft(self) -> _dataset_pb2.Draft: ...
+    def __init__(
+        self,
+        *,
+        draft: _dataset_pb2.Draft | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draft", b"draft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DraftDeleted: _TypeAlias = DraftDeleted  # noqa: Y015
+
+@_typing.final
 class DatasetVersionCreated(_message.Message):
     """A version exists."""
 

@@ -5,3 +5,5 @@ CREATE TABLE account_quota (
     revision   bigint NOT NULL
 );
 CREATE INDEX task_waits ON task (account_id) WHERE state IN ('PENDING', 'WAITING', 'QUEUED');
+-- A list by state reads no task of another state.
+CREATE INDEX task_list_state ON task (account_id, state, created_at DESC, task_id DESC) WHERE deleted_at IS NULL;
