@@ -65,8 +65,9 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--warmup", type=int, help="Iterations."),
         click.option("--input-size", type=int, help="Pixels."),
         click.option(
-            "--starting-point", type=click.Choice(["imagenet-lite0", "scratch"]), help="Default: the scene's."
+            "--starting-point", help="As `saucer task starting-points` names them. Default: by the data and the spec."
         ),
+        click.option("--base-model", "base_model_id", type=IDENTIFIER, help="Begin with a model of your own."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--output-path", default="", help="Below the account's prefix in the object store."),
         click.option("--remark", default=""),
@@ -93,6 +94,7 @@ def _form(app: App, options: dict[str, Any]) -> task_pb2.TaskForm:
         count=options["count"],
         billing_mode=enum_number(_MODES, options["billing_mode"]),
         starting_point=options["starting_point"] or "",
+        base_model_id=options["base_model_id"] or "",
         resource_group_id=options["resource_group_id"] or "",
         budget_micros=options["budget"],
         seed=options["seed"],
@@ -271,6 +273,19 @@ def scenes(app: App) -> None:
             ratio(scene, "expected_accuracy"),
             scene.description,
         ),
+    )
+
+
+@task.command()
+@pass_app
+def starting_points(app: App) -> None:
+    """What --starting-point takes."""
+    response = app.connection.task.ListStartingPoints(task_pb2.ListStartingPointsRequest())
+    app.output.listing(
+        "",
+        ("starting point", "title", "fetched over the network", "description"),
+        response.starting_points,
+        lambda point: (point.name, point.title, "once" if point.fetched else "no", point.description),
     )
 
 

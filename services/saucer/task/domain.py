@@ -123,6 +123,8 @@ class Form:
     kind: TaskKind = TaskKind.TRAIN
     # Of a predict task.
     model_id: str = ""
+    # Of a training that begins with the account's own earlier model.
+    base_model_id: str = ""
 
     @property
     def prepaid(self) -> bool:
@@ -153,6 +155,9 @@ class Config:
     # Of a predict task.
     model_id: str = ""
     classification: bool = False
+    # Of the account's own earlier model that the training begins with.
+    weights_key: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,13 +180,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that a run left, as far as a predict task depends on it."""
+    """A model that a run left, as far as a task depends on it that predicts with it or begins with it."""
 
     model_id: str
     account_id: str
     scene: str
     classes: tuple[str, ...]
     input_size: int
+    # Of the run; empty: unknown.
+    starting_point: str = ""
+    weights_key: str = ""
+    weights_sha256: str = ""
+    classification: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ from saucer.task.domain import Config, Form, KnownModel, Progress, Task, TaskKin
 from saucer.task.estimating import Pace, megapixels
 from saucer.task.parameters import Parameter
 from saucer.task.scenes import Scene
+from saucer.task.starting_points import StartingPoint
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
+
+WEIGHTS = "weights.pth"
 
 
 def read_form(message: task_pb2.TaskForm) -> Form:
@@ -37,6 +40,7 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         budget_micros=message.budget_micros,
         kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
         model_id=message.model_id,
+        base_model_id=message.base_model_id,
     )
 
 
@@ -71,6 +75,7 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         budget_micros=form.budget_micros,
         kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
         model_id=form.model_id,
+        base_model_id=form.base_model_id,
     )
 
 
@@ -95,6 +100,8 @@ def config_message(config: Config, account_id: str) -> training_pb2.TrainingConf
         resume=config.resume,
         model_id=config.model_id,
         classification=config.classification,
+        weights_key=config.weights_key,
+        weights_sha256=config.weights_sha256,
     )
 
 
@@ -111,6 +118,17 @@ def scene_message(scene: Scene) -> task_pb2.Scene:
         description=scene.description,
         classes=scene.classes,
         expected_accuracy=scene.expected_accuracy,
+    )
+
+
+def starting_point_message(point: StartingPoint) -> task_pb2.StartingPoint:
+    """A starting point as it is offered."""
+    return task_pb2.StartingPoint(
+        name=point.name,
+        title=point.title,
+        description=point.description,
+        fetched=point.fetched,
+        classifies=point.classifies,
     )
 
 
@@ -167,9 +185,20 @@ def read_pace(run: training_pb2.Run) -> Pace | None:
     )
 
 
-def read_model(message: training_pb2.Model) -> KnownModel:
-    """What a run left."""
-    return KnownModel(message.model_id, message.account_id, message.scene, tuple(message.classes), message.input_size)
+def read_model(message: training_pb2.Model, config: training_pb2.TrainingConfig) -> KnownModel:
+    """What a run left, and what the run was given."""
+    weights = next((file for file in message.files if file.name == WEIGHTS), training_pb2.ModelFile())
+    return KnownModel(
+        model_id=message.model_id,
+        account_id=message.account_id,
+        scene=message.scene,
+        classes=tuple(message.classes),
+        input_size=message.input_size,
+        starting_point=config.starting_point,
+        weights_key=weights.key,
+        weights_sha256=weights.sha256,
+        classification=config.classification,
+    )
 
 
 def task_message(task: Task) -> task_pb2.Task:

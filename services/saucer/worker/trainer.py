@@ -148,6 +148,7 @@ class _Attempt:
         iterations = job.epochs * epoch
         keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
         extra: list[Any] = [
+            *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),
             hooks.PaceHook(state, epoch, iterations, fixed=job.deterministic),
             keeper,

@@ -116,6 +116,7 @@ class TaskForm(_message.Message):
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_ID_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """Letters of any script, digits, _ and -; first a letter or digit; unique in the account."""
     scene: _builtins.str
@@ -138,7 +139,7 @@ class TaskForm(_message.Message):
     """GPUs of one machine; a machine without counts as one."""
     billing_mode: _billing_pb2.BillingMode.ValueType
     starting_point: _builtins.str
-    """Empty: the catalogue's default. imagenet-lite0 or scratch."""
+    """As ListStartingPoints names them; empty: by the data and the spec."""
     seed: _builtins.int
     """Of the training; unset: 0."""
     resource_group_id: _builtins.str
@@ -148,6 +149,8 @@ class TaskForm(_message.Message):
     kind: Global___TaskKind.ValueType
     model_id: _builtins.str
     """Of a predict task: the account's own model. What only a training uses is not looked at then."""
+    base_model_id: _builtins.str
+    """Of a training: the account's own model whose weights it begins with; starting_point is that model's then."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -180,10 +183,11 @@ class TaskForm(_message.Message):
         budget_micros: _builtins.int = ...,
         kind: Global___TaskKind.ValueType = ...,
         model_id: _builtins.str = ...,
+        base_model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "base_model_id", b"base_model_id", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -748,6 +752,77 @@ class ListScenesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListScenesResponse: _TypeAlias = ListScenesResponse  # noqa: Y015
+
+@_typing.final
+class ListStartingPointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStartingPointsRequest: _TypeAlias = ListStartingPointsRequest  # noqa: Y015
+
+@_typing.final
+class ListStartingPointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTING_POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starting_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartingPoint]: ...
+    def __init__(
+        self,
+        *,
+        starting_points: _abc.Iterable[Global___StartingPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["starting_points", b"starting_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStartingPointsResponse: _TypeAlias = ListStartingPointsResponse  # noqa: Y015
+
+@_typing.final
+class StartingPoint(_message.Message):
+    """A network with weights to begin with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    CLASSIFIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As TaskForm.starting_point takes it."""
+    title: _builtins.str
+    description: _builtins.str
+    fetched: _builtins.bool
+    """The first time, a worker fetches it over the network, unless it is in the object store."""
+    classifies: _builtins.bool
+    """Also where labels are of whole images."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        title: _builtins.str = ...,
+        description: _builtins.str = ...,
+        fetched: _builtins.bool = ...,
+        classifies: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifies", b"classifies", "description", b"description", "fetched", b"fetched", "name", b"name", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartingPoint: _TypeAlias = StartingPoint  # noqa: Y015
 
 @_typing.final
 class ListParametersRequest(_message.Message):

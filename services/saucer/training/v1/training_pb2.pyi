@@ -271,6 +271,8 @@ class TrainingConfig(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_KEY_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     scene: _builtins.str
     manifest_key: _builtins.str
     manifest_sha256: _builtins.str
@@ -285,7 +287,7 @@ class TrainingConfig(_message.Message):
     expected_accuracy: _builtins.float
     """Validation map_50 (top-1 for classification) at which training stops by itself; unset: never."""
     starting_point: _builtins.str
-    """imagenet-lite0 or scratch."""
+    """As ListStartingPoints names it: the network, and unless there are weights_key, what it begins with."""
     output_prefix: _builtins.str
     """Where the user finds the results: a prefix below the account's own."""
     resume: _builtins.bool
@@ -294,6 +296,9 @@ class TrainingConfig(_message.Message):
     """Not empty: train nothing, and predict validation and test split with this model."""
     classification: _builtins.bool
     """Labels say what a whole image shows; the accuracy is top-1, and the report has no mAP."""
+    weights_key: _builtins.str
+    """Not empty: the training begins with these weights, of the account's own earlier model."""
+    weights_sha256: _builtins.str
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -319,10 +324,12 @@ class TrainingConfig(_message.Message):
         resume: _builtins.bool = ...,
         model_id: _builtins.str = ...,
         classification: _builtins.bool = ...,
+        weights_key: _builtins.str = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "expected_accuracy", b"expected_accuracy", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup", "weights_key", b"weights_key", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_accuracy: _TypeAlias = _typing.Literal["expected_accuracy"]  # noqa: Y015
     _WhichOneofArgType__expected_accuracy: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy"]  # noqa: Y015
