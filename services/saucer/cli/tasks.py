@@ -20,7 +20,7 @@ from saucer.cli.app import (
     pass_app,
 )
 from saucer.cli.errors import CliError
-from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money, percent, ratio
+from saucer.cli.output import Output, duration, either, enum_word, message_dict, moment, money, percent, ratio
 from saucer.cli.watching import FAILED, watch_task
 from saucer.lib.clock import to_duration
 from saucer.task.v1 import task_pb2
@@ -176,7 +176,7 @@ def list_(app: App, states: tuple[str, ...], limit: int) -> None:
     found = pages(app.connection.task.ListTasks, request, "tasks", limit)
     app.output.listing(
         "",
-        ("task id", "name", "state", "progress", "cost", "best map_50", "created"),
+        ("task id", "name", "state", "progress", "cost", "best accuracy", "created"),
         found,
         lambda item: (
             item.task_id,
@@ -184,7 +184,7 @@ def list_(app: App, states: tuple[str, ...], limit: int) -> None:
             enum_word(item, "state"),
             percent(item.progress),
             money(item.cost_micros, item.currency),
-            ratio(item, "best_map_50"),
+            either(item, "best_map_50", "best_top_1"),
             moment(item, "create_time"),
         ),
     )
@@ -314,7 +314,7 @@ def print_task(output: Output, task: task_pb2.Task) -> None:
     """What a user wants to know of it."""
     most = duration(task.config.max_duration) if task.config.HasField("max_duration") else ""
     expected = ratio(task.config, "expected_accuracy")
-    best = ratio(task, "best_map_50")
+    best = either(task, "best_map_50", "best_top_1") + (f" of {expected} expected" if expected != "-" else "")
     output.record(
         "",
         task,
@@ -328,7 +328,7 @@ def print_task(output: Output, task: task_pb2.Task) -> None:
             ("stage", enum_word(task, "stage")),
             ("progress", f"{percent(task.progress)}, epoch {task.epoch:.1f} of {task.config.epochs}"),
             ("elapsed", duration(task.elapsed) + (f" of {most}" if most else "")),
-            ("validation map_50", best + (f" of {expected} expected" if expected != "-" else "")),
+            ("validation top-1" if task.config.classification else "validation map_50", best),
             ("test map_50", ratio(task, "test_map_50") if task.HasField("test_map_50") else None),
             ("test top-1", ratio(task, "test_top_1") if task.HasField("test_top_1") else None),
             ("cost", f"{money(task.cost_micros, task.currency)}, hold {money(task.hold_micros, task.currency)}"),

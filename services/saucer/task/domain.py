@@ -175,6 +175,7 @@ class Progress:
     elapsed_ms: int = 0
     time_left_ms: int | None = None
     charged_ms: int = 0
+    # Top-1 of a classification.
     best_map_50: float | None = None
 
 

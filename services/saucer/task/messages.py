@@ -1,5 +1,7 @@
 """Domain to message and back, for requests, replies and events alike."""
 
+from typing import Literal
+
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import from_duration, from_timestamp, to_duration, to_timestamp
 from saucer.task.defaults import Derived
@@ -12,6 +14,7 @@ from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 
 WEIGHTS = "weights.pth"
+BEST: tuple[Literal["best_map_50"], Literal["best_top_1"]] = ("best_map_50", "best_top_1")
 
 
 def read_form(message: task_pb2.TaskForm) -> Form:
@@ -160,7 +163,7 @@ def read_progress(run: training_pb2.Run) -> Progress:
         elapsed_ms=from_duration(run.elapsed),
         time_left_ms=from_duration(run.time_left) if run.HasField("time_left") else None,
         charged_ms=run.charged_ms,
-        best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
+        best_map_50=next((getattr(run, field) for field in BEST if run.HasField(field)), None),
     )
 
 
@@ -225,7 +228,8 @@ def task_message(task: Task) -> task_pb2.Task:
         time_left=to_duration(progress.time_left_ms),
         charged_ms=progress.charged_ms,
         cost_micros=task.cost_micros,
-        best_map_50=progress.best_map_50,
+        best_map_50=None if task.config.classification else progress.best_map_50,
+        best_top_1=progress.best_map_50 if task.config.classification else None,
         stop_requested=task.stop_requested,
         end_reason=training_pb2.EndReason.Value(f"END_REASON_{task.end_reason}")
         if task.end_reason

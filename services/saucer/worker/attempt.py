@@ -57,6 +57,8 @@ MAX_MESSAGE_CHARACTERS = 8_000
 # Of preparing data: the rest is the child's.
 DOWNLOAD_SHARE = 0.9
 
+# Metrics of a validation by which a model is judged; a run has one of them.
+ACCURACIES = ("map_50", "top_1")
 STAGES: Mapping[StageName, training_pb2.RunStage.ValueType] = {
     StageName.PREPARING: training_pb2.RUN_STAGE_PREPARING_DATA,
     StageName.TRAINING: training_pb2.RUN_STAGE_TRAINING,
@@ -327,8 +329,8 @@ class Attempt:
                 self._progressed(report)
             case protocol.Metrics():
                 self._heart.metric(report.iteration, report.epoch, report.values)
-                if "map_50" in report.values:
-                    vitals.best_map_50 = max(report.values["map_50"], vitals.best_map_50 or 0.0)
+                for accuracy in (report.values[name] for name in ACCURACIES if name in report.values):
+                    vitals.best_map_50 = max(accuracy, vitals.best_map_50 or 0.0)
             case protocol.Log():
                 self._heart.line(report.text, LEVELS.get(report.level, training_pb2.LOG_LEVEL_INFO), report.time)
             case protocol.Checkpoint():

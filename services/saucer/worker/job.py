@@ -236,7 +236,8 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Result:
     """`files` by kind: weights, onnx, model, config, metrics, log, detections_validation, detections_test, report (the
-    detections only for splits that the job has). `best_map_50` is validation's, None before the first validation."""
+    detections only for splits that the job has). `best_map_50` is validation's, a classifier's its top-1; None before
+    the first validation."""
 
     type: ClassVar[str] = "result"
     reason: EndReason

@@ -121,7 +121,7 @@ class _Attempt:
             files,
             self.state.iteration,
             self._stopper.clock.elapsed_ms,
-            None if self._job.classifies else self.state.best_map_50,
+            self.state.best_map_50,
             self._stopper.stop_reason if reason is EndReason.STOPPED else "",
             self.saved,
         )

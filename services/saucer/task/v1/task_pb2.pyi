@@ -286,6 +286,7 @@ class Task(_message.Message):
     ITERATIONS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TEST_TOP_1_FIELD_NUMBER: _builtins.int
+    BEST_TOP_1_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     account_id: _builtins.str
     state: Global___TaskState.ValueType
@@ -319,6 +320,8 @@ class Task(_message.Message):
     attempt: _builtins.int
     test_top_1: _builtins.float
     """Of a classification, on the test split; test_map_50 is unset then."""
+    best_top_1: _builtins.float
+    """Of a classification, the best of the validations so far; best_map_50 is unset then."""
     @_builtins.property
     def form(self) -> Global___TaskForm: ...
     @_builtins.property
@@ -379,19 +382,24 @@ class Task(_message.Message):
         iterations: _builtins.int = ...,
         attempt: _builtins.int = ...,
         test_top_1: _builtins.float | None = ...,
+        best_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "best_map_50", b"best_map_50", "config", b"config", "create_time", b"create_time", "delete_time", b"delete_time", "elapsed", b"elapsed", "end_time", b"end_time", "form", b"form", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "config", b"config", "create_time", b"create_time", "delete_time", b"delete_time", "elapsed", b"elapsed", "end_time", b"end_time", "form", b"form", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "config", b"config", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "delete_time", b"delete_time", "derived_values", b"derived_values", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "form", b"form", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "iteration", b"iteration", "iterations", b"iterations", "missing_micros", b"missing_micros", "model_id", b"model_id", "price_per_hour_micros", b"price_per_hour_micros", "progress", b"progress", "revision", b"revision", "run_id", b"run_id", "stage", b"stage", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "task_id", b"task_id", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "config", b"config", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "delete_time", b"delete_time", "derived_values", b"derived_values", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "form", b"form", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "iteration", b"iteration", "iterations", b"iterations", "missing_micros", b"missing_micros", "model_id", b"model_id", "price_per_hour_micros", b"price_per_hour_micros", "progress", b"progress", "revision", b"revision", "run_id", b"run_id", "stage", b"stage", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "task_id", b"task_id", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__best_top_1: _TypeAlias = _typing.Literal["best_top_1"]  # noqa: Y015
+    _WhichOneofArgType__best_top_1: _TypeAlias = _typing.Literal["_best_top_1", b"_best_top_1"]  # noqa: Y015
     _WhichOneofReturnType__test_map_50: _TypeAlias = _typing.Literal["test_map_50"]  # noqa: Y015
     _WhichOneofArgType__test_map_50: _TypeAlias = _typing.Literal["_test_map_50", b"_test_map_50"]  # noqa: Y015
     _WhichOneofReturnType__test_top_1: _TypeAlias = _typing.Literal["test_top_1"]  # noqa: Y015
     _WhichOneofArgType__test_top_1: _TypeAlias = _typing.Literal["_test_top_1", b"_test_top_1"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_map_50) -> _WhichOneofReturnType__best_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_top_1) -> _WhichOneofReturnType__best_top_1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_map_50) -> _WhichOneofReturnType__test_map_50 | None: ...
     @_typing.overload

@@ -162,6 +162,7 @@ class Run(_message.Message):
     REGION_ID_FIELD_NUMBER: _builtins.int
     SPEC_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    BEST_TOP_1_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -177,7 +178,7 @@ class Run(_message.Message):
     iterations: _builtins.int
     epoch: _builtins.float
     best_map_50: _builtins.float
-    """Best of the validations so far; unset before the first."""
+    """Best of the validations so far; unset before the first, and of a classification."""
     charged_ms: _builtins.int
     """The counter that billing charges: time in which a worker demonstrably had the run."""
     end_reason: Global___EndReason.ValueType
@@ -189,6 +190,8 @@ class Run(_message.Message):
     region_id: _builtins.str
     spec_id: _builtins.str
     count: _builtins.int
+    best_top_1: _builtins.float
+    """The same of a classification."""
     @_builtins.property
     def config(self) -> Global___TrainingConfig: ...
     @_builtins.property
@@ -236,14 +239,20 @@ class Run(_message.Message):
         region_id: _builtins.str = ...,
         spec_id: _builtins.str = ...,
         count: _builtins.int = ...,
+        best_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "best_map_50", b"best_map_50", "config", b"config", "create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "config", b"config", "create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__best_top_1: _TypeAlias = _typing.Literal["best_top_1"]  # noqa: Y015
+    _WhichOneofArgType__best_top_1: _TypeAlias = _typing.Literal["_best_top_1", b"_best_top_1"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_map_50) -> _WhichOneofReturnType__best_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_top_1) -> _WhichOneofReturnType__best_top_1 | None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
 
@@ -359,6 +368,7 @@ class Model(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     SCENE_FIELD_NUMBER: _builtins.int
+    VALIDATION_TOP_1_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -372,6 +382,8 @@ class Model(_message.Message):
     revision: _builtins.int
     display_name: _builtins.str
     scene: _builtins.str
+    validation_top_1: _builtins.float
+    """Of a classifier; validation_map_50 is unset then."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -397,14 +409,20 @@ class Model(_message.Message):
         revision: _builtins.int = ...,
         display_name: _builtins.str = ...,
         scene: _builtins.str = ...,
+        validation_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "create_time", b"create_time", "validation_map_50", b"validation_map_50"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "create_time", b"create_time", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_map_50: _TypeAlias = _typing.Literal["validation_map_50"]  # noqa: Y015
     _WhichOneofArgType__validation_map_50: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__validation_top_1: _TypeAlias = _typing.Literal["validation_top_1"]  # noqa: Y015
+    _WhichOneofArgType__validation_top_1: _TypeAlias = _typing.Literal["_validation_top_1", b"_validation_top_1"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_map_50) -> _WhichOneofReturnType__validation_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_top_1) -> _WhichOneofReturnType__validation_top_1 | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
 
