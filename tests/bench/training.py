@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from tests.bench import _importing, _listing, _time_to_map, _training_speed
+from tests.bench import _importing, _listing, _progress, _time_to_map, _training_speed
 from tests.bench.harness import Row, Say
 
 
@@ -13,6 +13,7 @@ async def measure(say: Say) -> list[Row]:
         folder = Path(name)
         rows = await _training_speed.measure(folder / "speed", say)
         rows += await _time_to_map.measure(folder / "map", say)
+        rows += await _progress.measure(folder / "progress", say)
         rows += await _importing.measure(folder, say)
         async with _importing.importer(folder / "listing") as ours:
             return [*rows, *await _listing.measure(ours, folder, say)]
