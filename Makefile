@@ -55,6 +55,10 @@ up: $(STAMP) ## The whole stack in the foreground, until Ctrl-C
 bench: $(STAMP) ## Benchmarks as a table; BENCH=platform runs one
 	@$(BIN)/python -m tests.bench $(BENCH)
 
+.PHONY: gpu-check
+gpu-check: $(STAMP) ## On a machine with a GPU: mixed precision, speed, exact resume, the export's parity
+	@$(BIN)/python -m tests.gpu
+
 .PHONY: soak
 soak: $(STAMP) ## The long forms of the tests
 	@$(BIN)/pytest -m soak --timeout 7200 tests

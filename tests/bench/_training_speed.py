@@ -29,7 +29,7 @@ from tests.support.child import Child
 SLICES = 7
 SLICE_ITERATIONS = 50
 IMAGES, SEED = 200, 11
-INPUT_SIZE, BATCH_SIZE = 128, 8
+INPUT_SIZE, BATCH_SIZE = 192, 8
 # Of each, before the first slice that counts.
 WARM_UP_ITERATIONS = 20
 

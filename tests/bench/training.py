@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from tests.bench import _importing, _lease, _listing, _log, _time_to_map, _training_speed
+from tests.bench import _importing, _lease, _listing, _log, _progress, _time_to_map, _training_speed
 from tests.bench.harness import Row, Say
 
 
@@ -15,6 +15,7 @@ async def measure(say: Say) -> list[Row]:
         rows += await _log.measure(folder / "log", say)
         rows += await _training_speed.measure(folder / "speed", say)
         rows += await _time_to_map.measure(folder / "map", say)
+        rows += await _progress.measure(folder / "progress", say)
         rows += await _importing.measure(folder, say)
         async with _importing.importer(folder / "listing") as ours:
             return [*rows, *await _listing.measure(ours, folder, say)]

@@ -10,6 +10,7 @@ import pytest
 from saucer.dataset.v1 import dataset_pb2
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.task.v1 import task_pb2
+from saucer.training.v1 import training_pb2
 from tests.support.saucer_client import HOLD_MICROS, Saucer
 from tests.support.shapes import CLASSES, write_shapes
 
@@ -44,6 +45,14 @@ async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation(s
     assert found.classification
     assert found.top_1 == task.test_top_1 > 0.5
     assert not task.HasField("test_map_50")
+    run = await saucer.run_of(account, task.task_id)
+    assert run is not None
+    assert run.best_top_1 == task.best_top_1 > 0.5
+    assert not run.HasField("best_map_50")
+    model = await saucer.training.GetModel(
+        training_pb2.GetModelRequest(model_id=task.model_id), metadata=account.metadata
+    )
+    assert model.validation_top_1 == run.best_top_1
     assert not found.HasField("map_50")
     assert {entry.class_name for entry in found.classes} == set(CLASSES)
     assert sum(entry.boxes for entry in found.classes) == found.images

@@ -8,7 +8,7 @@ import click
 from saucer.cli.app import IDENTIFIER, App, Topic, found_or, limit_option, pages, pass_app
 from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError
-from saucer.cli.output import enum_word, message_dict, moment, ratio
+from saucer.cli.output import either, enum_word, message_dict, moment
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 
@@ -28,14 +28,14 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
     found = pages(app.connection.training.ListModels, request, "models", limit)
     app.output.listing(
         "",
-        ("model id", "name", "scene", "classes", "validation map_50", "created"),
+        ("model id", "name", "scene", "classes", "validation accuracy", "created"),
         found,
         lambda item: (
             item.model_id,
             item.display_name,
             item.scene,
             len(item.classes),
-            ratio(item, "validation_map_50"),
+            either(item, "validation_map_50", "validation_top_1"),
             moment(item, "create_time"),
         ),
     )

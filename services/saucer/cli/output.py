@@ -178,6 +178,11 @@ def ratio(message: Message, field: str) -> str:
     return f"{getattr(message, field):.3f}" if message.HasField(field) else "-"
 
 
+def either(message: Message, *fields: str) -> str:
+    """As ratio(), of the first of the fields that is set."""
+    return ratio(message, next((field for field in fields if message.HasField(field)), fields[0]))
+
+
 def enum_word(message: Message, field: str) -> str:
     """TASK_STATE_TRAINING -> `training`."""
     descriptor = message.DESCRIPTOR.fields_by_name[field].enum_type

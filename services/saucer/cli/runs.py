@@ -11,7 +11,7 @@ from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, fou
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
 from saucer.cli.exports import ExportFile, write_pieces
-from saucer.cli.output import duration, enum_word, local_time, message_dict, moment, percent, ratio
+from saucer.cli.output import duration, either, enum_word, local_time, message_dict, moment, percent
 from saucer.lib.clock import to_timestamp
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
@@ -46,7 +46,7 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
     found = pages(app.connection.training.ListRuns, request, "runs", limit)
     app.output.listing(
         "",
-        ("run id", "start", "attempts", "state", "stage", "progress", "elapsed", "best map_50", "end", "created"),
+        ("run id", "start", "attempts", "state", "stage", "progress", "elapsed", "best accuracy", "end", "created"),
         found,
         lambda item: (
             item.run_id,
@@ -56,7 +56,7 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
             enum_word(item, "stage"),
             percent(item.progress),
             duration(item.elapsed),
-            ratio(item, "best_map_50"),
+            either(item, "best_map_50", "best_top_1"),
             enum_word(item, "end_reason"),
             moment(item, "create_time"),
         ),

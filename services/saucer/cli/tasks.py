@@ -20,7 +20,7 @@ from saucer.cli.app import (
     pass_app,
 )
 from saucer.cli.errors import CliError
-from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money, percent, ratio
+from saucer.cli.output import Output, duration, either, enum_word, message_dict, moment, money, percent, ratio
 from saucer.cli.watching import FAILED, watch_task
 from saucer.lib.clock import to_duration
 from saucer.task.v1 import task_pb2
@@ -71,8 +71,9 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--warmup", type=int, help="Iterations."),
         click.option("--input-size", type=int, help="Pixels."),
         click.option(
-            "--starting-point", type=click.Choice(["imagenet-lite0", "scratch"]), help="Default: the scene's."
+            "--starting-point", help="As `saucer task starting-points` names them. Default: by the data and the spec."
         ),
+        click.option("--base-model", "base_model_id", type=IDENTIFIER, help="Begin with a model of your own."),
         click.option("--seed", type=int, default=0, show_default=True),
         click.option("--output-path", default="", help="Below the account's prefix in the object store."),
         click.option("--remark", default=""),
@@ -99,6 +100,7 @@ def _form(app: App, options: dict[str, Any]) -> task_pb2.TaskForm:
         count=options["count"],
         billing_mode=enum_number(_MODES, options["billing_mode"]),
         starting_point=options["starting_point"] or "",
+        base_model_id=options["base_model_id"] or "",
         resource_group_id=options["resource_group_id"] or "",
         budget_micros=options["budget"],
         priority=options["priority"],
@@ -181,7 +183,7 @@ def list_(app: App, states: tuple[str, ...], limit: int) -> None:
     found = pages(app.connection.task.ListTasks, request, "tasks", limit)
     app.output.listing(
         "",
-        ("task id", "name", "state", "progress", "cost", "best map_50", "created"),
+        ("task id", "name", "state", "progress", "cost", "best accuracy", "created"),
         found,
         lambda item: (
             item.task_id,
@@ -189,7 +191,7 @@ def list_(app: App, states: tuple[str, ...], limit: int) -> None:
             enum_word(item, "state"),
             percent(item.progress),
             money(item.cost_micros, item.currency),
-            ratio(item, "best_map_50"),
+            either(item, "best_map_50", "best_top_1"),
             moment(item, "create_time"),
         ),
     )
@@ -283,6 +285,19 @@ def scenes(app: App) -> None:
 
 @task.command()
 @pass_app
+def starting_points(app: App) -> None:
+    """What --starting-point takes."""
+    response = app.connection.task.ListStartingPoints(task_pb2.ListStartingPointsRequest())
+    app.output.listing(
+        "",
+        ("starting point", "title", "fetched over the network", "description"),
+        response.starting_points,
+        lambda point: (point.name, point.title, "once" if point.fetched else "no", point.description),
+    )
+
+
+@task.command()
+@pass_app
 def parameters(app: App) -> None:
     """What --epochs, --lr, --batch-size, --warmup and --input-size take; left out, each is derived from the data."""
     response = app.connection.task.ListParameters(task_pb2.ListParametersRequest())
@@ -306,7 +321,7 @@ def print_task(output: Output, task: task_pb2.Task) -> None:
     """What a user wants to know of it."""
     most = duration(task.config.max_duration) if task.config.HasField("max_duration") else ""
     expected = ratio(task.config, "expected_accuracy")
-    best = ratio(task, "best_map_50")
+    best = either(task, "best_map_50", "best_top_1") + (f" of {expected} expected" if expected != "-" else "")
     output.record(
         "",
         task,
@@ -320,7 +335,7 @@ def print_task(output: Output, task: task_pb2.Task) -> None:
             ("stage", enum_word(task, "stage")),
             ("progress", f"{percent(task.progress)}, epoch {task.epoch:.1f} of {task.config.epochs}"),
             ("elapsed", duration(task.elapsed) + (f" of {most}" if most else "")),
-            ("validation map_50", best + (f" of {expected} expected" if expected != "-" else "")),
+            ("validation top-1" if task.config.classification else "validation map_50", best),
             ("test map_50", ratio(task, "test_map_50") if task.HasField("test_map_50") else None),
             ("test top-1", ratio(task, "test_top_1") if task.HasField("test_top_1") else None),
             ("cost", f"{money(task.cost_micros, task.currency)}, hold {money(task.hold_micros, task.currency)}"),

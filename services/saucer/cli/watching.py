@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from saucer.cli.app import App
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
-from saucer.cli.output import duration, enum_word, money, percent, ratio
+from saucer.cli.output import duration, either, enum_word, money, percent, ratio
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 
@@ -89,6 +89,7 @@ def _with_run(task: task_pb2.Task, run: training_pb2.Run) -> task_pb2.Task:
             elapsed=run.elapsed,
             time_left=run.time_left if run.HasField("time_left") else None,
             best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
+            best_top_1=run.best_top_1 if run.HasField("best_top_1") else None,
             cost_micros=task.price_per_hour_micros * task.form.count * seconds // 3600,
         )
     )
@@ -111,7 +112,8 @@ def _lines(app: App) -> Show:
 
     def show(task: task_pb2.Task) -> None:
         nonlocal last
-        now = (task.state, task.stage, task.attempt, int(task.progress / PLAIN_STEP), ratio(task, "best_map_50"))
+        best = either(task, "best_map_50", "best_top_1")
+        now = (task.state, task.stage, task.attempt, int(task.progress / PLAIN_STEP), best)
         if now != last:
             last = now
             app.output.remark(f"{_stage(task)}  {percent(task.progress)}  {_figures(task)}")
@@ -135,9 +137,10 @@ def _figures(task: task_pb2.Task) -> str:
     if task.HasField("time_left"):
         parts.append(f"{duration(task.time_left)} left")
     parts.append(f"{money(task.cost_micros, task.currency)} so far")
-    if task.HasField("best_map_50"):
-        expected = ratio(task.config, "expected_accuracy")
-        parts.append(f"best map_50 {ratio(task, 'best_map_50')}" + (f" of {expected}" if expected != "-" else ""))
+    best = either(task, "best_map_50", "best_top_1")
+    if best != "-":
+        expected, name = ratio(task.config, "expected_accuracy"), "top-1" if task.config.classification else "map_50"
+        parts.append(f"best {name} {best}" + (f" of {expected}" if expected != "-" else ""))
     if task.attempt > 1:
         parts.append(f"attempt {task.attempt}")
     if task.stop_requested and task.state not in AT_REST:

@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import obstore
@@ -25,6 +26,9 @@ CHUNK_BYTES = 1024 * 1024
 # A large object is written in parts; so many of them lie in memory at once. S3 takes no smaller ones.
 PARTS_AT_ONCE = 2
 PART_BYTES = 5 * 1024 * 1024
+# Of a web server that does not answer; then UnavailableError.
+HTTP_RETRIES = 2
+HTTP_RETRIED_FOR = timedelta(seconds=20)
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
@@ -62,7 +66,7 @@ class Objects:
     """A store below one URL."""
 
     def __init__(self, url: str) -> None:
-        """`file:///folder` (made if missing), `s3://bucket/prefix`, `memory:///`.
+        """`file:///folder` (made if missing), `s3://bucket/prefix`, `memory:///`; `https://host/path` to read from.
 
         Where S3 is, and with what keys, the environment says: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID etc.
         """
@@ -76,6 +80,12 @@ class Objects:
             self._store = LocalStore(folder, mkdir=True)
             self._folder = folder
             self._part_bytes = CHUNK_BYTES
+        elif url.startswith(("http://", "https://")):
+            self._store = from_url(
+                url,
+                client_options={"allow_http": True},
+                retry_config={"max_retries": HTTP_RETRIES, "retry_timeout": HTTP_RETRIED_FOR},
+            )
         else:
             self._store = from_url(url)
 

@@ -42,7 +42,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
         ended = cast(training_events.RunEnded, message)
         run = ended.run
         if ended.HasField("model"):
-            await tasks.meet_model(read_model(ended.model))
+            await tasks.meet_model(read_model(ended.model, run.config))
         pace = read_pace(run)
         if pace is not None:
             await tasks.learn_pace(pace)

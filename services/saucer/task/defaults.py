@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from saucer.task import parameters
-from saucer.task.domain import Config, Form, Refused
+from saucer.task import parameters, starting_points
+from saucer.task.domain import Config, Form, KnownModel, Refused
 from saucer.task.scenes import Scene
 
 DEFAULT_MAX_DURATION_MS = 3_600_000
@@ -90,8 +90,14 @@ def check_data(scene: Scene, data: Data) -> None:
         raise Refused("NO_IMAGES", "The data has no images to train on, or none to validate on; import more.")
 
 
-def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Config, tuple[Derived, ...]]:
-    """The training's configuration with every default filled in, and the reasons. Raises Refused."""
+def derive(
+    form: Form, scene: Scene, data: Data, machine: Machine, base: KnownModel | None = None, *, fetches: bool = False
+) -> tuple[Config, tuple[Derived, ...]]:
+    """The training's configuration with every default filled in, and the reasons. Raises Refused.
+
+    Args:
+        base: the account's own model that the form starts from. fetches: workers reach the catalogue's addresses.
+    """
     parameters.check(form)
     check_data(scene, data)
     notes: list[Derived] = []
@@ -102,6 +108,9 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
         notes.append(Derived(field, str(value), reason))
         return value
 
+    point, why = starting_points.choose(form, scene, data.training_images, machine.gpus, base, fetches=fetches)
+    if why:
+        notes.append(Derived("starting_point", point, why))
     input_size = choose("input_size", form.input_size, *_input_size(scene, data, machine))
     batch_size = choose("batch_size", form.batch_size, *_batch_size(data, machine))
     per_epoch = -(-data.training_images // batch_size)
@@ -134,11 +143,12 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
             seed=form.seed,
             expected_accuracy=expected,
             max_duration_ms=choose("max_duration", form.max_duration_ms, DEFAULT_MAX_DURATION_MS, "one hour, in ms"),
-            starting_point=form.starting_point
-            or choose("starting_point", None, scene.starting_point, "ImageNet weights need no network"),
+            starting_point=point,
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
             classification=scene.classification,
+            weights_key=base.weights_key if base is not None else "",
+            weights_sha256=base.weights_sha256 if base is not None else "",
         ),
         tuple(notes),
     )

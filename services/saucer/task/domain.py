@@ -125,6 +125,8 @@ class Form:
     kind: TaskKind = TaskKind.TRAIN
     # Of a predict task.
     model_id: str = ""
+    # Of a training that begins with the account's own earlier model.
+    base_model_id: str = ""
 
     @property
     def prepaid(self) -> bool:
@@ -155,6 +157,9 @@ class Config:
     # Of a predict task.
     model_id: str = ""
     classification: bool = False
+    # Of the account's own earlier model that the training begins with.
+    weights_key: str = ""
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,18 +177,24 @@ class Progress:
     elapsed_ms: int = 0
     time_left_ms: int | None = None
     charged_ms: int = 0
+    # Top-1 of a classification.
     best_map_50: float | None = None
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that a run left, as far as a predict task depends on it."""
+    """A model that a run left, as far as a task depends on it that predicts with it or begins with it."""
 
     model_id: str
     account_id: str
     scene: str
     classes: tuple[str, ...]
     input_size: int
+    # Of the run; empty: unknown.
+    starting_point: str = ""
+    weights_key: str = ""
+    weights_sha256: str = ""
+    classification: bool = False
 
 
 @dataclass(frozen=True)

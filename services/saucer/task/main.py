@@ -13,6 +13,8 @@ class TaskSettings(ServiceSettings):
 
     dataset_address: str
     billing_address: str
+    # Workers reach the catalogue's addresses, or its weights are in the object store: then a GPU starts from COCO.
+    fetches_weights: bool = False
 
 
 async def wire(process: Process, settings: TaskSettings) -> None:
@@ -27,7 +29,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
         process.channel(settings.billing_address),
         TokenFile(settings.token_file),
     )
-    tasks = Tasks(database, peers, scenes.load())
+    tasks = Tasks(database, peers, scenes.load(), fetches_weights=settings.fetches_weights)
     dead_events = process.consumer(database, jetstream, consumers.handlers(tasks))
     process.background("sweep", tasks.sweep())
     await process.serve(settings, [rpc.servicer(tasks), dead_events])

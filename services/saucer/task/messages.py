@@ -1,5 +1,7 @@
 """Domain to message and back, for requests, replies and events alike."""
 
+from typing import Literal
+
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import from_duration, from_timestamp, to_duration, to_timestamp
 from saucer.task.defaults import Derived
@@ -7,8 +9,12 @@ from saucer.task.domain import Config, Form, KnownModel, Progress, Task, TaskKin
 from saucer.task.estimating import Pace, megapixels
 from saucer.task.parameters import Parameter
 from saucer.task.scenes import Scene
+from saucer.task.starting_points import StartingPoint
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
+
+WEIGHTS = "weights.pth"
+BEST: tuple[Literal["best_map_50"], Literal["best_top_1"]] = ("best_map_50", "best_top_1")
 
 
 def read_form(message: task_pb2.TaskForm) -> Form:
@@ -38,6 +44,7 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         priority=message.priority,
         kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
         model_id=message.model_id,
+        base_model_id=message.base_model_id,
     )
 
 
@@ -73,6 +80,7 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         priority=form.priority,
         kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
         model_id=form.model_id,
+        base_model_id=form.base_model_id,
     )
 
 
@@ -97,6 +105,8 @@ def config_message(config: Config, account_id: str) -> training_pb2.TrainingConf
         resume=config.resume,
         model_id=config.model_id,
         classification=config.classification,
+        weights_key=config.weights_key,
+        weights_sha256=config.weights_sha256,
     )
 
 
@@ -113,6 +123,17 @@ def scene_message(scene: Scene) -> task_pb2.Scene:
         description=scene.description,
         classes=scene.classes,
         expected_accuracy=scene.expected_accuracy,
+    )
+
+
+def starting_point_message(point: StartingPoint) -> task_pb2.StartingPoint:
+    """A starting point as it is offered."""
+    return task_pb2.StartingPoint(
+        name=point.name,
+        title=point.title,
+        description=point.description,
+        fetched=point.fetched,
+        classifies=point.classifies,
     )
 
 
@@ -144,7 +165,7 @@ def read_progress(run: training_pb2.Run) -> Progress:
         elapsed_ms=from_duration(run.elapsed),
         time_left_ms=from_duration(run.time_left) if run.HasField("time_left") else None,
         charged_ms=run.charged_ms,
-        best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
+        best_map_50=next((getattr(run, field) for field in BEST if run.HasField(field)), None),
     )
 
 
@@ -169,9 +190,20 @@ def read_pace(run: training_pb2.Run) -> Pace | None:
     )
 
 
-def read_model(message: training_pb2.Model) -> KnownModel:
-    """What a run left."""
-    return KnownModel(message.model_id, message.account_id, message.scene, tuple(message.classes), message.input_size)
+def read_model(message: training_pb2.Model, config: training_pb2.TrainingConfig) -> KnownModel:
+    """What a run left, and what the run was given."""
+    weights = next((file for file in message.files if file.name == WEIGHTS), training_pb2.ModelFile())
+    return KnownModel(
+        model_id=message.model_id,
+        account_id=message.account_id,
+        scene=message.scene,
+        classes=tuple(message.classes),
+        input_size=message.input_size,
+        starting_point=config.starting_point,
+        weights_key=weights.key,
+        weights_sha256=weights.sha256,
+        classification=config.classification,
+    )
 
 
 def task_message(task: Task) -> task_pb2.Task:
@@ -198,7 +230,8 @@ def task_message(task: Task) -> task_pb2.Task:
         time_left=to_duration(progress.time_left_ms),
         charged_ms=progress.charged_ms,
         cost_micros=task.cost_micros,
-        best_map_50=progress.best_map_50,
+        best_map_50=None if task.config.classification else progress.best_map_50,
+        best_top_1=progress.best_map_50 if task.config.classification else None,
         stop_requested=task.stop_requested,
         end_reason=training_pb2.EndReason.Value(f"END_REASON_{task.end_reason}")
         if task.end_reason

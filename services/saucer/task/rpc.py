@@ -15,10 +15,12 @@ from saucer.task.messages import (
     read_billing_mode,
     read_form,
     scene_message,
+    starting_point_message,
     task_message,
 )
 from saucer.task.parameters import PARAMETERS
 from saucer.task.service import Tasks, highest_cost_micros
+from saucer.task.starting_points import STARTING_POINTS
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 
 # Billing charges finishing up to this.
@@ -121,6 +123,12 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
 
     async def ListScenes(self, request: task_pb2.ListScenesRequest, context: Context) -> task_pb2.ListScenesResponse:
         return task_pb2.ListScenesResponse(scenes=[scene_message(scene) for scene in self._tasks.scenes.values()])
+
+    async def ListStartingPoints(
+        self, request: task_pb2.ListStartingPointsRequest, context: Context
+    ) -> task_pb2.ListStartingPointsResponse:
+        points = [starting_point_message(point) for point in STARTING_POINTS.values()]
+        return task_pb2.ListStartingPointsResponse(starting_points=points)
 
     async def ListParameters(
         self, request: task_pb2.ListParametersRequest, context: Context

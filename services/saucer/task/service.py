@@ -86,8 +86,11 @@ log = structlog.get_logger()
 class Tasks:
     """AutoML jobs, from form to result."""
 
-    def __init__(self, database: Database, peers: Peers, scenes: Mapping[str, Scene]) -> None:
+    def __init__(
+        self, database: Database, peers: Peers, scenes: Mapping[str, Scene], *, fetches_weights: bool = False
+    ) -> None:
         self._database = database
+        self._fetches_weights = fetches_weights
         self._peers = peers
         self.scenes = scenes
 
@@ -121,6 +124,7 @@ class Tasks:
             )
         _check_billing(form)
         model = await self._model_of(account_id, form)
+        base = await self._own_model(account_id, form.base_model_id) if form.base_model_id else None
         owner, data = await self._peers.data(form.dataset_version_id)
         if owner != account_id:
             raise NotFoundError("dataset_version", form.dataset_version_id)
@@ -131,7 +135,7 @@ class Tasks:
             config, derived = (
                 predicting.configure(form, model, self.scenes.get(model.scene), data)
                 if model
-                else derive(form, scene, data, quote.machine)
+                else derive(form, scene, data, quote.machine, base, fetches=self._fetches_weights)
             )
         except Refused as refused:
             raise InvalidArgumentError(refused.reason, refused.message) from refused
@@ -142,12 +146,13 @@ class Tasks:
         predicts = form.kind is TaskKind.PREDICT
         if predicts != bool(form.model_id):
             raise InvalidArgumentError("MODEL_UNSUITABLE", "model_id: a predict task names a model, and no other does.")
-        if not predicts:
-            return None
+        return await self._own_model(account_id, form.model_id) if predicts else None
+
+    async def _own_model(self, account_id: str, model_id: str) -> KnownModel:
         async with self._database.reading() as connection:
-            model = await store.get_model(connection, form.model_id)
+            model = await store.get_model(connection, model_id)
         if model is None or model.account_id != account_id:
-            raise NotFoundError("model", form.model_id)
+            raise NotFoundError("model", model_id)
         return model
 
     async def set_quota(self, account_id: str, queued: int | None, revision: int) -> None:

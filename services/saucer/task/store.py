@@ -172,25 +172,36 @@ async def unsettled(connection: Connection, state: TaskState, before: datetime, 
 async def insert_model(connection: Connection, model: KnownModel) -> None:
     """A second time changes nothing."""
     await connection.execute(
-        "INSERT INTO model (model_id, account_id, scene, classes, input_size) VALUES ($1, $2, $3, $4, $5) "
-        "ON CONFLICT DO NOTHING",
+        "INSERT INTO model (model_id, account_id, scene, classes, input_size, starting_point, weights_key, "
+        "weights_sha256, classification) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
         model.model_id,
         model.account_id,
         model.scene,
         list(model.classes),
         model.input_size,
+        model.starting_point,
+        model.weights_key,
+        model.weights_sha256,
+        model.classification,
     )
 
 
 async def get_model(connection: Connection, model_id: str) -> KnownModel | None:
     """A model that a run has left."""
     row = await connection.fetchrow(
-        "SELECT model_id, account_id, scene, classes, input_size FROM model WHERE model_id = $1", model_id
+        "SELECT model_id, account_id, scene, classes, input_size, starting_point, weights_key, weights_sha256, "
+        "classification FROM model WHERE model_id = $1",
+        model_id,
     )
     if row is None:
         return None
     return KnownModel(
-        str(row["model_id"]), str(row["account_id"]), row["scene"], tuple(row["classes"]), row["input_size"]
+        **{
+            **row,
+            "model_id": str(row["model_id"]),
+            "account_id": str(row["account_id"]),
+            "classes": tuple(row["classes"]),
+        }
     )
 
 

@@ -12,7 +12,7 @@ from saucer.training.v1 import training_pb2, worker_pb2
 
 def run_message(run: Run) -> training_pb2.Run:
     """A run as it is now."""
-    request, progress = run.request, run.progress
+    request, progress, config = run.request, run.progress, config_message(run.request.config)
     message = training_pb2.Run(
         run_id=request.run_id,
         account_id=request.account_id,
@@ -22,7 +22,7 @@ def run_message(run: Run) -> training_pb2.Run:
         state=training_pb2.RunState.Value(f"RUN_STATE_{run.state}"),
         stage=training_pb2.RunStage.Value(f"RUN_STAGE_{progress.stage}"),
         attempt=run.attempt,
-        config=config_message(request.config),
+        config=config,
         elapsed=to_duration(progress.elapsed_ms),
         progress=run.done,
         iteration=progress.iteration,
@@ -40,7 +40,8 @@ def run_message(run: Run) -> training_pb2.Run:
         region_id=request.region_id,
         spec_id=request.spec_id,
         count=request.count,
-        best_map_50=progress.best_map_50,
+        best_map_50=None if config.classification else progress.best_map_50,
+        best_top_1=progress.best_map_50 if config.classification else None,
     )
     if run.end_reason is not None:
         message.end_reason = training_pb2.EndReason.Value(f"END_REASON_{run.end_reason}")
@@ -100,7 +101,8 @@ def model_message(model: Model) -> training_pb2.Model:
         manifest_key=config.manifest_key,
         manifest_sha256=config.manifest_sha256,
         image_prefix=config.image_prefix,
-        validation_map_50=model.best_map_50,
+        validation_map_50=None if config.classification else model.best_map_50,
+        validation_top_1=model.best_map_50 if config.classification else None,
         files=[file_message(file) for file in model.files],
         create_time=to_timestamp(model.created_at),
         revision=model.revision,

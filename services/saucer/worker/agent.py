@@ -23,6 +23,7 @@ from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.training.v1 import worker_pb2, worker_pb2_grpc
 from saucer.worker.attempt import Attempt
+from saucer.worker.catalogue import ZOO_URL
 from saucer.worker.child_process import ChildGoneError, ChildProcess
 from saucer.worker.heart import LeaseLostError
 from saucer.worker.job import Quit
@@ -64,6 +65,7 @@ class Agent:
         cache_bytes: int,
         threads: int,
         deterministic: bool = False,
+        catalogue_url: str = ZOO_URL,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
         self._token = token
@@ -76,6 +78,7 @@ class Agent:
         self._child_log = work_folder / "child.log"
         self._threads = threads
         self._deterministic = deterministic
+        self._catalogue_url = catalogue_url
         self._child: ChildProcess | None = None
         self._starting = asyncio.Lock()
         self._attempt: Attempt | None = None
@@ -188,6 +191,7 @@ class Agent:
             child=self._ready_child,
             threads=self._threads,
             deterministic=self._deterministic,
+            catalogue_url=self._catalogue_url,
         )
         if self._stopping.is_set():
             self._attempt.release()

@@ -35,8 +35,8 @@ from saucer.lib.grpc_client import TokenFile, call
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
+from saucer.worker import catalogue, transfer
 from saucer.worker import job as protocol
-from saucer.worker import transfer
 from saucer.worker.child_process import ChildGoneError, ChildProcess
 from saucer.worker.heart import Heart, LeaseLostError, time_left_ms
 from saucer.worker.job import (
@@ -58,6 +58,8 @@ MAX_MESSAGE_CHARACTERS = 8_000
 # Of preparing data: the rest is the child's.
 DOWNLOAD_SHARE = 0.9
 
+# Metrics of a validation by which a model is judged; a run has one of them.
+ACCURACIES = ("map_50", "top_1")
 STAGES: Mapping[StageName, training_pb2.RunStage.ValueType] = {
     StageName.PREPARING: training_pb2.RUN_STAGE_PREPARING_DATA,
     StageName.TRAINING: training_pb2.RUN_STAGE_TRAINING,
@@ -109,6 +111,7 @@ class Attempt:
         child: Callable[[], Awaitable[ChildProcess]],
         threads: int,
         deterministic: bool = False,
+        catalogue_url: str = catalogue.ZOO_URL,
     ) -> None:
         self._lease = lease
         self._stub = stub
@@ -119,6 +122,7 @@ class Attempt:
         self._child = child
         self._threads = threads
         self._deterministic = deterministic
+        self._catalogue_url = catalogue_url
         self._heart = Heart(stub, token, lease)
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
@@ -163,7 +167,7 @@ class Attempt:
             if isinstance(job, Ending):
                 return job
             return await self._train(await self._child(), job)
-        except (BadMessageError, transfer.BadManifestError) as error:
+        except (BadMessageError, transfer.BadManifestError, catalogue.CatalogueError) as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error), user_error=True)
         except ChildGoneError as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error))
@@ -221,6 +225,7 @@ class Attempt:
         if lease.checkpoint_key:
             resume = self._workdir / "resume.pth"
             await self._objects.download(lease.checkpoint_key, resume, sha256=lease.checkpoint_sha256)
+        weights = None if resume is not None else await self._fetch_weights(config)
         return TrainJob(
             workdir=str(self._workdir / "job"),
             images=str(data.images),
@@ -229,6 +234,7 @@ class Attempt:
             test=_text(data.splits.get("test")),
             classes=tuple(config.classes),
             starting_point=_starting_point(config.starting_point),
+            weights=_text(weights),
             input_size=config.input_size,
             epochs=config.epochs,
             lr=config.lr,
@@ -244,6 +250,19 @@ class Attempt:
             classifies=config.classification,
             deterministic=self._deterministic,
         )
+
+    async def _fetch_weights(self, config: training_pb2.TrainingConfig) -> Path | None:
+        """What the training begins with: the account's own earlier model, or what the catalogue has."""
+        point = _starting_point(config.starting_point)
+        if config.weights_key:
+            file = self._workdir / "earlier_model.pth"
+            await self._objects.download(config.weights_key, file, sha256=config.weights_sha256)
+            return file
+        if point in catalogue.PRETRAINED:
+            file = self._workdir / catalogue.PRETRAINED[point].file_name
+            await catalogue.fetch(self._objects, point, self._catalogue_url, file)
+            return file
+        return None
 
     async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
         config, files = self._lease.run.config, self._lease.model_files
@@ -315,8 +334,8 @@ class Attempt:
                 self._progressed(report)
             case protocol.Metrics():
                 self._heart.metric(report.iteration, report.epoch, report.values)
-                if "map_50" in report.values:
-                    vitals.best_map_50 = max(report.values["map_50"], vitals.best_map_50 or 0.0)
+                for accuracy in (report.values[name] for name in ACCURACIES if name in report.values):
+                    vitals.best_map_50 = max(accuracy, vitals.best_map_50 or 0.0)
             case protocol.Log():
                 self._heart.line(report.text, LEVELS.get(report.level, training_pb2.LOG_LEVEL_INFO), report.time)
             case protocol.Checkpoint():

@@ -9,12 +9,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.fileio import LocalBackend, register_backend
+from mmengine.logging import HistoryBuffer
+from numpy._core.multiarray import _reconstruct
 
 from saucer.worker.errors import CheckpointError
 
 BACKEND = "saucer-atomic"
+
+
+def _no_method(owner: object, name: str) -> None:
+    """Stands in for getattr, by which a HistoryBuffer names methods of its own; nothing here calls them."""
+    if owner is not HistoryBuffer:
+        raise pickle.UnpicklingError(f"{name} of {owner!r} is not to be had")
+
+
+METRIC_CLASSES: list[Any] = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    (_no_method, "builtins.getattr"),
+    # By its name in numpy 2, and in 1.
+    _reconstruct,
+    (_reconstruct, "numpy.core.multiarray._reconstruct"),
+]
+"""What may stand in a file of the model zoo beside tensors and plain values: smoothed metrics, in arrays of numbers."""
 STATE_KEY = "saucer"
 """Under it a checkpoint keeps what mmengine does not: RunState, as plain values."""
 
@@ -81,6 +104,21 @@ def load(path: Path) -> tuple[dict[str, Any], RunState]:
         raise CheckpointError(f"{path.name} cannot be read: {error}") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name} is not a checkpoint of a run: {error}") from error
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a model's state, from a file of ours or of MMDetection's model zoo.
+
+    The zoo's files carry metrics beside them, whose classes are those of METRIC_CLASSES. Raises CheckpointError.
+    """
+    try:
+        with torch.serialization.safe_globals(METRIC_CLASSES):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: tensor for name, tensor in content["state_dict"].items() if isinstance(tensor, torch.Tensor)}
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} holds no weights: {error}") from error
 
 
 class AtomicBackend(LocalBackend):  # type: ignore[misc]  # mmengine ships no types

@@ -105,17 +105,19 @@ def failure(error: BaseException, job: Job) -> Failure:
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in text for sign in OUT_OF_MEMORY)
     ):
-        message = (
-            f"Batch size {job.batch_size} at {job.input_size} px does not fit into memory. "
-            "Choose a smaller batch_size or input size, or a larger spec."
-            if isinstance(job, TrainJob)
-            else "The model does not fit into memory. Choose a larger spec."
-        )
-        return Failure(FailureKind.USER, message, detail)
+        return Failure(FailureKind.USER, _what_fits(job), detail)
     message = (
         f"Training failed: {type(error).__name__}: {error}. The platform tries again; if it stays, report this log."
     )
     return Failure(FailureKind.PLATFORM, message, detail)
+
+
+def _what_fits(job: Job) -> str:
+    if not isinstance(job, TrainJob):
+        return "The model does not fit into memory. Choose a larger spec."
+    smaller = "a smaller batch_size or input_size" if job.batch_size > 1 else "a smaller input_size or starting_point"
+    asked = f"Batch size {job.batch_size} at {job.input_size} px"
+    return f"{asked} does not fit into memory. Choose {smaller}, or a larger spec."
 
 
 def main() -> int:

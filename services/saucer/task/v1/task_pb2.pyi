@@ -117,6 +117,7 @@ class TaskForm(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_ID_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
     """Letters of any script, digits, _ and -; first a letter or digit; unique in the account."""
     scene: _builtins.str
@@ -139,7 +140,7 @@ class TaskForm(_message.Message):
     """GPUs of one machine; a machine without counts as one."""
     billing_mode: _billing_pb2.BillingMode.ValueType
     starting_point: _builtins.str
-    """Empty: the catalogue's default. imagenet-lite0 or scratch."""
+    """As ListStartingPoints names them; empty: by the data and the spec."""
     seed: _builtins.int
     """Of the training; unset: 0."""
     resource_group_id: _builtins.str
@@ -151,6 +152,8 @@ class TaskForm(_message.Message):
     kind: Global___TaskKind.ValueType
     model_id: _builtins.str
     """Of a predict task: the account's own model. What only a training uses is not looked at then."""
+    base_model_id: _builtins.str
+    """Of a training: the account's own model whose weights it begins with; starting_point is that model's then."""
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -184,10 +187,11 @@ class TaskForm(_message.Message):
         priority: _builtins.int = ...,
         kind: Global___TaskKind.ValueType = ...,
         model_id: _builtins.str = ...,
+        base_model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "priority", b"priority", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "base_model_id", b"base_model_id", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "priority", b"priority", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -286,6 +290,7 @@ class Task(_message.Message):
     ITERATIONS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     TEST_TOP_1_FIELD_NUMBER: _builtins.int
+    BEST_TOP_1_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     account_id: _builtins.str
     state: Global___TaskState.ValueType
@@ -319,6 +324,8 @@ class Task(_message.Message):
     attempt: _builtins.int
     test_top_1: _builtins.float
     """Of a classification, on the test split; test_map_50 is unset then."""
+    best_top_1: _builtins.float
+    """Of a classification, the best of the validations so far; best_map_50 is unset then."""
     @_builtins.property
     def form(self) -> Global___TaskForm: ...
     @_builtins.property
@@ -379,19 +386,24 @@ class Task(_message.Message):
         iterations: _builtins.int = ...,
         attempt: _builtins.int = ...,
         test_top_1: _builtins.float | None = ...,
+        best_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "best_map_50", b"best_map_50", "config", b"config", "create_time", b"create_time", "delete_time", b"delete_time", "elapsed", b"elapsed", "end_time", b"end_time", "form", b"form", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "config", b"config", "create_time", b"create_time", "delete_time", b"delete_time", "elapsed", b"elapsed", "end_time", b"end_time", "form", b"form", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "config", b"config", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "delete_time", b"delete_time", "derived_values", b"derived_values", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "form", b"form", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "iteration", b"iteration", "iterations", b"iterations", "missing_micros", b"missing_micros", "model_id", b"model_id", "price_per_hour_micros", b"price_per_hour_micros", "progress", b"progress", "revision", b"revision", "run_id", b"run_id", "stage", b"stage", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "task_id", b"task_id", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "_test_map_50", b"_test_map_50", "_test_top_1", b"_test_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "config", b"config", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "delete_time", b"delete_time", "derived_values", b"derived_values", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "form", b"form", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "iteration", b"iteration", "iterations", b"iterations", "missing_micros", b"missing_micros", "model_id", b"model_id", "price_per_hour_micros", b"price_per_hour_micros", "progress", b"progress", "revision", b"revision", "run_id", b"run_id", "stage", b"stage", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "task_id", b"task_id", "test_map_50", b"test_map_50", "test_top_1", b"test_top_1", "time_left", b"time_left", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__best_top_1: _TypeAlias = _typing.Literal["best_top_1"]  # noqa: Y015
+    _WhichOneofArgType__best_top_1: _TypeAlias = _typing.Literal["_best_top_1", b"_best_top_1"]  # noqa: Y015
     _WhichOneofReturnType__test_map_50: _TypeAlias = _typing.Literal["test_map_50"]  # noqa: Y015
     _WhichOneofArgType__test_map_50: _TypeAlias = _typing.Literal["_test_map_50", b"_test_map_50"]  # noqa: Y015
     _WhichOneofReturnType__test_top_1: _TypeAlias = _typing.Literal["test_top_1"]  # noqa: Y015
     _WhichOneofArgType__test_top_1: _TypeAlias = _typing.Literal["_test_top_1", b"_test_top_1"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_map_50) -> _WhichOneofReturnType__best_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_top_1) -> _WhichOneofReturnType__best_top_1 | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__test_map_50) -> _WhichOneofReturnType__test_map_50 | None: ...
     @_typing.overload
@@ -752,6 +764,77 @@ class ListScenesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListScenesResponse: _TypeAlias = ListScenesResponse  # noqa: Y015
+
+@_typing.final
+class ListStartingPointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStartingPointsRequest: _TypeAlias = ListStartingPointsRequest  # noqa: Y015
+
+@_typing.final
+class ListStartingPointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTING_POINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def starting_points(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartingPoint]: ...
+    def __init__(
+        self,
+        *,
+        starting_points: _abc.Iterable[Global___StartingPoint] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["starting_points", b"starting_points"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListStartingPointsResponse: _TypeAlias = ListStartingPointsResponse  # noqa: Y015
+
+@_typing.final
+class StartingPoint(_message.Message):
+    """A network with weights to begin with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    FETCHED_FIELD_NUMBER: _builtins.int
+    CLASSIFIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As TaskForm.starting_point takes it."""
+    title: _builtins.str
+    description: _builtins.str
+    fetched: _builtins.bool
+    """The first time, a worker fetches it over the network, unless it is in the object store."""
+    classifies: _builtins.bool
+    """Also where labels are of whole images."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        title: _builtins.str = ...,
+        description: _builtins.str = ...,
+        fetched: _builtins.bool = ...,
+        classifies: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classifies", b"classifies", "description", b"description", "fetched", b"fetched", "name", b"name", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartingPoint: _TypeAlias = StartingPoint  # noqa: Y015
 
 @_typing.final
 class ListParametersRequest(_message.Message):

@@ -85,6 +85,11 @@ class TaskServiceStub:
                 request_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.SerializeToString,
                 response_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.FromString,
                 _registered_method=True)
+        self.ListStartingPoints = channel.unary_unary(
+                '/saucer.task.v1.TaskService/ListStartingPoints',
+                request_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsRequest.SerializeToString,
+                response_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsResponse.FromString,
+                _registered_method=True)
         self.ListParameters = channel.unary_unary(
                 '/saucer.task.v1.TaskService/ListParameters',
                 request_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListParametersRequest.SerializeToString,
@@ -165,6 +170,13 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListStartingPoints(self, request, context):
+        """What a training can begin with.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListParameters(self, request, context):
         """What a form offers for the parameters of a training, so that it can be drawn from the answer.
         """
@@ -224,6 +236,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ListScenes,
                     request_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.FromString,
                     response_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.SerializeToString,
+            ),
+            'ListStartingPoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStartingPoints,
+                    request_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsRequest.FromString,
+                    response_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsResponse.SerializeToString,
             ),
             'ListParameters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListParameters,
@@ -502,6 +519,33 @@ class TaskService:
             '/saucer.task.v1.TaskService/ListScenes',
             saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.SerializeToString,
             saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStartingPoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.task.v1.TaskService/ListStartingPoints',
+            saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsRequest.SerializeToString,
+            saucer_dot_task_dot_v1_dot_task__pb2.ListStartingPointsResponse.FromString,
             options,
             channel_credentials,
             insecure,

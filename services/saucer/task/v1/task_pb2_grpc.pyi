@@ -53,6 +53,8 @@ class TaskServiceStub:
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]
     """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
     ListScenes: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]
+    ListStartingPoints: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListStartingPointsRequest, _task_pb2.ListStartingPointsResponse]
+    """What a training can begin with."""
     ListParameters: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListParametersRequest, _task_pb2.ListParametersResponse]
     """What a form offers for the parameters of a training, so that it can be drawn from the answer."""
 
@@ -81,6 +83,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
     ListScenes: _aio.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]  # type: ignore[assignment]
+    ListStartingPoints: _aio.UnaryUnaryMultiCallable[_task_pb2.ListStartingPointsRequest, _task_pb2.ListStartingPointsResponse]  # type: ignore[assignment]
+    """What a training can begin with."""
     ListParameters: _aio.UnaryUnaryMultiCallable[_task_pb2.ListParametersRequest, _task_pb2.ListParametersResponse]  # type: ignore[assignment]
     """What a form offers for the parameters of a training, so that it can be drawn from the answer."""
 
@@ -166,6 +170,14 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.ListScenesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.ListScenesResponse, _abc.Awaitable[_task_pb2.ListScenesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListStartingPoints(
+        self,
+        request: _task_pb2.ListStartingPointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ListStartingPointsResponse, _abc.Awaitable[_task_pb2.ListStartingPointsResponse]]:
+        """What a training can begin with."""
 
     @_abc_1.abstractmethod
     def ListParameters(

@@ -210,6 +210,7 @@ class Run(_message.Message):
     REGION_ID_FIELD_NUMBER: _builtins.int
     SPEC_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    BEST_TOP_1_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -225,7 +226,7 @@ class Run(_message.Message):
     iterations: _builtins.int
     epoch: _builtins.float
     best_map_50: _builtins.float
-    """Best of the validations so far; unset before the first."""
+    """Best of the validations so far; unset before the first, and of a classification."""
     charged_ms: _builtins.int
     """The counter that billing charges: time in which a worker demonstrably had the run."""
     end_reason: Global___EndReason.ValueType
@@ -237,6 +238,8 @@ class Run(_message.Message):
     region_id: _builtins.str
     spec_id: _builtins.str
     count: _builtins.int
+    best_top_1: _builtins.float
+    """The same of a classification."""
     @_builtins.property
     def config(self) -> Global___TrainingConfig: ...
     @_builtins.property
@@ -284,14 +287,20 @@ class Run(_message.Message):
         region_id: _builtins.str = ...,
         spec_id: _builtins.str = ...,
         count: _builtins.int = ...,
+        best_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "best_map_50", b"best_map_50", "config", b"config", "create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "config", b"config", "create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__best_top_1: _TypeAlias = _typing.Literal["best_top_1"]  # noqa: Y015
+    _WhichOneofArgType__best_top_1: _TypeAlias = _typing.Literal["_best_top_1", b"_best_top_1"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__best_map_50) -> _WhichOneofReturnType__best_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_top_1) -> _WhichOneofReturnType__best_top_1 | None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
 
@@ -319,6 +328,8 @@ class TrainingConfig(_message.Message):
     RESUME_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
+    WEIGHTS_KEY_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     scene: _builtins.str
     manifest_key: _builtins.str
     manifest_sha256: _builtins.str
@@ -333,7 +344,7 @@ class TrainingConfig(_message.Message):
     expected_accuracy: _builtins.float
     """Validation map_50 (top-1 for classification) at which training stops by itself; unset: never."""
     starting_point: _builtins.str
-    """imagenet-lite0 or scratch."""
+    """As ListStartingPoints names it: the network, and unless there are weights_key, what it begins with."""
     output_prefix: _builtins.str
     """Where the user finds the results: a prefix below the account's own."""
     resume: _builtins.bool
@@ -342,6 +353,9 @@ class TrainingConfig(_message.Message):
     """Not empty: train nothing, and predict validation and test split with this model."""
     classification: _builtins.bool
     """Labels say what a whole image shows; the accuracy is top-1, and the report has no mAP."""
+    weights_key: _builtins.str
+    """Not empty: the training begins with these weights, of the account's own earlier model."""
+    weights_sha256: _builtins.str
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -367,10 +381,12 @@ class TrainingConfig(_message.Message):
         resume: _builtins.bool = ...,
         model_id: _builtins.str = ...,
         classification: _builtins.bool = ...,
+        weights_key: _builtins.str = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "expected_accuracy", b"expected_accuracy", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup", "weights_key", b"weights_key", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_accuracy: _TypeAlias = _typing.Literal["expected_accuracy"]  # noqa: Y015
     _WhichOneofArgType__expected_accuracy: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy"]  # noqa: Y015
@@ -400,6 +416,7 @@ class Model(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     SCENE_FIELD_NUMBER: _builtins.int
+    VALIDATION_TOP_1_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -413,6 +430,8 @@ class Model(_message.Message):
     revision: _builtins.int
     display_name: _builtins.str
     scene: _builtins.str
+    validation_top_1: _builtins.float
+    """Of a classifier; validation_map_50 is unset then."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -438,14 +457,20 @@ class Model(_message.Message):
         revision: _builtins.int = ...,
         display_name: _builtins.str = ...,
         scene: _builtins.str = ...,
+        validation_top_1: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "create_time", b"create_time", "validation_map_50", b"validation_map_50"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "create_time", b"create_time", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_map_50: _TypeAlias = _typing.Literal["validation_map_50"]  # noqa: Y015
     _WhichOneofArgType__validation_map_50: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50"]  # noqa: Y015
+    _WhichOneofReturnType__validation_top_1: _TypeAlias = _typing.Literal["validation_top_1"]  # noqa: Y015
+    _WhichOneofArgType__validation_top_1: _TypeAlias = _typing.Literal["_validation_top_1", b"_validation_top_1"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_map_50) -> _WhichOneofReturnType__validation_map_50 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validation_top_1) -> _WhichOneofReturnType__validation_top_1 | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
 

@@ -1,0 +1,71 @@
+"""`make gpu-check`: trains on the GPU in the precision that its trial chooses, and shows four things.
+
+1. Images a second against plain mmengine, as `make bench` does on a processor.
+2. The same resume test, bit for bit, with deterministic algorithms.
+3. The exported graph computes what torch computes.
+4. mmcv's compiled suppression of boxes and the stand-in keep the same ones, where the compiled one is installed.
+
+Without a GPU nothing is shown, and it says so and fails.
+"""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from saucer.worker import stand_ins
+from tests.bench import _training_speed
+from tests.bench.harness import show
+
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "soak or not soak")
+RESUME = ("tests/integration/worker/test_resuming.py",)
+EXPORT = ("tests/integration/worker/test_training_child.py", "-k", "exported_graph")
+BOXES, CLASSES, SIDE_PX = 2_000, 5, 320.0
+IOU = 0.65
+
+
+def same_boxes() -> bool | None:
+    """Whether both suppressions keep the same of random boxes; None without the compiled one."""
+    try:
+        from mmcv.ops import batched_nms  # noqa: PLC0415 - missing where it was not compiled
+    except ImportError:
+        return None
+    draw = torch.Generator().manual_seed(1)
+    corner = torch.rand(BOXES, 2, generator=draw) * SIDE_PX
+    boxes = torch.cat([corner, corner + torch.rand(BOXES, 2, generator=draw) * SIDE_PX / 4], dim=1)
+    scores = torch.rand(BOXES, generator=draw)
+    labels = torch.randint(CLASSES, (BOXES,), generator=draw)
+    settings = {"type": "nms", "iou_threshold": IOU}
+    _, compiled = batched_nms(boxes.cuda(), scores.cuda(), labels.cuda(), settings)
+    _, own = stand_ins.batched_nms(boxes, scores, labels, settings)
+    return bool(torch.equal(compiled.cpu(), own))
+
+
+def main() -> int:
+    """The number of checks that failed."""
+    console = Console(highlight=False)
+    if not torch.cuda.is_available():
+        console.print("There is no GPU here: mixed precision, speed, resume and export on one are unproven.")
+        return 1
+    console.print(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
+    with tempfile.TemporaryDirectory(prefix="saucer-gpu-", ignore_cleanup_errors=True) as name:
+        rows = asyncio.run(_training_speed.measure(Path(name) / "speed", console.print))
+    show("training on the GPU", rows, console)
+    failed = sum(not row.met for row in rows)
+    for what, tests in (("resume", RESUME), ("export", EXPORT)):
+        passed = subprocess.run([*PYTEST, *tests], check=False).returncode == 0
+        console.print(f"{what}: {'equal' if passed else 'FAILED'}")
+        failed += not passed
+    same = same_boxes()
+    console.print(
+        {None: "boxes: mmcv has no compiled operators here", True: "boxes: equal", False: "boxes: FAILED"}[same]
+    )
+    return failed + (same is False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
