@@ -18,6 +18,7 @@ from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
 from saucer.publishing.service import Deployments, Offer
 from saucer.publishing.triton import TritonClient
+from saucer.serving.triton_config import TRIAL_S
 
 
 class PublishingSettings(ServiceSettings):
@@ -36,6 +37,8 @@ class PublishingSettings(ServiceSettings):
     room: int = Field(default=8, ge=1, le=1000)
     # Processor threads that one model may use there.
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    # What a model's first load may take there, in a child process; one that takes longer is refused.
+    triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
     # Scratch, of this process alone.
     work_folder: Path
 
@@ -59,6 +62,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
         model_repository=settings.triton_repository,
         work_folder=settings.work_folder,
         threads=settings.triton_threads,
+        trial_s=settings.triton_trial_s,
     )
     reconciler = Reconciler(deployments, placement, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
     process.background("reconcile", reconciler.run())

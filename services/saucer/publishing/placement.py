@@ -53,9 +53,17 @@ class Placement:
     """One Triton server, and its model repository as a folder. Belongs to one event loop."""
 
     def __init__(
-        self, triton: TritonClient, objects: Objects, *, model_repository: Path, work_folder: Path, threads: int
+        self,
+        triton: TritonClient,
+        objects: Objects,
+        *,
+        model_repository: Path,
+        work_folder: Path,
+        threads: int,
+        trial_s: float,
     ) -> None:
-        """`threads` is what one model may use on Triton's machine."""
+        """`threads` is what one model may use on Triton's machine, `trial_s` what its first load may take there."""
+        self._trial_s = trial_s
         self._triton = triton
         self._objects = objects
         self._repository = model_repository
@@ -153,7 +161,7 @@ class Placement:
             start_number,
             files=folder,
             serving_source=Path(serving.__path__[0]),
-            config=config_pbtxt(name, version=start_number, threads=self._threads),
+            config=config_pbtxt(name, version=start_number, threads=self._threads, trial_s=self._trial_s),
         )
         await self._triton.load(name)
 

@@ -223,6 +223,29 @@ class Online:
         request = publishing_pb2.StopDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
         return await self.publishing.StopDeployment(request, metadata=self.owner(deployment.account_id))
 
+    async def update(
+        self, deployment: publishing_pb2.Deployment, model_id: str, **changes: Any
+    ) -> publishing_pb2.Deployment:
+        request = publishing_pb2.UpdateDeploymentRequest(
+            request_id=new_id(), deployment_id=deployment.deployment_id, model_id=model_id, **changes
+        )
+        return await self.publishing.UpdateDeployment(request, metadata=self.owner(deployment.account_id))
+
+    async def records(self, deployment: publishing_pb2.Deployment) -> list[publishing_pb2.UpdateRecord]:
+        """Oldest first."""
+        request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=deployment.deployment_id, page_size=1000)
+        answer = await self.publishing.ListUpdateRecords(request, metadata=self.owner(deployment.account_id))
+        return list(reversed(answer.records))
+
+    async def until_settled(self, deployment: publishing_pb2.Deployment) -> publishing_pb2.Deployment:
+        """Without a candidate that is on its way."""
+
+        async def look() -> publishing_pb2.Deployment | None:
+            found = await self.get(deployment.deployment_id)
+            return None if found.HasField("candidate") and not found.candidate.ready else found
+
+        return await until(look, timeout_s=60)
+
     async def start(self, deployment: publishing_pb2.Deployment) -> publishing_pb2.Deployment:
         request = publishing_pb2.StartDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
         return await self.publishing.StartDeployment(request, metadata=self.owner(deployment.account_id))
