@@ -119,11 +119,12 @@ async def steady_load(world: Online, deployment: publishing_pb2.Deployment) -> A
 async def exchange(world: Online, account_id: str, good: int, broken: int) -> Load:
     """Updates of both kinds, one after another, under steady load."""
     model_id = await world.model(account_id)
-    active = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
     cut = (write_model(world.folder / "whole") / "model.onnx").read_bytes()[:-200]
     bad = [(b"no graph", "model.onnx cannot be loaded"), (cut, "model.onnx cannot be loaded")]
     bad += [(EXITS, "exit status 3"), (hanging_graph(), f"within {TRIAL_S:g} s")]
     other_id = await world.model(account_id)
+    bad_ids = [(await world.model(account_id, graph=graph), reason) for graph, reason in bad]
+    active = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
     steps = [number * broken // good for number in range(good + 1)]
     number = 1
     async with steady_load(world, active) as load:
@@ -133,8 +134,8 @@ async def exchange(world: Online, account_id: str, good: int, broken: int) -> Lo
             number += 1
             assert settled.version_number == updated.candidate.version.number, await world.records(active)
             for which in range(before, after):
-                graph, reason = bad[which % len(bad)]
-                await world.until_settled(await world.update(active, await world.model(account_id, graph=graph)))
+                bad_id, reason = bad_ids[which % len(bad_ids)]
+                await world.until_settled(await world.update(active, bad_id))
                 number += 1
                 last = (await world.records(active))[-1]
                 assert last.action == publishing_pb2.UPDATE_ACTION_REJECTED
