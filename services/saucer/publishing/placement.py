@@ -71,10 +71,6 @@ class Placement:
         self._threads = threads
         self._probe_images: dict[str, bytes] = {}
 
-    async def clear(self) -> None:
-        """Removes what a killed predecessor left in the scratch folder."""
-        await asyncio.to_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
-
     async def put(self, name: str, start_number: int, model: Model, *, anew: bool) -> tuple[Parity, str]:
         """Loads a model and replays test images: the comparison, and the key of the image for probes.
 
@@ -100,6 +96,10 @@ class Placement:
         async with self._folder(name, start_number) as folder:
             await self._triton.unload(name, HEAL_DRAIN_S)
             await self._load(name, start_number, model, folder)
+
+    async def live(self) -> bool:
+        """Whether the server answers."""
+        return await self._triton.live()
 
     async def judge(self, name: str, start_number: int, probe_key: str) -> str | None:
         """None if it serves, by a real inference; else why not."""
