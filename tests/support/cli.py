@@ -21,9 +21,9 @@ class Cli:
         file.write_text(json.dumps({"services": services, **more}))
         return Cli(file)
 
-    def result(self, *arguments: str, token: str | None = None) -> Result:
+    def result(self, *arguments: str, token: str | None = None, stdin: str | None = None) -> Result:
         environment = {"SAUCER_PROFILE": str(self.profile), "SAUCER_TOKEN": token or "", "SAUCER_ACCOUNT": ""}
-        return CliRunner().invoke(main, arguments, env=environment)
+        return CliRunner().invoke(main, arguments, env=environment, input=stdin)
 
     def __call__(self, *arguments: str, token: str | None = None) -> str:
         """What it prints on stdout; it must end with 0."""

@@ -13,6 +13,56 @@ from saucer.serving.spec import GRAPH_FILE, SPEC_FILE, ModelSpec
 SPEC = ModelSpec(classes=("dark", "bright"), input_size=64)
 
 
+def hanging_graph(spec: ModelSpec = SPEC) -> bytes:
+    """A graph that is valid, and counts for ever before it answers."""
+    count = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["counted", "counted"], ["counted_on"]),
+        ],
+        "count",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("counted", TensorProto.FLOAT, ["n", "a", 2]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("counted_on", TensorProto.FLOAT, ["n", "a", 2]),
+        ],
+    )
+    size = spec.input_size
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+            helper.make_node("Slice", ["float", "zeros", "ends", "axes"], ["corner"]),
+            helper.make_node("Squeeze", ["corner", "last"], ["begin"]),
+            helper.make_node("Loop", ["rounds", "yes", "begin"], ["scores"], body=count),
+            helper.make_node("Concat", ["scores", "scores"], ["boxes"], axis=2),
+        ],
+        "hanging",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, 3])],
+        [
+            helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["n", "a", 4]),
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "a", 2]),
+        ],
+        [
+            numpy_helper.from_array(np.array(values), name)
+            for name, values in {
+                "rounds": 2**62,
+                "yes": True,
+                "zeros": [0, 0, 0],
+                "ends": [1, 2, 1],
+                "axes": [1, 2, 3],
+                "last": [3],
+            }.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
 def write_model(folder: Path, spec: ModelSpec = SPEC) -> Path:
     """A model that finds one box, in the middle of the input; its scores are the mean brightness b and 1 - b."""
     nodes = [

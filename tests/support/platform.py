@@ -34,8 +34,9 @@ from saucer.lib.postgres import Database, connect, migrate
 from saucer.lib.run import by_type
 from saucer.lib.stream import STREAM
 from saucer.publishing import consumers as publishing_consumers
+from saucer.publishing.domain import Triton
 from saucer.publishing.peers import Peers as PublishingPeers
-from saucer.publishing.service import Deployments, Offer
+from saucer.publishing.service import Deployments
 from saucer.task import consumers as task_consumers
 from saucer.task import scenes
 from saucer.task.peers import Peers as TaskPeers
@@ -185,7 +186,7 @@ def lengthen(monkeypatch: pytest.MonkeyPatch, step: timedelta) -> None:
 
 @asynccontextmanager
 async def platform(
-    new_database: NewDatabase, nats_url: str, folder: Path, token_file: Path, data: Data, offer: Offer
+    new_database: NewDatabase, nats_url: str, folder: Path, token_file: Path, data: Data, triton: Triton
 ) -> AsyncIterator[Platform]:
     set_current(Principal("tester", Role.ADMINISTRATOR, None, "t", float("inf")))
     clock = ManualClock(START)
@@ -211,7 +212,8 @@ async def platform(
         task_peers._dataset = _Local(data)  # type: ignore[assignment]
         tasks = Tasks(databases["task"], task_peers, scenes.load())
         training = Training(databases["training"], Objects(f"file://{folder}"), Bell())
-        deployments = Deployments(databases["publishing"], publishing_peers, offer)
+        deployments = Deployments(databases["publishing"], publishing_peers)
+        await deployments.tritons.register(triton)
         handlers = {
             "billing": billing_consumers.handlers(billing),
             "task": task_consumers.handlers(tasks),

@@ -38,7 +38,9 @@ AT_REST = FAILED | {publishing_pb2.DEPLOYMENT_STATE_STOPPED}
 _MODES = billing_pb2.BillingMode.DESCRIPTOR
 
 
-class _ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
+class ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
+    """cup=0.4"""
+
     name = "class=threshold"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -62,7 +64,7 @@ class _ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
 @click.option(
     "--threshold",
     "thresholds",
-    type=_ClassThreshold(),
+    type=ClassThreshold(),
     multiple=True,
     metavar="CLASS=SCORE",
     help="Repeatable; of the other classes: the evaluation's recommendation.",
@@ -135,7 +137,7 @@ def list_(app: App, limit: int) -> None:
 @pass_app
 def show(app: App, deployment_id: str) -> None:
     """One deployment."""
-    print_deployment(app.output, _get(app, deployment_id))
+    print_deployment(app.output, get(app, deployment_id))
 
 
 @deployment.command()
@@ -148,7 +150,7 @@ def stop(app: App, deployment_id: str, wait: bool) -> None:
     current = app.connection.publishing.StopDeployment(request)
     while wait and current.state not in AT_REST:
         time.sleep(POLL_S)
-        current = _get(app, deployment_id)
+        current = get(app, deployment_id)
     print_deployment(app.output, current)
 
 
@@ -181,7 +183,7 @@ def predict(
     app: App, deployment_id: str, images: tuple[Path, ...], threshold: float | None, output: Path | None
 ) -> None:
     """Find things on images; --json has every box above the service's low floor."""
-    online = _get(app, deployment_id)
+    online = get(app, deployment_id)
     for file in images:
         image = file.read_bytes()
         if len(image) > MAX_IMAGE_BYTES:
@@ -191,7 +193,7 @@ def predict(
         if app.output.as_json:
             app.output.line({"image": str(file), **message_dict(found)})
         else:
-            _print_boxes(app.output, file, found, threshold)
+            print_boxes(app.output, file, found, threshold)
         if output is not None:
             app.output.remark(f"Drawn: {draw_boxes(output / f'{file.stem}.png', image, online, found, threshold)}")
 
@@ -245,6 +247,7 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
             ("end", enum_word(found, "end_reason")),
             ("error", found.error_message),
             ("replay", f"{agreed}: {'passed' if parity.ok else 'failed'}" if found.HasField("parity") else None),
+            ("version", _versions(found)),
             ("replicas", f"{found.replicas} of {found.spec_id} in {found.region_id}"),
             ("cost", f"{money(found.cost_micros, found.currency)} for {duration(found.charged_ms / 1000)} of serving"),
             ("hold", money(found.hold_micros, found.currency)),
@@ -261,7 +264,16 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
         output.remark(f"Warning: {warning}")
 
 
-def _print_boxes(output: Output, file: Path, found: publishing_pb2.PredictResponse, threshold: float | None) -> None:
+def _versions(found: publishing_pb2.Deployment) -> str:
+    if not found.HasField("candidate"):
+        return str(found.version_number)
+    candidate = found.candidate
+    share = f"with {candidate.percent} % of the traffic" if candidate.ready else "loading, and being replayed"
+    return f"{found.version_number}; beside it {candidate.version.number}, {share}"
+
+
+def print_boxes(output: Output, file: Path, found: publishing_pb2.PredictResponse, threshold: float | None) -> None:
+    """As a table what is above the threshold, or that nothing is."""
     shown = above(found, threshold)
     if not shown:
         best = f"the highest score below it is {found.highest_score:.2f}" if found.highest_score else "nothing at all"
@@ -284,12 +296,13 @@ def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> N
             said = enum_word(current, "state")
             app.output.remark(f"Deployment {current.deployment_id}: {said}")
         time.sleep(POLL_S)
-        current = _get(app, current.deployment_id)
+        current = get(app, current.deployment_id)
     print_deployment(app.output, current)
     if wait and current.state in AT_REST:
         reason = current.error_message or enum_word(current, "end_reason")
         raise CliError(f"The deployment is {enum_word(current, 'state')}: {reason}")
 
 
-def _get(app: App, deployment_id: str) -> publishing_pb2.Deployment:
+def get(app: App, deployment_id: str) -> publishing_pb2.Deployment:
+    """A deployment, now."""
     return app.connection.publishing.GetDeployment(publishing_pb2.GetDeploymentRequest(deployment_id=deployment_id))

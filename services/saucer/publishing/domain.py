@@ -39,6 +39,8 @@ AT_REST = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 PLACED = frozenset({_S.DEPLOYING, _S.ACTIVE, _S.DEGRADED, _S.STOPPING})
 # In these it may be updated: a new version may be what helps a DEGRADED one.
 SERVED = frozenset({_S.ACTIVE, _S.DEGRADED})
+# In these it may be placed on another Triton.
+MOVABLE = frozenset({_S.DEPLOYING, *SERVED})
 # In these there is nothing to unload.
 UNPLACED = frozenset({_S.PENDING, _S.WAITING, _S.QUEUED})
 
@@ -162,6 +164,8 @@ class Candidate:
     """A version beside the one that serves: loading and being replayed, then, once it is ready, with its share."""
 
     version: Version
+    # Another than the deployment's: it is being moved there.
+    triton_id: str
     # Of the traffic once it is ready; 0: as soon as it is ready, it takes the place of the one that serves.
     percent: int
     ready: bool
@@ -180,6 +184,7 @@ class UpdateAction(StrEnum):
     PROMOTED = "PROMOTED"
     ABANDONED = "ABANDONED"
     REJECTED = "REJECTED"
+    MOVED = "MOVED"
 
 
 @dataclass(frozen=True)
@@ -197,6 +202,26 @@ class UpdateRecord:
 
 
 @dataclass(frozen=True)
+class Triton:
+    """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
+
+    `repository` is its model repository as a folder that publishing can write; `threads` is what one model may use.
+    """
+
+    triton_id: str
+    address: str
+    repository: str
+    region_id: str
+    spec_id: str
+    room: int
+    threads: int
+    # Takes no more; what it has is moved elsewhere as soon as there is room.
+    draining: bool = False
+    # Whether it answered when it was last asked.
+    live: bool = True
+
+
+@dataclass(frozen=True)
 class Deployment:
     """A model, online."""
 
@@ -207,6 +232,8 @@ class Deployment:
     # The one that serves, or will.
     version: Version
     candidate: Candidate | None
+    # Where the version that serves is placed; empty: nowhere.
+    triton_id: str
     state: DeploymentState
     # Where a refused new start goes back to.
     former_state: DeploymentState | None
@@ -290,6 +317,7 @@ def transition(deployment: Deployment, state: DeploymentState, now: datetime) ->
         # Only what is served between two good probes counts, so no time is carried over into or out of ACTIVE.
         probed_at=now if state is _S.ACTIVE else None,
         candidate=deployment.candidate if state in SERVED else None,
+        triton_id=deployment.triton_id if state in PLACED else "",
         moved_at=now,
         ended_at=now if state in AT_REST else None,
     )
@@ -316,6 +344,7 @@ def create(
         form=form,
         version=Version(1, form.model_id, evaluation.evaluation_id, classes, thresholds),
         candidate=None,
+        triton_id="",
         state=_S.PENDING,
         former_state=None,
         charge_status=ChargeStatus.NOT_BILLING,
@@ -404,9 +433,9 @@ def start_again(deployment: Deployment, request_id: str, now: datetime, form: Fo
 # Serving
 
 
-def deploy(deployment: Deployment, now: datetime) -> Deployment:
+def deploy(deployment: Deployment, triton_id: str, now: datetime) -> Deployment:
     """There is room: it is being loaded."""
-    return replace(transition(deployment, _S.DEPLOYING, now), attempts=0, retry_at=None)
+    return replace(transition(deployment, _S.DEPLOYING, now), triton_id=triton_id, attempts=0, retry_at=None)
 
 
 def activate(deployment: Deployment, parity: Parity, probe_key: str, now: datetime) -> Deployment:
@@ -458,9 +487,18 @@ def retry_after(deployment: Deployment, message: str, now: datetime) -> Deployme
 
 def propose(deployment: Deployment, version: Version, percent: int, now: datetime) -> Deployment:
     """A version is to be loaded and replayed beside the one that serves."""
+    return _beside(deployment, version, deployment.triton_id, percent, now)
+
+
+def move(deployment: Deployment, triton_id: str, now: datetime) -> Deployment:
+    """The version that serves is to be loaded and replayed on another Triton, and then to serve from there."""
+    return _beside(deployment, deployment.version, triton_id, 0, now)
+
+
+def _beside(deployment: Deployment, version: Version, triton_id: str, percent: int, now: datetime) -> Deployment:
     assert deployment.state in SERVED
     assert deployment.candidate is None
-    candidate = Candidate(replace(version, parity=None, probe_key=""), percent, ready=False, proposed_at=now)
+    candidate = Candidate(replace(version, parity=None, probe_key=""), triton_id, percent, ready=False, proposed_at=now)
     return replace(deployment, candidate=candidate)
 
 
@@ -483,7 +521,8 @@ def promote(deployment: Deployment) -> Deployment:
     """The candidate, which is ready, takes the place of the version that serves."""
     assert deployment.candidate is not None
     assert deployment.candidate.ready
-    return replace(deployment, version=deployment.candidate.version, candidate=None)
+    candidate = deployment.candidate
+    return replace(deployment, version=candidate.version, triton_id=candidate.triton_id, candidate=None)
 
 
 def abandon(deployment: Deployment) -> Deployment:

@@ -29,6 +29,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.publishing.domain import Deployment, DeploymentState, Version
+from saucer.publishing.fleet import Fleet
 from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
 from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, TritonClient, TritonUnavailable
@@ -64,6 +65,14 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
+class Side:
+    """A version of a deployment, and where it answers: Triton's id, the name and the version there."""
+
+    version: Version
+    place: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
 class Detection:
     """One box, xyxy in pixels of the upright image."""
 
@@ -87,9 +96,9 @@ class Prediction:
 class Endpoint:
     """What is between a client and Triton."""
 
-    def __init__(self, deployments: Deployments, triton: TritonClient) -> None:
+    def __init__(self, deployments: Deployments, fleet: Fleet) -> None:
         self._deployments = deployments
-        self._triton = triton
+        self._fleet = fleet
         self._in_flight: CountOf[str] = CountOf()
         self._known: dict[str, tuple[float, Deployment]] = {}
 
@@ -105,43 +114,47 @@ class Endpoint:
             width, height = upright_size(image)
             seconds = _deadline(timeout_s)
 
-            async def infer(model: str, start: str) -> Boxes:
-                return await self._triton.infer(model, image, start, seconds)
+            async def infer(triton: TritonClient, model: str, start: str) -> Boxes:
+                return await triton.infer(model, image, start, seconds)
 
-            found, version = await self._send(deployment, choose(deployment), infer)
+            found, side = await self._send(deployment, choose(deployment), infer)
+            version = side.version
             return Prediction(_detections(found, version), width, height, version.number)
 
     async def infer(
-        self, deployment: Deployment, version: Version, request: pb.ModelInferRequest, timeout_s: float | None
-    ) -> tuple[pb.ModelInferResponse, Version]:
+        self, deployment: Deployment, side: Side, request: pb.ModelInferRequest, timeout_s: float | None
+    ) -> tuple[pb.ModelInferResponse, Side]:
         """Triton's answer to a KServe request, which gets the inner name here, and the version that gave it.
 
         Raises as predict() does.
         """
         seconds = _deadline(timeout_s)
 
-        async def infer(model: str, start: str) -> pb.ModelInferResponse:
+        async def infer(triton: TritonClient, model: str, start: str) -> pb.ModelInferResponse:
             request.model_name, request.model_version = model, start
-            return await self._triton.forward(request, seconds)
+            return await triton.forward(request, seconds)
 
         async with self._measured():
-            return await self._send(deployment, version, infer)
+            return await self._send(deployment, side, infer)
 
     async def _send(
-        self, deployment: Deployment, version: Version, infer: Callable[[str, str], Awaitable[T]]
-    ) -> tuple[T, Version]:
-        """Asks the version; where it fails and another serves by now, that one: an inference changes nothing."""
+        self, deployment: Deployment, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]
+    ) -> tuple[T, Side]:
+        """Asks one side; where it fails and another serves by now, that one: an inference changes nothing."""
         async with self._placed(deployment):
             try:
-                return await infer(model_name(deployment.deployment_id, version.number), _start(deployment)), version
-            except ModelFailed as error:
+                return await self._ask(side, infer), side
+            except (ModelFailed, TritonUnavailable) as error:
                 self._known.pop(deployment.deployment_id, None)
-                present = await self.active(deployment.deployment_id)
-                if present.version.number == version.number and present.start_number == deployment.start_number:
+                serving = sides(await self.active(deployment.deployment_id))[0]
+                if serving.place == side.place:
                     raise
                 log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
-                name = model_name(present.deployment_id, present.version.number)
-                return await infer(name, _start(present)), present.version
+                return await self._ask(serving, infer), serving
+
+    async def _ask(self, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]) -> T:
+        triton_id, name, start = side.place
+        return await infer(await self._fleet.client(triton_id), name, start)
 
     async def active(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError, FailedPreconditionError naming the state."""
@@ -212,17 +225,26 @@ class Endpoint:
             request_seconds.labels(outcome).observe(time.perf_counter() - started_s)
 
 
-def choose(deployment: Deployment) -> Version:
+def sides(deployment: Deployment) -> list[Side]:
+    """What answers: the version that serves, and a candidate that is ready."""
+    found = [_side(deployment, deployment.version, deployment.triton_id)]
+    candidate = deployment.candidate
+    if candidate is not None and candidate.ready:
+        found.append(_side(deployment, candidate.version, candidate.triton_id))
+    return found
+
+
+def choose(deployment: Deployment) -> Side:
     """The side that a request goes to: the candidate's share is a matter of chance."""
     candidate = deployment.candidate
     # Not a secret: whoever guesses it gets an answer from the other version.
-    if candidate is not None and candidate.ready and random.random() * 100 < candidate.percent:
-        return candidate.version
-    return deployment.version
+    chosen = candidate is not None and candidate.ready and random.random() * 100 < candidate.percent
+    return sides(deployment)[chosen]
 
 
-def _start(deployment: Deployment) -> str:
-    return str(deployment.start_number)
+def _side(deployment: Deployment, version: Version, triton_id: str) -> Side:
+    name = model_name(deployment.deployment_id, version.number)
+    return Side(version, (triton_id, name, str(deployment.start_number)))
 
 
 def _outer(reason: str, deployment_id: str) -> str:

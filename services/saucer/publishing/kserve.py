@@ -20,9 +20,9 @@ from tritonclient.grpc import service_pb2 as pb
 from saucer.lib.errors import InvalidArgumentError, NotFoundError
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.v1 import access_pb2
-from saucer.publishing.domain import Deployment, DeploymentState, Version
-from saucer.publishing.endpoint import Endpoint, choose
-from saucer.publishing.triton import TritonClient
+from saucer.publishing.domain import Deployment, DeploymentState
+from saucer.publishing.endpoint import Endpoint, Side, choose, sides
+from saucer.publishing.fleet import Fleet
 from saucer.serving.triton_config import config_pbtxt
 
 SERVED = {
@@ -44,9 +44,9 @@ OUTPUTS = {
 _DESCRIPTOR = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 
 
-def servicer(endpoint: Endpoint, triton: TritonClient) -> Servicer:
+def servicer(endpoint: Endpoint, fleet: Fleet) -> Servicer:
     """What main.py serves."""
-    return Servicer(_KServe(endpoint, triton), _register, _DESCRIPTOR, access=access_pb2.ACCESS_VIEWER)
+    return Servicer(_KServe(endpoint, fleet), _register, _DESCRIPTOR, access=access_pb2.ACCESS_VIEWER)
 
 
 def _register(implementation: object, server: grpc.aio.Server) -> None:
@@ -64,15 +64,15 @@ def _handler(implementation: object, method: MethodDescriptor) -> grpc.RpcMethod
 
 
 class _KServe:
-    def __init__(self, endpoint: Endpoint, triton: TritonClient) -> None:
+    def __init__(self, endpoint: Endpoint, fleet: Fleet) -> None:
         self._endpoint = endpoint
-        self._triton = triton
+        self._fleet = fleet
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=await self._triton.live())
+        return pb.ServerReadyResponse(ready=await self._fleet.live())
 
     async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         return pb.ServerMetadataResponse(name="saucer", version="1")
@@ -86,29 +86,29 @@ class _KServe:
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=deployment.deployment_id,
-            versions=[str(version.number) for version in _sides(deployment)],
+            versions=[str(side.version.number) for side in sides(deployment)],
             platform="saucer",
             inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
             outputs=[tensor(name=name, datatype=kind, shape=shape) for name, (kind, shape) in OUTPUTS.items()],
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        deployment, version = await self._find(request.name, request.version)
-        number = (version or deployment.version).number
+        deployment, side = await self._find(request.name, request.version)
+        number = side.version.number if side else deployment.version.number
         text = config_pbtxt(deployment.deployment_id, version=number)
         return pb.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        deployment, version = await self._find(request.model_name, request.model_version)
+        deployment, side = await self._find(request.model_name, request.model_version)
         deployment = await self._endpoint.active(deployment.deployment_id)
-        answer, version = await self._endpoint.infer(
-            deployment, version or choose(deployment), _inner(request), context.time_remaining()
+        answer, side = await self._endpoint.infer(
+            deployment, side or choose(deployment), _inner(request), context.time_remaining()
         )
         answer.model_name = deployment.deployment_id
-        answer.model_version = str(version.number)
+        answer.model_version = str(side.version.number)
         return answer
 
-    async def _find(self, name: str, number: str) -> tuple[Deployment, Version | None]:
+    async def _find(self, name: str, number: str) -> tuple[Deployment, Side | None]:
         """A deployment, and the version of it that is asked for; None: whichever serves."""
         try:
             UUID(name)
@@ -117,16 +117,10 @@ class _KServe:
         deployment = await self._endpoint.find(name)
         if not number:
             return deployment, None
-        for version in _sides(deployment):
-            if number == str(version.number):
-                return deployment, version
+        for side in sides(deployment):
+            if number == str(side.version.number):
+                return deployment, side
         raise NotFoundError("deployment_version", number[:100])
-
-
-def _sides(deployment: Deployment) -> list[Version]:
-    """What answers now."""
-    candidate = deployment.candidate
-    return [deployment.version, *([candidate.version] if candidate is not None and candidate.ready else [])]
 
 
 def _inner(request: pb.ModelInferRequest) -> pb.ModelInferRequest:

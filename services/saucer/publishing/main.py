@@ -1,6 +1,8 @@
 """Wires publishing, top to bottom."""
 
+import asyncio
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -12,12 +14,15 @@ from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
 from saucer.publishing import consumers, kserve, rpc, watching
+from saucer.publishing.domain import Triton
 from saucer.publishing.endpoint import Endpoint
+from saucer.publishing.fleet import Fleet
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
-from saucer.publishing.service import Deployments, Offer
+from saucer.publishing.service import Deployments
 from saucer.publishing.triton import TritonClient
+from saucer.serving.triton_config import TRIAL_S
 
 
 class PublishingSettings(ServiceSettings):
@@ -25,8 +30,10 @@ class PublishingSettings(ServiceSettings):
 
     billing_address: str
     object_store_url: str
-    # The Triton server: host:port of its gRPC, the key that opens its control calls, its model repository as a folder
-    # that this process can write, and what it is in billing's words.
+    # A Triton server, which is registered under this id; RegisterTriton registers more. host:port of its gRPC, the key
+    # that opens the control calls of all of them, its model repository as a folder that this process can write, and
+    # what it is in billing's words.
+    triton_id: str = "local"
     triton_address: str
     triton_control_key: str = ""
     triton_repository: Path
@@ -36,6 +43,8 @@ class PublishingSettings(ServiceSettings):
     room: int = Field(default=8, ge=1, le=1000)
     # Processor threads that one model may use there.
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    # What a model's first load may take there, in a child process; one that takes longer is refused.
+    triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
     # Scratch, of this process alone.
     work_folder: Path
 
@@ -48,22 +57,42 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
-    deployments = Deployments(database, peers, Offer(settings.region_id, settings.spec_id, settings.room))
+    deployments = Deployments(database, peers)
+    await deployments.tritons.register(_own_triton(settings))
     dead_events = process.consumer(database, jetstream, consumers.handlers(deployments))
     process.background("sweep", deployments.sweep())
-    triton = TritonClient(settings.triton_address, settings.triton_control_key)
-    process.stack.push_async_callback(triton.close)
-    placement = Placement(
-        triton,
-        Objects(settings.object_store_url),
-        model_repository=settings.triton_repository,
-        work_folder=settings.work_folder,
-        threads=settings.triton_threads,
-    )
-    reconciler = Reconciler(deployments, placement, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
+    objects = Objects(settings.object_store_url)
+
+    def place(client: TritonClient, triton: Triton) -> Placement:
+        return Placement(
+            client,
+            objects,
+            model_repository=Path(triton.repository),
+            work_folder=settings.work_folder / triton.triton_id,
+            threads=triton.threads,
+            trial_s=settings.triton_trial_s,
+        )
+
+    fleet = Fleet(deployments.tritons, settings.triton_control_key, place)
+    process.stack.push_async_callback(fleet.close)
+    # What a killed predecessor left.
+    await asyncio.to_thread(shutil.rmtree, settings.work_folder, ignore_errors=True)
+    reconciler = Reconciler(deployments, fleet, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
     process.background("reconcile", reconciler.run())
-    endpoint = Endpoint(deployments, triton)
-    await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, triton), dead_events])
+    endpoint = Endpoint(deployments, fleet)
+    await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events])
+
+
+def _own_triton(settings: PublishingSettings) -> Triton:
+    return Triton(
+        settings.triton_id,
+        settings.triton_address,
+        str(settings.triton_repository),
+        settings.region_id,
+        settings.spec_id,
+        settings.room,
+        settings.triton_threads,
+    )
 
 
 def main() -> None:

@@ -1,13 +1,24 @@
 """Domain to message and back, for requests, replies and events alike."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 
 from saucer.billing.v1 import billing_pb2
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
 from saucer.lib.errors import InvalidArgumentError
-from saucer.publishing.domain import Candidate, Deployment, Evaluation, Form, Model, Parity, UpdateRecord, Version
+from saucer.publishing.domain import (
+    Candidate,
+    Deployment,
+    Evaluation,
+    Form,
+    Model,
+    Parity,
+    Triton,
+    UpdateRecord,
+    Version,
+)
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import training_pb2
 
@@ -153,6 +164,37 @@ def record_message(record: UpdateRecord) -> publishing_pb2.UpdateRecord:
         percent=record.percent,
         detail=record.detail,
         create_time=to_timestamp(record.created_at),
+    )
+
+
+def instances_message(deployment: Deployment, tritons: Sequence[Triton]) -> publishing_pb2.ListInstancesResponse:
+    """What carries a deployment: where it serves, then where its candidate is."""
+    versions = [deployment.version, *([deployment.candidate.version] if deployment.candidate else [])]
+    return publishing_pb2.ListInstancesResponse(
+        instances=[
+            publishing_pb2.Instance(
+                instance_id=triton.triton_id, version_number=version.number, live=triton.live, serving=place == 0
+            )
+            for place, (triton, version) in enumerate(zip(tritons, versions, strict=False))
+        ]
+    )
+
+
+def triton_message(triton: Triton, used: int = 0) -> publishing_pb2.Triton:
+    """A registered server, with the number of deployments that it has."""
+    return publishing_pb2.Triton(**asdict(triton), used=used)
+
+
+def read_triton(message: publishing_pb2.RegisterTritonRequest) -> Triton:
+    """As it is registered."""
+    return Triton(
+        message.triton_id,
+        message.address,
+        message.repository,
+        message.region_id,
+        message.spec_id,
+        message.room,
+        message.threads,
     )
 
 

@@ -53,19 +53,23 @@ class Placement:
     """One Triton server, and its model repository as a folder. Belongs to one event loop."""
 
     def __init__(
-        self, triton: TritonClient, objects: Objects, *, model_repository: Path, work_folder: Path, threads: int
+        self,
+        triton: TritonClient,
+        objects: Objects,
+        *,
+        model_repository: Path,
+        work_folder: Path,
+        threads: int,
+        trial_s: float,
     ) -> None:
-        """`threads` is what one model may use on Triton's machine."""
+        """`threads` is what one model may use on Triton's machine, `trial_s` what its first load may take there."""
+        self._trial_s = trial_s
         self._triton = triton
         self._objects = objects
         self._repository = model_repository
         self._work_folder = work_folder
         self._threads = threads
         self._probe_images: dict[str, bytes] = {}
-
-    async def clear(self) -> None:
-        """Removes what a killed predecessor left in the scratch folder."""
-        await asyncio.to_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
 
     async def put(self, name: str, start_number: int, model: Model, *, anew: bool) -> tuple[Parity, str]:
         """Loads a model and replays test images: the comparison, and the key of the image for probes.
@@ -92,6 +96,10 @@ class Placement:
         async with self._folder(name, start_number) as folder:
             await self._triton.unload(name, HEAL_DRAIN_S)
             await self._load(name, start_number, model, folder)
+
+    async def live(self) -> bool:
+        """Whether the server answers."""
+        return await self._triton.live()
 
     async def judge(self, name: str, start_number: int, probe_key: str) -> str | None:
         """None if it serves, by a real inference; else why not."""
@@ -153,7 +161,7 @@ class Placement:
             start_number,
             files=folder,
             serving_source=Path(serving.__path__[0]),
-            config=config_pbtxt(name, version=start_number, threads=self._threads),
+            config=config_pbtxt(name, version=start_number, threads=self._threads, trial_s=self._trial_s),
         )
         await self._triton.load(name)
 

@@ -1,4 +1,4 @@
-"""Makes Triton have what the database wants: a loop that compares the two and acts on what differs.
+"""Makes the Tritons have what the database wants: a loop that compares the two and acts on what differs.
 
 1. One replica acts, elected by a lease row; one that cannot prolong its lease ends what it does before the lease does.
 2. Each round looks at every deployment anew, and at most one action runs on each name in Triton; every action can be
@@ -11,8 +11,10 @@
 6. A candidate beside an ACTIVE or DEGRADED one is put there as in 3, under a name of its own, and probed as in 4 once
    it is ready; whatever goes wrong with it, it is rejected, and the other serves on.
 7. STOPPING: unloaded, removed, STOPPED.
-8. Whatever else Triton or its repository has under names of ours is unloaded and removed, after a while in which every
-   endpoint learns that it is not wanted any more.
+8. What is on a Triton that is drained, or does not answer for a while, is moved to another with room: loaded and
+   replayed there as a candidate is, and then served from there.
+9. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
+   every endpoint learns that it is not wanted any more.
 """
 
 import asyncio
@@ -26,7 +28,8 @@ from prometheus_client import Gauge
 from saucer.lib.errors import DataLossError, DomainError, NotFoundError
 from saucer.publishing import domain
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity
-from saucer.publishing.placement import Placement, model_name
+from saucer.publishing.fleet import Fleet
+from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
 from saucer.publishing.service.serving import LEASE
 from saucer.publishing.triton import ModelFailed, TritonError
@@ -36,7 +39,10 @@ TICK_S = 0.5
 ROUND_TIMEOUT_S = 3.0
 # Between two probes of a deployment; sooner where its max duration ends sooner.
 PROBE_EVERY = timedelta(seconds=2)
-ORPHANS_EVERY_S = 2.0
+# Between two looks at a Triton: whether it answers, and what it has that nobody wants.
+LOOK_EVERY_S = 2.0
+# A Triton that does not answer for that long has lost its deployments to others that have room.
+MOVE_AFTER_S = 10.0
 # What is not wanted any more is left for this long: endpoints may send to it until they look again (endpoint.KNOWN_S).
 RETIRE_AFTER_S = 2.0
 # After something that is none of the model's fault: Triton or the object store was away.
@@ -49,7 +55,7 @@ deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that tak
 
 Act = Callable[[Deployment], Awaitable[None]]
 _S = DeploymentState
-_ORPHANS = "orphans"
+_LOOK = "LOOK"
 _CANDIDATE = "CANDIDATE"
 _ORPHAN = "ORPHAN"
 # What is given up when nobody wants it any more: loading takes long.
@@ -58,22 +64,25 @@ _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, Tr
 
 
 class Reconciler:
-    """Acts on one Triton server and its repository. Belongs to one event loop."""
+    """Acts on the registered Tritons and their repositories. Belongs to one event loop."""
 
-    def __init__(self, deployments: Deployments, placement: Placement, *, holder: str) -> None:
+    def __init__(self, deployments: Deployments, fleet: Fleet, *, holder: str) -> None:
         """`holder` names this replica."""
         self._serving = deployments.serving
         self._versions = deployments.versions
-        self._placement = placement
+        self._tritons = deployments.tritons
+        self._fleet = fleet
         self._holder = holder
-        # What runs now, by name in Triton, and for what it was begun.
+        # What runs now, by place in a Triton, and for what it was begun.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._doing: dict[str, str] = {}
-        # By name in Triton, and the loop's clock: not to be acted on before; not wanted since.
+        # By place, and the loop's clock: not to be acted on before; last probed; not wanted since.
         self._paused_until_s: dict[str, float] = {}
         self._probed_at_s: dict[str, float] = {}
         self._unwanted_since_s: dict[str, float] = {}
-        self._orphans_at_s = 0.0
+        # By Triton, and the loop's clock: does not answer since.
+        self._dead_since_s: dict[str, float] = {}
+        self._look_at_s = 0.0
         self._acts: dict[DeploymentState, Act] = {
             _S.DEPLOYING: self._deploy,
             _S.ACTIVE: self._probe,
@@ -85,7 +94,6 @@ class Reconciler:
         """Until cancelled; then the lease is given back, so that another replica acts at once."""
         loop = asyncio.get_running_loop()
         held_until_s = 0.0
-        await self._placement.clear()
         try:
             while True:
                 try:
@@ -118,23 +126,45 @@ class Reconciler:
     async def _round(self) -> None:
         deployments, now = await self._serving.wanted()
         self._measure(deployments)
-        queued = [deployment for deployment in deployments if deployment.state is _S.QUEUED]
-        for deployment in queued:
-            if not await self._serving.deploy(deployment, self._holder):
-                break
+        await self._find_room([deployment for deployment in deployments if deployment.state is _S.QUEUED])
         for deployment in deployments:
             if deployment.state in self._acts and _is_due(deployment, now):
-                self._begin(_name(deployment), deployment.state, self._acts[deployment.state], deployment)
+                self._begin(_place(deployment), deployment.state, self._acts[deployment.state], deployment)
             if deployment.candidate is not None:
                 self._look_at_candidate(deployment, now)
-        if asyncio.get_running_loop().time() >= self._orphans_at_s and _ORPHANS not in self._tasks:
-            self._orphans_at_s = asyncio.get_running_loop().time() + ORPHANS_EVERY_S
-            self._spawn(_ORPHANS, _ORPHANS, self._find_orphans())
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._look_at_s:
+            self._look_at_s = now_s + LOOK_EVERY_S
+            for triton in await self._fleet.refresh():
+                if triton.triton_id not in self._tasks:
+                    self._spawn(triton.triton_id, _LOOK, self._look_at(triton.triton_id))
+            gone = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
+            for deployment in await self._tritons.movable(gone):
+                if not await self._versions.move(deployment, set(self._dead_since_s)):
+                    log.info("nowhere_to_move", deployment_id=deployment.deployment_id)
+
+    async def _find_room(self, queued: list[Deployment]) -> None:
+        full: set[tuple[str, str]] = set()
+        for deployment in queued:
+            spec = (deployment.form.region_id, deployment.form.spec_id)
+            if spec not in full and not await self._serving.deploy(deployment, self._holder, set(self._dead_since_s)):
+                full.add(spec)
+
+    async def _look_at(self, triton_id: str) -> None:
+        """Whether a Triton answers, and whether it has what nobody wants."""
+        live = await (await self._fleet.placement(triton_id)).live()
+        if live:
+            self._dead_since_s.pop(triton_id, None)
+        else:
+            self._dead_since_s.setdefault(triton_id, asyncio.get_running_loop().time())
+        await self._tritons.report(triton_id, live=live)
+        if live:
+            await self._find_orphans(triton_id)
 
     def _measure(self, deployments: list[Deployment]) -> None:
         for state in (*domain.PLACED, _S.QUEUED):
             deployments_gauge.labels(state).set(sum(deployment.state is state for deployment in deployments))
-        wanted = {name for deployment in deployments for name in _names(deployment)}
+        wanted = {name for deployment in deployments for name in _places(deployment)}
         for memory in (self._paused_until_s, self._probed_at_s):
             for gone in memory.keys() - wanted:
                 del memory[gone]
@@ -144,7 +174,7 @@ class Reconciler:
 
     def _look_at_candidate(self, deployment: Deployment, now: datetime) -> None:
         assert deployment.candidate is not None
-        name = _candidate_name(deployment)
+        name = _candidate_place(deployment)
         if not deployment.candidate.ready:
             late = now - deployment.candidate.proposed_at > CANDIDATE_LIMIT
             self._begin(name, _CANDIDATE, self._give_up if late else self._prepare, deployment)
@@ -186,7 +216,8 @@ class Reconciler:
     async def _deploy(self, deployment: Deployment) -> None:
         model = await self._serving.model_of(deployment.version)
         try:
-            parity, probe_key = await self._placement.put(
+            placement = await self._fleet.placement(deployment.triton_id)
+            parity, probe_key = await placement.put(
                 _name(deployment), deployment.start_number, model, anew=deployment.attempts > 0
             )
         except (NotFoundError, DataLossError) as error:
@@ -217,8 +248,8 @@ class Reconciler:
             await self._serving.degrade(deployment, problem)
 
     async def _judge(self, deployment: Deployment) -> str | None:
-        version = deployment.version
-        return await self._placement.judge(_name(deployment), deployment.start_number, version.probe_key)
+        placement = await self._fleet.placement(deployment.triton_id)
+        return await placement.judge(_name(deployment), deployment.start_number, deployment.version.probe_key)
 
     async def _heal(self, deployment: Deployment) -> None:
         if await self._judge(deployment) is None:
@@ -226,7 +257,8 @@ class Reconciler:
             return
         model = await self._serving.model_of(deployment.version)
         try:
-            await self._placement.put_back(_name(deployment), deployment.start_number, model)
+            placement = await self._fleet.placement(deployment.triton_id)
+            await placement.put_back(_name(deployment), deployment.start_number, model)
             problem = await self._judge(deployment)
         except ModelFailed as error:
             problem = error.reason
@@ -241,7 +273,8 @@ class Reconciler:
         assert deployment.candidate is not None
         model = await self._serving.model_of(deployment.candidate.version)
         try:
-            parity, probe_key = await self._placement.put(
+            placement = await self._fleet.placement(deployment.candidate.triton_id)
+            parity, probe_key = await placement.put(
                 _candidate_name(deployment), deployment.start_number, model, anew=False
             )
         except (NotFoundError, DataLossError) as error:
@@ -258,7 +291,8 @@ class Reconciler:
     async def _probe_candidate(self, deployment: Deployment) -> None:
         assert deployment.candidate is not None
         probe_key = deployment.candidate.version.probe_key
-        problem = await self._placement.judge(_candidate_name(deployment), deployment.start_number, probe_key)
+        placement = await self._fleet.placement(deployment.candidate.triton_id)
+        problem = await placement.judge(_candidate_name(deployment), deployment.start_number, probe_key)
         # While the other does not serve either, it is Triton that is in trouble, and not the candidate.
         if problem is not None and await self._judge(deployment) is None:
             await self._versions.reject(deployment, f"It failed while it had a share of the traffic: {problem}")
@@ -270,28 +304,31 @@ class Reconciler:
 
     async def _stop(self, deployment: Deployment) -> None:
         try:
-            await self._placement.remove(_name(deployment))
+            await (await self._fleet.placement(deployment.triton_id)).remove(_name(deployment))
         except ModelFailed as error:
             await self._serving.put_off(deployment, error.reason)
         else:
             await self._serving.stopped(deployment)
 
-    async def _find_orphans(self) -> None:
+    async def _find_orphans(self, triton_id: str) -> None:
         # Triton and the repository first: a deployment is in the database before anything of it is in them.
-        held = await self._placement.held()
-        wanted = {name: placed for placed in await self._serving.placed() for name in _names(placed)}
+        placement = await self._fleet.placement(triton_id)
+        held = {f"{triton_id}/{name}": (name, starts) for name, starts in (await placement.held()).items()}
+        wanted = {place: placed for placed in await self._serving.placed() for place in _places(placed)}
         now_s = asyncio.get_running_loop().time()
         unwanted = held.keys() - wanted.keys()
-        self._unwanted_since_s = {name: self._unwanted_since_s.get(name, now_s) for name in unwanted}
-        for name, starts in held.items():
-            if name in self._tasks:
+        for place in [place for place in self._unwanted_since_s if place.startswith(f"{triton_id}/")]:
+            if place not in unwanted:
+                del self._unwanted_since_s[place]
+        for place, (name, starts) in held.items():
+            if place in self._tasks:
                 continue
-            if name in unwanted:
-                if now_s - self._unwanted_since_s[name] >= RETIRE_AFTER_S:
-                    log.info("orphan_removed", model=name)
-                    self._spawn(name, _ORPHAN, self._placement.remove(name))
-            elif stale := set(starts) - {wanted[name].start_number}:
-                self._spawn(name, _ORPHAN, self._placement.remove_starts(name, stale))
+            if place in unwanted:
+                if now_s - self._unwanted_since_s.setdefault(place, now_s) >= RETIRE_AFTER_S:
+                    log.info("orphan_removed", place=place)
+                    self._spawn(place, _ORPHAN, placement.remove(name))
+            elif stale := set(starts) - {wanted[place].start_number}:
+                self._spawn(place, _ORPHAN, placement.remove_starts(name, stale))
 
 
 def _name(deployment: Deployment) -> str:
@@ -303,9 +340,19 @@ def _candidate_name(deployment: Deployment) -> str:
     return model_name(deployment.deployment_id, deployment.candidate.version.number)
 
 
-def _names(deployment: Deployment) -> list[str]:
-    """All that Triton is to have of it."""
-    return [_name(deployment), *([_candidate_name(deployment)] if deployment.candidate else [])]
+def _place(deployment: Deployment) -> str:
+    """Of the version that serves: which Triton, and the name there."""
+    return f"{deployment.triton_id}/{_name(deployment)}"
+
+
+def _candidate_place(deployment: Deployment) -> str:
+    assert deployment.candidate is not None
+    return f"{deployment.candidate.triton_id}/{_candidate_name(deployment)}"
+
+
+def _places(deployment: Deployment) -> list[str]:
+    """All that Tritons are to have of it."""
+    return [_place(deployment), *([_candidate_place(deployment)] if deployment.candidate else [])]
 
 
 def _disagreement(parity: Parity) -> str:

@@ -7,10 +7,13 @@ from saucer.lib.paging import Page, read_page
 from saucer.publishing.endpoint import Detection, Endpoint
 from saucer.publishing.messages import (
     deployment_message,
+    instances_message,
     read_billing_mode,
     read_form,
     read_thresholds,
+    read_triton,
     record_message,
+    triton_message,
     version_message,
 )
 from saucer.publishing.service import Deployments
@@ -144,6 +147,26 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             records=[record_message(record) for record in shown],
             next_page_token=page.token([shown[-1].number] if len(found) > page.size else None),
         )
+
+    async def ListInstances(
+        self, request: publishing_pb2.ListInstancesRequest, context: Context
+    ) -> publishing_pb2.ListInstancesResponse:
+        deployment = await self._deployments.get(request.deployment_id)
+        return instances_message(deployment, await self._deployments.tritons.of(deployment))
+
+    async def RegisterTriton(
+        self, request: publishing_pb2.RegisterTritonRequest, context: Context
+    ) -> publishing_pb2.Triton:
+        return triton_message(await self._deployments.tritons.register(read_triton(request)))
+
+    async def DrainTriton(self, request: publishing_pb2.DrainTritonRequest, context: Context) -> publishing_pb2.Triton:
+        return triton_message(await self._deployments.tritons.drain(request.triton_id, not request.undo))
+
+    async def ListTritons(
+        self, request: publishing_pb2.ListTritonsRequest, context: Context
+    ) -> publishing_pb2.ListTritonsResponse:
+        tritons = await self._deployments.tritons.list_tritons()
+        return publishing_pb2.ListTritonsResponse(tritons=[triton_message(triton, used) for triton, used in tritons])
 
     async def Predict(self, request: publishing_pb2.PredictRequest, context: Context) -> publishing_pb2.PredictResponse:
         prediction = await self._endpoint.predict(request.deployment_id, request.image, context.time_remaining())

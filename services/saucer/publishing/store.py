@@ -10,7 +10,6 @@ import asyncpg
 
 from saucer.lib.postgres import Connection
 from saucer.publishing.domain import (
-    PLACED,
     Candidate,
     ChargeStatus,
     Deployment,
@@ -25,9 +24,9 @@ from saucer.publishing.domain import (
 
 _COLUMNS = (
     "deployment_id, account_id, request_id, form, version_number, model_id, evaluation_id, classes, thresholds, "
-    "parity, probe_key, candidate, state, former_state, charge_status, start_number, start_request_id, hold_micros, "
-    "price_per_hour_micros, currency, missing_micros, charged_ms, probed_at, progressed_at, active_at, attempts, "
-    "retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
+    "parity, probe_key, candidate, triton_id, state, former_state, charge_status, start_number, start_request_id, "
+    "hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, probed_at, progressed_at, active_at, "
+    "attempts, retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
 )
 
 # What an update writes, and how many there are in all; the last is the revision.
@@ -209,9 +208,17 @@ async def unmoved(connection: Connection, state: DeploymentState, before: dateti
     return [str(row["deployment_id"]) for row in rows]
 
 
-async def placed(connection: Connection) -> int:
-    """How many take room in Triton."""
-    return int(await connection.fetchval("SELECT count(*) FROM deployment WHERE state = ANY($1)", list(PLACED)))
+async def placed_on(connection: Connection, triton_ids: Collection[str]) -> list[Deployment]:
+    """Those that are to serve and are placed there; longest first."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_COLUMNS} FROM deployment
+        WHERE triton_id <> '' AND triton_id = ANY($1) AND state IN ('DEPLOYING', 'ACTIVE', 'DEGRADED')
+        ORDER BY moved_at, deployment_id
+        """,  # noqa: S608 - column names
+        list(triton_ids),
+    )
+    return [_deployment(row) for row in rows]
 
 
 # Which replica acts
@@ -281,6 +288,7 @@ def _values(deployment: Deployment) -> list[object]:
         json.dumps(asdict(deployment.version.parity)) if deployment.version.parity else None,
         deployment.version.probe_key,
         _candidate_json(deployment.candidate),
+        deployment.triton_id,
         deployment.state,
         deployment.former_state,
         deployment.charge_status,
@@ -365,6 +373,7 @@ def _candidate(text: str | None) -> Candidate | None:
                 "parity": _parity(version["parity"]),
             }
         ),
+        fields["triton_id"],
         fields["percent"],
         fields["ready"],
         datetime.fromisoformat(fields["proposed_at"]),

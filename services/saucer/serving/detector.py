@@ -1,6 +1,6 @@
 """The whole way from image bytes to boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +80,10 @@ class Detector:
         """Selects detections from the network's output [n, anchors, 4] and [n, anchors, classes] for `images`."""
         return [self._finish(*item) for item in zip(boxes, scores, images, strict=True)]
 
-    def warm(self) -> None:
+    def warm(self, batches: Iterable[int] = range(1, MAX_BATCH + 1)) -> None:
         """Computes once at every batch size, so that no caller pays for first allocations."""
         size = self.spec.input_size
-        for batch in range(1, MAX_BATCH + 1):
+        for batch in batches:
             self._network(np.zeros((batch, size, size, 3), np.uint8))
 
     def _finish(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], image: PreparedImage) -> ImageDetections:

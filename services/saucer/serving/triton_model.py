@@ -28,6 +28,7 @@ sys.dont_write_bytecode = True
 # Triton imports this file as `<version>.model`; the package beside it is relative to that.
 _detector = importlib.import_module(".serving.detector", __package__)
 _errors = importlib.import_module(".serving.errors", __package__)
+_trial = importlib.import_module(".serving.trial", __package__)
 
 
 class TritonPythonModel:
@@ -36,6 +37,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         parameters = json.loads(args["model_config"]).get("parameters", {})
         threads = int(parameters.get("threads", {}).get("string_value", "1"))
+        # A model that ends this process while it loads would block its name in Triton for good.
+        _trial.attempt(Path(__file__).parent, threads, float(parameters["trial_s"]["string_value"]))
         cv2.setNumThreads(1)
         self._detector = _detector.Detector.load(Path(__file__).parent, threads)
         self._detector.warm()

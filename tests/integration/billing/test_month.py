@@ -25,9 +25,8 @@ from saucer.lib.cloudevent import from_json
 from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import new_id
 from saucer.local.servers import NatsServer
-from saucer.publishing.domain import DeploymentState, Evaluation, Model, Parity
+from saucer.publishing.domain import DeploymentState, Evaluation, Model, Parity, Triton
 from saucer.publishing.domain import Form as DeploymentForm
-from saucer.publishing.service import Offer
 from saucer.publishing.v1 import events_pb2 as publishing_events
 from saucer.task.domain import Form as TaskForm
 from saucer.task.v1 import events_pb2 as task_events
@@ -56,8 +55,8 @@ async def month(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator["Month"]:
     lengthen(monkeypatch, STEP)
-    data, offer = Data(), Offer(REGION, SPEC, ROOM)
-    async with platform(new_database, nats.uri, tmp_path, tokens.file(Role.SERVICE), data, offer) as services:
+    data, triton = Data(), Triton("local", "127.0.0.1:1", "/nowhere", REGION, SPEC, ROOM, 1)
+    async with platform(new_database, nats.uri, tmp_path, tokens.file(Role.SERVICE), data, triton) as services:
         yield Month(services, data, Random())
 
 

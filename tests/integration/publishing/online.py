@@ -223,6 +223,47 @@ class Online:
         request = publishing_pb2.StopDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
         return await self.publishing.StopDeployment(request, metadata=self.owner(deployment.account_id))
 
+    async def update(
+        self, deployment: publishing_pb2.Deployment, model_id: str, **changes: Any
+    ) -> publishing_pb2.Deployment:
+        request = publishing_pb2.UpdateDeploymentRequest(
+            request_id=new_id(), deployment_id=deployment.deployment_id, model_id=model_id, **changes
+        )
+        return await self.publishing.UpdateDeployment(request, metadata=self.owner(deployment.account_id))
+
+    async def records(self, deployment: publishing_pb2.Deployment) -> list[publishing_pb2.UpdateRecord]:
+        """Oldest first."""
+        request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=deployment.deployment_id, page_size=1000)
+        answer = await self.publishing.ListUpdateRecords(request, metadata=self.owner(deployment.account_id))
+        return list(reversed(answer.records))
+
+    async def until_settled(self, deployment: publishing_pb2.Deployment) -> publishing_pb2.Deployment:
+        """Without a candidate that is on its way."""
+
+        async def look() -> publishing_pb2.Deployment | None:
+            found = await self.get(deployment.deployment_id)
+            return None if found.HasField("candidate") and not found.candidate.ready else found
+
+        return await until(look, timeout_s=60)
+
+    async def register(self, triton_id: str, server: TritonServer, room: int = 8) -> None:
+        request = publishing_pb2.RegisterTritonRequest(
+            triton_id=triton_id,
+            address=server.grpc_address,
+            repository=str(server.repository),
+            region_id="local",
+            spec_id="cpu-2",
+            room=room,
+            threads=1,
+        )
+        await self.publishing.RegisterTriton(request, metadata=self.administrator)
+
+    async def instances(self, deployment: publishing_pb2.Deployment) -> list[tuple[str, bool, bool]]:
+        """Ids, whether they answer, and whether they serve."""
+        request = publishing_pb2.ListInstancesRequest(deployment_id=deployment.deployment_id)
+        answer = await self.publishing.ListInstances(request, metadata=self.owner(deployment.account_id))
+        return [(item.instance_id, item.live, item.serving) for item in answer.instances]
+
     async def start(self, deployment: publishing_pb2.Deployment) -> publishing_pb2.Deployment:
         request = publishing_pb2.StartDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
         return await self.publishing.StartDeployment(request, metadata=self.owner(deployment.account_id))

@@ -13,9 +13,9 @@ from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
 from saucer.publishing import domain, service, store
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
 from saucer.publishing.peers import Peers
-from saucer.publishing.service import Deployments, Offer
+from saucer.publishing.service import Deployments
 from tests.support.servers import NewDatabase
 from tests.support.services import Tokens
 from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY
@@ -64,7 +64,9 @@ async def world(new_database: NewDatabase, tokens: Tokens) -> AsyncIterator[Worl
     await migrate(database, "saucer.lib", "saucer.publishing")
     async with grpc.aio.insecure_channel(SILENT) as channel:
         peers = Peers(channel, TokenFile(tokens.file(Role.SERVICE)))
-        yield World(database, clock, Deployments(database, peers, Offer("local", "cpu-2", 1)))
+        deployments = Deployments(database, peers)
+        await deployments.tritons.register(Triton("local", "127.0.0.1:1", "/nowhere", "local", "cpu-2", 1, 1))
+        yield World(database, clock, deployments)
     await database.pool.close()
 
 
@@ -77,11 +79,11 @@ def queue(deployment: Deployment) -> Deployment:
 
 
 def deploy(deployment: Deployment) -> Deployment:
-    return domain.retry_after(domain.deploy(queue(deployment), NOW), "no such graph", NOW)
+    return domain.retry_after(domain.deploy(queue(deployment), "local", NOW), "no such graph", NOW)
 
 
 def activate(deployment: Deployment) -> Deployment:
-    return domain.activate(domain.deploy(queue(deployment), NOW), PARITY, "system/a/images/0", NOW)
+    return domain.activate(domain.deploy(queue(deployment), "local", NOW), PARITY, "system/a/images/0", NOW)
 
 
 def degrade(deployment: Deployment) -> Deployment:

@@ -56,6 +56,7 @@ class Script(
     watched: int = 0
     import_polls: int = 0
     validation_kept: bool = True
+    predicted: int = 0
 
     def task(self, state: Any, progress: float) -> task_pb2.Task:
         task = task_pb2.Task(
@@ -282,10 +283,41 @@ class Script(
             thresholds=[publishing_pb2.ClassThreshold(class_name="cup", threshold=0.6)],
         )
 
+    def UpdateDeployment(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        candidate = publishing_pb2.Candidate(version=publishing_pb2.Version(number=2), percent=request.percent)
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=1, candidate=candidate)
+
+    def RollBackDeployment(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=request.version_number)
+
+    def SplitDeployment(self, request: Any, context: Any) -> Any:
+        candidate = publishing_pb2.Candidate(
+            version=publishing_pb2.Version(number=2), percent=request.percent, ready=True
+        )
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=1, candidate=candidate)
+
+    def PromoteCandidate(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=2)
+
+    def AbandonCandidate(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=1)
+
+    def ListUpdateRecords(self, request: Any, context: Any) -> Any:
+        record = publishing_pb2.UpdateRecord(
+            number=1, action=publishing_pb2.UPDATE_ACTION_REJECTED, author="saucer", detail="no such graph"
+        )
+        return publishing_pb2.ListUpdateRecordsResponse(records=[record])
+
+    def ListDeploymentVersions(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.ListDeploymentVersionsResponse(versions=[publishing_pb2.Version(number=2)])
+
     def StopDeployment(self, request: Any, context: Any) -> Any:
         return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, state=publishing_pb2.DEPLOYMENT_STATE_STOPPED)
 
     def Predict(self, request: Any, context: Any) -> Any:
+        self.predicted += 1
         found = publishing_pb2.PredictResponse(width=64, height=48, highest_score=0.7)
         found.detections.add(class_name="cup", score=0.7, x1=2, y1=2, x2=30, y2=30, above_threshold=True)
         found.detections.add(class_name="plate", score=0.2, x1=5, y1=5, x2=60, y2=40)
@@ -614,6 +646,36 @@ def test_predictions_are_filtered_and_drawn(cli: Cli, tmp_path: Path) -> None:
     assert "the highest score below it is 0.70" in nothing
     (found,) = cli.lines("predict", DEPLOYMENT, image)
     assert len(found["detections"]) == 2
+
+
+def test_a_version_is_proposed_split_decided_about_and_rolled_back(cli: Cli, script: Script) -> None:
+    assert "loading" in cli("update", DEPLOYMENT, TASK, "--percent", "20", "--threshold", "cup=0.6")
+    request = script.requests[-1]
+    assert (request.model_id, request.percent, request.thresholds[0].threshold) == (MODEL, 20, 0.6)
+    # What GetDeployment answers then has no candidate, and another version serves.
+    assert "Version 2 was rejected" in cli.fails("update", DEPLOYMENT, "--wait")
+    assert script.requests[-1].model_id == ""
+    assert "with 40 % of the traffic" in cli("split", DEPLOYMENT, "40")
+    assert cli.json("split", DEPLOYMENT, "--promote")["versionNumber"] == 2
+    assert cli.json("split", DEPLOYMENT, "--abandon")["versionNumber"] == 1
+    cli.fails("split", DEPLOYMENT, "40", "--promote")
+    assert cli.json("rollback", DEPLOYMENT, "3")["versionNumber"] == 3
+    assert "no such graph" in cli("deployment", "records", DEPLOYMENT)
+    assert "2" in cli("deployment", "versions", DEPLOYMENT)
+    assert "stopped" in cli("stop", DEPLOYMENT)
+
+
+def test_the_confidence_is_moved_without_asking_again(cli: Cli, script: Script, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    result = cli.result("test", DEPLOYMENT, str(tmp_path / "a.jpg"), stdin="0.1\n2\n0.9\n\n0.2\n")
+    assert result.exit_code == 0, result.output
+    own, low, high = result.stdout.partition("plate")[0], result.stdout, result.stdout.rpartition("plate")[2]
+    assert "cup" in own
+    assert low.count("plate") == 1
+    assert "the highest score below it is 0.70" in high
+    assert "2 is no confidence" in result.stderr
+    assert script.predicted == 1
+    assert Image.open(tmp_path / "a-boxes.png").width == 64
 
 
 def test_every_verb_has_help_and_starts_without_drawing(cli: Cli) -> None:

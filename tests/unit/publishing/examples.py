@@ -22,5 +22,5 @@ def queued(**changes: object) -> Deployment:
 
 
 def active(max_duration_ms: int | None = None) -> Deployment:
-    deploying = domain.deploy(queued(form=replace(FORM, max_duration_ms=max_duration_ms)), NOW)
+    deploying = domain.deploy(queued(form=replace(FORM, max_duration_ms=max_duration_ms)), "local", NOW)
     return domain.activate(deploying, PARITY, "system/a/images/0", NOW)

@@ -152,7 +152,7 @@ def test_the_counter_is_told_once_a_minute() -> None:
 
 
 def test_the_pause_between_attempts_grows_to_its_greatest() -> None:
-    deployment = domain.deploy(queued(), NOW)
+    deployment = domain.deploy(queued(), "local", NOW)
     pauses = []
     for _ in range(100):
         deployment = domain.retry_after(deployment, "no", NOW)

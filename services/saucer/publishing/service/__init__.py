@@ -15,10 +15,11 @@ from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, write
 from saucer.publishing.service.records import record
 from saucer.publishing.service.serving import Serving
-from saucer.publishing.service.starts import PENDING_LIMIT, Offer, Starts
+from saucer.publishing.service.starts import PENDING_LIMIT, Starts
+from saucer.publishing.service.tritons import Tritons
 from saucer.publishing.service.versions import Versions
 
-__all__ = ["PENDING_LIMIT", "Deployments", "Offer"]
+__all__ = ["PENDING_LIMIT", "Deployments"]
 
 # A deployment that is PENDING for longer asks billing again.
 ASK_AGAIN_AFTER = timedelta(seconds=2)
@@ -42,10 +43,11 @@ _S = DeploymentState
 class Deployments:
     """Models, online."""
 
-    def __init__(self, database: Database, peers: Peers, offer: Offer) -> None:
+    def __init__(self, database: Database, peers: Peers) -> None:
         self._database = database
-        self.starts = Starts(database, peers, offer)
-        self.serving = Serving(database, offer)
+        self.tritons = Tritons(database)
+        self.starts = Starts(database, peers, self.tritons)
+        self.serving = Serving(database)
         self.versions = Versions(database, self.starts)
 
     # What others tell

@@ -4,13 +4,14 @@ from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store
+from saucer.publishing import domain, store, triton_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, Version
 from saucer.publishing.service.changes import Move, change, write
-from saucer.publishing.service.starts import Offer
 
 # How long an acting replica that died keeps the others waiting.
 LEASE = timedelta(seconds=10)
+# Queued deployments that are looked at in one round; the others' turn comes when these have found room or ended.
+QUEUED_BATCH = 100
 
 _S = DeploymentState
 
@@ -18,9 +19,8 @@ _S = DeploymentState
 class Serving:
     """Deployments in Triton, as the acting replica finds them."""
 
-    def __init__(self, database: Database, offer: Offer) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._offer = offer
 
     async def take_lease(self, holder: str) -> bool:
         """Whether this replica is the one that acts on Triton, for LEASE from now on."""
@@ -33,10 +33,10 @@ class Serving:
             await store.release_lease(connection, holder)
 
     async def wanted(self) -> tuple[list[Deployment], datetime]:
-        """What Triton is to have: the placed ones, then as many queued ones as could ever find room; and the time."""
+        """What Triton is to have: the placed ones, then those that have been queued longest; and the time."""
         async with self._database.transaction() as tx:
             placed = await store.in_states(tx.connection, domain.PLACED)
-            queued = await store.in_states(tx.connection, [_S.QUEUED], limit=self._offer.room)
+            queued = await store.in_states(tx.connection, [_S.QUEUED], limit=QUEUED_BATCH)
             return [*placed, *queued], tx.now
 
     async def placed(self) -> list[Deployment]:
@@ -51,17 +51,19 @@ class Serving:
         assert model is not None, "it was there when the deployment was made, and models are not removed"
         return model
 
-    async def deploy(self, deployment: Deployment, holder: str) -> bool:
-        """QUEUED to DEPLOYING, if there is room and the holder still acts."""
+    async def deploy(self, deployment: Deployment, holder: str, dead: Collection[str] = ()) -> bool:
+        """QUEUED to DEPLOYING, if there is room and the holder still acts. `dead`: Tritons that do not answer."""
         async with self._database.transaction() as tx:
             if not await store.lock_lease(tx.connection, holder):
                 return False
             present = await store.get(tx.connection, deployment.deployment_id, lock=True)
             if present is None or present.state is not _S.QUEUED:
                 return False
-            if await store.placed(tx.connection) >= self._offer.room:
+            form = present.form
+            triton = await triton_store.with_room(tx.connection, form.region_id, form.spec_id, dead)
+            if triton is None:
                 return False
-            await write(tx, present, domain.deploy(present, tx.now))
+            await write(tx, present, domain.deploy(present, triton.triton_id, tx.now))
             return True
 
     async def activate(self, deployment: Deployment, parity: Parity, probe_key: str) -> None:
@@ -96,6 +98,11 @@ class Serving:
 
     async def _report(self, deployment: Deployment, states: Collection[DeploymentState], move: Move) -> None:
         def of_this_version(present: Deployment, now: datetime) -> Deployment:
-            return move(present, now) if present.version.number == deployment.version.number else present
+            return move(present, now) if _same(present, deployment) else present
 
         await change(self._database, deployment.deployment_id, deployment.start_number, states, of_this_version)
+
+
+def _same(present: Deployment, reported: Deployment) -> bool:
+    """Whether what serves is still what was looked at: not another version, nor elsewhere."""
+    return (present.version.number, present.triton_id) == (reported.version.number, reported.triton_id)

@@ -9,7 +9,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -29,6 +29,7 @@ from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Eva
 from saucer.publishing.peers import Hold, Peers
 from saucer.publishing.service.changes import Event, Move, change, owned, publish
 from saucer.publishing.service.records import record
+from saucer.publishing.service.tritons import Tritons
 from saucer.publishing.v1 import events_pb2
 
 # How long billing may be silent; then the start has WAITED_TOO_LONG.
@@ -36,8 +37,6 @@ PENDING_LIMIT = timedelta(minutes=15)
 # The events of training and evaluation may be a moment behind what the user has seen of them: so long is waited.
 MEET_GRACE_S = 2.0
 MEET_POLL_S = 0.1
-# One Triton server is registered, and it holds one of each model.
-MAX_REPLICAS = 1
 # Answers by which billing says that this start can never have its hold.
 REFUSALS = (FailedPreconditionError, InvalidArgumentError, NotFoundError, AlreadyExistsError)
 
@@ -45,22 +44,13 @@ log = structlog.get_logger()
 _S = DeploymentState
 
 
-@dataclass(frozen=True)
-class Offer:
-    """The Triton server that is registered: what it is, and how many models it takes."""
-
-    region_id: str
-    spec_id: str
-    room: int
-
-
 class Starts:
     """Deployments on their way to Triton."""
 
-    def __init__(self, database: Database, peers: Peers, offer: Offer) -> None:
+    def __init__(self, database: Database, peers: Peers, tritons: Tritons) -> None:
         self._database = database
         self._peers = peers
-        self._offer = offer
+        self._tritons = tritons
 
     async def grant(self, deployment_id: str, start_number: int, hold: Hold) -> None:
         """A start has its hold: one that waited for it, or whose reply was lost. Raises NotFoundError."""
@@ -78,7 +68,8 @@ class Starts:
         async with self._database.reading() as connection:
             former = await store.of_request(connection, account_id, request_id)
         if former is None:
-            self._check_offer(form)
+            _check_billing(form)
+            await self._tritons.check(form)
             model, evaluation = await self.meet(account_id, form.model_id)
             former = await self._insert(request_id, account_id, deployment_id, form, model, evaluation)
         if former.form != form:
@@ -86,21 +77,6 @@ class Starts:
         if former.state is _S.REFUSED:
             raise _refusal(former)
         return await self._start(former) if former.state is _S.PENDING else former
-
-    def _check_offer(self, form: Form) -> None:
-        _check_billing(form)
-        if (form.region_id, form.spec_id) != (self._offer.region_id, self._offer.spec_id):
-            raise InvalidArgumentError(
-                "SPEC_NOT_SERVED",
-                f"spec_id: no Triton serves on {form.spec_id} in {form.region_id}; one does on {self._offer.spec_id} "
-                f"in {self._offer.region_id}.",
-            )
-        if form.replicas > MAX_REPLICAS:
-            raise InvalidArgumentError(
-                "REPLICAS_UNAVAILABLE",
-                f"replicas: the one Triton on {self._offer.spec_id} has room for {self._offer.room} models, and for "
-                f"{MAX_REPLICAS} replica of each; not {form.replicas}.",
-            )
 
     async def meet(self, account_id: str, model_id: str) -> tuple[Model, Evaluation]:
         """An account's model that is evaluated. Raises NotFoundError, FailedPreconditionError: MODEL_NOT_EVALUATED."""

@@ -7,14 +7,25 @@
    once every endpoint has learnt of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 from saucer.lib.auth import current
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, store, version_store
-from saucer.publishing.domain import SERVED, Candidate, Deployment, Parity, UpdateAction, UpdateRecord, Version
+from saucer.publishing import domain, store, triton_store, version_store
+from saucer.publishing.domain import (
+    MOVABLE,
+    SERVED,
+    Candidate,
+    Deployment,
+    DeploymentState,
+    Parity,
+    UpdateAction,
+    UpdateRecord,
+    Version,
+)
 from saucer.publishing.service.changes import owned, write
 from saucer.publishing.service.records import SAUCER, record
 from saucer.publishing.service.starts import Starts, checked_thresholds
@@ -111,6 +122,35 @@ class Versions:
         await self._report(
             deployment, UpdateAction.PROMOTED, lambda at: domain.pass_gate(at, parity, probe_key), ready=False
         )
+
+    async def move(self, deployment: Deployment, dead: Collection[str]) -> bool:
+        """Lets it be loaded on another Triton, if one has room; False if none has.
+
+        What beside it is on its way on a Triton that is dead is given up for that. `dead`: those that do not answer.
+        """
+        async with self._database.transaction() as tx:
+            present = await store.get(tx.connection, deployment.deployment_id, lock=True)
+            assert present is not None, "deployments are not removed"
+            if present.triton_id != deployment.triton_id or present.state not in MOVABLE:
+                return True
+            if present.candidate is not None:
+                if present.candidate.triton_id not in dead:
+                    return True
+                detail = f"Its Triton {present.candidate.triton_id} does not answer."
+                abandoned = domain.abandon(present)
+                present = await _move(tx, present, present.candidate, abandoned, UpdateAction.REJECTED, detail=detail)
+            excluded = {*dead, present.triton_id}
+            triton = await triton_store.with_room(tx.connection, present.form.region_id, present.form.spec_id, excluded)
+            if triton is None:
+                return False
+            if present.state is DeploymentState.DEPLOYING:
+                await write(tx, present, replace(present, triton_id=triton.triton_id))
+                return True
+            moving = domain.move(present, triton.triton_id, tx.now)
+            assert moving.candidate is not None
+            detail = f"From {present.triton_id} to {triton.triton_id}."
+            await _move(tx, present, moving.candidate, moving, UpdateAction.MOVED, detail=detail)
+            return True
 
     async def reject(self, deployment: Deployment, message: str) -> None:
         """The candidate did not load, did not agree, or failed since: the version that serves goes on alone."""

@@ -124,6 +124,8 @@ class _UpdateActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateAc
     UPDATE_ACTION_ABANDONED: _UpdateAction.ValueType  # 8
     UPDATE_ACTION_REJECTED: _UpdateAction.ValueType  # 9
     """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
+    UPDATE_ACTION_MOVED: _UpdateAction.ValueType  # 10
+    """Its Triton is drained, or does not answer: it is being loaded on another."""
 
 class UpdateAction(_UpdateAction, metaclass=_UpdateActionEnumTypeWrapper): ...
 
@@ -142,6 +144,8 @@ UPDATE_ACTION_PROMOTED: UpdateAction.ValueType  # 7
 UPDATE_ACTION_ABANDONED: UpdateAction.ValueType  # 8
 UPDATE_ACTION_REJECTED: UpdateAction.ValueType  # 9
 """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
+UPDATE_ACTION_MOVED: UpdateAction.ValueType  # 10
+"""Its Triton is drained, or does not answer: it is being loaded on another."""
 Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
 
 @_typing.final
@@ -657,6 +661,221 @@ class StartDeploymentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDeploymentRequest: _TypeAlias = StartDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class Instance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    instance_id: _builtins.str
+    version_number: _builtins.int
+    live: _builtins.bool
+    """It answered when it was last asked."""
+    serving: _builtins.bool
+    """It is the version that serves; else the candidate, or where the deployment is being moved to."""
+    def __init__(
+        self,
+        *,
+        instance_id: _builtins.str = ...,
+        version_number: _builtins.int = ...,
+        live: _builtins.bool = ...,
+        serving: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "live", b"live", "serving", b"serving", "version_number", b"version_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Instance: _TypeAlias = Instance  # noqa: Y015
+
+@_typing.final
+class ListInstancesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstancesRequest: _TypeAlias = ListInstancesRequest  # noqa: Y015
+
+@_typing.final
+class ListInstancesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]: ...
+    def __init__(
+        self,
+        *,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instances", b"instances"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInstancesResponse: _TypeAlias = ListInstancesResponse  # noqa: Y015
+
+@_typing.final
+class Triton(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRITON_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    triton_id: _builtins.str
+    address: _builtins.str
+    repository: _builtins.str
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    room: _builtins.int
+    threads: _builtins.int
+    draining: _builtins.bool
+    live: _builtins.bool
+    used: _builtins.int
+    """Deployments that it has."""
+    def __init__(
+        self,
+        *,
+        triton_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        room: _builtins.int = ...,
+        threads: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        live: _builtins.bool = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "live", b"live", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Triton: _TypeAlias = Triton  # noqa: Y015
+
+@_typing.final
+class RegisterTritonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRITON_ID_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    REPOSITORY_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
+    THREADS_FIELD_NUMBER: _builtins.int
+    triton_id: _builtins.str
+    address: _builtins.str
+    """host:port of its gRPC; it opens its control calls to the key that publishing has."""
+    repository: _builtins.str
+    """Its model repository, as a folder that publishing can write."""
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    room: _builtins.int
+    """Deployments that it takes; a version that is beside another for a while takes no room."""
+    threads: _builtins.int
+    """Processor threads that one model may use there."""
+    def __init__(
+        self,
+        *,
+        triton_id: _builtins.str = ...,
+        address: _builtins.str = ...,
+        repository: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        room: _builtins.int = ...,
+        threads: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterTritonRequest: _TypeAlias = RegisterTritonRequest  # noqa: Y015
+
+@_typing.final
+class DrainTritonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRITON_ID_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
+    triton_id: _builtins.str
+    undo: _builtins.bool
+    """Takes deployments again."""
+    def __init__(
+        self,
+        *,
+        triton_id: _builtins.str = ...,
+        undo: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["triton_id", b"triton_id", "undo", b"undo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainTritonRequest: _TypeAlias = DrainTritonRequest  # noqa: Y015
+
+@_typing.final
+class ListTritonsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTritonsRequest: _TypeAlias = ListTritonsRequest  # noqa: Y015
+
+@_typing.final
+class ListTritonsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRITONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tritons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Triton]: ...
+    def __init__(
+        self,
+        *,
+        tritons: _abc.Iterable[Global___Triton] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tritons", b"tritons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTritonsResponse: _TypeAlias = ListTritonsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateDeploymentRequest(_message.Message):

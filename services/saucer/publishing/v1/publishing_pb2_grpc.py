@@ -91,6 +91,26 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.FromString,
                 _registered_method=True)
+        self.ListInstances = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListInstances',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.FromString,
+                _registered_method=True)
+        self.RegisterTriton = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/RegisterTriton',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RegisterTritonRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+                _registered_method=True)
+        self.DrainTriton = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/DrainTriton',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+                _registered_method=True)
+        self.ListTritons = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListTritons',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsResponse.FromString,
+                _registered_method=True)
         self.ListUpdateRecords = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/ListUpdateRecords',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsRequest.SerializeToString,
@@ -186,6 +206,33 @@ class PublishingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListInstances(self, request, context):
+        """What carries it now; empty while nothing does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterTriton(self, request, context):
+        """A Triton server that is to take deployments; the same id again changes what is known of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainTriton(self, request, context):
+        """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTritons(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUpdateRecords(self, request, context):
         """Who changed what, when; newest first.
         """
@@ -257,6 +304,26 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     servicer.ListDeploymentVersions,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.SerializeToString,
+            ),
+            'ListInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListInstances,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.SerializeToString,
+            ),
+            'RegisterTriton': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterTriton,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RegisterTritonRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.SerializeToString,
+            ),
+            'DrainTriton': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainTriton,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.SerializeToString,
+            ),
+            'ListTritons': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTritons,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsResponse.SerializeToString,
             ),
             'ListUpdateRecords': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUpdateRecords,
@@ -568,6 +635,114 @@ class PublishingService:
             '/saucer.publishing.v1.PublishingService/ListDeploymentVersions',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListInstances',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterTriton(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/RegisterTriton',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.RegisterTritonRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainTriton(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/DrainTriton',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTritons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListTritons',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsResponse.FromString,
             options,
             channel_credentials,
             insecure,

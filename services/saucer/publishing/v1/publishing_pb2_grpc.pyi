@@ -59,6 +59,13 @@ class PublishingServiceStub:
     """The version that serves goes on alone. Also ends an update that is on its way."""
     ListDeploymentVersions: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentVersionsRequest, _publishing_pb2.ListDeploymentVersionsResponse]
     """Newest first."""
+    ListInstances: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListInstancesRequest, _publishing_pb2.ListInstancesResponse]
+    """What carries it now; empty while nothing does."""
+    RegisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]
+    """A Triton server that is to take deployments; the same id again changes what is known of it."""
+    DrainTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]
+    """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+    ListTritons: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListTritonsRequest, _publishing_pb2.ListTritonsResponse]
     ListUpdateRecords: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]
     """Who changed what, when; newest first."""
     Predict: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]
@@ -95,6 +102,13 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """The version that serves goes on alone. Also ends an update that is on its way."""
     ListDeploymentVersions: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentVersionsRequest, _publishing_pb2.ListDeploymentVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
+    ListInstances: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListInstancesRequest, _publishing_pb2.ListInstancesResponse]  # type: ignore[assignment]
+    """What carries it now; empty while nothing does."""
+    RegisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
+    """A Triton server that is to take deployments; the same id again changes what is known of it."""
+    DrainTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
+    """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+    ListTritons: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListTritonsRequest, _publishing_pb2.ListTritonsResponse]  # type: ignore[assignment]
     ListUpdateRecords: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]  # type: ignore[assignment]
     """Who changed what, when; newest first."""
     Predict: _aio.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]  # type: ignore[assignment]
@@ -194,6 +208,37 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.ListDeploymentVersionsResponse, _abc.Awaitable[_publishing_pb2.ListDeploymentVersionsResponse]]:
         """Newest first."""
+
+    @_abc_1.abstractmethod
+    def ListInstances(
+        self,
+        request: _publishing_pb2.ListInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListInstancesResponse, _abc.Awaitable[_publishing_pb2.ListInstancesResponse]]:
+        """What carries it now; empty while nothing does."""
+
+    @_abc_1.abstractmethod
+    def RegisterTriton(
+        self,
+        request: _publishing_pb2.RegisterTritonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
+        """A Triton server that is to take deployments; the same id again changes what is known of it."""
+
+    @_abc_1.abstractmethod
+    def DrainTriton(
+        self,
+        request: _publishing_pb2.DrainTritonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
+        """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+
+    @_abc_1.abstractmethod
+    def ListTritons(
+        self,
+        request: _publishing_pb2.ListTritonsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListTritonsResponse, _abc.Awaitable[_publishing_pb2.ListTritonsResponse]]: ...
 
     @_abc_1.abstractmethod
     def ListUpdateRecords(

@@ -1,0 +1,58 @@
+"""`saucer test`: what a deployment finds on one picture, at any confidence, from one answer."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from saucer.cli.app import App, Verb, pass_app
+from saucer.cli.deployments import DEPLOYMENT, MAX_IMAGE_BYTES, draw_boxes, get, print_boxes
+from saucer.cli.errors import CliError
+from saucer.cli.output import message_dict
+from saucer.publishing.v1 import publishing_pb2
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The drawn picture, drawn again at each confidence; default: the image's name with -boxes.png.",
+)
+@click.option("--threshold", type=click.FloatRange(0, 1), help="To begin with; default: the deployment's, by class.")
+@pass_app
+def test(app: App, deployment_id: str, image: Path, output: Path | None, threshold: float | None) -> None:
+    """Draw boxes on a picture; then type other confidences, each drawn without asking the service again."""
+    content = image.read_bytes()
+    if len(content) > MAX_IMAGE_BYTES:
+        raise CliError(f"{image} is larger than {MAX_IMAGE_BYTES} bytes.")
+    online = get(app, deployment_id)
+    request = publishing_pb2.PredictRequest(deployment_id=deployment_id, image=content)
+    found = app.connection.publishing.Predict(request)
+    if app.output.as_json:
+        app.output.line({"image": str(image), **message_dict(found)})
+        return
+    target = output or image.with_name(f"{image.stem}-boxes.png")
+    for chosen in _confidences(app, threshold):
+        print_boxes(app.output, image, found, chosen)
+        app.output.remark(f"Drawn: {draw_boxes(target, content, online, found, chosen)}")
+
+
+def _confidences(app: App, first: float | None) -> Iterator[float | None]:
+    """The first, then what is typed, until an empty line or the end."""
+    yield first
+    if app.output.live:
+        app.output.remark("Another confidence, 0 to 1; an empty line ends.")
+    for line in sys.stdin:
+        if not line.strip():
+            return
+        try:
+            confidence = float(line)
+        except ValueError:
+            confidence = -1.0
+        if 0 <= confidence <= 1:
+            yield confidence
+        else:
+            app.output.remark(f"{line.strip()[:100]} is no confidence from 0 to 1.")

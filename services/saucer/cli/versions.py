@@ -1,0 +1,150 @@
+"""`saucer update|rollback|split`: another version of a deployment, beside the one that serves or in its place."""
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from saucer.cli.app import IDENTIFIER, App, Verb, limit_option, pages, pass_app
+from saucer.cli.deployments import DEPLOYMENT, POLL_S, ClassThreshold, deployment, get, print_deployment
+from saucer.cli.errors import CliError
+from saucer.cli.models import find_model
+from saucer.cli.output import enum_word, moment
+from saucer.publishing.v1 import publishing_pb2
+
+PERCENT = click.option(
+    "--percent",
+    type=click.IntRange(0, 99),
+    default=0,
+    show_default=True,
+    help="Of the traffic, until it is promoted or abandoned; 0: it takes all once the replay has agreed.",
+)
+WAIT = click.option("--wait", is_flag=True, help="Stay until it serves, or is rejected.")
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.argument("model_id", type=IDENTIFIER, metavar="[MODEL_OR_TASK]", required=False)
+@click.option(
+    "--threshold",
+    "thresholds",
+    type=ClassThreshold(),
+    multiple=True,
+    metavar="CLASS=SCORE",
+    help="Repeatable; of the other classes: the evaluation's recommendation.",
+)
+@PERCENT
+@WAIT
+@pass_app
+def update(
+    app: App,
+    deployment_id: str,
+    model_id: str | None,
+    thresholds: Sequence[publishing_pb2.ClassThreshold],
+    percent: int,
+    wait: bool,
+) -> None:
+    """Replace the model, or only the thresholds, with no failed request."""
+    request = publishing_pb2.UpdateDeploymentRequest(
+        request_id=app.request_id(),
+        deployment_id=deployment_id,
+        model_id=find_model(app, model_id).model_id if model_id else "",
+        thresholds=thresholds,
+        percent=percent,
+    )
+    _show_or_wait(app, app.connection.publishing.UpdateDeployment(request), wait)
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.argument("version_number", type=click.IntRange(min=1), metavar="VERSION")
+@PERCENT
+@WAIT
+@pass_app
+def rollback(app: App, deployment_id: str, version_number: int, percent: int, wait: bool) -> None:
+    """Serve a former version again; `saucer deployment versions` lists them."""
+    request = publishing_pb2.RollBackDeploymentRequest(
+        request_id=app.request_id(), deployment_id=deployment_id, version_number=version_number, percent=percent
+    )
+    _show_or_wait(app, app.connection.publishing.RollBackDeployment(request), wait)
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.argument("percent", type=click.IntRange(0, 99), required=False)
+@click.option("--promote", is_flag=True, help="All of the traffic, for good.")
+@click.option("--abandon", is_flag=True, help="None of it, for good.")
+@pass_app
+def split(app: App, deployment_id: str, percent: int | None, promote: bool, abandon: bool) -> None:
+    """Give the new version another share of the traffic, or decide about it."""
+    if (percent is not None) + promote + abandon != 1:
+        raise CliError("Say one of PERCENT, --promote and --abandon.")
+    publishing, request_id = app.connection.publishing, app.request_id()
+    if promote:
+        request = publishing_pb2.PromoteCandidateRequest(request_id=request_id, deployment_id=deployment_id)
+        found = publishing.PromoteCandidate(request)
+    elif abandon:
+        found = publishing.AbandonCandidate(
+            publishing_pb2.AbandonCandidateRequest(request_id=request_id, deployment_id=deployment_id)
+        )
+    else:
+        found = publishing.SplitDeployment(
+            publishing_pb2.SplitDeploymentRequest(
+                request_id=request_id, deployment_id=deployment_id, percent=percent or 0
+            )
+        )
+    print_deployment(app.output, found)
+
+
+@deployment.command()
+@DEPLOYMENT
+@limit_option()
+@pass_app
+def versions(app: App, deployment_id: str, limit: int) -> None:
+    """What it has served or was asked to serve, newest first."""
+    request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("version", "model id", "thresholds", "asked for"),
+        pages(app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
+        lambda item: (
+            item.number,
+            item.model_id,
+            ", ".join(f"{one.class_name} {one.threshold:.2f}" for one in item.thresholds),
+            moment(item, "create_time"),
+        ),
+    )
+
+
+@deployment.command()
+@DEPLOYMENT
+@limit_option()
+@pass_app
+def records(app: App, deployment_id: str, limit: int) -> None:
+    """Who changed what, when; newest first."""
+    request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("when", "who", "what", "from", "to", "share", "detail"),
+        pages(app.connection.publishing.ListUpdateRecords, request, "records", limit),
+        lambda item: (
+            moment(item, "create_time"),
+            item.author,
+            enum_word(item, "action"),
+            item.from_version,
+            item.to_version,
+            f"{item.percent} %" if item.percent else "",
+            item.detail,
+        ),
+    )
+
+
+def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> None:
+    number = current.candidate.version.number if current.HasField("candidate") else current.version_number
+    while wait and current.HasField("candidate") and not current.candidate.ready:
+        time.sleep(POLL_S)
+        current = get(app, current.deployment_id)
+    print_deployment(app.output, current)
+    served = {current.version_number, current.candidate.version.number if current.HasField("candidate") else 0}
+    if number not in served:
+        raise CliError(f"Version {number} was rejected; `saucer deployment records {current.deployment_id}` says why.")

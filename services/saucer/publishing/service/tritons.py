@@ -1,0 +1,72 @@
+"""The Tritons that there are: registered, drained, live or not."""
+
+from saucer.lib.errors import InvalidArgumentError, NotFoundError
+from saucer.lib.postgres import Database
+from saucer.publishing import store, triton_store
+from saucer.publishing.domain import Deployment, Form, Triton
+
+# One Triton holds one of each model.
+MAX_REPLICAS = 1
+
+
+class Tritons:
+    """What serves."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def register(self, triton: Triton) -> Triton:
+        """Registers a server, or changes what is known of it."""
+        async with self._database.transaction() as tx:
+            return await triton_store.put(tx.connection, triton)
+
+    async def drain(self, triton_id: str, draining: bool) -> Triton:
+        """Whether it takes more; what it has is moved elsewhere as soon as there is room. Raises NotFoundError."""
+        async with self._database.transaction() as tx:
+            triton = await triton_store.drain(tx.connection, triton_id, draining)
+        if triton is None:
+            raise NotFoundError("triton", triton_id)
+        return triton
+
+    async def report(self, triton_id: str, *, live: bool) -> None:
+        """Whether it answers, as the acting replica finds it."""
+        async with self._database.reading() as connection:
+            await triton_store.report(connection, triton_id, live)
+
+    async def list_tritons(self) -> list[tuple[Triton, int]]:
+        """All, with how many deployments each has."""
+        async with self._database.reading() as connection:
+            used = await triton_store.used(connection)
+            return [(found, used.get(found.triton_id, 0)) for found in await triton_store.list_tritons(connection)]
+
+    async def of(self, deployment: Deployment) -> list[Triton]:
+        """Those that have something of a deployment: where it serves, then where its candidate is."""
+        async with self._database.reading() as connection:
+            known = {found.triton_id: found for found in await triton_store.list_tritons(connection)}
+        ids = [deployment.triton_id, *([deployment.candidate.triton_id] if deployment.candidate else [])]
+        return [known[triton_id] for triton_id in ids if triton_id in known]
+
+    async def check(self, form: Form) -> None:
+        """Raises InvalidArgumentError: SPEC_NOT_SERVED, REPLICAS_UNAVAILABLE."""
+        async with self._database.reading() as connection:
+            known = await triton_store.list_tritons(connection)
+        served = sorted({f"{found.spec_id} in {found.region_id}" for found in known})
+        if f"{form.spec_id} in {form.region_id}" not in served:
+            raise InvalidArgumentError(
+                "SPEC_NOT_SERVED",
+                f"spec_id: no Triton serves on {form.spec_id} in {form.region_id}; some do on "
+                f"{', '.join(served) or 'nothing'}.",
+            )
+        if form.replicas > MAX_REPLICAS:
+            raise InvalidArgumentError(
+                "REPLICAS_UNAVAILABLE",
+                f"replicas: {MAX_REPLICAS} of each deployment can be served; not {form.replicas}.",
+            )
+
+    async def movable(self, dead: set[str]) -> list[Deployment]:
+        """Deployments whose Triton is dead or drained, and that are not on their way elsewhere."""
+        async with self._database.reading() as connection:
+            leaving = dead | {
+                found.triton_id for found in await triton_store.list_tritons(connection) if found.draining
+            }
+            return await store.placed_on(connection, leaving) if leaving else []

@@ -1,0 +1,76 @@
+"""The SQL of registered Tritons, and of the room that they have."""
+
+from collections.abc import Collection
+from dataclasses import astuple
+
+import asyncpg
+
+from saucer.lib.postgres import Connection
+from saucer.publishing.domain import Triton
+
+_COLUMNS = "triton_id, address, repository, region_id, spec_id, room, threads, draining, live"
+
+
+async def put(connection: Connection, triton: Triton) -> Triton:
+    """Registers it, or changes what is known of it; whether it is drained, and whether it is live, stay."""
+    row = await connection.fetchrow(
+        f"""
+        INSERT INTO triton ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        ON CONFLICT (triton_id) DO UPDATE SET
+            address = excluded.address, repository = excluded.repository, region_id = excluded.region_id,
+            spec_id = excluded.spec_id, room = excluded.room, threads = excluded.threads
+        RETURNING {_COLUMNS}
+        """,  # noqa: S608 - column names
+        *astuple(triton),
+    )
+    assert row is not None, "it is inserted or updated"
+    return Triton(**row)
+
+
+async def drain(connection: Connection, triton_id: str, draining: bool) -> Triton | None:
+    """Whether it takes more; None: there is none of this id."""
+    row = await connection.fetchrow(
+        f"UPDATE triton SET draining = $2 WHERE triton_id = $1 RETURNING {_COLUMNS}",  # noqa: S608 - column names
+        triton_id,
+        draining,
+    )
+    return Triton(**row) if row else None
+
+
+async def report(connection: Connection, triton_id: str, live: bool) -> None:
+    """Whether it answers."""
+    await connection.execute("UPDATE triton SET live = $2 WHERE triton_id = $1 AND live <> $2", triton_id, live)
+
+
+async def list_tritons(connection: Connection) -> list[Triton]:
+    """All of them, by id: they are few."""
+    return [Triton(**row) for row in await connection.fetch(f"SELECT {_COLUMNS} FROM triton ORDER BY triton_id")]  # noqa: S608 - column names
+
+
+async def used(connection: Connection) -> dict[str, int]:
+    """Deployments placed on each, those on their way there included; a candidate beside its own deployment is not."""
+    rows: list[asyncpg.Record] = await connection.fetch(
+        """
+        SELECT triton_id, count(*) AS used FROM (
+            SELECT triton_id FROM deployment WHERE triton_id <> ''
+            UNION ALL
+            SELECT candidate ->> 'triton_id' FROM deployment
+            WHERE candidate IS NOT NULL AND candidate ->> 'triton_id' <> triton_id
+        ) AS placed (triton_id) GROUP BY triton_id
+        """
+    )
+    return {row["triton_id"]: row["used"] for row in rows}
+
+
+async def with_room(connection: Connection, region_id: str, spec_id: str, excluded: Collection[str]) -> Triton | None:
+    """The one of a spec with most room left; None: none has any."""
+    taken = await used(connection)
+    fitting = [
+        triton
+        for triton in await list_tritons(connection)
+        if (triton.region_id, triton.spec_id) == (region_id, spec_id)
+        and not triton.draining
+        and triton.triton_id not in excluded
+        and triton.room > taken.get(triton.triton_id, 0)
+    ]
+    return max(fitting, key=lambda triton: triton.room - taken.get(triton.triton_id, 0), default=None)

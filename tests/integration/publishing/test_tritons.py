@@ -1,0 +1,87 @@
+"""Several Tritons: where deployments go, and where they go on when one is drained or dies."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.local.servers import TritonServer
+from saucer.local.triton_env import TritonEnvironment
+from saucer.publishing import reconcile
+from saucer.publishing.v1 import publishing_pb2
+from tests.integration.publishing.load import steady_load
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
+from tests.support.events import until
+from tests.support.services import ServiceRunner, Tokens
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def second(
+    tmp_path: Path, triton: TritonServer, triton_environment: TritonEnvironment
+) -> AsyncIterator[TritonServer]:
+    """Another server, which opens its control calls to the same key."""
+    (tmp_path / "second").mkdir()
+    shutil.copy(triton.data_dir / "passwords.json", tmp_path / "second")
+    server = TritonServer(tmp_path / "second", tmp_path / "repository", triton_environment)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_request_and_a_dead_one_within_seconds(
+    world: Online, second: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "MOVE_AFTER_S", 2.0)
+    async with world.serving(room=1):
+        account_id = await world.account(2 * HOLD_MICROS)
+        model_id = await world.model(account_id)
+        first = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
+        assert await world.instances(first) == [("local", True, True)]
+        waiting = await world.create(account_id, model_id, display_name="second")
+        assert await world.instances(waiting) == []
+        await world.register("second", second, room=1)
+        other = await world.until_state(waiting, "ACTIVE", "FAILED")
+        assert await world.instances(other) == [("second", True, True)]
+        await world.stop(other)
+        await world.until_state(other, "STOPPED")
+
+        async def where(instances: list[tuple[str, bool, bool]]) -> bool:
+            return await world.instances(first) == instances
+
+        async with steady_load(world, first) as load:
+            drain = publishing_pb2.DrainTritonRequest(triton_id="local")
+            assert (await world.publishing.DrainTriton(drain, metadata=world.administrator)).draining
+            await until(lambda: where([("second", True, True)]), timeout_s=60)
+            await asyncio.sleep(reconcile.RETIRE_AFTER_S + reconcile.LOOK_EVERY_S)
+        assert not load.failures
+        records = await world.records(first)
+        assert [publishing_pb2.UpdateAction.Name(item.action)[14:] for item in records] == [
+            "CREATED", "MOVED", "PROMOTED",
+        ]  # fmt: skip
+        assert records[1].detail == "From local to second."
+
+        drain.undo = True
+        await world.publishing.DrainTriton(drain, metadata=world.administrator)
+        await second.stop()
+        degraded = await world.until_state(first, "DEGRADED")
+        await until(lambda: where([("local", True, True)]), timeout_s=60)
+        back = await world.until_state(first, "ACTIVE")
+        assert (await world.predict(back, jpeg(180))).detections
+        assert back.active_time == degraded.active_time
+        listed = await world.publishing.ListTritons(publishing_pb2.ListTritonsRequest(), metadata=world.administrator)
+        assert [(item.triton_id, item.live, item.used) for item in listed.tritons] == [
+            ("local", True, 1), ("second", False, 0),
+        ]  # fmt: skip
+        await world.stop(back)
+        await world.until_state(back, "STOPPED")

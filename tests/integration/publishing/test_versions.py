@@ -1,0 +1,223 @@
+"""Versions under traffic: nothing fails while one takes the place of another, and what is broken never serves."""
+
+import asyncio
+import itertools
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+from nats.js import JetStreamContext
+
+from saucer import serving
+from saucer.lib.auth import Role
+from saucer.lib.grpc_client import from_rpc
+from saucer.lib.ids import new_id
+from saucer.local.servers import TritonServer
+from saucer.publishing.placement import model_name
+from saucer.publishing.triton import TritonClient
+from saucer.publishing.v1 import publishing_pb2
+from tests.integration.publishing.load import Load, steady_load
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
+from tests.support.events import until
+from tests.support.graphs import hanging_graph, write_model
+from tests.support.services import ServiceRunner, Tokens
+
+# A model of the tests loads in two seconds; a busy machine takes longer.
+TRIAL_S = 10.0
+EXITS = b"a graph that ends its process"
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        made.settings["triton_trial_s"] = TRIAL_S
+        yield made
+
+
+@pytest.fixture
+def fragile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A runtime with a fault: the graph EXITS ends the process that loads it."""
+    copy = tmp_path / "fragile"
+    shutil.copytree(Path(serving.__path__[0]), copy, ignore=shutil.ignore_patterns("__pycache__"))
+    runtime = copy / "runtime.py"
+    fault = f'        if path.read_bytes() == {EXITS!r}:\n            __import__("os")._exit(3)\n'
+    text = runtime.read_text()
+    place = "        import onnxruntime"
+    assert place in text
+    runtime.write_text(text.replace(place, fault + place))
+    monkeypatch.setattr(serving, "__path__", [str(copy)])
+
+
+async def refusal(call: Any) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await call
+    return str(from_rpc(failure.value).reason)
+
+
+async def exchange(world: Online, account_id: str, good: int, broken: int) -> Load:
+    """Updates of both kinds, one after another, under steady load."""
+    model_id = await world.model(account_id)
+    cut = (write_model(world.folder / "whole") / "model.onnx").read_bytes()[:-200]
+    bad = [(b"no graph", "model.onnx cannot be loaded"), (cut, "model.onnx cannot be loaded")]
+    bad += [(EXITS, "exit status 3"), (hanging_graph(), f"within {TRIAL_S:g} s")]
+    other_id = await world.model(account_id)
+    bad_ids = [(await world.model(account_id, graph=graph), reason) for graph, reason in bad]
+    active = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
+    steps = [number * broken // good for number in range(good + 1)]
+    number = 1
+    async with steady_load(world, active) as load:
+        for done, (before, after) in enumerate(itertools.pairwise(steps)):
+            updated = await world.update(active, other_id if done % 2 == 0 else model_id)
+            settled = await world.until_settled(updated)
+            number += 1
+            assert settled.version_number == updated.candidate.version.number, await world.records(active)
+            for which in range(before, after):
+                bad_id, reason = bad_ids[which % len(bad_ids)]
+                await world.until_settled(await world.update(active, bad_id))
+                number += 1
+                last = (await world.records(active))[-1]
+                assert last.action == publishing_pb2.UPDATE_ACTION_REJECTED
+                assert reason in last.detail
+                found = await world.get(active.deployment_id)
+                assert found.version_number == settled.version_number
+                assert found.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE
+    assert not load.failures
+    assert load.answers > good
+    return load
+
+
+async def test_updates_good_and_broken_fail_no_request_and_the_broken_never_serve(
+    world: Online, fragile: None, triton_client: TritonClient
+) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        await exchange(world, account_id, good=5, broken=4)
+        (deployment,) = (
+            await world.publishing.ListDeployments(
+                publishing_pb2.ListDeploymentsRequest(), metadata=world.owner(account_id)
+            )
+        ).deployments
+
+        async def only_the_one_that_serves() -> bool:
+            loaded = [item.model for item in await triton_client.index() if item.state == "READY"]
+            mine = [name for name in loaded if deployment.deployment_id in name]
+            return mine == [model_name(deployment.deployment_id, deployment.version_number)]
+
+        await until(only_the_one_that_serves)
+
+
+@pytest.mark.soak
+async def test_a_hundred_updates_and_twenty_broken_ones_fail_no_request_nor_stall_one(
+    world: Online, fragile: None
+) -> None:
+    async with world.serving():
+        load = await exchange(world, await world.account(), good=100, broken=20)
+        print(f"{load.answers} requests, the longest {load.longest_s:.3f} s")
+        assert load.longest_s <= 1.0
+
+
+async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_or_rolled_back(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        thresholds = [publishing_pb2.ClassThreshold(class_name="bright", threshold=0.9)]
+        assert await refusal(world.update(created, "", thresholds=thresholds)) == "STATE_NOT_SERVED"
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        owner = world.owner(account_id)
+        ids: dict[str, Any] = {"deployment_id": active.deployment_id}
+
+        def call(name: str, request: Any) -> Any:
+            return getattr(world.publishing, name)(request, metadata=owner)
+
+        promote = publishing_pb2.PromoteCandidateRequest(request_id=new_id(), **ids)
+        assert await refusal(call("PromoteCandidate", promote)) == "NO_CANDIDATE"
+        proposed = await world.update(active, "", thresholds=thresholds, percent=50)
+        assert (proposed.candidate.version.number, proposed.candidate.ready) == (2, False)
+        assert await refusal(world.update(active, "", percent=1)) == "UPDATE_IN_PROGRESS"
+        ready = await world.until_settled(proposed)
+        assert (ready.version_number, ready.candidate.percent) == (1, 50)
+        assert ready.candidate.version.parity.ok
+
+        async def sides() -> Counter[int]:
+            answers = [await world.predict(active, jpeg(180)) for _ in range(60)]
+            # The answer is that of the version which it names: bright scores 0.7.
+            assert all(item.detections[0].above_threshold == (item.version_number == 1) for item in answers)
+            return Counter(item.version_number for item in answers)
+
+        await asyncio.sleep(0.6)  # endpoint.KNOWN_S: so long an endpoint may not know of the split
+        found = await sides()
+        assert 10 < found[2] < 50, found
+        await asyncio.to_thread(_pinned, world.address, dict(owner), active.deployment_id)
+        split = publishing_pb2.SplitDeploymentRequest(request_id=new_id(), percent=0, **ids)
+        assert (await call("SplitDeployment", split)).candidate.percent == 0
+        await asyncio.sleep(0.6)
+        assert await sides() == {1: 60}
+        promoted = await call("PromoteCandidate", promote)
+        assert (promoted.version_number, promoted.HasField("candidate")) == (2, False)
+        assert promoted.thresholds[1].threshold == 0.9
+        assert await call("PromoteCandidate", promote) == promoted, "the same call again changes nothing"
+        await asyncio.sleep(0.6)
+        assert await sides() == {2: 60}
+
+        back = publishing_pb2.RollBackDeploymentRequest(request_id=new_id(), version_number=9, **ids)
+        assert await refusal(call("RollBackDeployment", back)) == "DEPLOYMENT_VERSION_NOT_FOUND"
+        back.version_number = 2
+        assert await refusal(call("RollBackDeployment", back)) == "VERSION_SERVES"
+        back.version_number = 1
+        assert (await world.until_settled(await call("RollBackDeployment", back))).version_number == 1
+
+        await world.until_settled(await world.update(active, "", percent=10))
+        abandon = publishing_pb2.AbandonCandidateRequest(request_id=new_id(), **ids)
+        assert not (await call("AbandonCandidate", abandon)).HasField("candidate")
+        await world.update(active, "", percent=10)
+        await world.stop(active)
+        assert not (await world.until_state(active, "STOPPED")).HasField("candidate")
+
+        names = [publishing_pb2.UpdateAction.Name(item.action)[14:] for item in await world.records(active)]
+        assert names == [
+            "CREATED", "UPDATED", "SPLIT", "SPLIT", "PROMOTED", "ROLLED_BACK", "PROMOTED", "UPDATED", "SPLIT",
+            "ABANDONED", "UPDATED", "STOPPED",
+        ]  # fmt: skip
+        records = await world.records(active)
+        assert [(item.from_version, item.to_version) for item in records[:7]] == [
+            (1, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 1), (2, 1),
+        ]  # fmt: skip
+        assert records[6].author == "saucer" != records[5].author
+        versions = publishing_pb2.ListDeploymentVersionsRequest(page_size=2, **ids)
+        page = await call("ListDeploymentVersions", versions)
+        versions.page_token = page.next_page_token
+        rest = await call("ListDeploymentVersions", versions)
+        assert [item.number for item in [*page.versions, *rest.versions]] == [4, 3, 2, 1]
+
+
+def _pinned(url: str, headers: dict[str, str], name: str) -> None:
+    """A client that names a version gets that one."""
+    client = tritonclient.grpc.InferenceServerClient(url)
+    image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[jpeg(180)]], dtype=object))
+    for version in ("1", "2"):
+        answer = client.infer(name, [image], model_version=version, headers=headers).get_response()
+        assert answer.model_version == version
+    with pytest.raises(tritonclient.utils.InferenceServerException, match="no deployment version"):
+        client.infer(name, [image], model_version="3", headers=headers)
+    client.close()
+
+
+async def test_an_update_to_a_strangers_model_or_by_a_viewer_is_refused(world: Online, tokens: Tokens) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        strange_id = await world.model(await world.account(HOLD_MICROS))
+        assert await refusal(world.update(active, strange_id)) == "MODEL_NOT_FOUND"
+        request = publishing_pb2.UpdateDeploymentRequest(request_id=new_id(), deployment_id=active.deployment_id)
+        viewer = tokens.metadata(Role.VIEWER, account_id)
+        assert await refusal(world.publishing.UpdateDeployment(request, metadata=viewer)) == "ROLE_NOT_ALLOWED"
