@@ -1,9 +1,9 @@
-"""Data and training: how fast images come in, in how much memory; pages and searches; how soon a worker has a run."""
+"""Data and training: how fast images come in, in how much memory; pages and searches; a lease; how fast runs train."""
 
 import tempfile
 from pathlib import Path
 
-from tests.bench import _importing, _lease, _listing, _log
+from tests.bench import _importing, _lease, _listing, _log, _time_to_map, _training_speed
 from tests.bench.harness import Row, Say
 
 
@@ -13,6 +13,8 @@ async def measure(say: Say) -> list[Row]:
         folder = Path(name)
         rows = await _lease.measure(folder / "lease", say)
         rows += await _log.measure(folder / "log", say)
+        rows += await _training_speed.measure(folder / "speed", say)
+        rows += await _time_to_map.measure(folder / "map", say)
         rows += await _importing.measure(folder, say)
         async with _importing.importer(folder / "listing") as ours:
             return [*rows, *await _listing.measure(ours, folder, say)]

@@ -281,6 +281,27 @@ def scenes(app: App) -> None:
     )
 
 
+@task.command()
+@pass_app
+def parameters(app: App) -> None:
+    """What --epochs, --lr, --batch-size, --warmup and --input-size take; left out, each is derived from the data."""
+    response = app.connection.task.ListParameters(task_pb2.ListParametersRequest())
+    app.output.listing(
+        "",
+        ("parameter", "built in", "from", "to", "multiple of", "unit", "description"),
+        response.parameters,
+        lambda each: (
+            each.name,
+            ", ".join(f"{value:g}" for value in each.values),
+            f"{each.minimum:g}",
+            f"{each.maximum:g}",
+            str(each.step or "-"),
+            each.unit or "-",
+            each.description,
+        ),
+    )
+
+
 def print_task(output: Output, task: task_pb2.Task) -> None:
     """What a user wants to know of it."""
     most = duration(task.config.max_duration) if task.config.HasField("max_duration") else ""

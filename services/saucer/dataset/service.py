@@ -74,11 +74,15 @@ class ClaimLostError(Exception):
 class Datasets:
     """Account stores, uploads, imports and versions."""
 
-    def __init__(self, database: Database, objects: Objects, *, claim: timedelta) -> None:
-        """`claim` is how long an import stays with a process that does not prolong it."""
+    def __init__(
+        self, database: Database, objects: Objects, *, claim: timedelta, uploads_keep: timedelta = UPLOAD_KEPT
+    ) -> None:
+        """`claim` is how long an import stays with a process that does not prolong it, `uploads_keep` how long an
+        upload stays to which no chunk comes."""
         self._database = database
         self._objects = objects
         self._claim = claim
+        self._uploads_keep = uploads_keep
         # Set after a commit that queued an import: the workers wait on it, with a poll as the net.
         self.import_queued = asyncio.Event()
 
@@ -171,7 +175,7 @@ class Datasets:
                     f"The account has room for {max(0, left):,} bytes more, images and uploads together.",
                     left_bytes=max(0, left),
                 )
-            upload = Upload(upload_id, account_id, size_bytes, 0, "OPEN", tx.now, tx.now + UPLOAD_KEPT)
+            upload = Upload(upload_id, account_id, size_bytes, 0, "OPEN", tx.now, tx.now + self._uploads_keep)
             await store.insert_upload(tx.connection, upload)
         return upload
 
@@ -221,7 +225,7 @@ class Datasets:
                 upload = await _living_upload(tx, upload_id, lock=True)
                 if upload.committed_bytes != chunk.offset_bytes:
                     return upload  # another call was faster; if its chunk was this one, the object is in use
-                upload = await store.add_chunk(tx.connection, upload, chunk, tx.now + UPLOAD_KEPT)
+                upload = await store.add_chunk(tx.connection, upload, chunk, tx.now + self._uploads_keep)
         except FailedPreconditionError:
             # Expired meanwhile: the sweeper may have listed the objects before this one came.
             await self._objects.delete(key)

@@ -12,7 +12,7 @@ from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
 from saucer.task.domain import EndReason
-from saucer.task.messages import read_model, read_progress
+from saucer.task.messages import read_model, read_pace, read_progress
 from saucer.task.peers import read_hold
 from saucer.task.service import Tasks
 from saucer.training.v1 import events_pb2 as training_events
@@ -43,6 +43,9 @@ def handlers(tasks: Tasks) -> list[Handles]:
         run = ended.run
         if ended.HasField("model"):
             await tasks.meet_model(read_model(ended.model))
+        pace = read_pace(run)
+        if pace is not None:
+            await tasks.learn_pace(pace)
         await tasks.end_run(
             run.task_id,
             run.start_number,

@@ -31,7 +31,7 @@ from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
 from saucer.task import domain, predicting, store
-from saucer.task.defaults import Data, Derived, derive, estimate_ms
+from saucer.task.defaults import Data, Derived, derive
 from saucer.task.domain import (
     ChargeStatus,
     Config,
@@ -44,6 +44,7 @@ from saucer.task.domain import (
     TaskKind,
     TaskState,
 )
+from saucer.task.estimating import LOOKED_AT, Pace, estimate_ms
 from saucer.task.messages import task_message
 from saucer.task.peers import Hold, Peers, Quote
 from saucer.task.scenes import Scene
@@ -158,6 +159,11 @@ class Tasks:
         """A run has left it; again changes nothing."""
         async with self._database.transaction() as tx:
             await store.insert_model(tx.connection, model)
+
+    async def learn_pace(self, pace: Pace) -> None:
+        """A run took so long; again changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.insert_pace(tx.connection, pace)
 
     async def _insert(
         self,
@@ -428,8 +434,11 @@ class Tasks:
     async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
         """What it would cost, and how long it would take in ms. Raises as create() does."""
         config, derived, quote, data = await self._plan(account_id, form)
-        estimate = predicting.estimate_ms if config.model_id else estimate_ms
-        return quote, config, derived, estimate(config, data, quote.machine)
+        if config.model_id:
+            return quote, config, derived, predicting.estimate_ms(config, data, quote.machine)
+        async with self._database.reading() as connection:
+            paces = await store.paces(connection, form.region_id, form.spec_id, form.count, LOOKED_AT)
+        return quote, config, derived, estimate_ms(form, config, data, quote.machine, paces)
 
     async def get(self, task_id: str) -> Task:
         """Raises NotFoundError for another account's too."""

@@ -10,6 +10,7 @@ from saucer.lib.retention import Forget
 from saucer.lib.run import Process, run
 from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
+from saucer.training.leftovers import remove_for_ever
 from saucer.training.reading import Reading
 from saucer.training.service import Training
 from saucer.training.store.told import DELETE_OLD_LOGS
@@ -27,6 +28,8 @@ class TrainingSettings(ServiceSettings):
     object_store_url: str
     # Log lines of runs that ended longer ago are deleted; metrics stay.
     logs_keep_days: int = Field(default=90, ge=1, le=3650)
+    # Objects of attempts that nothing names are removed so long after their run's end.
+    attempts_keep_days: int = Field(default=7, ge=1, le=3650)
 
 
 def retention_rules(settings: TrainingSettings) -> list[Forget]:
@@ -53,6 +56,8 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     await process.serve(settings, servicers)
     process.stack.callback(training.leases.close)
     process.background("sweeper", run_sweeper(training))
+    keep = timedelta(days=settings.attempts_keep_days)
+    process.background("leftovers", remove_for_ever(database, objects, keep))
 
 
 def main() -> None:

@@ -65,6 +65,7 @@ def lease_message(run: Run, token: str, model_files: Sequence[ModelFile]) -> wor
         elapsed=to_duration(checkpoint.elapsed_ms if checkpoint else 0),
         finish_only=run.finish_only,
         model_files=[file_message(file) for file in model_files],
+        traceparent=run.request.traceparent or "",
     )
 
 

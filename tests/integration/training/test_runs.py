@@ -129,14 +129,14 @@ class Worker:
         *,
         stage: RunStage = RunStage.TRAINING,
         share: float = 0.0,
-        checkpoint: int | None = None,
+        checkpoint: int | Checkpoint | None = None,
         metrics: list[Measured] | None = None,
         lines: list[Logged] | None = None,
         repeat: bool = False,
     ) -> Run:
         self.sequence += 0 if repeat else 1
-        kept = None
-        if checkpoint is not None:
+        kept = checkpoint if isinstance(checkpoint, Checkpoint) else None
+        if isinstance(checkpoint, int):
             kept = Checkpoint(f"{self.leased.artifact_prefix}/c{checkpoint}", "s", checkpoint, checkpoint * 100)
         progress = Progress(stage, iteration, 100, elapsed_ms=iteration * 100, stage_progress=share)
         return await self.lab.training.attempts.heartbeat(

@@ -754,6 +754,91 @@ class ListScenesResponse(_message.Message):
 Global___ListScenesResponse: _TypeAlias = ListScenesResponse  # noqa: Y015
 
 @_typing.final
+class ListParametersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParametersRequest: _TypeAlias = ListParametersRequest  # noqa: Y015
+
+@_typing.final
+class ListParametersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
+    def __init__(
+        self,
+        *,
+        parameters: _abc.Iterable[Global___Parameter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParametersResponse: _TypeAlias = ListParametersResponse  # noqa: Y015
+
+@_typing.final
+class Parameter(_message.Message):
+    """A field of TaskForm that may be left open, take a built-in value, or one of the user's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of the field."""
+    description: _builtins.str
+    unit: _builtins.str
+    """Empty: it has none."""
+    minimum: _builtins.float
+    """Of a value of the user's own, both included."""
+    maximum: _builtins.float
+    whole: _builtins.bool
+    """No fractions."""
+    step: _builtins.int
+    """A value of the user's own is a multiple of it; 0: any."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Built in."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float = ...,
+        whole: _builtins.bool = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "step", b"step", "unit", b"unit", "values", b"values", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parameter: _TypeAlias = Parameter  # noqa: Y015
+
+@_typing.final
 class Scene(_message.Message):
     """A preset over the engine."""
 
