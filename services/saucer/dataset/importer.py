@@ -25,7 +25,7 @@ from saucer.dataset.archive import safe_parts
 from saucer.dataset.domain import LabelKind, SourceFormat
 from saucer.dataset.formats import Source, read_sources
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
-from saucer.dataset.labels import ImageEntry, LabelLimits
+from saucer.dataset.labels import AnnotationColumns, ImageEntry, LabelLimits
 from saucer.dataset.layout import NotInFolderError, find_image
 from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
@@ -198,7 +198,11 @@ def _accept_images(
         source.place_of_id.update(dict.fromkeys(source.labels.malformed_image_ids, REFUSED))
         names: set[str] = set()
         ids: set[int] = set()
-        for entry in sorted(source.labels.images, key=_entry_order):
+        # Last first, and taken from the end: an entry that is dealt with need not lie in memory any longer.
+        entries = source.labels.images
+        entries.sort(key=_entry_order, reverse=True)
+        while entries:
+            entry = entries.pop()
             path: tuple[str, ...] = ()
             try:
                 if entry.id in ids:
@@ -231,8 +235,6 @@ def _accept_images(
                 accepted.append(_Accepted(facts, split, source_name, orientation))
             done += 1
             progress(done, total)
-        # Their names are kept as far as they were accepted; the rest of a large set would lie in memory to the end.
-        source.labels.images.clear()
     return accepted
 
 
@@ -302,16 +304,20 @@ def _columns(
         turned=np.array([image.labels_turned for image in accepted], dtype=np.int64),
     )
     kind = label_kind(source.labels for source in sources)
-    checked = [
-        check_annotations(source.labels, str(source.file.path), kind, source.place_of_id, class_of_id, images, report)
-        for source in sources
-    ]
+    checked = []
+    for source in sources:
+        name = str(source.file.path)
+        checked.append(check_annotations(source.labels, name, kind, source.place_of_id, class_of_id, images, report))
+        # What is accepted of them is in `checked`, and of many the rest would be in the way.
+        source.labels.annotations = AnnotationColumns()
+        source.place_of_id.clear()
     row_of_place = np.empty(len(order), dtype=np.int64)
     row_of_place[order] = np.arange(len(order))
     image = row_of_place[np.concatenate([part.place for part in checked])]
     category = np.concatenate([part.category for part in checked])
     crowd = np.concatenate([part.crowd for part in checked])
     box = np.concatenate([part.box for part in checked])
+    del checked
     rows = np.lexsort((crowd, *box.T[::-1], category, image))
     return Columns(
         kind=kind,

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from saucer.lib.auth import Principal, Role, set_current
@@ -159,3 +160,14 @@ async def test_the_depth_of_each_queue_is_told(lab: Lab) -> None:
         ("a", 1, 1, 1),
         ("b", 0, 0, 1),
     ]
+
+
+async def test_a_replica_that_is_frozen_in_its_turn_stops_no_other(lab: Lab) -> None:
+    run_id = await lab.queue()
+    frozen = await lab.database.pool.acquire()
+    await frozen.execute("BEGIN")
+    await queue.wait_turn(frozen)
+    worker = await lab.worker()
+    assert worker.leased.run_id == run_id
+    with pytest.raises(asyncpg.InterfaceError):
+        await frozen.execute("COMMIT")

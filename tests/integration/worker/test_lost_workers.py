@@ -18,6 +18,7 @@ from tests.support.wire import Wire
 
 # 10 s of the engine's work; faults come after the first checkpoint.
 ITERATIONS, BEGUN = 200, 15
+DISK_BYTES = 256 * 2**20
 
 
 def child_of(pid: int) -> int:
@@ -80,14 +81,14 @@ async def test_a_worker_whose_disk_is_full_leaves_its_run_to_another_and_takes_n
     crew: Crew,
 ) -> None:
     account_id = new_id()
-    with own_disk(crew.folder / "small") as disk:
+    with own_disk(crew.folder / "small", DISK_BYTES) as disk:
         if not disk.is_mount():
-            pytest.skip("only root, with the right to mount, can make a disk that is full")
+            pytest.skip("only root, with the right to mount, can make a small disk")
         workers = [await crew.worker("small", "a")]
         try:
             start = await crew.queue(account_id, iterations=ITERATIONS, region_id="a")
             await until(lambda: begun(crew, [start]), timeout_s=60)
-            with full(disk):
+            with full(disk, DISK_BYTES):
                 workers.append(await crew.worker("other", "a"))
                 await until(lambda: crew.ended(1), timeout_s=60)
                 row = await crew.run(start)

@@ -8,11 +8,18 @@ from saucer.training.store.runs import read_run
 
 # A wait of this length counts as one run fewer at work: no account waits for ever beside one of many short runs.
 AGEING = timedelta(minutes=10)
+# Well below postgres.COMMAND_TIMEOUT_S, after which those who wait for the turn give up.
+TURN_LIMIT = timedelta(seconds=3)
 
 
 async def wait_turn(connection: Connection) -> None:
-    """Until this transaction alone chooses a run, over all replicas."""
-    await connection.execute("SELECT FROM lease_turn FOR UPDATE")
+    """Until this transaction alone chooses a run, over all replicas.
+
+    PostgreSQL ends it if it then falls silent for TURN_LIMIT: a replica that is frozen in its turn stops no other.
+    """
+    await connection.execute(
+        f"SET LOCAL idle_in_transaction_session_timeout = '{TURN_LIMIT.seconds}s'; SELECT FROM lease_turn FOR UPDATE"
+    )
 
 
 async def any_ready(connection: Connection, region_id: str, spec_id: str, now: datetime) -> bool:
