@@ -244,6 +244,7 @@ class Attempt:
             finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
             threads=self._threads,
             classifies=config.classification,
+            label_names=dict(config.label_names),
             deterministic=self._deterministic,
         )
 
@@ -278,6 +279,7 @@ class Attempt:
             max_duration_ms=from_duration(config.max_duration),
             threads=self._threads,
             classifies=config.classification,
+            label_names=dict(config.label_names),
         )
 
     def _fetched(self, done: int, images: int) -> None:
