@@ -1,9 +1,9 @@
-"""Data and training: how fast images come in, in how much memory, how fast their pages are, and how fast they train."""
+"""Data and training: how fast images come in, in how much memory; pages and searches; a lease; how fast runs train."""
 
 import tempfile
 from pathlib import Path
 
-from tests.bench import _importing, _listing, _progress, _time_to_map, _training_speed
+from tests.bench import _importing, _lease, _listing, _log, _progress, _time_to_map, _training_speed
 from tests.bench.harness import Row, Say
 
 
@@ -11,7 +11,9 @@ async def measure(say: Say) -> list[Row]:
     """The issue's rows."""
     with tempfile.TemporaryDirectory(prefix="saucer-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        rows = await _training_speed.measure(folder / "speed", say)
+        rows = await _lease.measure(folder / "lease", say)
+        rows += await _log.measure(folder / "log", say)
+        rows += await _training_speed.measure(folder / "speed", say)
         rows += await _time_to_map.measure(folder / "map", say)
         rows += await _progress.measure(folder / "progress", say)
         rows += await _importing.measure(folder, say)

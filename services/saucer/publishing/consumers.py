@@ -50,7 +50,7 @@ def handlers(deployments: Deployments) -> list[Handles]:
     async def hold_granted(event: CloudEvent, message: Message) -> None:
         hold = cast(billing_events.HoldGranted, message).hold
         if hold.work_kind == billing_pb2.WORK_KIND_DEPLOYMENT:
-            await deployments.grant(hold.work_id, hold.start_number, read_hold(hold))
+            await deployments.starts.grant(hold.work_id, hold.start_number, read_hold(hold))
 
     return [
         Handles(training_events.RunEnded, run_ended),

@@ -37,6 +37,8 @@ _S = DeploymentState
 AT_REST = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 # In these Triton may hold something of it, so they take room there.
 PLACED = frozenset({_S.DEPLOYING, _S.ACTIVE, _S.DEGRADED, _S.STOPPING})
+# In these it may be updated: a new version may be what helps a DEGRADED one.
+SERVED = frozenset({_S.ACTIVE, _S.DEGRADED})
 # In these there is nothing to unload.
 UNPLACED = frozenset({_S.PENDING, _S.WAITING, _S.QUEUED})
 
@@ -141,6 +143,60 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class Version:
+    """What a deployment serves, or has served, or may serve: a model and its thresholds by class."""
+
+    number: int
+    model_id: str
+    evaluation_id: str
+    classes: tuple[str, ...]
+    thresholds: tuple[tuple[str, float], ...]
+    # Once its replay has agreed; so is the image that probes send: its key in the object store, whose last part is its
+    # SHA-256.
+    parity: Parity | None = None
+    probe_key: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A version beside the one that serves: loading and being replayed, then, once it is ready, with its share."""
+
+    version: Version
+    # Of the traffic once it is ready; 0: as soon as it is ready, it takes the place of the one that serves.
+    percent: int
+    ready: bool
+    proposed_at: datetime
+
+
+class UpdateAction(StrEnum):
+    """What was changed of a deployment, or asked for."""
+
+    CREATED = "CREATED"
+    STARTED = "STARTED"
+    STOPPED = "STOPPED"
+    UPDATED = "UPDATED"
+    ROLLED_BACK = "ROLLED_BACK"
+    SPLIT = "SPLIT"
+    PROMOTED = "PROMOTED"
+    ABANDONED = "ABANDONED"
+    REJECTED = "REJECTED"
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """Who changed what, when: numbers from 1; versions before and after; the candidate's share."""
+
+    number: int
+    action: UpdateAction
+    author: str
+    from_version: int
+    to_version: int
+    percent: int
+    detail: str
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class Deployment:
     """A model, online."""
 
@@ -148,9 +204,9 @@ class Deployment:
     account_id: str
     request_id: str
     form: Form
-    evaluation_id: str
-    classes: tuple[str, ...]
-    thresholds: tuple[tuple[str, float], ...]
+    # The one that serves, or will.
+    version: Version
+    candidate: Candidate | None
     state: DeploymentState
     # Where a refused new start goes back to.
     former_state: DeploymentState | None
@@ -168,9 +224,6 @@ class Deployment:
     progressed_at: datetime | None
     # The first time in this start.
     active_at: datetime | None
-    parity: Parity | None
-    # Of the image that probes send: its key in the object store, whose last part is its SHA-256.
-    probe_key: str
     # Failures since it last served, and when to try again.
     attempts: int
     retry_at: datetime | None
@@ -236,6 +289,7 @@ def transition(deployment: Deployment, state: DeploymentState, now: datetime) ->
         charge_status=charge,
         # Only what is served between two good probes counts, so no time is carried over into or out of ACTIVE.
         probed_at=now if state is _S.ACTIVE else None,
+        candidate=deployment.candidate if state in SERVED else None,
         moved_at=now,
         ended_at=now if state in AT_REST else None,
     )
@@ -260,9 +314,8 @@ def create(
         account_id=account_id,
         request_id=request_id,
         form=form,
-        evaluation_id=evaluation.evaluation_id,
-        classes=classes,
-        thresholds=thresholds,
+        version=Version(1, form.model_id, evaluation.evaluation_id, classes, thresholds),
+        candidate=None,
         state=_S.PENDING,
         former_state=None,
         charge_status=ChargeStatus.NOT_BILLING,
@@ -276,8 +329,6 @@ def create(
         probed_at=None,
         progressed_at=None,
         active_at=None,
-        parity=None,
-        probe_key="",
         attempts=0,
         retry_at=None,
         stop_requested=False,
@@ -316,8 +367,7 @@ def _fresh(deployment: Deployment) -> Deployment:
         charged_ms=0,
         progressed_at=None,
         active_at=None,
-        parity=None,
-        probe_key="",
+        version=replace(deployment.version, parity=None, probe_key=""),
         attempts=0,
         retry_at=None,
         stop_requested=False,
@@ -361,8 +411,8 @@ def deploy(deployment: Deployment, now: datetime) -> Deployment:
 
 def activate(deployment: Deployment, parity: Parity, probe_key: str, now: datetime) -> Deployment:
     """The replay agreed: it serves, and the charge begins."""
-    active = replace(_serving(deployment, now), parity=parity, probe_key=probe_key)
-    return replace(active, active_at=now)
+    version = replace(deployment.version, parity=parity, probe_key=probe_key)
+    return replace(_serving(deployment, now), version=version, active_at=now)
 
 
 def recover(deployment: Deployment, now: datetime) -> Deployment:
@@ -403,6 +453,44 @@ def retry_after(deployment: Deployment, message: str, now: datetime) -> Deployme
     return replace(deployment, attempts=deployment.attempts + 1, retry_at=now + pause, error_message=message)
 
 
+# Versions
+
+
+def propose(deployment: Deployment, version: Version, percent: int, now: datetime) -> Deployment:
+    """A version is to be loaded and replayed beside the one that serves."""
+    assert deployment.state in SERVED
+    assert deployment.candidate is None
+    candidate = Candidate(replace(version, parity=None, probe_key=""), percent, ready=False, proposed_at=now)
+    return replace(deployment, candidate=candidate)
+
+
+def pass_gate(deployment: Deployment, parity: Parity, probe_key: str) -> Deployment:
+    """The candidate's replay agreed: it gets its share, or, where none was asked for, all."""
+    assert deployment.candidate is not None
+    version = replace(deployment.candidate.version, parity=parity, probe_key=probe_key)
+    ready = replace(deployment, candidate=replace(deployment.candidate, version=version, ready=True))
+    return ready if deployment.candidate.percent else promote(ready)
+
+
+def split(deployment: Deployment, percent: int) -> Deployment:
+    """Another share for a candidate that is ready; 0: none, until it is promoted or abandoned."""
+    assert deployment.candidate is not None
+    assert deployment.candidate.ready
+    return replace(deployment, candidate=replace(deployment.candidate, percent=percent))
+
+
+def promote(deployment: Deployment) -> Deployment:
+    """The candidate, which is ready, takes the place of the version that serves."""
+    assert deployment.candidate is not None
+    assert deployment.candidate.ready
+    return replace(deployment, version=deployment.candidate.version, candidate=None)
+
+
+def abandon(deployment: Deployment) -> Deployment:
+    """The version that serves goes on alone."""
+    return replace(deployment, candidate=None)
+
+
 # Ending
 
 
@@ -430,7 +518,8 @@ def stopped(deployment: Deployment, now: datetime) -> Deployment:
 
 def fail(deployment: Deployment, reason: EndReason, message: str, now: datetime, parity: Parity | None) -> Deployment:
     """Ends it with what went wrong."""
-    return replace(_end(deployment, _S.FAILED, reason, message, now), parity=parity or deployment.parity)
+    failed = _end(deployment, _S.FAILED, reason, message, now)
+    return replace(failed, version=replace(failed.version, parity=parity or deployment.version.parity))
 
 
 def _end(deployment: Deployment, state: DeploymentState, reason: EndReason, message: str, now: datetime) -> Deployment:

@@ -5,12 +5,15 @@ inside Triton, and its own words about its state, stay inside.
 """
 
 import io
+import random
+import re
 import time
 import warnings
 from collections import Counter as CountOf
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 from PIL import Image
@@ -25,10 +28,10 @@ from saucer.lib.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
-from saucer.publishing.domain import Deployment, DeploymentState
-from saucer.publishing.reconcile import model_name
+from saucer.publishing.domain import Deployment, DeploymentState, Version
+from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
-from saucer.publishing.triton import INFER_S, InferRefused, ModelFailed, TritonClient, TritonUnavailable
+from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.decode import MAX_PIXELS
 from saucer.serving.errors import UnreadableImage
 from saucer.serving.header import stated_size
@@ -57,6 +60,9 @@ request_seconds = Histogram(
 )
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Detection:
     """One box, xyxy in pixels of the upright image."""
@@ -74,6 +80,8 @@ class Prediction:
     detections: tuple[Detection, ...]
     width: int
     height: int
+    # That answered.
+    version_number: int
 
 
 class Endpoint:
@@ -95,23 +103,45 @@ class Endpoint:
         async with self._measured():
             deployment = await self.active(deployment_id)
             width, height = upright_size(image)
-            async with self._placed(deployment):
-                found = await self._triton.infer(
-                    model_name(deployment_id), image, str(deployment.start_number), _deadline(timeout_s)
-                )
-            thresholds = dict(deployment.thresholds)
-            detections = []
-            for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True):
-                name = deployment.classes[label]
-                detections.append(Detection(name, score, tuple(box), score >= thresholds[name]))
-            return Prediction(tuple(detections), width, height)
+            seconds = _deadline(timeout_s)
+
+            async def infer(model: str, start: str) -> Boxes:
+                return await self._triton.infer(model, image, start, seconds)
+
+            found, version = await self._send(deployment, choose(deployment), infer)
+            return Prediction(_detections(found, version), width, height, version.number)
 
     async def infer(
-        self, deployment: Deployment, request: pb.ModelInferRequest, timeout_s: float | None
-    ) -> pb.ModelInferResponse:
-        """Triton's answer to a KServe request, which already bears the inner name. Raises as predict() does."""
-        async with self._measured(), self._placed(deployment):
-            return await self._triton.forward(request, _deadline(timeout_s))
+        self, deployment: Deployment, version: Version, request: pb.ModelInferRequest, timeout_s: float | None
+    ) -> tuple[pb.ModelInferResponse, Version]:
+        """Triton's answer to a KServe request, which gets the inner name here, and the version that gave it.
+
+        Raises as predict() does.
+        """
+        seconds = _deadline(timeout_s)
+
+        async def infer(model: str, start: str) -> pb.ModelInferResponse:
+            request.model_name, request.model_version = model, start
+            return await self._triton.forward(request, seconds)
+
+        async with self._measured():
+            return await self._send(deployment, version, infer)
+
+    async def _send(
+        self, deployment: Deployment, version: Version, infer: Callable[[str, str], Awaitable[T]]
+    ) -> tuple[T, Version]:
+        """Asks the version; where it fails and another serves by now, that one: an inference changes nothing."""
+        async with self._placed(deployment):
+            try:
+                return await infer(model_name(deployment.deployment_id, version.number), _start(deployment)), version
+            except ModelFailed as error:
+                self._known.pop(deployment.deployment_id, None)
+                present = await self.active(deployment.deployment_id)
+                if present.version.number == version.number and present.start_number == deployment.start_number:
+                    raise
+                log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
+                name = model_name(present.deployment_id, present.version.number)
+                return await infer(name, _start(present)), present.version
 
     async def active(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError, FailedPreconditionError naming the state."""
@@ -152,7 +182,7 @@ class Endpoint:
         try:
             yield
         except InferRefused as error:
-            raise InvalidArgumentError("IMAGE_REFUSED", error.reason.replace(model_name(key), key)) from error
+            raise InvalidArgumentError("IMAGE_REFUSED", _outer(error.reason, key)) from error
         except (ModelFailed, TritonUnavailable) as error:
             self._known.pop(key, None)
             log.warning("infer_failed", deployment_id=key, error=error.reason)
@@ -180,6 +210,33 @@ class Endpoint:
         finally:
             requests_total.labels(outcome).inc()
             request_seconds.labels(outcome).observe(time.perf_counter() - started_s)
+
+
+def choose(deployment: Deployment) -> Version:
+    """The side that a request goes to: the candidate's share is a matter of chance."""
+    candidate = deployment.candidate
+    # Not a secret: whoever guesses it gets an answer from the other version.
+    if candidate is not None and candidate.ready and random.random() * 100 < candidate.percent:
+        return candidate.version
+    return deployment.version
+
+
+def _start(deployment: Deployment) -> str:
+    return str(deployment.start_number)
+
+
+def _outer(reason: str, deployment_id: str) -> str:
+    """Triton's sentence with the name that the client knows."""
+    return re.sub(rf"deployment_{deployment_id}_\d+", deployment_id, reason)
+
+
+def _detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
+    thresholds = dict(version.thresholds)
+    detections = []
+    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True):
+        name = version.classes[label]
+        detections.append(Detection(name, score, tuple(box), score >= thresholds[name]))
+    return tuple(detections)
 
 
 def _deadline(timeout_s: float | None) -> float:

@@ -20,9 +20,8 @@ from tritonclient.grpc import service_pb2 as pb
 from saucer.lib.errors import InvalidArgumentError, NotFoundError
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.v1 import access_pb2
-from saucer.publishing.domain import Deployment, DeploymentState
-from saucer.publishing.endpoint import Endpoint
-from saucer.publishing.reconcile import model_name
+from saucer.publishing.domain import Deployment, DeploymentState, Version
+from saucer.publishing.endpoint import Endpoint, choose
 from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import config_pbtxt
 
@@ -79,46 +78,62 @@ class _KServe:
         return pb.ServerMetadataResponse(name="saucer", version="1")
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        deployment = await self._find(request.name, request.version)
+        deployment, _ = await self._find(request.name, request.version)
         return pb.ModelReadyResponse(ready=deployment.state is DeploymentState.ACTIVE)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        deployment = await self._find(request.name, request.version)
+        deployment, _ = await self._find(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=deployment.deployment_id,
-            versions=[str(deployment.start_number)],
+            versions=[str(version.number) for version in _sides(deployment)],
             platform="saucer",
             inputs=[tensor(name=INPUT, datatype="BYTES", shape=[-1, 1])],
             outputs=[tensor(name=name, datatype=kind, shape=shape) for name, (kind, shape) in OUTPUTS.items()],
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        deployment = await self._find(request.name, request.version)
-        text = config_pbtxt(deployment.deployment_id, version=deployment.start_number)
+        deployment, version = await self._find(request.name, request.version)
+        number = (version or deployment.version).number
+        text = config_pbtxt(deployment.deployment_id, version=number)
         return pb.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        deployment = await self._find(request.model_name, request.model_version)
+        deployment, version = await self._find(request.model_name, request.model_version)
         deployment = await self._endpoint.active(deployment.deployment_id)
-        answer = await self._endpoint.infer(deployment, _inner(request, deployment), context.time_remaining())
+        answer, version = await self._endpoint.infer(
+            deployment, version or choose(deployment), _inner(request), context.time_remaining()
+        )
         answer.model_name = deployment.deployment_id
-        answer.model_version = str(deployment.start_number)
+        answer.model_version = str(version.number)
         return answer
 
-    async def _find(self, name: str, version: str) -> Deployment:
+    async def _find(self, name: str, number: str) -> tuple[Deployment, Version | None]:
+        """A deployment, and the version of it that is asked for; None: whichever serves."""
         try:
             UUID(name)
         except ValueError as error:
             raise NotFoundError("deployment", name[:100]) from error
         deployment = await self._endpoint.find(name)
-        if version not in ("", str(deployment.start_number)):
-            raise NotFoundError("deployment_version", version[:100])
-        return deployment
+        if not number:
+            return deployment, None
+        for version in _sides(deployment):
+            if number == str(version.number):
+                return deployment, version
+        raise NotFoundError("deployment_version", number[:100])
 
 
-def _inner(request: pb.ModelInferRequest, deployment: Deployment) -> pb.ModelInferRequest:
-    """The request as Triton gets it. Raises InvalidArgumentError for what is not one image input and known outputs."""
+def _sides(deployment: Deployment) -> list[Version]:
+    """What answers now."""
+    candidate = deployment.candidate
+    return [deployment.version, *([candidate.version] if candidate is not None and candidate.ready else [])]
+
+
+def _inner(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
+    """The request as Triton gets it, but for the name.
+
+    Raises InvalidArgumentError for what is not one image input and known outputs.
+    """
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT or request.inputs[0].datatype != "BYTES":
         raise InvalidArgumentError("INPUT_UNKNOWN", f"inputs: there is one, {INPUT}, of BYTES.")
     given = request.inputs[0]
@@ -131,8 +146,6 @@ def _inner(request: pb.ModelInferRequest, deployment: Deployment) -> pb.ModelInf
             "OUTPUT_UNKNOWN", f"outputs: there are {', '.join(OUTPUTS)}; not {unknown[0][:100]}."
         )
     inner = pb.ModelInferRequest(
-        model_name=model_name(deployment.deployment_id),
-        model_version=str(deployment.start_number),
         id=request.id,
         inputs=[pb.ModelInferRequest.InferInputTensor(name=INPUT, datatype="BYTES", shape=given.shape)],
         outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=output.name) for output in request.outputs],

@@ -14,6 +14,7 @@ from saucer.lib.run import Process, run
 from saucer.publishing import consumers, kserve, rpc, watching
 from saucer.publishing.endpoint import Endpoint
 from saucer.publishing.peers import Peers
+from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
 from saucer.publishing.service import Deployments, Offer
 from saucer.publishing.triton import TritonClient
@@ -52,15 +53,14 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     process.background("sweep", deployments.sweep())
     triton = TritonClient(settings.triton_address, settings.triton_control_key)
     process.stack.push_async_callback(triton.close)
-    reconciler = Reconciler(
-        deployments,
+    placement = Placement(
         triton,
         Objects(settings.object_store_url),
         model_repository=settings.triton_repository,
         work_folder=settings.work_folder,
         threads=settings.triton_threads,
-        holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}",
     )
+    reconciler = Reconciler(deployments, placement, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
     process.background("reconcile", reconciler.run())
     endpoint = Endpoint(deployments, triton)
     await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, triton), dead_events])

@@ -1,9 +1,13 @@
 """Domain to message and back, for requests, replies and events alike."""
 
+from collections.abc import Iterable
+from datetime import datetime
+
 from saucer.billing.v1 import billing_pb2
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
-from saucer.publishing.domain import Deployment, Evaluation, Form, Model, Parity
+from saucer.lib.errors import InvalidArgumentError
+from saucer.publishing.domain import Candidate, Deployment, Evaluation, Form, Model, Parity, UpdateRecord, Version
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import training_pb2
 
@@ -45,10 +49,19 @@ def read_form(message: publishing_pb2.CreateDeploymentRequest) -> Form:
         replicas=message.replicas,
         billing_mode=read_billing_mode(message.billing_mode),
         max_duration_ms=from_duration(message.max_duration) if message.HasField("max_duration") else None,
-        thresholds=tuple(sorted((given.class_name, given.threshold) for given in message.thresholds)),
+        thresholds=tuple(sorted(read_thresholds(message.thresholds).items())),
         resource_group_id=message.resource_group_id,
         budget_micros=message.budget_micros,
     )
+
+
+def read_thresholds(messages: Iterable[publishing_pb2.ClassThreshold]) -> dict[str, float]:
+    """By class. Raises InvalidArgumentError: CLASS_TWICE."""
+    given = [(message.class_name, message.threshold) for message in messages]
+    thresholds = dict(given)
+    if len(thresholds) < len(given):
+        raise InvalidArgumentError("CLASS_TWICE", "thresholds: a class is named twice.")
+    return thresholds
 
 
 def read_billing_mode(mode: billing_pb2.BillingMode.ValueType) -> str:
@@ -63,19 +76,18 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         deployment_id=deployment.deployment_id,
         account_id=deployment.account_id,
         display_name=form.display_name,
-        model_id=form.model_id,
-        evaluation_id=deployment.evaluation_id,
+        model_id=deployment.version.model_id,
+        evaluation_id=deployment.version.evaluation_id,
         state=publishing_pb2.DeploymentState.Value(f"DEPLOYMENT_STATE_{deployment.state}"),
         charge_status=billing_pb2.ChargeStatus.Value(f"CHARGE_STATUS_{deployment.charge_status}"),
         region_id=form.region_id,
         spec_id=form.spec_id,
         replicas=form.replicas,
         max_duration=to_duration(form.max_duration_ms),
-        thresholds=[
-            publishing_pb2.ClassThreshold(class_name=name, threshold=threshold)
-            for name, threshold in deployment.thresholds
-        ],
-        classes=deployment.classes,
+        thresholds=_thresholds(deployment.version),
+        classes=deployment.version.classes,
+        version_number=deployment.version.number,
+        candidate=_candidate_message(deployment.candidate) if deployment.candidate else None,
         start_number=deployment.start_number,
         hold_id=deployment.hold_id,
         hold_micros=deployment.hold_micros,
@@ -83,7 +95,7 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         currency=deployment.currency,
         charged_ms=deployment.charged_ms,
         cost_micros=deployment.cost_micros,
-        parity=parity_message(deployment.parity) if deployment.parity else None,
+        parity=parity_message(deployment.version.parity) if deployment.version.parity else None,
         stop_time=to_timestamp(deployment.stop_at),
         end_reason=publishing_pb2.DeploymentEndReason.Value(f"DEPLOYMENT_END_REASON_{deployment.end_reason}")
         if deployment.end_reason
@@ -99,6 +111,48 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         billing_mode=billing_pb2.BillingMode.Value(f"BILLING_MODE_{form.billing_mode}"),
         resource_group_id=form.resource_group_id,
         budget_micros=form.budget_micros,
+    )
+
+
+def version_message(version: Version, created_at: datetime | None = None) -> publishing_pb2.Version:
+    """A version; of a list with the time at which it was asked for."""
+    return publishing_pb2.Version(
+        number=version.number,
+        model_id=version.model_id,
+        evaluation_id=version.evaluation_id,
+        classes=version.classes,
+        thresholds=_thresholds(version),
+        parity=parity_message(version.parity) if version.parity else None,
+        create_time=to_timestamp(created_at),
+    )
+
+
+def _candidate_message(candidate: Candidate) -> publishing_pb2.Candidate:
+    return publishing_pb2.Candidate(
+        version=version_message(candidate.version),
+        percent=candidate.percent,
+        ready=candidate.ready,
+        propose_time=to_timestamp(candidate.proposed_at),
+    )
+
+
+def _thresholds(version: Version) -> list[publishing_pb2.ClassThreshold]:
+    return [
+        publishing_pb2.ClassThreshold(class_name=name, threshold=threshold) for name, threshold in version.thresholds
+    ]
+
+
+def record_message(record: UpdateRecord) -> publishing_pb2.UpdateRecord:
+    """Who changed what."""
+    return publishing_pb2.UpdateRecord(
+        number=record.number,
+        action=publishing_pb2.UpdateAction.Value(f"UPDATE_ACTION_{record.action}"),
+        author=record.author,
+        from_version=record.from_version,
+        to_version=record.to_version,
+        percent=record.percent,
+        detail=record.detail,
+        create_time=to_timestamp(record.created_at),
     )
 
 

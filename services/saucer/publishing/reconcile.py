@@ -1,102 +1,78 @@
 """Makes Triton have what the database wants: a loop that compares the two and acts on what differs.
 
 1. One replica acts, elected by a lease row; one that cannot prolong its lease ends what it does before the lease does.
-2. Each round looks at every deployment anew, and at most one action runs on each; every action can be repeated from its
-   beginning, so a crash needs no recovery of its own.
+2. Each round looks at every deployment anew, and at most one action runs on each name in Triton; every action can be
+   repeated from its beginning, so a crash needs no recovery of its own.
 3. QUEUED: when there is room, DEPLOYING. DEPLOYING: files are fetched and checked, the version is written aside and
    renamed, loaded, and test images are replayed: ACTIVE, or FAILED.
 4. ACTIVE: a real inference every few seconds. A good one counts the time since the last; a bad one: DEGRADED.
 5. DEGRADED: judged once more, then unloaded and loaded (a killed backend process heals no other way; a restarted Triton
    has forgotten its models), then judged: ACTIVE.
-6. STOPPING: unloaded, removed, STOPPED.
-7. Whatever else Triton or its repository has under names of ours is unloaded and removed.
+6. A candidate beside an ACTIVE or DEGRADED one is put there as in 3, under a name of its own, and probed as in 4 once
+   it is ready; whatever goes wrong with it, it is rejected, and the other serves on.
+7. STOPPING: unloaded, removed, STOPPED.
+8. Whatever else Triton or its repository has under names of ours is unloaded and removed, after a while in which every
+   endpoint learns that it is not wanted any more.
 """
 
 import asyncio
-import io
-import re
-import shutil
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import asyncpg
 import structlog
-from PIL import Image
-from prometheus_client import Counter, Gauge
+from prometheus_client import Gauge
 
-from saucer import serving
-from saucer.lib.errors import DataLossError, DomainError, NotFoundError, UnavailableError
-from saucer.lib.objects import Objects
-from saucer.publishing import domain, repository
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model
-from saucer.publishing.replay import choose_samples, replay
-from saucer.publishing.service import LEASE, Deployments
-from saucer.publishing.triton import ModelFailed, TritonClient, TritonError, TritonUnavailable
-from saucer.serving.errors import ModelFolderError
-from saucer.serving.spec import ModelSpec
-from saucer.serving.triton_config import config_pbtxt
+from saucer.lib.errors import DataLossError, DomainError, NotFoundError
+from saucer.publishing import domain
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity
+from saucer.publishing.placement import Placement, model_name
+from saucer.publishing.service import Deployments
+from saucer.publishing.service.serving import LEASE
+from saucer.publishing.triton import ModelFailed, TritonError
 
 # Between two looks at what is wanted; PostgreSQL answers one within this, or the round is given up.
 TICK_S = 0.5
 ROUND_TIMEOUT_S = 3.0
 # Between two probes of a deployment; sooner where its max duration ends sooner.
 PROBE_EVERY = timedelta(seconds=2)
-# A model that does not answer its probe within this does not serve.
-PROBE_TIMEOUT_S = 10.0
-ORPHANS_EVERY_S = 5.0
+ORPHANS_EVERY_S = 2.0
+# What is not wanted any more is left for this long: endpoints may send to it until they look again (endpoint.KNOWN_S).
+RETIRE_AFTER_S = 2.0
 # After something that is none of the model's fault: Triton or the object store was away.
 PAUSE_S = 2.0
-# A model that does not serve may have requests that never end: they are not waited for for long.
-HEAL_DRAIN_S = 2.0
+# A candidate that is not ready by then is rejected.
+CANDIDATE_LIMIT = timedelta(minutes=15)
 
 log = structlog.get_logger()
 deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that take or await room in Triton", ["state"])
-probes_total = Counter("saucer_publishing_probes_total", "Probes by what they found", ["outcome"])
-replays_total = Counter("saucer_publishing_replays_total", "Replays by whether they agreed", ["ok"])
-# There from the start: what first appears as 1 has not increased, in Prometheus' eyes.
-replays_total.labels(False)
 
 Act = Callable[[Deployment], Awaitable[None]]
 _S = DeploymentState
 _ORPHANS = "orphans"
-_NAME = re.compile(r"deployment_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+_CANDIDATE = "CANDIDATE"
+_ORPHAN = "ORPHAN"
+# What is given up when nobody wants it any more: loading takes long.
+_LOADING = frozenset({_S.DEPLOYING, _S.DEGRADED, _CANDIDATE})
 _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError)
-
-
-def model_name(deployment_id: str) -> str:
-    """What a deployment is called inside Triton; its version there is its start number."""
-    return f"deployment_{deployment_id}"
 
 
 class Reconciler:
     """Acts on one Triton server and its repository. Belongs to one event loop."""
 
-    def __init__(
-        self,
-        deployments: Deployments,
-        triton: TritonClient,
-        objects: Objects,
-        *,
-        model_repository: Path,
-        work_folder: Path,
-        threads: int,
-        holder: str,
-    ) -> None:
-        """`threads` is what one model may use on Triton's machine; `holder` names this replica."""
-        self._deployments = deployments
-        self._triton = triton
-        self._objects = objects
-        self._repository = model_repository
-        self._work_folder = work_folder
-        self._threads = threads
+    def __init__(self, deployments: Deployments, placement: Placement, *, holder: str) -> None:
+        """`holder` names this replica."""
+        self._serving = deployments.serving
+        self._versions = deployments.versions
+        self._placement = placement
         self._holder = holder
-        # What runs now, by deployment id, and for which state it was begun.
+        # What runs now, by name in Triton, and for what it was begun.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._doing: dict[str, DeploymentState] = {}
-        # By deployment id: not to be acted on before, by the loop's clock.
+        self._doing: dict[str, str] = {}
+        # By name in Triton, and the loop's clock: not to be acted on before; not wanted since.
         self._paused_until_s: dict[str, float] = {}
-        self._probe_images: dict[str, bytes] = {}
+        self._probed_at_s: dict[str, float] = {}
+        self._unwanted_since_s: dict[str, float] = {}
         self._orphans_at_s = 0.0
         self._acts: dict[DeploymentState, Act] = {
             _S.DEPLOYING: self._deploy,
@@ -109,14 +85,13 @@ class Reconciler:
         """Until cancelled; then the lease is given back, so that another replica acts at once."""
         loop = asyncio.get_running_loop()
         held_until_s = 0.0
-        # What a killed predecessor left.
-        await asyncio.to_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
+        await self._placement.clear()
         try:
             while True:
                 try:
                     async with asyncio.timeout(ROUND_TIMEOUT_S):
                         asked_at_s = loop.time()
-                        if await self._deployments.take_lease(self._holder):
+                        if await self._serving.take_lease(self._holder):
                             held_until_s = asked_at_s + LEASE.total_seconds()
                             await self._round()
                 except _AWAY as error:
@@ -129,7 +104,7 @@ class Reconciler:
         finally:
             await self._end_tasks()
             try:
-                await self._deployments.release_lease(self._holder)
+                await self._serving.release_lease(self._holder)
             except _AWAY as error:
                 log.warning("lease_not_released", error=repr(error))
 
@@ -141,207 +116,203 @@ class Reconciler:
         self._tasks.clear()
 
     async def _round(self) -> None:
-        deployments, now = await self._deployments.wanted()
+        deployments, now = await self._serving.wanted()
         self._measure(deployments)
         queued = [deployment for deployment in deployments if deployment.state is _S.QUEUED]
         for deployment in queued:
-            if not await self._deployments.deploy(deployment, self._holder):
+            if not await self._serving.deploy(deployment, self._holder):
                 break
         for deployment in deployments:
             if deployment.state in self._acts and _is_due(deployment, now):
-                self._begin(deployment)
+                self._begin(_name(deployment), deployment.state, self._acts[deployment.state], deployment)
+            if deployment.candidate is not None:
+                self._look_at_candidate(deployment, now)
         if asyncio.get_running_loop().time() >= self._orphans_at_s and _ORPHANS not in self._tasks:
             self._orphans_at_s = asyncio.get_running_loop().time() + ORPHANS_EVERY_S
-            self._spawn(_ORPHANS, self._find_orphans())
+            self._spawn(_ORPHANS, _ORPHANS, self._find_orphans())
 
     def _measure(self, deployments: list[Deployment]) -> None:
         for state in (*domain.PLACED, _S.QUEUED):
             deployments_gauge.labels(state).set(sum(deployment.state is state for deployment in deployments))
-        wanted = {deployment.deployment_id for deployment in deployments}
-        for gone in set(self._probe_images) - wanted:
-            del self._probe_images[gone]
-        for gone in set(self._paused_until_s) - wanted:
-            del self._paused_until_s[gone]
+        wanted = {name for deployment in deployments for name in _names(deployment)}
+        for memory in (self._paused_until_s, self._probed_at_s):
+            for gone in memory.keys() - wanted:
+                del memory[gone]
+        for name, doing in self._doing.items():
+            if doing == _CANDIDATE and name not in wanted:
+                self._tasks[name].cancel()
 
-    def _begin(self, deployment: Deployment) -> None:
-        key = deployment.deployment_id
-        if key in self._tasks:
+    def _look_at_candidate(self, deployment: Deployment, now: datetime) -> None:
+        assert deployment.candidate is not None
+        name = _candidate_name(deployment)
+        if not deployment.candidate.ready:
+            late = now - deployment.candidate.proposed_at > CANDIDATE_LIMIT
+            self._begin(name, _CANDIDATE, self._give_up if late else self._prepare, deployment)
+        elif self._probed_at_s.get(name, 0.0) + PROBE_EVERY.total_seconds() <= asyncio.get_running_loop().time():
+            self._probed_at_s[name] = asyncio.get_running_loop().time()
+            self._begin(name, _CANDIDATE, self._probe_candidate, deployment)
+
+    def _begin(self, name: str, doing: str, act: Act, deployment: Deployment) -> None:
+        if name in self._tasks:
             # Loading takes long, and nobody wants it any more.
-            if deployment.state is _S.STOPPING and self._doing.get(key) in (_S.DEPLOYING, _S.DEGRADED):
-                self._tasks[key].cancel()
-        elif self._paused_until_s.get(key, 0.0) <= asyncio.get_running_loop().time():
-            self._doing[key] = deployment.state
-            self._spawn(key, self._acts[deployment.state](deployment))
+            if doing == _S.STOPPING and self._doing.get(name) in _LOADING:
+                self._tasks[name].cancel()
+        elif self._paused_until_s.get(name, 0.0) <= asyncio.get_running_loop().time():
+            self._spawn(name, doing, act(deployment))
 
-    def _spawn(self, key: str, work: Awaitable[None]) -> None:
-        self._tasks[key] = asyncio.create_task(self._guard(key, work), name=f"reconcile {key}")
+    def _spawn(self, name: str, doing: str, work: Awaitable[None]) -> None:
+        self._doing[name] = doing
+        self._tasks[name] = asyncio.create_task(self._guard(name, work), name=f"reconcile {name}")
 
-    async def _guard(self, key: str, work: Awaitable[None]) -> None:
+    async def _guard(self, name: str, work: Awaitable[None]) -> None:
         """Runs an action. Whatever goes wrong with one deployment, the others are served on."""
         try:
             await work
         except _AWAY as error:
-            log.warning("action_put_off", key=key, error=repr(error))
-            self._pause(key)
+            log.warning("action_put_off", name=name, error=repr(error))
+            self._pause(name)
         except Exception:
-            log.exception("action_failed", key=key)
-            self._pause(key)
+            log.exception("action_failed", name=name)
+            self._pause(name)
         finally:
-            self._tasks.pop(key, None)
-            self._doing.pop(key, None)
+            self._tasks.pop(name, None)
+            self._doing.pop(name, None)
 
-    def _pause(self, key: str) -> None:
-        self._paused_until_s[key] = asyncio.get_running_loop().time() + PAUSE_S
+    def _pause(self, name: str) -> None:
+        self._paused_until_s[name] = asyncio.get_running_loop().time() + PAUSE_S
 
     # DEPLOYING
 
     async def _deploy(self, deployment: Deployment) -> None:
-        await self._need_triton()
-        model = await self._deployments.model_of(deployment)
-        name, version = model_name(deployment.deployment_id), str(deployment.start_number)
-        folder = self._work_folder / f"{name}-{version}"
+        model = await self._serving.model_of(deployment.version)
         try:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-            samples = await choose_samples(self._objects, model, folder)
-            if deployment.attempts:
-                await self._triton.unload(name, HEAL_DRAIN_S)
-            await self._load(deployment, model, folder)
-            parity, probe_key = await replay(self._triton, self._objects, samples, name, version)
+            parity, probe_key = await self._placement.put(
+                _name(deployment), deployment.start_number, model, anew=deployment.attempts > 0
+            )
         except (NotFoundError, DataLossError) as error:
-            await self._deployments.fail(deployment, EndReason.FAILED, error.message)
+            await self._serving.fail(deployment, EndReason.FAILED, error.message)
         except ModelFailed as error:
             await self._load_failed(deployment, error.reason)
         else:
-            replays_total.labels(parity.ok).inc()
             if parity.ok:
-                await self._deployments.activate(deployment, parity, probe_key)
+                await self._serving.activate(deployment, parity, probe_key)
             else:
-                message = (
-                    f"Only {parity.paired} of {parity.boxes} boxes of the replay agree with the evaluation; worst: "
-                    f"images {', '.join(str(image) for image in parity.worst_images)}."
-                )
-                await self._deployments.fail(deployment, EndReason.PARITY_FAILED, message, parity)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _load(self, deployment: Deployment, model: Model, folder: Path) -> None:
-        """Writes the version if it is not there, and loads it."""
-        name, version = model_name(deployment.deployment_id), deployment.start_number
-        if version not in await asyncio.to_thread(repository.list_versions, self._repository, name):
-            for file in repository.MODEL_FILES:
-                if file not in model.files:
-                    raise DataLossError("MODEL_FILE_MISSING", f"The model has no {file}.")
-                key, sha256 = model.files[file]
-                await self._objects.download(key, folder / file, sha256=sha256)
-            await asyncio.to_thread(_check_classes, folder, model)
-        await asyncio.to_thread(
-            repository.write_version,
-            self._repository,
-            name,
-            version,
-            files=folder,
-            serving_source=Path(serving.__path__[0]),
-            config=config_pbtxt(name, version=version, threads=self._threads),
-        )
-        await self._triton.load(name)
+                await self._serving.fail(deployment, EndReason.PARITY_FAILED, _disagreement(parity), parity)
 
     async def _load_failed(self, deployment: Deployment, reason: str) -> None:
         log.warning("load_failed", deployment_id=deployment.deployment_id, attempts=deployment.attempts, error=reason)
         if deployment.attempts + 1 >= domain.LOAD_ATTEMPTS:
-            await self._deployments.fail(deployment, EndReason.FAILED, f"Triton does not serve the model: {reason}")
+            await self._serving.fail(deployment, EndReason.FAILED, f"Triton does not serve the model: {reason}")
         else:
-            await self._deployments.put_off(deployment, reason)
+            await self._serving.put_off(deployment, reason)
 
     # ACTIVE and DEGRADED
 
     async def _probe(self, deployment: Deployment) -> None:
         problem = await self._judge(deployment)
         if problem is None:
-            await self._deployments.count(deployment)
+            await self._serving.count(deployment)
         else:
             log.warning("degraded", deployment_id=deployment.deployment_id, error=problem)
-            await self._deployments.degrade(deployment, problem)
+            await self._serving.degrade(deployment, problem)
 
     async def _judge(self, deployment: Deployment) -> str | None:
-        """None if it serves, else why not."""
-        name, version = model_name(deployment.deployment_id), str(deployment.start_number)
-        try:
-            problem = await self._triton.probe(name, await self._probe_image(deployment), version, PROBE_TIMEOUT_S)
-        except TritonUnavailable as error:
-            problem = f"Triton does not answer: {error.reason}"
-        probes_total.labels("bad" if problem else "good").inc()
-        return problem
-
-    async def _probe_image(self, deployment: Deployment) -> bytes:
-        """The kept test image; a plain one while the object store does not give it: whether it serves, any shows."""
-        known = self._probe_images.get(deployment.deployment_id)
-        if known is not None:
-            return known
-        key = deployment.probe_key
-        try:
-            image = await self._objects.get(key, sha256=key.rpartition("/")[2])
-        except DomainError as error:
-            log.warning("probe_image_missing", deployment_id=deployment.deployment_id, error=error.message)
-            return _PLAIN_IMAGE
-        self._probe_images[deployment.deployment_id] = image
-        return image
+        version = deployment.version
+        return await self._placement.judge(_name(deployment), deployment.start_number, version.probe_key)
 
     async def _heal(self, deployment: Deployment) -> None:
         if await self._judge(deployment) is None:
-            await self._deployments.recover(deployment)
+            await self._serving.recover(deployment)
             return
-        name = model_name(deployment.deployment_id)
-        await self._need_triton()
-        folder = self._work_folder / f"{name}-{deployment.start_number}"
+        model = await self._serving.model_of(deployment.version)
         try:
-            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-            await self._triton.unload(name, HEAL_DRAIN_S)
-            await self._load(deployment, await self._deployments.model_of(deployment), folder)
+            await self._placement.put_back(_name(deployment), deployment.start_number, model)
             problem = await self._judge(deployment)
         except ModelFailed as error:
             problem = error.reason
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         if problem is None:
-            await self._deployments.recover(deployment)
+            await self._serving.recover(deployment)
         else:
-            await self._deployments.put_off(deployment, problem)
+            await self._serving.put_off(deployment, problem)
 
-    async def _need_triton(self) -> None:
-        """Raises UnavailableError before any work is done for a server that is not there."""
-        if not await self._triton.live():
-            raise UnavailableError("TRITON_UNAVAILABLE", "Triton does not answer.")
+    # A candidate
+
+    async def _prepare(self, deployment: Deployment) -> None:
+        assert deployment.candidate is not None
+        model = await self._serving.model_of(deployment.candidate.version)
+        try:
+            parity, probe_key = await self._placement.put(
+                _candidate_name(deployment), deployment.start_number, model, anew=False
+            )
+        except (NotFoundError, DataLossError) as error:
+            await self._versions.reject(deployment, error.message)
+        except ModelFailed as error:
+            # Not tried again: the other serves on, and the user, who is told at once, can ask again.
+            await self._versions.reject(deployment, f"Triton does not serve the model: {error.reason}")
+        else:
+            if parity.ok:
+                await self._versions.pass_gate(deployment, parity, probe_key)
+            else:
+                await self._versions.reject(deployment, _disagreement(parity))
+
+    async def _probe_candidate(self, deployment: Deployment) -> None:
+        assert deployment.candidate is not None
+        probe_key = deployment.candidate.version.probe_key
+        problem = await self._placement.judge(_candidate_name(deployment), deployment.start_number, probe_key)
+        # While the other does not serve either, it is Triton that is in trouble, and not the candidate.
+        if problem is not None and await self._judge(deployment) is None:
+            await self._versions.reject(deployment, f"It failed while it had a share of the traffic: {problem}")
+
+    async def _give_up(self, deployment: Deployment) -> None:
+        await self._versions.reject(deployment, "It was not ready in time.")
 
     # STOPPING, and what nobody wants
 
     async def _stop(self, deployment: Deployment) -> None:
         try:
-            await self._remove(model_name(deployment.deployment_id))
+            await self._placement.remove(_name(deployment))
         except ModelFailed as error:
-            await self._deployments.put_off(deployment, error.reason)
+            await self._serving.put_off(deployment, error.reason)
         else:
-            await self._deployments.stopped(deployment)
-
-    async def _remove(self, name: str) -> None:
-        await self._triton.unload(name)
-        await asyncio.to_thread(_remove_model, self._repository, name)
+            await self._serving.stopped(deployment)
 
     async def _find_orphans(self) -> None:
         # Triton and the repository first: a deployment is in the database before anything of it is in them.
-        loaded = {entry.model for entry in await self._triton.index() if entry.state not in ("", "UNAVAILABLE")}
-        on_disk = await asyncio.to_thread(_versions, self._repository)
-        placed = {model_name(found.deployment_id): found for found in await self._deployments.placed()}
-        for name in sorted(loaded | on_disk.keys()):
-            match = _NAME.fullmatch(name)
-            # The same key as the deployment's own actions: what is removed is not being written.
-            if match is None or match[1] in self._tasks:
+        held = await self._placement.held()
+        wanted = {name: placed for placed in await self._serving.placed() for name in _names(placed)}
+        now_s = asyncio.get_running_loop().time()
+        unwanted = held.keys() - wanted.keys()
+        self._unwanted_since_s = {name: self._unwanted_since_s.get(name, now_s) for name in unwanted}
+        for name, starts in held.items():
+            if name in self._tasks:
                 continue
-            deployment = placed.get(name)
-            if deployment is None:
-                log.info("orphan_removed", model=name)
-                self._spawn(match[1], self._remove(name))
-            elif stale := set(on_disk.get(name, [])) - {deployment.start_number}:
-                self._spawn(match[1], asyncio.to_thread(_remove_versions, self._repository, name, stale))
+            if name in unwanted:
+                if now_s - self._unwanted_since_s[name] >= RETIRE_AFTER_S:
+                    log.info("orphan_removed", model=name)
+                    self._spawn(name, _ORPHAN, self._placement.remove(name))
+            elif stale := set(starts) - {wanted[name].start_number}:
+                self._spawn(name, _ORPHAN, self._placement.remove_starts(name, stale))
+
+
+def _name(deployment: Deployment) -> str:
+    return model_name(deployment.deployment_id, deployment.version.number)
+
+
+def _candidate_name(deployment: Deployment) -> str:
+    assert deployment.candidate is not None
+    return model_name(deployment.deployment_id, deployment.candidate.version.number)
+
+
+def _names(deployment: Deployment) -> list[str]:
+    """All that Triton is to have of it."""
+    return [_name(deployment), *([_candidate_name(deployment)] if deployment.candidate else [])]
+
+
+def _disagreement(parity: Parity) -> str:
+    return (
+        f"Only {parity.paired} of {parity.boxes} boxes of the replay agree with the evaluation; worst: images "
+        f"{', '.join(str(image) for image in parity.worst_images)}."
+    )
 
 
 def _is_due(deployment: Deployment, now: datetime) -> bool:
@@ -350,37 +321,3 @@ def _is_due(deployment: Deployment, now: datetime) -> bool:
     assert deployment.probed_at is not None, "it is ACTIVE"
     due_at = deployment.probed_at + PROBE_EVERY
     return now >= (due_at if deployment.stop_at is None else min(due_at, deployment.stop_at))
-
-
-def _check_classes(folder: Path, model: Model) -> None:
-    """Labels are indices: answers are named by the classes that training told, so both must be the same."""
-    try:
-        classes = ModelSpec.load(folder).classes
-    except ModelFolderError as error:
-        raise DataLossError("MODEL_UNREADABLE", str(error)) from error
-    if classes != model.classes:
-        raise DataLossError("CLASSES_DIFFER", f"model.json has the classes {classes}, the model {model.classes}.")
-
-
-def _versions(folder: Path) -> dict[str, list[int]]:
-    return {name: repository.list_versions(folder, name) for name in repository.list_models(folder)}
-
-
-def _remove_model(folder: Path, name: str) -> None:
-    # At least once, which removes a folder without any version too.
-    for version in repository.list_versions(folder, name) or [1]:
-        repository.remove_version(folder, name, version)
-
-
-def _remove_versions(folder: Path, name: str, versions: set[int]) -> None:
-    for version in versions:
-        repository.remove_version(folder, name, version)
-
-
-def _plain_image() -> bytes:
-    encoded = io.BytesIO()
-    Image.new("RGB", (64, 64), (128, 128, 128)).save(encoded, "PNG")
-    return encoded.getvalue()
-
-
-_PLAIN_IMAGE = _plain_image()

@@ -3,9 +3,16 @@
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
-from saucer.lib.paging import read_page
+from saucer.lib.paging import Page, read_page
 from saucer.publishing.endpoint import Detection, Endpoint
-from saucer.publishing.messages import deployment_message, read_billing_mode, read_form
+from saucer.publishing.messages import (
+    deployment_message,
+    read_billing_mode,
+    read_form,
+    read_thresholds,
+    record_message,
+    version_message,
+)
 from saucer.publishing.service import Deployments
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 
@@ -28,7 +35,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         self, request: publishing_pb2.CreateDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
         account_id = current().account(request.account_id)
-        deployment = await self._deployments.create(
+        deployment = await self._deployments.starts.create(
             request.request_id,
             account_id,
             derived_id("deployment", account_id, request.request_id),
@@ -61,12 +68,12 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     async def StopDeployment(
         self, request: publishing_pb2.StopDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
-        return deployment_message(await self._deployments.stop(request.deployment_id))
+        return deployment_message(await self._deployments.stop(request.request_id, request.deployment_id))
 
     async def StartDeployment(
         self, request: publishing_pb2.StartDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
-        deployment = await self._deployments.start(
+        deployment = await self._deployments.starts.start(
             request.request_id,
             request.deployment_id,
             read_billing_mode(request.billing_mode) if request.billing_mode else None,
@@ -74,14 +81,84 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         )
         return deployment_message(deployment)
 
+    async def UpdateDeployment(
+        self, request: publishing_pb2.UpdateDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        deployment = await self._deployments.versions.update(
+            request.request_id,
+            request.deployment_id,
+            request.model_id,
+            read_thresholds(request.thresholds),
+            request.percent,
+        )
+        return deployment_message(deployment)
+
+    async def RollBackDeployment(
+        self, request: publishing_pb2.RollBackDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        deployment = await self._deployments.versions.roll_back(
+            request.request_id, request.deployment_id, request.version_number, request.percent
+        )
+        return deployment_message(deployment)
+
+    async def SplitDeployment(
+        self, request: publishing_pb2.SplitDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        versions = self._deployments.versions
+        return deployment_message(await versions.split(request.request_id, request.deployment_id, request.percent))
+
+    async def PromoteCandidate(
+        self, request: publishing_pb2.PromoteCandidateRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        versions = self._deployments.versions
+        return deployment_message(await versions.promote(request.request_id, request.deployment_id))
+
+    async def AbandonCandidate(
+        self, request: publishing_pb2.AbandonCandidateRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        versions = self._deployments.versions
+        return deployment_message(await versions.abandon(request.request_id, request.deployment_id))
+
+    async def ListDeploymentVersions(
+        self, request: publishing_pb2.ListDeploymentVersionsRequest, context: Context
+    ) -> publishing_pb2.ListDeploymentVersionsResponse:
+        page = read_page(request)
+        found = await self._deployments.versions.list_versions(
+            request.deployment_id, before=_number(page), limit=page.size + 1
+        )
+        shown = found[: page.size]
+        return publishing_pb2.ListDeploymentVersionsResponse(
+            versions=[version_message(version, created_at) for version, created_at in shown],
+            next_page_token=page.token([shown[-1][0].number] if len(found) > page.size else None),
+        )
+
+    async def ListUpdateRecords(
+        self, request: publishing_pb2.ListUpdateRecordsRequest, context: Context
+    ) -> publishing_pb2.ListUpdateRecordsResponse:
+        page = read_page(request)
+        found = await self._deployments.versions.list_records(
+            request.deployment_id, before=_number(page), limit=page.size + 1
+        )
+        shown = found[: page.size]
+        return publishing_pb2.ListUpdateRecordsResponse(
+            records=[record_message(record) for record in shown],
+            next_page_token=page.token([shown[-1].number] if len(found) > page.size else None),
+        )
+
     async def Predict(self, request: publishing_pb2.PredictRequest, context: Context) -> publishing_pb2.PredictResponse:
         prediction = await self._endpoint.predict(request.deployment_id, request.image, context.time_remaining())
         return publishing_pb2.PredictResponse(
             detections=[_detection_message(detection) for detection in prediction.detections],
             width=prediction.width,
             height=prediction.height,
+            version_number=prediction.version_number,
             highest_score=max((detection.score for detection in prediction.detections), default=0.0),
         )
+
+
+def _number(page: Page) -> int | None:
+    """After which a list of ascending numbers goes on."""
+    return None if page.after is None else int(page.after[0])
 
 
 def _detection_message(detection: Detection) -> publishing_pb2.Detection:

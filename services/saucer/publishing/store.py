@@ -4,12 +4,14 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict
 from datetime import datetime, timedelta
+from typing import Any
 
 import asyncpg
 
 from saucer.lib.postgres import Connection
 from saucer.publishing.domain import (
     PLACED,
+    Candidate,
     ChargeStatus,
     Deployment,
     DeploymentState,
@@ -18,14 +20,20 @@ from saucer.publishing.domain import (
     Form,
     Model,
     Parity,
+    Version,
 )
 
 _COLUMNS = (
-    "deployment_id, account_id, request_id, form, evaluation_id, classes, thresholds, state, former_state, "
-    "charge_status, start_number, start_request_id, hold_micros, price_per_hour_micros, currency, missing_micros, "
-    "charged_ms, probed_at, progressed_at, active_at, parity, probe_key, attempts, retry_at, stop_requested, "
-    "end_reason, error_message, created_at, moved_at, ended_at, revision"
+    "deployment_id, account_id, request_id, form, version_number, model_id, evaluation_id, classes, thresholds, "
+    "parity, probe_key, candidate, state, former_state, charge_status, start_number, start_request_id, hold_micros, "
+    "price_per_hour_micros, currency, missing_micros, charged_ms, probed_at, progressed_at, active_at, attempts, "
+    "retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
 )
+
+# What an update writes, and how many there are in all; the last is the revision.
+_CHANGING = _COLUMNS.removeprefix("deployment_id, account_id, request_id, ").removesuffix(", revision")
+_COUNT = len(_COLUMNS.split(", "))
+_PLACES = ", ".join(f"${number}" for number in range(4, _COUNT + 1))
 
 
 # Models
@@ -108,15 +116,15 @@ async def insert(connection: Connection, deployment: Deployment) -> bool:
 
     Raises asyncpg.UniqueViolationError if the name is taken.
     """
-    places = ", ".join(f"${number}" for number in range(1, 33))
+    values = [*_values(deployment), deployment.form.display_name]
+    places = ", ".join(f"${number}" for number in range(1, len(values) + 1))
     return bool(
         await connection.fetchval(
             f"""
             INSERT INTO deployment ({_COLUMNS}, display_name) VALUES ({places})
             ON CONFLICT (account_id, request_id) DO NOTHING RETURNING true
             """,  # noqa: S608 - column names, no values
-            *_values(deployment),
-            deployment.form.display_name,
+            *values,
         )
     )
 
@@ -128,14 +136,8 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
     """
     row = await connection.fetchrow(
         f"""
-        UPDATE deployment SET (
-            form, evaluation_id, classes, thresholds, state, former_state, charge_status, start_number,
-            start_request_id, hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, probed_at,
-            progressed_at, active_at, parity, probe_key, attempts, retry_at, stop_requested, end_reason,
-            error_message, created_at, moved_at, ended_at, revision
-        ) = ($4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-             $26, $27, $28, $29, $30, $31::bigint + 1)
-        WHERE deployment_id = $1 AND account_id = $2 AND request_id = $3 AND revision = $31 RETURNING {_COLUMNS}
+        UPDATE deployment SET ({_CHANGING}, revision) = ({_PLACES}::bigint + 1)
+        WHERE deployment_id = $1 AND account_id = $2 AND request_id = $3 AND revision = ${_COUNT} RETURNING {_COLUMNS}
         """,  # noqa: S608 - column names
         *_values(deployment),
     )
@@ -245,15 +247,40 @@ async def release_lease(connection: Connection, holder: str) -> None:
     await connection.execute("DELETE FROM reconcile_lease WHERE holder = $1", holder)
 
 
+async def put_trace(connection: Connection, deployment_id: str, traceparent: str) -> None:
+    """Of the present start; that of the one before is forgotten."""
+    await connection.execute(
+        """
+        INSERT INTO deployment_trace (deployment_id, traceparent) VALUES ($1, $2)
+        ON CONFLICT (deployment_id) DO UPDATE SET traceparent = excluded.traceparent
+        """,
+        deployment_id,
+        traceparent,
+    )
+
+
+async def trace_of(connection: Connection, deployment_id: str) -> str | None:
+    """Of the present start."""
+    found: str | None = await connection.fetchval(
+        "SELECT traceparent FROM deployment_trace WHERE deployment_id = $1", deployment_id
+    )
+    return found
+
+
 def _values(deployment: Deployment) -> list[object]:
     return [
         deployment.deployment_id,
         deployment.account_id,
         deployment.request_id,
         json.dumps(asdict(deployment.form)),
-        deployment.evaluation_id,
-        json.dumps(deployment.classes),
-        json.dumps(deployment.thresholds),
+        deployment.version.number,
+        deployment.version.model_id,
+        deployment.version.evaluation_id,
+        json.dumps(deployment.version.classes),
+        json.dumps(deployment.version.thresholds),
+        json.dumps(asdict(deployment.version.parity)) if deployment.version.parity else None,
+        deployment.version.probe_key,
+        _candidate_json(deployment.candidate),
         deployment.state,
         deployment.former_state,
         deployment.charge_status,
@@ -267,8 +294,6 @@ def _values(deployment: Deployment) -> list[object]:
         deployment.probed_at,
         deployment.progressed_at,
         deployment.active_at,
-        json.dumps(asdict(deployment.parity)) if deployment.parity else None,
-        deployment.probe_key,
         deployment.attempts,
         deployment.retry_at,
         deployment.stop_requested,
@@ -281,28 +306,66 @@ def _values(deployment: Deployment) -> list[object]:
     ]
 
 
-def _pairs(values: list[list[object]]) -> tuple[tuple[str, float], ...]:
+def pairs(values: list[list[object]]) -> tuple[tuple[str, float], ...]:
+    """Thresholds by class, from JSON."""
     return tuple((str(name), float(str(threshold))) for name, threshold in values)
 
 
 def _deployment(row: asyncpg.Record) -> Deployment:
     form = json.loads(row["form"])
-    parity = json.loads(row["parity"]) if row["parity"] else None
+    fields = dict(row)
+    version = Version(
+        fields.pop("version_number"),
+        str(fields.pop("model_id")),
+        str(fields.pop("evaluation_id")),
+        tuple(json.loads(fields.pop("classes"))),
+        pairs(json.loads(fields.pop("thresholds"))),
+        _parity(json.loads(fields.pop("parity") or "null")),
+        fields.pop("probe_key"),
+    )
     return Deployment(
         **{
-            **row,
+            **fields,
             "deployment_id": str(row["deployment_id"]),
             "account_id": str(row["account_id"]),
             "request_id": str(row["request_id"]),
-            "evaluation_id": str(row["evaluation_id"]),
-            "form": Form(**{**form, "thresholds": _pairs(form["thresholds"])}),
-            "classes": tuple(json.loads(row["classes"])),
-            "thresholds": _pairs(json.loads(row["thresholds"])),
+            "form": Form(**{**form, "thresholds": pairs(form["thresholds"])}),
+            "version": version,
+            "candidate": _candidate(row["candidate"]),
             "state": DeploymentState(row["state"]),
             "former_state": DeploymentState(row["former_state"]) if row["former_state"] else None,
             "charge_status": ChargeStatus(row["charge_status"]),
             "start_request_id": str(row["start_request_id"]) if row["start_request_id"] else None,
-            "parity": Parity(**{**parity, "worst_images": tuple(parity["worst_images"])}) if parity else None,
             "end_reason": EndReason(row["end_reason"]) if row["end_reason"] else None,
         }
+    )
+
+
+def _parity(fields: dict[str, Any] | None) -> Parity | None:
+    return Parity(**{**fields, "worst_images": tuple(fields["worst_images"])}) if fields else None
+
+
+def _candidate_json(candidate: Candidate | None) -> str | None:
+    if candidate is None:
+        return None
+    return json.dumps({**asdict(candidate), "proposed_at": candidate.proposed_at.isoformat()})
+
+
+def _candidate(text: str | None) -> Candidate | None:
+    if text is None:
+        return None
+    fields = json.loads(text)
+    version = fields["version"]
+    return Candidate(
+        Version(
+            **{
+                **version,
+                "classes": tuple(version["classes"]),
+                "thresholds": pairs(version["thresholds"]),
+                "parity": _parity(version["parity"]),
+            }
+        ),
+        fields["percent"],
+        fields["ready"],
+        datetime.fromisoformat(fields["proposed_at"]),
     )

@@ -76,9 +76,15 @@ def handlers(tasks: Tasks) -> list[Handles]:
         if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK and ordered.reason in STOP_REASONS:
             await tasks.obey_stop(ordered.hold.work_id, ordered.hold.start_number, STOP_REASONS[ordered.reason])
 
+    async def quotas_changed(event: CloudEvent, message: Message) -> None:
+        quotas = cast(billing_events.AccountQuotasChanged, message).quotas
+        queued = quotas.queued if quotas.HasField("queued") else None
+        await tasks.set_quota(quotas.account_id, queued, quotas.revision)
+
     return [
         Handles(billing_events.HoldGranted, hold_granted),
         Handles(billing_events.StopOrdered, stop_ordered),
+        Handles(billing_events.AccountQuotasChanged, quotas_changed),
         Handles(training_events.RunStarted, run_goes_on),
         Handles(training_events.RunProgressed, run_goes_on),
         Handles(training_events.RunInterrupted, run_interrupted),

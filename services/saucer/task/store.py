@@ -121,6 +121,37 @@ async def list_tasks(
     return [_task(row) for row in rows]
 
 
+async def put_quota(connection: Connection, account_id: str, queued: int | None, revision: int) -> None:
+    """Unless what is there is as new."""
+    await connection.execute(
+        """
+        INSERT INTO account_quota AS q (account_id, queued, revision) VALUES ($1, $2, $3)
+        ON CONFLICT (account_id) DO UPDATE SET queued = excluded.queued, revision = excluded.revision
+        WHERE q.revision < excluded.revision
+        """,
+        account_id,
+        queued,
+        revision,
+    )
+
+
+async def lock_quota(connection: Connection, account_id: str) -> int | None:
+    """How many tasks of an account may wait; None: no limit. Locked, so that calls that add one take turns."""
+    limit: int | None = await connection.fetchval(
+        "SELECT queued FROM account_quota WHERE account_id = $1 FOR UPDATE", account_id
+    )
+    return limit
+
+
+async def count_waiting(connection: Connection, account_id: str) -> int:
+    """Tasks of an account that wait for their hold, for capacity or for a worker."""
+    return int(
+        await connection.fetchval(
+            "SELECT count(*) FROM task WHERE account_id = $1 AND state IN ('PENDING', 'WAITING', 'QUEUED')", account_id
+        )
+    )
+
+
 async def unsettled(connection: Connection, state: TaskState, before: datetime, limit: int) -> list[str]:
     """Ids of tasks that have been in a state since before a time, longest first."""
     rows = await connection.fetch(

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import Counter, Gauge
 
+from saucer.lib import tracing
 from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DomainError
 from saucer.lib.grpc_client import TokenFile, call
@@ -187,7 +188,9 @@ class Agent:
         log.info("attempt_begins", run_id=run.run_id, attempt=run.attempt)
         outcome, keep_child = "error", False
         try:
-            outcome, keep_child = await self._attempt.go(), True
+            ids = {"run_id": run.run_id, "worker_id": self._worker_id}
+            with tracing.span("attempt", parent=lease.traceparent or None, attributes=ids):
+                outcome, keep_child = await self._attempt.go(), True
         except LeaseLostError as error:
             outcome = "lease_lost"
             log.warning("lease_lost", run_id=run.run_id, attempt=run.attempt, error=str(error))

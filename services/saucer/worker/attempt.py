@@ -49,6 +49,7 @@ from saucer.worker.job import (
     StartingPoint,
     TrainJob,
 )
+from saucer.worker.spans import Stages
 
 # Before an upload or a FinishRun that failed is tried again; how often is up to the lease.
 RETRY_S = 1.0
@@ -126,6 +127,7 @@ class Attempt:
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
         self._began: protocol.Progress | None = None
+        self._stages = Stages()
 
     def release(self) -> None:
         """This worker has to stop."""
@@ -143,6 +145,7 @@ class Attempt:
         finally:
             await _cancel(work)
             await _cancel(heart)
+            self._stages.end()
 
     async def _work(self) -> str:
         await self._heart.accepted.wait()
@@ -186,6 +189,7 @@ class Attempt:
 
     async def _prepare(self) -> Job | Ending:
         """The job, with its files in place; or an end, if it was stopped or released before it began."""
+        self._stages.enter("fetch data")
         fetching = asyncio.ensure_future(self._persistently("The data", self._fetch))
         stopped = asyncio.ensure_future(self._heart.stopped.wait())
         released = asyncio.ensure_future(self._released.wait())
@@ -323,6 +327,7 @@ class Attempt:
             case protocol.Stage():
                 if vitals.stage != STAGES[report.stage]:
                     self._heart.hurry()
+                    self._stages.enter(report.stage.lower())
                 vitals.stage = STAGES[report.stage]
                 vitals.stage_progress = report.done / report.total if report.total else 0.0
                 if report.stage is not StageName.TRAINING:
@@ -380,6 +385,7 @@ class Attempt:
     # The end
 
     async def _finish(self, ending: Ending) -> str:
+        self._stages.enter("upload")
         try:
             upload = partial(transfer.upload_files, self._objects, ending.files, self._lease.artifact_prefix)
             await self._finish_run(ending, await self._persistently("The results", upload))

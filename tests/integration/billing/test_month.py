@@ -154,7 +154,7 @@ class Month:
                 f"d{self.started}", self.models[account_id], REGION, SPEC, 1, mode,
                 hours * 3_600_000 if hours else None, (), group_id, budget,
             )  # fmt: skip
-            await self.services.deployments.create(new_id(), account_id, new_id(), form)
+            await self.services.deployments.starts.create(new_id(), account_id, new_id(), form)
             return
         version = new_id()
         self.data.owners[version] = account_id
@@ -213,8 +213,8 @@ class Month:
         await self.services.tasks.restart(new_id(), task_id, from_scratch=False, max_duration_ms=None)
 
     async def _stop_a_deployment(self) -> None:
-        for deployment in await self.services.deployments.placed():
-            await self.services.deployments.stop(deployment.deployment_id)
+        for deployment in await self.services.deployments.serving.placed():
+            await self.services.deployments.stop(new_id(), deployment.deployment_id)
             return
 
     # What machines do
@@ -222,7 +222,7 @@ class Month:
     async def workers(self) -> None:
         for spec_id in (SPEC, OTHER_SPEC):
             while len(self.leased) < WORKERS:
-                found = await self.services.training.lease_run(new_id(), "w", REGION, spec_id, wait_s=0)
+                found = await self.services.training.leases.lease_run(new_id(), "w", REGION, spec_id, wait_s=0)
                 if found is None:
                     break
                 self.leased.append(Leased(*found, steps=self.chance.randint(1, 6)))
@@ -239,11 +239,11 @@ class Month:
         """A beat, or the end. Whether the worker has the run still."""
         leased.sequence += 1
         progress = Progress(RunStage.TRAINING, leased.sequence, 100, elapsed_ms=0)
-        run_id, training = leased.run.run_id, self.services.training
+        run_id, attempts = leased.run.run_id, self.services.training.attempts
         try:
-            leased.run = await training.heartbeat(run_id, leased.token, Beat(leased.sequence, progress), [], [])
+            leased.run = await attempts.heartbeat(run_id, leased.token, Beat(leased.sequence, progress), [], [])
             if leased.run.must_stop or leased.sequence >= leased.steps:
-                await training.finish_run(
+                await attempts.finish_run(
                     new_id(),
                     run_id,
                     leased.token,
@@ -263,21 +263,21 @@ class Month:
 
     async def triton(self) -> None:
         deployments = self.services.deployments
-        await deployments.take_lease("one")
-        wanted, _ = await deployments.wanted()
+        await deployments.serving.take_lease("one")
+        wanted, _ = await deployments.serving.wanted()
         for deployment in wanted:
             if deployment.state is DeploymentState.QUEUED:
-                await deployments.deploy(deployment, "one")
+                await deployments.serving.deploy(deployment, "one")
             elif deployment.state is DeploymentState.DEPLOYING:
-                await deployments.activate(deployment, Parity(True, 1, 1, 1, ()), "p")
+                await deployments.serving.activate(deployment, Parity(True, 1, 1, 1, ()), "p")
             elif deployment.state is DeploymentState.STOPPING:
-                await deployments.stopped(deployment)
+                await deployments.serving.stopped(deployment)
             elif deployment.state is DeploymentState.DEGRADED:
-                await deployments.recover(deployment)
+                await deployments.serving.recover(deployment)
             elif self.chance.random() < 0.02:
-                await deployments.degrade(deployment, "it does not answer")
+                await deployments.serving.degrade(deployment, "it does not answer")
             else:
-                await deployments.count(deployment)
+                await deployments.serving.count(deployment)
 
     async def accidents(self) -> None:
         """Now and then a service is killed in the midst of its events, and starts again."""
@@ -302,8 +302,8 @@ class Month:
     async def close(self) -> None:
         """Nothing new; what runs comes to its end."""
         for _ in range(30):
-            for deployment in await self.services.deployments.placed():
-                await self.services.deployments.stop(deployment.deployment_id)
+            for deployment in await self.services.deployments.serving.placed():
+                await self.services.deployments.stop(new_id(), deployment.deployment_id)
             await self.pass_(0, settle=True)
 
     async def statements(self, account_id: str) -> list[Statement]:

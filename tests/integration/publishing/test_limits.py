@@ -33,10 +33,11 @@ class World:
 
     async def put(self, move: Callable[[Deployment], Deployment]) -> str:
         """A deployment in the state that `move` gives it."""
-        made = domain.create(new_id(), new_id(), new_id(), FORM, EVALUATION, ("cup",), (("cup", 0.3),), self.clock.time)
+        form, evaluation = replace(FORM, model_id=new_id()), replace(EVALUATION, evaluation_id=new_id())
+        made = domain.create(new_id(), new_id(), new_id(), form, evaluation, ("cup",), (("cup", 0.3),), self.clock.time)
         async with self.database.transaction() as tx:
-            await tx.connection.execute("TRUNCATE deployment")
-            await store.insert(tx.connection, replace(made, evaluation_id=new_id()))
+            await tx.connection.execute("TRUNCATE deployment CASCADE")
+            await store.insert(tx.connection, made)
             present = await store.get(tx.connection, made.deployment_id)
             assert present is not None
             moved = move(present)
@@ -136,14 +137,14 @@ async def test_a_process_that_has_just_begun_gives_triton_a_chance_first(
 async def test_one_replica_acts_until_it_gives_the_lease_back(world: World) -> None:
     deployments = world.deployments
     deployment_id = await world.put(queue)
-    assert await deployments.take_lease("first")
-    assert not await deployments.take_lease("second")
-    assert not await deployments.deploy(await world.get(deployment_id), "second")
-    assert await deployments.take_lease("first")
-    await deployments.release_lease("first")
-    assert await deployments.take_lease("second")
-    assert not await deployments.deploy(await world.get(deployment_id), "first")
-    assert await deployments.deploy(await world.get(deployment_id), "second")
+    assert await deployments.serving.take_lease("first")
+    assert not await deployments.serving.take_lease("second")
+    assert not await deployments.serving.deploy(await world.get(deployment_id), "second")
+    assert await deployments.serving.take_lease("first")
+    await deployments.serving.release_lease("first")
+    assert await deployments.serving.take_lease("second")
+    assert not await deployments.serving.deploy(await world.get(deployment_id), "first")
+    assert await deployments.serving.deploy(await world.get(deployment_id), "second")
     assert (await world.get(deployment_id)).state is DeploymentState.DEPLOYING
 
 
@@ -154,11 +155,11 @@ async def test_what_an_action_reports_late_changes_nothing(world: World) -> None
     before = await world.get(deployment_id)
     world.clock.advance(MOMENT)
     for report in (
-        world.deployments.count(snapshot),
-        world.deployments.degrade(snapshot, "late"),
-        world.deployments.recover(snapshot),
-        world.deployments.activate(snapshot, PARITY, "late"),
-        world.deployments.fail(snapshot, EndReason.FAILED, "late"),
+        world.deployments.serving.count(snapshot),
+        world.deployments.serving.degrade(snapshot, "late"),
+        world.deployments.serving.recover(snapshot),
+        world.deployments.serving.activate(snapshot, PARITY, "late"),
+        world.deployments.serving.fail(snapshot, EndReason.FAILED, "late"),
     ):
         await report
     assert await world.get(deployment_id) == before

@@ -25,7 +25,7 @@ from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
 from saucer.local.servers import TritonServer
 from saucer.local.triton_env import TritonEnvironment
-from saucer.publishing.reconcile import model_name
+from saucer.publishing.placement import model_name
 from saucer.publishing.triton import TritonClient
 from saucer.publishing.v1 import events_pb2, publishing_pb2
 from saucer.serving.detections import Detections
@@ -107,7 +107,7 @@ async def test_an_evaluated_model_comes_online_answers_and_is_paid_until_it_is_s
         assert publishing_pb2.DeploymentState.Name(stopping.state) == "DEPLOYMENT_STATE_STOPPING"
         stopped = await world.until_state(stopping, "STOPPED")
         assert stopped.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_STOPPED_BY_USER
-        assert not any(entry.model == model_name(stopped.deployment_id) for entry in await triton_client.index())
+        assert not any(entry.model == model_name(stopped.deployment_id, 1) for entry in await triton_client.index())
         assert (await refused(world.predict(stopped, image)))[1].reason == "NOT_ACTIVE"
 
         hold = await world.resolved(account_id)
@@ -147,7 +147,7 @@ async def test_a_plain_triton_client_sends_jpeg_bytes_with_a_token_and_gets_boxe
             assert (await refused(stub.ModelInfer(infer)))[0] == "UNAUTHENTICATED"
             infer.inputs[0].parameters["shared_memory_region"].string_param = "x"
             assert (await refused(stub.ModelInfer(infer, metadata=metadata)))[1].reason == "PARAMETERS_REFUSED"
-            inner = _infer_request(model_name(deployment.deployment_id))
+            inner = _infer_request(model_name(deployment.deployment_id, 1))
             assert (await refused(stub.ModelInfer(inner, metadata=metadata)))[0] == "NOT_FOUND"
             wrong = _infer_request(deployment.deployment_id, image=b"no image")
             assert (await refused(stub.ModelInfer(wrong, metadata=metadata)))[1].reason == "IMAGE_REFUSED"
@@ -205,7 +205,7 @@ async def test_a_replay_that_disagrees_with_the_evaluation_fails_the_deployment_
         assert await world.balance(account_id) == (HOLD_MICROS, 0)
 
         async def gone() -> bool:
-            name = model_name(failed.deployment_id)
+            name = model_name(failed.deployment_id, 1)
             return not any(entry.model == name for entry in await triton_client.index())
 
         await until(gone)
@@ -418,7 +418,7 @@ async def test_a_stop_that_billing_orders_ends_the_start_that_it_names_and_no_ot
 async def test_without_room_a_deployment_waits_queued_and_what_nobody_wants_is_cleared_away(
     world: Online, triton: TritonServer, triton_client: TritonClient, tmp_path: Path
 ) -> None:
-    orphan = model_name(new_id())
+    orphan = model_name(new_id(), 1)
     write_echo(triton.repository, orphan, 3, tmp_path)
     await triton_client.load(orphan)
     async with world.serving(room=1):

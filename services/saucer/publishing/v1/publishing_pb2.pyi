@@ -103,6 +103,47 @@ DEPLOYMENT_END_REASON_PARITY_FAILED: DeploymentEndReason.ValueType  # 8
 DEPLOYMENT_END_REASON_FAILED: DeploymentEndReason.ValueType  # 9
 Global___DeploymentEndReason: _TypeAlias = DeploymentEndReason  # noqa: Y015
 
+class _UpdateAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdateActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_ACTION_UNSPECIFIED: _UpdateAction.ValueType  # 0
+    UPDATE_ACTION_CREATED: _UpdateAction.ValueType  # 1
+    UPDATE_ACTION_STARTED: _UpdateAction.ValueType  # 2
+    UPDATE_ACTION_STOPPED: _UpdateAction.ValueType  # 3
+    UPDATE_ACTION_UPDATED: _UpdateAction.ValueType  # 4
+    """Another model or other thresholds were asked for."""
+    UPDATE_ACTION_ROLLED_BACK: _UpdateAction.ValueType  # 5
+    """A former version was asked for."""
+    UPDATE_ACTION_SPLIT: _UpdateAction.ValueType  # 6
+    """The candidate got another share of the traffic."""
+    UPDATE_ACTION_PROMOTED: _UpdateAction.ValueType  # 7
+    """The candidate took the place of the version that served."""
+    UPDATE_ACTION_ABANDONED: _UpdateAction.ValueType  # 8
+    UPDATE_ACTION_REJECTED: _UpdateAction.ValueType  # 9
+    """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
+
+class UpdateAction(_UpdateAction, metaclass=_UpdateActionEnumTypeWrapper): ...
+
+UPDATE_ACTION_UNSPECIFIED: UpdateAction.ValueType  # 0
+UPDATE_ACTION_CREATED: UpdateAction.ValueType  # 1
+UPDATE_ACTION_STARTED: UpdateAction.ValueType  # 2
+UPDATE_ACTION_STOPPED: UpdateAction.ValueType  # 3
+UPDATE_ACTION_UPDATED: UpdateAction.ValueType  # 4
+"""Another model or other thresholds were asked for."""
+UPDATE_ACTION_ROLLED_BACK: UpdateAction.ValueType  # 5
+"""A former version was asked for."""
+UPDATE_ACTION_SPLIT: UpdateAction.ValueType  # 6
+"""The candidate got another share of the traffic."""
+UPDATE_ACTION_PROMOTED: UpdateAction.ValueType  # 7
+"""The candidate took the place of the version that served."""
+UPDATE_ACTION_ABANDONED: UpdateAction.ValueType  # 8
+UPDATE_ACTION_REJECTED: UpdateAction.ValueType  # 9
+"""The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
+Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A model, online."""
@@ -143,6 +184,8 @@ class Deployment(_message.Message):
     BILLING_MODE_FIELD_NUMBER: _builtins.int
     RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    CANDIDATE_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -169,6 +212,8 @@ class Deployment(_message.Message):
     billing_mode: _billing_pb2.BillingMode.ValueType
     resource_group_id: _builtins.str
     budget_micros: _builtins.int
+    version_number: _builtins.int
+    """The version that serves; model, evaluation, classes, thresholds and parity are its own."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: until stopped."""
@@ -192,6 +237,10 @@ class Deployment(_message.Message):
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """For people: it has no max duration and runs until stopped, and the like."""
+
+    @_builtins.property
+    def candidate(self) -> Global___Candidate:
+        """Unset: no update is on its way, and the traffic is not split."""
 
     def __init__(
         self,
@@ -230,14 +279,139 @@ class Deployment(_message.Message):
         billing_mode: _billing_pb2.BillingMode.ValueType = ...,
         resource_group_id: _builtins.str = ...,
         budget_micros: _builtins.int = ...,
+        version_number: _builtins.int = ...,
+        candidate: Global___Candidate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "create_time", b"create_time", "end_time", b"end_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Deployment: _TypeAlias = Deployment  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """A version beside the one that serves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    PROPOSE_TIME_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """Of the traffic once it is ready; 0 while it is not ready: it then takes the place of the one that serves."""
+    ready: _builtins.bool
+    """Loaded, and the replay agreed."""
+    @_builtins.property
+    def version(self) -> Global___Version: ...
+    @_builtins.property
+    def propose_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        version: Global___Version | None = ...,
+        percent: _builtins.int = ...,
+        ready: _builtins.bool = ...,
+        propose_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["propose_time", b"propose_time", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["percent", b"percent", "propose_time", b"propose_time", "ready", b"ready", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class Version(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    EVALUATION_ID_FIELD_NUMBER: _builtins.int
+    CLASSES_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    PARITY_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    model_id: _builtins.str
+    evaluation_id: _builtins.str
+    @_builtins.property
+    def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassThreshold]: ...
+    @_builtins.property
+    def parity(self) -> Global___Parity:
+        """Of the candidate, once it has been replayed."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was asked for; of a list."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        model_id: _builtins.str = ...,
+        evaluation_id: _builtins.str = ...,
+        classes: _abc.Iterable[_builtins.str] | None = ...,
+        thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
+        parity: Global___Parity | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "parity", b"parity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "create_time", b"create_time", "evaluation_id", b"evaluation_id", "model_id", b"model_id", "number", b"number", "parity", b"parity", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class UpdateRecord(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    FROM_VERSION_FIELD_NUMBER: _builtins.int
+    TO_VERSION_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Ascending from 1."""
+    action: Global___UpdateAction.ValueType
+    author: _builtins.str
+    """The token's subject; `saucer` for what publishing did by itself."""
+    from_version: _builtins.int
+    to_version: _builtins.int
+    percent: _builtins.int
+    """The candidate's share."""
+    detail: _builtins.str
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        action: Global___UpdateAction.ValueType = ...,
+        author: _builtins.str = ...,
+        from_version: _builtins.int = ...,
+        to_version: _builtins.int = ...,
+        percent: _builtins.int = ...,
+        detail: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "create_time", b"create_time", "detail", b"detail", "from_version", b"from_version", "number", b"number", "percent", b"percent", "to_version", b"to_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateRecord: _TypeAlias = UpdateRecord  # noqa: Y015
 
 @_typing.final
 class ClassThreshold(_message.Message):
@@ -485,6 +659,237 @@ class StartDeploymentRequest(_message.Message):
 Global___StartDeploymentRequest: _TypeAlias = StartDeploymentRequest  # noqa: Y015
 
 @_typing.final
+class UpdateDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    model_id: _builtins.str
+    """Evaluated, and the account's own; empty: the one that serves, with other thresholds."""
+    percent: _builtins.int
+    """Of the traffic, until it is promoted or abandoned; 0: it takes all of it once the replay has agreed."""
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassThreshold]:
+        """Of the classes not named: the evaluation's recommendation."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+        thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
+        percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "model_id", b"model_id", "percent", b"percent", "request_id", b"request_id", "thresholds", b"thresholds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDeploymentRequest: _TypeAlias = UpdateDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class RollBackDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    version_number: _builtins.int
+    percent: _builtins.int
+    """As of an update."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        version_number: _builtins.int = ...,
+        percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "percent", b"percent", "request_id", b"request_id", "version_number", b"version_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollBackDeploymentRequest: _TypeAlias = RollBackDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class SplitDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    percent: _builtins.int
+    """The candidate's; 0: none for now."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+        percent: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "percent", b"percent", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SplitDeploymentRequest: _TypeAlias = SplitDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class PromoteCandidateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromoteCandidateRequest: _TypeAlias = PromoteCandidateRequest  # noqa: Y015
+
+@_typing.final
+class AbandonCandidateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AbandonCandidateRequest: _TypeAlias = AbandonCandidateRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentVersionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentVersionsRequest: _TypeAlias = ListDeploymentVersionsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentVersionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]: ...
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___Version] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentVersionsResponse: _TypeAlias = ListDeploymentVersionsResponse  # noqa: Y015
+
+@_typing.final
+class ListUpdateRecordsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUpdateRecordsRequest: _TypeAlias = ListUpdateRecordsRequest  # noqa: Y015
+
+@_typing.final
+class ListUpdateRecordsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateRecord]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___UpdateRecord] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListUpdateRecordsResponse: _TypeAlias = ListUpdateRecordsResponse  # noqa: Y015
+
+@_typing.final
 class PredictRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -515,11 +920,14 @@ class PredictResponse(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     HIGHEST_SCORE_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     width: _builtins.int
     """Of the image as it is shown: EXIF orientation applied. Boxes are in its pixels."""
     height: _builtins.int
     highest_score: _builtins.float
     """0: there is no detection at all."""
+    version_number: _builtins.int
+    """That answered."""
     @_builtins.property
     def detections(self) -> _containers.RepeatedCompositeFieldContainer[Global___Detection]:
         """Best first."""
@@ -531,10 +939,11 @@ class PredictResponse(_message.Message):
         width: _builtins.int = ...,
         height: _builtins.int = ...,
         highest_score: _builtins.float = ...,
+        version_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "height", b"height", "highest_score", b"highest_score", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detections", b"detections", "height", b"height", "highest_score", b"highest_score", "version_number", b"version_number", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,41 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.UpdateDeployment = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/UpdateDeployment',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.UpdateDeploymentRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.RollBackDeployment = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/RollBackDeployment',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RollBackDeploymentRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.SplitDeployment = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/SplitDeployment',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.SplitDeploymentRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.PromoteCandidate = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/PromoteCandidate',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PromoteCandidateRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.AbandonCandidate = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/AbandonCandidate',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.AbandonCandidateRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
+        self.ListDeploymentVersions = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListDeploymentVersions',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.FromString,
+                _registered_method=True)
+        self.ListUpdateRecords = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListUpdateRecords',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsResponse.FromString,
+                _registered_method=True)
         self.Predict = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/Predict',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictRequest.SerializeToString,
@@ -107,6 +142,57 @@ class PublishingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateDeployment(self, request, context):
+        """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
+        goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
+        never serves; the update records say why.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackDeployment(self, request, context):
+        """A former version again, in the same way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SplitDeployment(self, request, context):
+        """Another share of the traffic for the candidate, which is ready.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteCandidate(self, request, context):
+        """The candidate, which is ready, takes all of the traffic.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AbandonCandidate(self, request, context):
+        """The version that serves goes on alone. Also ends an update that is on its way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeploymentVersions(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUpdateRecords(self, request, context):
+        """Who changed what, when; newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Predict(self, request, context):
         """Boxes on one image: everything above a low floor, so that a viewer filters without asking again.
         """
@@ -141,6 +227,41 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     servicer.StartDeployment,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDeployment,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.UpdateDeploymentRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'RollBackDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackDeployment,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RollBackDeploymentRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'SplitDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.SplitDeployment,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.SplitDeploymentRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'PromoteCandidate': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteCandidate,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PromoteCandidateRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'AbandonCandidate': grpc.unary_unary_rpc_method_handler(
+                    servicer.AbandonCandidate,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.AbandonCandidateRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'ListDeploymentVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeploymentVersions,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.SerializeToString,
+            ),
+            'ListUpdateRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUpdateRecords,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsResponse.SerializeToString,
             ),
             'Predict': grpc.unary_unary_rpc_method_handler(
                     servicer.Predict,
@@ -285,6 +406,195 @@ class PublishingService:
             '/saucer.publishing.v1.PublishingService/StartDeployment',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/UpdateDeployment',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.UpdateDeploymentRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/RollBackDeployment',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.RollBackDeploymentRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SplitDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/SplitDeployment',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.SplitDeploymentRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteCandidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/PromoteCandidate',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.PromoteCandidateRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AbandonCandidate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/AbandonCandidate',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.AbandonCandidateRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeploymentVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListDeploymentVersions',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUpdateRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListUpdateRecords',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListUpdateRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,23 @@ class PublishingServiceStub:
     """Asks for the stop. A deployment at rest answers as it is."""
     StartDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.StartDeploymentRequest, _publishing_pb2.Deployment]
     """A new start under a new hold. A refused hold leaves the former state."""
+    UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.UpdateDeploymentRequest, _publishing_pb2.Deployment]
+    """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
+    goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
+    never serves; the update records say why.
+    """
+    RollBackDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RollBackDeploymentRequest, _publishing_pb2.Deployment]
+    """A former version again, in the same way."""
+    SplitDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.SplitDeploymentRequest, _publishing_pb2.Deployment]
+    """Another share of the traffic for the candidate, which is ready."""
+    PromoteCandidate: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.PromoteCandidateRequest, _publishing_pb2.Deployment]
+    """The candidate, which is ready, takes all of the traffic."""
+    AbandonCandidate: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.AbandonCandidateRequest, _publishing_pb2.Deployment]
+    """The version that serves goes on alone. Also ends an update that is on its way."""
+    ListDeploymentVersions: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentVersionsRequest, _publishing_pb2.ListDeploymentVersionsResponse]
+    """Newest first."""
+    ListUpdateRecords: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]
+    """Who changed what, when; newest first."""
     Predict: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]
     """Boxes on one image: everything above a low floor, so that a viewer filters without asking again."""
 
@@ -63,6 +80,23 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """Asks for the stop. A deployment at rest answers as it is."""
     StartDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.StartDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
     """A new start under a new hold. A refused hold leaves the former state."""
+    UpdateDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.UpdateDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
+    goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
+    never serves; the update records say why.
+    """
+    RollBackDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RollBackDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """A former version again, in the same way."""
+    SplitDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.SplitDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """Another share of the traffic for the candidate, which is ready."""
+    PromoteCandidate: _aio.UnaryUnaryMultiCallable[_publishing_pb2.PromoteCandidateRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """The candidate, which is ready, takes all of the traffic."""
+    AbandonCandidate: _aio.UnaryUnaryMultiCallable[_publishing_pb2.AbandonCandidateRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """The version that serves goes on alone. Also ends an update that is on its way."""
+    ListDeploymentVersions: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentVersionsRequest, _publishing_pb2.ListDeploymentVersionsResponse]  # type: ignore[assignment]
+    """Newest first."""
+    ListUpdateRecords: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]  # type: ignore[assignment]
+    """Who changed what, when; newest first."""
     Predict: _aio.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]  # type: ignore[assignment]
     """Boxes on one image: everything above a low floor, so that a viewer filters without asking again."""
 
@@ -109,6 +143,65 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
         """A new start under a new hold. A refused hold leaves the former state."""
+
+    @_abc_1.abstractmethod
+    def UpdateDeployment(
+        self,
+        request: _publishing_pb2.UpdateDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
+        goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
+        never serves; the update records say why.
+        """
+
+    @_abc_1.abstractmethod
+    def RollBackDeployment(
+        self,
+        request: _publishing_pb2.RollBackDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """A former version again, in the same way."""
+
+    @_abc_1.abstractmethod
+    def SplitDeployment(
+        self,
+        request: _publishing_pb2.SplitDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """Another share of the traffic for the candidate, which is ready."""
+
+    @_abc_1.abstractmethod
+    def PromoteCandidate(
+        self,
+        request: _publishing_pb2.PromoteCandidateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """The candidate, which is ready, takes all of the traffic."""
+
+    @_abc_1.abstractmethod
+    def AbandonCandidate(
+        self,
+        request: _publishing_pb2.AbandonCandidateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """The version that serves goes on alone. Also ends an update that is on its way."""
+
+    @_abc_1.abstractmethod
+    def ListDeploymentVersions(
+        self,
+        request: _publishing_pb2.ListDeploymentVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListDeploymentVersionsResponse, _abc.Awaitable[_publishing_pb2.ListDeploymentVersionsResponse]]:
+        """Newest first."""
+
+    @_abc_1.abstractmethod
+    def ListUpdateRecords(
+        self,
+        request: _publishing_pb2.ListUpdateRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListUpdateRecordsResponse, _abc.Awaitable[_publishing_pb2.ListUpdateRecordsResponse]]:
+        """Who changed what, when; newest first."""
 
     @_abc_1.abstractmethod
     def Predict(

@@ -114,6 +114,7 @@ class TaskForm(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     BASE_MODEL_ID_FIELD_NUMBER: _builtins.int
@@ -146,6 +147,8 @@ class TaskForm(_message.Message):
     """Of PREPAID: whose capacity it takes."""
     budget_micros: _builtins.int
     """What all its starts together may cost at most; 0: no limit of its own. SetBudget changes it later."""
+    priority: _builtins.int
+    """Of the account's own tasks that wait for a worker the higher goes first."""
     kind: Global___TaskKind.ValueType
     model_id: _builtins.str
     """Of a predict task: the account's own model. What only a training uses is not looked at then."""
@@ -181,13 +184,14 @@ class TaskForm(_message.Message):
         seed: _builtins.int = ...,
         resource_group_id: _builtins.str = ...,
         budget_micros: _builtins.int = ...,
+        priority: _builtins.int = ...,
         kind: Global___TaskKind.ValueType = ...,
         model_id: _builtins.str = ...,
         base_model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "base_model_id", b"base_model_id", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "base_model_id", b"base_model_id", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "priority", b"priority", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015

@@ -1,0 +1,202 @@
+"""Versions in one Triton server and its repository: put there, replayed, judged, healed and removed.
+
+Each version of a deployment has a name of its own in Triton, so that a candidate that blocks its name blocks no other;
+Triton's version number there is the deployment's start.
+"""
+
+import asyncio
+import io
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from PIL import Image
+from prometheus_client import Counter
+
+from saucer import serving
+from saucer.lib.errors import DataLossError, DomainError, UnavailableError
+from saucer.lib.objects import Objects
+from saucer.publishing import repository
+from saucer.publishing.domain import Model, Parity
+from saucer.publishing.replay import choose_samples, replay
+from saucer.publishing.triton import TritonClient, TritonUnavailable
+from saucer.serving.errors import ModelFolderError
+from saucer.serving.spec import ModelSpec
+from saucer.serving.triton_config import config_pbtxt
+
+# A model that does not answer its probe within this does not serve.
+PROBE_TIMEOUT_S = 10.0
+# A model that does not serve may have requests that never end: they are not waited for for long.
+HEAL_DRAIN_S = 2.0
+# Of the images that probes send, kept in memory by their keys; above it all are read anew.
+MAX_PROBE_IMAGES = 1000
+
+log = structlog.get_logger()
+probes_total = Counter("saucer_publishing_probes_total", "Probes by what they found", ["outcome"])
+replays_total = Counter("saucer_publishing_replays_total", "Replays by whether they agreed", ["ok"])
+# There from the start: what first appears as 1 has not increased, in Prometheus' eyes.
+replays_total.labels(False)
+
+# The number is lacking in what was put there before deployments had versions.
+_NAME = re.compile(r"deployment_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:_\d+)?")
+
+
+def model_name(deployment_id: str, version_number: int) -> str:
+    """What a version of a deployment is called inside Triton; its version there is the start number."""
+    return f"deployment_{deployment_id}_{version_number}"
+
+
+class Placement:
+    """One Triton server, and its model repository as a folder. Belongs to one event loop."""
+
+    def __init__(
+        self, triton: TritonClient, objects: Objects, *, model_repository: Path, work_folder: Path, threads: int
+    ) -> None:
+        """`threads` is what one model may use on Triton's machine."""
+        self._triton = triton
+        self._objects = objects
+        self._repository = model_repository
+        self._work_folder = work_folder
+        self._threads = threads
+        self._probe_images: dict[str, bytes] = {}
+
+    async def clear(self) -> None:
+        """Removes what a killed predecessor left in the scratch folder."""
+        await asyncio.to_thread(shutil.rmtree, self._work_folder, ignore_errors=True)
+
+    async def put(self, name: str, start_number: int, model: Model, *, anew: bool) -> tuple[Parity, str]:
+        """Loads a model and replays test images: the comparison, and the key of the image for probes.
+
+        Args:
+            anew: unload first, what an earlier attempt may have left.
+
+        Raises:
+            NotFoundError, DataLossError: of the model's files. ModelFailed. TritonUnavailable, UnavailableError.
+        """
+        await self._need_triton()
+        async with self._folder(name, start_number) as folder:
+            samples = await choose_samples(self._objects, model, folder)
+            if anew:
+                await self._triton.unload(name, HEAL_DRAIN_S)
+            await self._load(name, start_number, model, folder)
+            parity, probe_key = await replay(self._triton, self._objects, samples, name, str(start_number))
+        replays_total.labels(parity.ok).inc()
+        return parity, probe_key
+
+    async def put_back(self, name: str, start_number: int, model: Model) -> None:
+        """Unloads and loads what does not serve any more. Raises as put() does."""
+        await self._need_triton()
+        async with self._folder(name, start_number) as folder:
+            await self._triton.unload(name, HEAL_DRAIN_S)
+            await self._load(name, start_number, model, folder)
+
+    async def judge(self, name: str, start_number: int, probe_key: str) -> str | None:
+        """None if it serves, by a real inference; else why not."""
+        image = await self._probe_image(probe_key)
+        try:
+            problem = await self._triton.probe(name, image, str(start_number), PROBE_TIMEOUT_S)
+        except TritonUnavailable as error:
+            problem = f"Triton does not answer: {error.reason}"
+        probes_total.labels("bad" if problem else "good").inc()
+        return problem
+
+    async def remove(self, name: str) -> None:
+        """Unloads it and removes its folder. Raises ModelFailed, TritonUnavailable."""
+        await self._triton.unload(name)
+        await asyncio.to_thread(_remove_model, self._repository, name)
+
+    async def remove_starts(self, name: str, start_numbers: set[int]) -> None:
+        """Removes what former starts left on disk."""
+        for start_number in start_numbers:
+            await asyncio.to_thread(repository.remove_version, self._repository, name, start_number)
+
+    async def held(self) -> dict[str, list[int]]:
+        """By name: starts on disk of all that Triton or the repository has under names of ours.
+
+        Raises TritonUnavailable.
+        """
+        loaded = [entry.model for entry in await self._triton.index() if entry.state not in ("", "UNAVAILABLE")]
+        on_disk = await asyncio.to_thread(_starts, self._repository)
+        names = sorted({*loaded, *on_disk})
+        return {name: on_disk.get(name, []) for name in names if _NAME.fullmatch(name)}
+
+    @asynccontextmanager
+    async def _folder(self, name: str, start_number: int) -> AsyncIterator[Path]:
+        folder = self._work_folder / f"{name}-{start_number}"
+        try:
+            await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+            yield folder
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _need_triton(self) -> None:
+        """Raises UnavailableError before any work is done for a server that is not there."""
+        if not await self._triton.live():
+            raise UnavailableError("TRITON_UNAVAILABLE", "Triton does not answer.")
+
+    async def _load(self, name: str, start_number: int, model: Model, folder: Path) -> None:
+        """Writes the model if it is not there, and loads it."""
+        if start_number not in await asyncio.to_thread(repository.list_versions, self._repository, name):
+            for file in repository.MODEL_FILES:
+                if file not in model.files:
+                    raise DataLossError("MODEL_FILE_MISSING", f"The model has no {file}.")
+                key, sha256 = model.files[file]
+                await self._objects.download(key, folder / file, sha256=sha256)
+            await asyncio.to_thread(_check_classes, folder, model)
+        await asyncio.to_thread(
+            repository.write_version,
+            self._repository,
+            name,
+            start_number,
+            files=folder,
+            serving_source=Path(serving.__path__[0]),
+            config=config_pbtxt(name, version=start_number, threads=self._threads),
+        )
+        await self._triton.load(name)
+
+    async def _probe_image(self, key: str) -> bytes:
+        """The kept test image; a plain one while the object store does not give it: whether it serves, any shows."""
+        known = self._probe_images.get(key)
+        if known is not None:
+            return known
+        try:
+            image = await self._objects.get(key, sha256=key.rpartition("/")[2])
+        except DomainError as error:
+            log.warning("probe_image_missing", key=key, error=error.message)
+            return _PLAIN_IMAGE
+        if len(self._probe_images) >= MAX_PROBE_IMAGES:
+            self._probe_images.clear()
+        self._probe_images[key] = image
+        return image
+
+
+def _check_classes(folder: Path, model: Model) -> None:
+    """Labels are indices: answers are named by the classes that training told, so both must be the same."""
+    try:
+        classes = ModelSpec.load(folder).classes
+    except ModelFolderError as error:
+        raise DataLossError("MODEL_UNREADABLE", str(error)) from error
+    if classes != model.classes:
+        raise DataLossError("CLASSES_DIFFER", f"model.json has the classes {classes}, the model {model.classes}.")
+
+
+def _starts(folder: Path) -> dict[str, list[int]]:
+    return {name: repository.list_versions(folder, name) for name in repository.list_models(folder)}
+
+
+def _remove_model(folder: Path, name: str) -> None:
+    # At least once, which removes a folder without any version too.
+    for version in repository.list_versions(folder, name) or [1]:
+        repository.remove_version(folder, name, version)
+
+
+def _plain_image() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
+_PLAIN_IMAGE = _plain_image()

@@ -1,0 +1,129 @@
+"""The use cases of deployments, by what they are about, and the only place that opens their transactions."""
+
+import asyncio
+from datetime import datetime, timedelta
+
+import asyncpg
+import structlog
+
+from saucer.lib.auth import current
+from saucer.lib.errors import DomainError, NotFoundError
+from saucer.lib.postgres import Database
+from saucer.publishing import domain, store, version_store
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
+from saucer.publishing.peers import Peers
+from saucer.publishing.service.changes import change, owned, write
+from saucer.publishing.service.records import record
+from saucer.publishing.service.serving import Serving
+from saucer.publishing.service.starts import PENDING_LIMIT, Offer, Starts
+from saucer.publishing.service.versions import Versions
+
+__all__ = ["PENDING_LIMIT", "Deployments", "Offer"]
+
+# A deployment that is PENDING for longer asks billing again.
+ASK_AGAIN_AFTER = timedelta(seconds=2)
+# States that wait, how long at most, and how that ends: all WAITED_TOO_LONG, but STOPPING, which is STOPPED then; what
+# Triton may still have of it is cleared away later, as an orphan.
+WAITING_LIMIT = timedelta(days=7)
+QUEUED_LIMIT = timedelta(hours=1)
+DEPLOYING_LIMIT = timedelta(minutes=15)
+DEGRADED_LIMIT = timedelta(hours=24)
+STOPPING_LIMIT = timedelta(minutes=2)
+# A process applies the limits of what waits for Triton only after this: a machine that was off for a night must get a
+# chance to bring its deployments back first.
+LIMITS_AFTER_S = 600.0
+SWEEP_S = 1.0
+SWEEP_BATCH = 100
+
+log = structlog.get_logger()
+_S = DeploymentState
+
+
+class Deployments:
+    """Models, online."""
+
+    def __init__(self, database: Database, peers: Peers, offer: Offer) -> None:
+        self._database = database
+        self.starts = Starts(database, peers, offer)
+        self.serving = Serving(database, offer)
+        self.versions = Versions(database, self.starts)
+
+    # What others tell
+
+    async def meet_model(self, model: Model) -> None:
+        """A run has left a model."""
+        async with self._database.transaction() as tx:
+            await store.insert_model(tx.connection, model)
+
+    async def meet_evaluation(self, evaluation: Evaluation, ended_at: datetime) -> None:
+        """A model is evaluated, and can be published."""
+        async with self._database.transaction() as tx:
+            await store.put_evaluation(tx.connection, evaluation, ended_at)
+
+    async def obey_stop(self, deployment_id: str, start_number: int, reason: EndReason) -> None:
+        """Billing orders the stop of a start. Raises NotFoundError."""
+        await change(self._database, deployment_id, start_number, None, lambda at, now: domain.stop(at, reason, now))
+
+    # Ending
+
+    async def stop(self, request_id: str, deployment_id: str) -> Deployment:
+        """Asks for the stop; at rest, or while it is stopping already, nothing changes."""
+        async with self._database.transaction() as tx:
+            deployment = await owned(tx, deployment_id)
+            stopped = domain.stop(deployment, EndReason.STOPPED_BY_USER, tx.now)
+            if stopped != deployment and not await version_store.has_record(tx.connection, deployment_id, request_id):
+                author = current().subject
+                await record(tx, deployment, UpdateAction.STOPPED, author=author, request_id=request_id)
+            return await write(tx, deployment, stopped)
+
+    async def sweep(self) -> None:
+        """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
+        limits_from = asyncio.get_running_loop().time() + LIMITS_AFTER_S
+        while True:
+            try:
+                await self.sweep_once(limits=asyncio.get_running_loop().time() >= limits_from)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
+                log.warning("sweep_failed", error=repr(error))
+            await asyncio.sleep(SWEEP_S)
+
+    async def sweep_once(self, *, limits: bool) -> None:
+        """One round. `limits`: whether those of what waits for Triton are applied."""
+        for deployment_id in await self._unmoved(_S.PENDING, ASK_AGAIN_AFTER):
+            await self.starts.ask_again(deployment_id)
+        await self._end_waiting(_S.WAITING, WAITING_LIMIT, "The resource group had no free capacity in time")
+        for deployment_id in await self._unmoved(_S.STOPPING, STOPPING_LIMIT):
+            await change(self._database, deployment_id, None, {_S.STOPPING}, domain.stopped)
+        if limits:
+            await self._end_waiting(_S.QUEUED, QUEUED_LIMIT, "No Triton had room in time; start it again.")
+            await self._end_waiting(_S.DEPLOYING, DEPLOYING_LIMIT, "It was not online in time")
+            await self._end_waiting(_S.DEGRADED, DEGRADED_LIMIT, "It did not serve again in time")
+
+    async def _unmoved(self, state: DeploymentState, limit: timedelta) -> list[str]:
+        async with self._database.transaction() as tx:
+            return await store.unmoved(tx.connection, state, tx.now - limit, SWEEP_BATCH)
+
+    async def _end_waiting(self, state: DeploymentState, limit: timedelta, message: str) -> None:
+        def end(at: Deployment, now: datetime) -> Deployment:
+            text = f"{message}: {at.error_message}" if at.error_message else message
+            return domain.fail(at, EndReason.WAITED_TOO_LONG, text, now, None)
+
+        for deployment_id in await self._unmoved(state, limit):
+            await change(self._database, deployment_id, None, {state}, end)
+
+    # Reading
+
+    async def get(self, deployment_id: str) -> Deployment:
+        """Raises NotFoundError for another account's too."""
+        async with self._database.reading() as connection:
+            deployment = await store.get(connection, deployment_id)
+        if deployment is None:
+            raise NotFoundError("deployment", deployment_id)
+        current().own("deployment", deployment_id, deployment.account_id)
+        return deployment
+
+    async def list_deployments(
+        self, account_id: str, *, after: tuple[datetime, str] | None, limit: int
+    ) -> list[Deployment]:
+        """Newest first."""
+        async with self._database.reading() as connection:
+            return await store.list_deployments(connection, account_id, after=after, limit=limit)

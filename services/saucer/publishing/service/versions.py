@@ -1,0 +1,211 @@
+"""Versions: another model in place, a share of the traffic, back again; and who changed what.
+
+1. A version is proposed beside the one that serves, which goes on: the deployment's candidate, one at a time.
+2. reconcile.py loads it under a name of its own in Triton and replays test images: it is ready, or rejected.
+3. Ready, it takes the place of the one that serves, or has a share of the traffic until it is promoted or abandoned.
+4. The endpoint picks a side for each request, so a promotion moves no model; what nobody wants any more is unloaded
+   once every endpoint has learnt of it.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from saucer.lib.auth import current
+from saucer.lib.errors import FailedPreconditionError, NotFoundError
+from saucer.lib.postgres import Database, Transaction
+from saucer.publishing import domain, store, version_store
+from saucer.publishing.domain import SERVED, Candidate, Deployment, Parity, UpdateAction, UpdateRecord, Version
+from saucer.publishing.service.changes import owned, write
+from saucer.publishing.service.records import SAUCER, record
+from saucer.publishing.service.starts import Starts, checked_thresholds
+
+Change = Callable[[Deployment], Deployment]
+
+
+class Versions:
+    """What a deployment serves, served and may serve."""
+
+    def __init__(self, database: Database, starts: Starts) -> None:
+        self._database = database
+        self._starts = starts
+
+    # The user's
+
+    async def update(
+        self, request_id: str, deployment_id: str, model_id: str, thresholds: Mapping[str, float], percent: int
+    ) -> Deployment:
+        """Proposes a new version; `model_id` empty: the model that serves, with other thresholds.
+
+        Raises:
+            NotFoundError: deployment or model. InvalidArgumentError: a class does not fit.
+            FailedPreconditionError: MODEL_NOT_EVALUATED, STATE_NOT_SERVED, UPDATE_IN_PROGRESS.
+        """
+        async with self._database.transaction() as tx:
+            present = await owned(tx, deployment_id)
+        model_id = model_id or present.version.model_id
+        model, evaluation = await self._starts.meet(present.account_id, model_id)
+        chosen = domain.choose_thresholds(model.classes, checked_thresholds(thresholds, model), evaluation)
+
+        async def make(tx: Transaction) -> Version:
+            number = await version_store.last_number(tx.connection, deployment_id) + 1
+            version = Version(number, model_id, evaluation.evaluation_id, model.classes, chosen)
+            await version_store.insert_version(tx.connection, deployment_id, version, tx.now)
+            return version
+
+        async with self._database.transaction() as tx:
+            deployment = await owned(tx, deployment_id)
+            if await version_store.has_record(tx.connection, deployment_id, request_id):
+                return deployment
+            _check_free(deployment)
+            return await _propose(tx, deployment, await make(tx), percent, UpdateAction.UPDATED, request_id)
+
+    async def roll_back(self, request_id: str, deployment_id: str, number: int, percent: int) -> Deployment:
+        """Proposes a former version again.
+
+        Raises NotFoundError; FailedPreconditionError: STATE_NOT_SERVED, UPDATE_IN_PROGRESS, VERSION_SERVES.
+        """
+        async with self._database.transaction() as tx:
+            deployment = await owned(tx, deployment_id)
+            if await version_store.has_record(tx.connection, deployment_id, request_id):
+                return deployment
+            version = await version_store.get_version(tx.connection, deployment_id, number)
+            if version is None:
+                raise NotFoundError("deployment_version", str(number))
+            _check_free(deployment)
+            if number == deployment.version.number:
+                raise FailedPreconditionError("VERSION_SERVES", f"Version {number} is the one that serves.")
+            return await _propose(tx, deployment, version, percent, UpdateAction.ROLLED_BACK, request_id)
+
+    async def split(self, request_id: str, deployment_id: str, percent: int) -> Deployment:
+        """Gives the candidate another share. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE, NOT_READY."""
+        return await self._of_candidate(
+            request_id, deployment_id, UpdateAction.SPLIT, lambda at: domain.split(at, percent), ready=True
+        )
+
+    async def promote(self, request_id: str, deployment_id: str) -> Deployment:
+        """Gives the candidate all traffic. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE, NOT_READY."""
+        return await self._of_candidate(request_id, deployment_id, UpdateAction.PROMOTED, domain.promote, ready=True)
+
+    async def abandon(self, request_id: str, deployment_id: str) -> Deployment:
+        """Takes the candidate away, ready or not. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE."""
+        return await self._of_candidate(request_id, deployment_id, UpdateAction.ABANDONED, domain.abandon, ready=False)
+
+    async def _of_candidate(
+        self, request_id: str, deployment_id: str, action: UpdateAction, move: Change, *, ready: bool
+    ) -> Deployment:
+        async with self._database.transaction() as tx:
+            deployment = await owned(tx, deployment_id)
+            if await version_store.has_record(tx.connection, deployment_id, request_id):
+                return deployment
+            candidate = deployment.candidate
+            if candidate is None:
+                raise FailedPreconditionError("NO_CANDIDATE", "There is no version beside the one that serves.")
+            if ready and not candidate.ready:
+                raise FailedPreconditionError("NOT_READY", f"Version {candidate.version.number} is not ready yet.")
+            return await _move(tx, deployment, candidate, move(deployment), action, request_id=request_id)
+
+    # For reconcile.py
+
+    async def pass_gate(self, deployment: Deployment, parity: Parity, probe_key: str) -> None:
+        """The candidate is loaded, and its replay agreed."""
+        await self._report(
+            deployment, UpdateAction.PROMOTED, lambda at: domain.pass_gate(at, parity, probe_key), ready=False
+        )
+
+    async def reject(self, deployment: Deployment, message: str) -> None:
+        """The candidate did not load, did not agree, or failed since: the version that serves goes on alone."""
+        await self._report(deployment, UpdateAction.REJECTED, domain.abandon, message)
+
+    async def _report(
+        self,
+        deployment: Deployment,
+        action: UpdateAction,
+        move: Change,
+        detail: str = "",
+        *,
+        ready: bool | None = None,
+    ) -> None:
+        asked = deployment.candidate
+        assert asked is not None
+        async with self._database.transaction() as tx:
+            present = await store.get(tx.connection, deployment.deployment_id, lock=True)
+            assert present is not None, "deployments are not removed"
+            candidate = present.candidate
+            # Meanwhile it may have been abandoned, and the same version proposed again.
+            if candidate is None or candidate.proposed_at != asked.proposed_at:
+                return
+            if ready is not None and candidate.ready is not ready:
+                return
+            await _move(tx, present, candidate, move(present), action, detail=detail)
+
+    # Reading
+
+    async def list_versions(
+        self, deployment_id: str, *, before: int | None, limit: int
+    ) -> list[tuple[Version, datetime]]:
+        """With the times at which they were asked for; newest first. Raises NotFoundError."""
+        async with self._database.reading() as connection:
+            await _seen(await store.get(connection, deployment_id), deployment_id)
+            return await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
+
+    async def list_records(self, deployment_id: str, *, before: int | None, limit: int) -> list[UpdateRecord]:
+        """Newest first. Raises NotFoundError."""
+        async with self._database.reading() as connection:
+            await _seen(await store.get(connection, deployment_id), deployment_id)
+            return await version_store.list_records(connection, deployment_id, before=before, limit=limit)
+
+
+async def _seen(deployment: Deployment | None, deployment_id: str) -> None:
+    if deployment is None:
+        raise NotFoundError("deployment", deployment_id)
+    current().own("deployment", deployment_id, deployment.account_id)
+
+
+def _check_free(deployment: Deployment) -> None:
+    if deployment.state not in SERVED:
+        raise FailedPreconditionError(
+            "STATE_NOT_SERVED",
+            f"The deployment is {deployment.state}; one that is ACTIVE or DEGRADED can be updated.",
+            state=deployment.state,
+        )
+    if deployment.candidate is not None:
+        raise FailedPreconditionError(
+            "UPDATE_IN_PROGRESS",
+            f"Version {deployment.candidate.version.number} is a candidate; promote or abandon it first.",
+        )
+
+
+async def _propose(
+    tx: Transaction, deployment: Deployment, version: Version, percent: int, action: UpdateAction, request_id: str
+) -> Deployment:
+    proposed = domain.propose(deployment, version, percent, tx.now)
+    assert proposed.candidate is not None
+    return await _move(tx, deployment, proposed.candidate, proposed, action, request_id=request_id)
+
+
+async def _move(
+    tx: Transaction,
+    former: Deployment,
+    candidate: Candidate,
+    moved: Deployment,
+    action: UpdateAction,
+    *,
+    request_id: str | None = None,
+    detail: str = "",
+) -> Deployment:
+    written = await write(tx, former, moved)
+    # Passing the gate with a share of the traffic is no change of which version serves.
+    if action is UpdateAction.PROMOTED and written.candidate is not None:
+        action = UpdateAction.SPLIT
+    percent = written.candidate.percent if written.candidate else candidate.percent
+    await record(
+        tx,
+        former,
+        action,
+        to_version=candidate.version.number,
+        percent=percent,
+        author=SAUCER if request_id is None else current().subject,
+        request_id=request_id,
+        detail=detail,
+    )
+    return written
