@@ -117,6 +117,7 @@ FILLING: dict[str, Callable[[], Any]] = {
     "billing_mode": lambda: 1,
     "work_kind": lambda: 1,
     "start_number": lambda: 1,
+    "version_number": lambda: 1,
     "size_bytes": lambda: 1,
     "data": lambda: b"x",
     "image": lambda: b"x",
