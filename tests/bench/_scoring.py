@@ -148,7 +148,7 @@ async def _score_as_the_service_does(scored_split: Split) -> None:
         ):
             file.write(data)
             file.flush()
-        await run_child(files, scored_split.classes, ChildLimits())
+        await run_child(files, scored_split.classes, ChildLimits(), {})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def handlers(evaluations: Evaluations) -> list[Handles]:
             validation=_file(model, "detections_validation.npz"),
             image_prefix=model.image_prefix,
             classes=tuple(model.classes),
+            label_names=dict(model.label_names),
         )
         await evaluations.want(
             model.account_id,

@@ -1,7 +1,7 @@
 """An evaluation: what it is, how its state may move, and its figures. No I/O."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -54,6 +54,8 @@ class Source:
     validation: StoredFile
     image_prefix: str
     classes: tuple[str, ...]
+    # Class by name in the manifest, where they differ.
+    label_names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

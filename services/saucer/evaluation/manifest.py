@@ -57,6 +57,11 @@ class Manifest(msgspec.Struct):
         """Whether labels say what an image shows, and not where: none has a box."""
         return bool(self.annotations) and all(label.bbox is None for label in self.annotations)
 
+    def renamed(self, names: Mapping[str, str]) -> "Manifest":
+        """With other names for some classes; two classes may get the same."""
+        categories = [ManifestCategory(entry.id, names.get(entry.name, entry.name)) for entry in self.categories]
+        return Manifest(self.images, self.annotations, categories)
+
     def split(self, name: str) -> "Manifest":
         """The images of one split, with their labels."""
         images = [image for image in self.images if image.split == name]

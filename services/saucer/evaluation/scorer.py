@@ -186,7 +186,7 @@ class Scorer:
             await self._fetch("the manifest", source.manifest, files.manifest)
             await self._fetch("detections_test.npz", source.test, files.test)
             await self._fetch("detections_validation.npz", source.validation, files.validation)
-            summary = await run_child(files, source.classes, self._limits)
+            summary = await run_child(files, source.classes, self._limits, source.label_names)
             sums = Sums(
                 scored=await put(evaluation.scored, files.scored),
                 validation=await put(evaluation.scored_validation, files.scored_validation),

@@ -1,9 +1,10 @@
 """Scores stored detections: pure work on bytes, done in a process of its own (scoring_child.py)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 from saucer.evaluation import reading
 from saucer.evaluation.classifying import match_answers, top_accuracies
@@ -32,14 +33,22 @@ class Scoring:
     truth: bytes
 
 
-def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str]) -> Scoring:
-    """Figures on the test split; thresholds are chosen on the validation split, and absent where that is empty.
+def score(
+    manifest: bytes,
+    test: bytes,
+    validation: bytes,
+    classes: Sequence[str],
+    label_names: Mapping[str, str] = MappingProxyType({}),
+) -> Scoring:
+    """Figures on the test split; `label_names` as Source has them.
+
+    Thresholds are chosen on the validation split, and absent where that is empty.
 
     Raises:
         CannotScoreError: a file is unreadable, labels and detections do not belong together, or there is no test image.
     """
     with _refusing("The manifest cannot be read"):
-        document = read_manifest(manifest)
+        document = read_manifest(manifest).renamed(label_names)
     with _refusing("The test split cannot be scored"):
         test_set = _test_set(document, classes)
         if test_set.truth.images.size == 0:

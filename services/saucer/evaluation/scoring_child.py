@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from saucer.evaluation.domain import CannotScoreError
@@ -33,6 +33,7 @@ class ScoringJob:
     scored_validation: int
     truth: int
     classes: Sequence[str]
+    label_names: Mapping[str, str]
     # Of the child's address space.
     memory_bytes: int
     # Process id of who asks; if that has died, nobody wants the result.
@@ -53,7 +54,7 @@ def main() -> None:
     job = ScoringJob.read(sys.stdin.buffer.readline())
     _confine(job)
     try:
-        made = score(_read(job.manifest), _read(job.test), _read(job.validation), job.classes)
+        made = score(_read(job.manifest), _read(job.test), _read(job.validation), job.classes, job.label_names)
     except CannotScoreError as error:
         _say({"refused": str(error)})
     except MemoryError:

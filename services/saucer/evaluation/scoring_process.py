@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import IO
@@ -62,14 +63,22 @@ class ScoringFiles:
         return {field.name: getattr(self, field.name).fileno() for field in fields(self)}
 
 
-async def run_child(files: ScoringFiles, classes: tuple[str, ...], limits: ChildLimits) -> Summary:
+async def run_child(
+    files: ScoringFiles, classes: tuple[str, ...], limits: ChildLimits, label_names: Mapping[str, str]
+) -> Summary:
     """Scores; the child never outlives this call.
 
     Raises:
         CannotScoreError: the child refused, or took too long. ChildDiedError.
     """
     descriptors = files.descriptors()
-    job = ScoringJob(**descriptors, classes=classes, memory_bytes=limits.memory_bytes, parent=os.getpid())
+    job = ScoringJob(
+        **descriptors,
+        classes=classes,
+        label_names=label_names,
+        memory_bytes=limits.memory_bytes,
+        parent=os.getpid(),
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",  # or the folder it is started in would be searched for modules

@@ -79,7 +79,7 @@ def check_labels(scene: Scene, data: Data) -> None:
 def check_data(scene: Scene, data: Data) -> None:
     """Raises Refused if the scene cannot be trained on the data."""
     check_labels(scene, data)
-    missing = [name for name in scene.classes if name not in data.classes]
+    missing = [name for name in scene.classes if name not in map(scene.class_of, data.classes)]
     if missing:
         raise Refused(
             "CLASSES_MISSING",
@@ -101,6 +101,7 @@ def derive(
     parameters.check(form)
     check_data(scene, data)
     notes: list[Derived] = []
+    classes = tuple(dict.fromkeys(map(scene.class_of, data.classes)))
 
     def choose(field: str, chosen: T | None, value: T, reason: str) -> T:
         if chosen is not None:
@@ -114,7 +115,7 @@ def derive(
     input_size = choose("input_size", form.input_size, *_input_size(scene, data, machine))
     batch_size = choose("batch_size", form.batch_size, *_batch_size(data, machine))
     per_epoch = -(-data.training_images // batch_size)
-    epochs = choose("epochs", form.epochs, *_epochs(per_epoch, len(data.classes)))
+    epochs = choose("epochs", form.epochs, *_epochs(per_epoch, len(classes)))
     iterations = epochs * per_epoch
     warmup = choose(
         "warmup",
@@ -131,7 +132,7 @@ def derive(
     return (
         Config(
             scene=scene.name,
-            classes=data.classes,
+            classes=classes,
             manifest_key=data.manifest_key,
             manifest_sha256=data.manifest_sha256,
             image_prefix=data.image_prefix,
@@ -147,11 +148,19 @@ def derive(
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
             classification=scene.classification,
+            label_names=label_names(scene, data),
             weights_key=base.weights_key if base is not None else "",
             weights_sha256=base.weights_sha256 if base is not None else "",
         ),
         tuple(notes),
     )
+
+
+def label_names(scene: Scene | None, data: Data) -> tuple[tuple[str, str], ...]:
+    """Pairs of a label's name in the data and the scene's class that it stands for, where they differ."""
+    if scene is None:
+        return ()
+    return tuple((label, name) for label in data.classes if (name := scene.class_of(label)) != label)
 
 
 def _input_size(scene: Scene, data: Data, machine: Machine) -> tuple[int, str]:

@@ -157,6 +157,8 @@ class Config:
     # Of a predict task.
     model_id: str = ""
     classification: bool = False
+    # Pairs of a label's name in the data and the class that it stands for, where they differ.
+    label_names: tuple[tuple[str, str], ...] = ()
     # Of the account's own earlier model that the training begins with.
     weights_key: str = ""
     weights_sha256: str = ""

@@ -105,6 +105,7 @@ def config_message(config: Config, account_id: str) -> training_pb2.TrainingConf
         resume=config.resume,
         model_id=config.model_id,
         classification=config.classification,
+        label_names=dict(config.label_names),
         weights_key=config.weights_key,
         weights_sha256=config.weights_sha256,
     )

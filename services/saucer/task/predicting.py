@@ -7,6 +7,7 @@ from saucer.task.defaults import (
     Derived,
     Machine,
     check_labels,
+    label_names,
 )
 from saucer.task.domain import Config, Form, KnownModel, Refused
 from saucer.task.estimating import CPU_S_PER_MEGAPIXEL, GPU_S_PER_MEGAPIXEL, OVERHEAD_MS
@@ -22,7 +23,9 @@ def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) ->
         check_labels(scene, data)
     if not data.test_images:
         raise Refused("NO_IMAGES", "The data has no test images to evaluate the model on; change the split.")
-    unknown = [name for name in data.classes if name not in model.classes]
+    names = label_names(scene, data)
+    known = {*model.classes, *(label for label, name in names if name in model.classes)}
+    unknown = [name for name in data.classes if name not in known]
     if unknown:
         raise Refused(
             "CLASSES_UNKNOWN",
@@ -49,6 +52,7 @@ def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) ->
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
             model_id=model.model_id,
+            label_names=names,
             classification=scene is not None and scene.classification,
         ),
         notes,

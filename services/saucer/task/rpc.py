@@ -53,6 +53,8 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
         warnings = []
         if estimated_ms > config.max_duration_ms:
             warnings.append("The estimate exceeds the max duration; training will be stopped before its last epoch.")
+        if request.form.count > 1:
+            warnings.append(f"Training uses one GPU; {request.form.count} are charged.")
         if quote.missing_micros:
             warnings.append(f"{quote.missing_micros} micros are missing; top up before you create the task.")
         return task_pb2.TaskQuote(

@@ -275,7 +275,13 @@ def _task(row: asyncpg.Record) -> Task:
             "account_id": str(row["account_id"]),
             "request_id": str(row["request_id"]),
             "form": Form(**{**form, "tags": tuple(form["tags"]), "kind": TaskKind(form.get("kind", TaskKind.TRAIN))}),
-            "config": Config(**{**config, "classes": tuple(config["classes"])}),
+            "config": Config(
+                **{
+                    **config,
+                    "classes": tuple(config["classes"]),
+                    "label_names": tuple((label, name) for label, name in config.get("label_names", ())),
+                }
+            ),
             "derived": tuple((field, value, reason) for field, value, reason in json.loads(row["derived"])),
             "state": TaskState(row["state"]),
             "former_state": TaskState(row["former_state"]) if row["former_state"] else None,

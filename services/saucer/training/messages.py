@@ -84,6 +84,7 @@ def prediction_message(prediction: Prediction) -> training_pb2.Prediction:
         manifest_sha256=config.manifest_sha256,
         image_prefix=config.image_prefix,
         files=[file_message(file) for file in prediction.files],
+        label_names=config.label_names,
     )
 
 
@@ -108,6 +109,7 @@ def model_message(model: Model) -> training_pb2.Model:
         revision=model.revision,
         display_name=model.task_name,
         scene=config.scene,
+        label_names=config.label_names,
     )
 
 

@@ -5,6 +5,7 @@ SHA-256 in its name (tools/model_converters/publish_model.py). That guards again
 in it is executed is up to checkpoint.load_weights().
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ async def fetch(objects: Objects, point: StartingPoint, mirror_url: str, file: P
     cached = f"{CACHE_PREFIX}/{entry.file_name}"
     try:
         await objects.download(cached, file)
-        if _is_whole(entry, file):
+        if await _is_whole(entry, file):
             return
     except NotFoundError:
         pass
@@ -79,12 +80,12 @@ async def _fetch_from(mirror_url: str, point: StartingPoint, entry: Pretrained, 
             f"{StartingPoint.IMAGENET_LITE0}, which needs no network, or have the operator set SAUCER_CATALOGUE_URL to "
             "a mirror."
         ) from error
-    if not _is_whole(entry, file):
+    if not await _is_whole(entry, file):
         raise CatalogueError(
             f"The weights of {point} from {mirror_url} are not what their checksum {entry.sha256_begin} says. Have the "
             "operator look at the mirror, or choose another starting point."
         )
 
 
-def _is_whole(entry: Pretrained, file: Path) -> bool:
-    return sha256_of(file).startswith(entry.sha256_begin)
+async def _is_whole(entry: Pretrained, file: Path) -> bool:
+    return (await asyncio.to_thread(sha256_of, file)).startswith(entry.sha256_begin)

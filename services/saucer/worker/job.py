@@ -105,6 +105,8 @@ class TrainJob:
     """Threads of torch and of prediction; 0 stands for all cores."""
     classifies: bool = False
     """Annotations label whole images and have no box; the accuracy is top-1."""
+    label_names: Mapping[str, str] = field(default_factory=dict)
+    """Class by name in the annotations, where they differ."""
     deterministic: bool = False
     """Nothing depends on a clock or on the order in which threads add up: a run, resumed or not, ends with the same
     bits. fp32, validations at a fixed pace, and of torch's algorithms only deterministic ones."""
@@ -147,6 +149,7 @@ class PredictJob:
     max_duration_ms: int = 3_600_000
     threads: int = 0
     classifies: bool = False
+    label_names: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))

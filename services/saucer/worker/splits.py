@@ -61,9 +61,8 @@ def _optional(job: Job, name: str, source: str | None) -> Split | None:
 
 def _rewrite(job: Job, name: str, source: str) -> Split:
     content = json.loads(Path(source).read_text(encoding="utf-8"))
-    label_of = {
-        item["id"]: job.classes.index(item["name"]) for item in content["categories"] if item["name"] in job.classes
-    }
+    names = {item["id"]: job.label_names.get(item["name"], item["name"]) for item in content["categories"]}
+    label_of = {number: job.classes.index(name) for number, name in names.items() if name in job.classes}
     images = [_image(item) for item in content["images"]]
     known = {item["id"]: item for item in images}
     boxes = [

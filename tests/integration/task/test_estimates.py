@@ -1,9 +1,12 @@
 """The estimate before a start learns from what earlier runs took on its spec."""
 
+import grpc
 import pytest
 from nats.js import JetStreamContext
 
+from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import to_duration, to_timestamp
+from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import events_pb2 as training_events
@@ -13,6 +16,31 @@ from tests.support.events import until
 from tests.unit.task.examples import NOW
 
 TRAINED_MS, OVERHEAD_MS = 500_000, 40_000
+
+
+async def test_more_gpus_than_a_machine_has_are_refused_and_more_than_training_uses_are_said(world: World) -> None:
+    account_id, editor = await world.account(2 * HOLD_MICROS)
+    form = world.form(account_id)
+    form.count = 2
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.create(form, editor)
+    assert from_rpc(refused.value).reason == "COUNT_TOO_LARGE"
+    listed = await world.tasks.ListTasks(task_pb2.ListTasksRequest(), metadata=editor)
+    assert not listed.tasks
+    spec = billing_pb2.CreateSpecRequest(
+        region_id="local",
+        spec_id="gpu-2",
+        display_name="2 GPUs",
+        gpus=1,
+        cpu_cores=8,
+        max_count=2,
+        price_per_hour_micros=1_000,
+        currency="EUR",
+    )
+    await world.billing.CreateSpec(spec, metadata=world.administrator)
+    form.spec_id = "gpu-2"
+    quote = await world.tasks.QuoteTask(task_pb2.QuoteTaskRequest(form=form), metadata=editor)
+    assert "Training uses one GPU; 2 are charged." in quote.warnings
 
 
 async def test_the_second_run_of_a_kind_is_estimated_by_the_first(world: World, jetstream: JetStreamContext) -> None:

@@ -1,6 +1,7 @@
 """A run that is killed and resumed ends with the weights of one that never was, bit for bit."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,30 @@ def test_halted_by_order_in_mid_epoch_it_ends_with_the_same_bits_and_validates_a
     resumed = child.run(dataclasses.replace(job, workdir=str(folder / "resumed"), resume=halted.checkpoint))
     assert before + validations(child) == list(range(10, ITERATIONS + 1, 10))
     check_same(resumed, whole)
+
+
+def test_a_classifier_halted_and_resumed_ends_with_the_same_bits(child: Child, job: TrainJob, folder: Path) -> None:
+    def labelled(split: str) -> str:
+        """One label for each image that has a box, of the whole image."""
+        content = json.loads(Path(getattr(job, split)).read_text())
+        first = {box["image_id"]: box["category_id"] for box in reversed(content["annotations"])}
+        content["annotations"] = [
+            {"id": image, "image_id": image, "category_id": category} for image, category in sorted(first.items())
+        ]
+        file = folder / f"{split}-labels.json"
+        file.write_text(json.dumps(content))
+        return str(file)
+
+    splits: dict[str, Any] = {split: labelled(split) for split in ("train", "validation", "test")}
+    classifying = dataclasses.replace(job, classifies=True, epochs=3, workdir=str(folder / "classes"), **splits)
+    uninterrupted = child.run(classifying)
+    child.send(dataclasses.replace(classifying, workdir=str(folder / "classes-halted")))
+    child.wait_for(Progress, lambda report: report.iteration > 1)
+    child.send(Stop("drain", finish=False))
+    halted = child.wait_for(Halted)
+    assert 0 < halted.iteration < uninterrupted.iteration
+    workdir = str(folder / "classes-resumed")
+    check_same(child.run(dataclasses.replace(classifying, workdir=workdir, resume=halted.checkpoint)), uninterrupted)
 
 
 def validations(child: Child) -> list[int]:

@@ -87,6 +87,16 @@ def test_what_a_scoring_leaves_answers_as_its_summary_says(seed: int) -> None:
     assert sum(entry.boxes for entry in summary.figures.classes) == summary.figures.boxes
 
 
+def test_labels_under_another_name_are_scored_as_the_class_that_they_stand_for() -> None:
+    document, classes, _ = generate(10)
+    arguments = (detections_of(10).to_bytes(), Detections.collect([], []).to_bytes(), classes)
+    plain = score(json.dumps(split(document, "test")).encode(), *arguments)
+    document["categories"][0]["name"] = f"my {classes[0]}"
+    (other,) = {entry["name"] for entry in document["categories"]} - set(classes)
+    names = {other: next(name for name in classes if name not in {entry["name"] for entry in document["categories"]})}
+    assert score(json.dumps(split(document, "test")).encode(), *arguments, names) == plain
+
+
 def test_the_same_input_leaves_the_same_bytes() -> None:
     document, classes, _ = generate(10)
     arguments = (json.dumps(split(document, "test")).encode(), detections_of(10).to_bytes())

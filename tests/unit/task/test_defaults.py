@@ -44,6 +44,14 @@ def test_the_cup_and_plate_scene_refuses_data_without_its_classes() -> None:
         derive(form(), SCENES["cup-and-plate"], replace(DATA, classes=("cup", "fork")), CPU)
 
 
+def test_the_cup_and_plate_scene_knows_what_cups_and_plates_are_commonly_called() -> None:
+    named = replace(DATA, classes=("Mug", "plate", "cup", "dinner plate", "fork"))
+    config, _ = derive(form(), SCENES["cup-and-plate"], named, CPU)
+    assert config.classes == ("cup", "plate", "fork")
+    assert config.label_names == (("Mug", "cup"), ("dinner plate", "plate"))
+    assert derive(form(), SCENES["object-detection"], named, CPU)[0].classes == named.classes
+
+
 @pytest.mark.parametrize(("scene", "whole"), [("image-classification", False), ("object-detection", True)])
 def test_labels_of_the_other_kind_are_refused_and_say_which_scene_fits(scene: str, whole: bool) -> None:
     with pytest.raises(Refused, match="take the scene") as refusal:

@@ -310,6 +310,26 @@ class TrainingConfig(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelNamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SCENE_FIELD_NUMBER: _builtins.int
     CLASSES_FIELD_NUMBER: _builtins.int
     MANIFEST_KEY_FIELD_NUMBER: _builtins.int
@@ -330,6 +350,7 @@ class TrainingConfig(_message.Message):
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
     WEIGHTS_KEY_FIELD_NUMBER: _builtins.int
     WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
+    LABEL_NAMES_FIELD_NUMBER: _builtins.int
     scene: _builtins.str
     manifest_key: _builtins.str
     manifest_sha256: _builtins.str
@@ -360,6 +381,10 @@ class TrainingConfig(_message.Message):
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def label_names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The class that a label's name in the data stands for, where they differ."""
+
     def __init__(
         self,
         *,
@@ -383,10 +408,11 @@ class TrainingConfig(_message.Message):
         classification: _builtins.bool = ...,
         weights_key: _builtins.str = ...,
         weights_sha256: _builtins.str = ...,
+        label_names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "expected_accuracy", b"expected_accuracy", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup", "weights_key", b"weights_key", "weights_sha256", b"weights_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy", "batch_size", b"batch_size", "classes", b"classes", "classification", b"classification", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "image_prefix", b"image_prefix", "input_size", b"input_size", "label_names", b"label_names", "lr", b"lr", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "max_duration", b"max_duration", "model_id", b"model_id", "output_prefix", b"output_prefix", "resume", b"resume", "scene", b"scene", "seed", b"seed", "starting_point", b"starting_point", "warmup", b"warmup", "weights_key", b"weights_key", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_accuracy: _TypeAlias = _typing.Literal["expected_accuracy"]  # noqa: Y015
     _WhichOneofArgType__expected_accuracy: _TypeAlias = _typing.Literal["_expected_accuracy", b"_expected_accuracy"]  # noqa: Y015
@@ -399,6 +425,26 @@ class Model(_message.Message):
     """What a run leaves. Immutable."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelNamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
@@ -417,6 +463,7 @@ class Model(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     SCENE_FIELD_NUMBER: _builtins.int
     VALIDATION_TOP_1_FIELD_NUMBER: _builtins.int
+    LABEL_NAMES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -438,6 +485,10 @@ class Model(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def label_names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As the training's."""
+
     def __init__(
         self,
         *,
@@ -458,10 +509,11 @@ class Model(_message.Message):
         display_name: _builtins.str = ...,
         scene: _builtins.str = ...,
         validation_top_1: _builtins.float | None = ...,
+        label_names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "create_time", b"create_time", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "label_names", b"label_names", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_map_50: _TypeAlias = _typing.Literal["validation_map_50"]  # noqa: Y015
     _WhichOneofArgType__validation_map_50: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50"]  # noqa: Y015
@@ -480,6 +532,26 @@ class Prediction(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelNamesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MODEL_ID_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     TASK_ID_FIELD_NUMBER: _builtins.int
@@ -490,6 +562,7 @@ class Prediction(_message.Message):
     MANIFEST_SHA256_FIELD_NUMBER: _builtins.int
     IMAGE_PREFIX_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
+    LABEL_NAMES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """The model that was there."""
     account_id: _builtins.str
@@ -507,6 +580,10 @@ class Prediction(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFile]:
         """detections_validation.npz, detections_test.npz, report.json, log.txt."""
 
+    @_builtins.property
+    def label_names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The class that a label's name in the data stands for, where they differ."""
+
     def __init__(
         self,
         *,
@@ -520,10 +597,11 @@ class Prediction(_message.Message):
         manifest_sha256: _builtins.str = ...,
         image_prefix: _builtins.str = ...,
         files: _abc.Iterable[Global___ModelFile] | None = ...,
+        label_names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "dataset_version_id", b"dataset_version_id", "files", b"files", "image_prefix", b"image_prefix", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "run_id", b"run_id", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "classes", b"classes", "dataset_version_id", b"dataset_version_id", "files", b"files", "image_prefix", b"image_prefix", "label_names", b"label_names", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "run_id", b"run_id", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
