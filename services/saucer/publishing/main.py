@@ -17,6 +17,7 @@ from saucer.publishing import consumers, kserve, rpc, watching
 from saucer.publishing.domain import Triton
 from saucer.publishing.endpoint import Endpoint
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.limits import Limits
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
@@ -45,6 +46,10 @@ class PublishingSettings(ServiceSettings):
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
+    # What one token may ask for of one replica of publishing, at most a second's worth at once; more is
+    # RESOURCE_EXHAUSTED.
+    token_requests_per_s: float = Field(default=500.0, gt=0)
+    token_megabytes_per_s: float = Field(default=200.0, gt=0)
     # Scratch, of this process alone.
     work_folder: Path
 
@@ -79,7 +84,10 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     await asyncio.to_thread(shutil.rmtree, settings.work_folder, ignore_errors=True)
     reconciler = Reconciler(deployments, fleet, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
     process.background("reconcile", reconciler.run())
-    endpoint = Endpoint(deployments, fleet)
+    endpoint = Endpoint(
+        deployments, fleet, Limits(settings.token_requests_per_s, settings.token_megabytes_per_s * 1_000_000)
+    )
+    process.background("tell_use", endpoint.tell_use())
     await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events])
 
 

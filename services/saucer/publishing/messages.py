@@ -63,6 +63,7 @@ def read_form(message: publishing_pb2.CreateDeploymentRequest) -> Form:
         thresholds=tuple(sorted(read_thresholds(message.thresholds).items())),
         resource_group_id=message.resource_group_id,
         budget_micros=message.budget_micros,
+        idle_stop_ms=from_duration(message.idle_stop) if message.HasField("idle_stop") else None,
     )
 
 
@@ -108,6 +109,8 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         cost_micros=deployment.cost_micros,
         parity=parity_message(deployment.version.parity) if deployment.version.parity else None,
         stop_time=to_timestamp(deployment.stop_at),
+        idle_stop=to_duration(form.idle_stop_ms),
+        idle_stop_time=to_timestamp(deployment.idle_stop_at),
         end_reason=publishing_pb2.DeploymentEndReason.Value(f"DEPLOYMENT_END_REASON_{deployment.end_reason}")
         if deployment.end_reason
         else publishing_pb2.DEPLOYMENT_END_REASON_UNSPECIFIED,
