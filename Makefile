@@ -68,7 +68,7 @@ compose-demo: ## The demonstration's path against docker compose, which is up
 	@docker compose run --rm --no-TTY --entrypoint bash saucer -s <deploy/path.sh
 
 .PHONY: compose-check
-compose-check: $(STAMP) ## docker-compose.yml on a real Docker Engine with stand-in images; as root, on Debian
+compose-check: ## docker-compose.yml on a real Docker Engine with stand-in images; as root, on Debian
 	@tests/compose/check.sh
 
 .PHONY: clean

@@ -2,9 +2,10 @@
 
     python deploy/certificates.py FOLDER [NAME …]
 
-writes FOLDER/ca.crt, and FOLDER/NAME/{ca.crt,tls.crt,tls.key} as cert-manager lays them out. A name is the subject's
-common name, which PostgreSQL compares with the role, and a DNS name beside localhost. What is there stays; the
-authority's own key is kept in FOLDER/ca.key. In earnest let cert-manager, or what the house has, make them.
+writes FOLDER/ca.crt, and FOLDER/NAME/{ca.crt,tls.crt,tls.key} as cert-manager lays them out. The folder keeps others
+out; the files in it are read by containers, under users of their own. A name is the subject's common name, which
+PostgreSQL compares with the role, and a DNS name beside localhost. What is there stays; the authority's own key is kept
+in FOLDER/ca.key. In earnest let cert-manager, or what the house has, make them.
 """
 
 import sys
@@ -32,7 +33,7 @@ NAMES = (*SERVICES, "postgres", "nats", "client")
 
 def main(folder: Path, names: tuple[str, ...] = NAMES) -> None:
     """Writes what is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority, key = _authority(folder)
     for name in names:
         if not (folder / name / "tls.crt").exists():
@@ -52,7 +53,8 @@ def _authority(folder: Path) -> tuple[x509.Certificate, EllipticCurvePrivateKey]
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, SHA256())
     )
-    _write_key(folder / "ca.key", key)
+    (folder / "ca.key").touch(mode=0o600)
+    (folder / "ca.key").write_bytes(_pem(key))
     (folder / "ca.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
     return certificate, key
 
@@ -71,7 +73,7 @@ def _issue(folder: Path, name: str, authority: x509.Certificate, authority_key: 
         .sign(authority_key, SHA256())
     )
     folder.mkdir(exist_ok=True)
-    _write_key(folder / "tls.key", key)
+    (folder / "tls.key").write_bytes(_pem(key))
     (folder / "ca.crt").write_bytes(authority.public_bytes(Encoding.PEM))
     (folder / "tls.crt").write_bytes(certificate.public_bytes(Encoding.PEM))
 
@@ -89,9 +91,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: EllipticCurvePrivateKey
     )
 
 
-def _write_key(file: Path, key: EllipticCurvePrivateKey) -> None:
-    file.touch(mode=0o600)
-    file.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+def _pem(key: EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
 if __name__ == "__main__":

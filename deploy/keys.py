@@ -3,7 +3,8 @@
     /keys/public/public.json           believed by every server
     /keys/public/revoked.txt           ids of revoked tokens, one a line
     /keys/administrator/private.pem    makes tokens; mounted nowhere else
-    /keys/administrator/profile.json   for `saucer` in a container, with the administrator's token
+    /keys/administrator/profile.json   for `saucer` in a container, with the administrator's token;
+                                       profile-tls.json where ports have TLS
     /keys/service/token, /keys/worker/token
 
 What is there already stays, so that it may run at each start. Arguments: host:port of each service, as NAME=ADDRESS.
@@ -21,6 +22,12 @@ from saucer.lib.ids import new_id
 
 KEYS = Path("/keys")
 KEY_ID = "compose"
+# Where compose.tls.yml mounts the command line's own certificate.
+TLS = {
+    "ca_file": "/certificates/ca.crt",
+    "certificate_file": "/certificates/tls.crt",
+    "key_file": "/certificates/tls.key",
+}
 # Then remove the token's file and start this container again.
 TOKEN_LIFETIME = timedelta(days=365)
 
@@ -33,7 +40,8 @@ def main(services: dict[str, str], keys: Path = KEYS) -> None:
     (keys / "public" / "revoked.txt").touch()
     for role in (auth.Role.SERVICE, auth.Role.WORKER):
         _write_once(keys / role / "token", partial(_token, private, role))
-    _write_once(keys / "administrator" / "profile.json", partial(_profile, private, services))
+    _write_once(keys / "administrator" / "profile.json", partial(_profile, private, services, {}))
+    _write_once(keys / "administrator" / "profile-tls.json", partial(_profile, private, services, {"tls": TLS}))
 
 
 def _write_once(file: Path, text: Callable[[], str]) -> None:
@@ -59,12 +67,13 @@ def _token(private: Path, role: auth.Role) -> str:
     )
 
 
-def _profile(private: Path, services: dict[str, str]) -> str:
+def _profile(private: Path, services: dict[str, str], more: dict[str, object]) -> str:
     profile = {
         "services": services,
         "token": _token(private, auth.Role.ADMINISTRATOR),
         "private_key_file": private.name,
         "key_id": KEY_ID,
+        **more,
     }
     return json.dumps(profile, indent=2)
 

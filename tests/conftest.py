@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.support.ledger",
     "tests.support.stack",
     "tests.support.s3",
+    "tests.support.crew",
 ]
 
 

@@ -94,6 +94,11 @@ def secret(name: str, key: str) -> Manifest:
     return {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
 
 
+def optional(config_map: str, key: str) -> Manifest:
+    """A setting that is not given unless the map has the key."""
+    return {"valueFrom": {"configMapKeyRef": {"name": config_map, "key": key, "optional": True}}}
+
+
 def environment(process: Process) -> list[Manifest]:
     """What the process is told; secrets by reference."""
     values: list[Manifest] = [
@@ -117,6 +122,10 @@ def environment(process: Process) -> list[Manifest]:
         url = {"configMapKeyRef": {"name": "saucer", "key": "object-store-url"}}
         values.append({"name": "SAUCER_OBJECT_STORE_URL", "valueFrom": url})
     values += [
+        {"name": f"SAUCER_TLS_{name.upper()}_FILE", **optional("saucer", f"tls-{name.replace('_', '-')}-file")}
+        for name in ("ca", "certificate", "key")
+    ]
+    values += [
         {"name": f"SAUCER_{callee.upper()}_ADDRESS", "value": f"{callee}:{GRPC}"}
         for callee in process.calls
         if callee != "triton"
@@ -133,6 +142,10 @@ def volumes(process: Process) -> list[tuple[Manifest, Manifest]]:
     """Pairs of volume and mount. Everything else of the file system is read-only."""
     found: list[tuple[Manifest, Manifest]] = [
         ({"name": "tmp", "emptyDir": {}}, {"name": "tmp", "mountPath": "/tmp"}),  # noqa: S108 - the pod's own
+        (
+            {"name": "certificates", "secret": {"secretName": f"{process.name}-tls", "optional": True}},
+            {"name": "certificates", "mountPath": "/certificates", "readOnly": True},
+        ),
     ]
     if process.name != "worker":
         mount = {"name": "public-keys", "mountPath": "/keys/public", "readOnly": True}
@@ -189,10 +202,9 @@ def pod(process: Process, container: Manifest, **more: Any) -> Manifest:
 
 
 def probes(process: Process) -> Manifest:
-    """gRPC's own health; a worker serves none, and lives as long as it answers Prometheus."""
-    check: Manifest = {"grpc": {"port": GRPC}}
-    if process.name == "worker":
-        check = {"httpGet": {"path": "/metrics", "port": METRICS}}
+    """Not by gRPC: Kubernetes' probes speak no TLS. A worker serves none; it need only live."""
+    path = "/metrics" if process.name == "worker" else "/serving"
+    check: Manifest = {"httpGet": {"path": path, "port": METRICS}}
     return {
         "startupProbe": {**check, "periodSeconds": 2, "failureThreshold": 60},
         "readinessProbe": {**check, "periodSeconds": 10, "timeoutSeconds": 5},

@@ -19,7 +19,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import cv2
 import nats as nats_client
@@ -33,11 +32,10 @@ from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib import auth
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
-from saucer.lib.stream import ensure_stream
-from saucer.local.servers import NatsServer, PostgresServer
+from tests.bench._servers import service_runner
 from tests.bench.harness import Row, Say, compare
 from tests.support.events import event, publish
-from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
+from tests.support.services import Metadata, Tokens
 
 IMAGES = 10_000
 FEW, MANY = 1_000, 100_000
@@ -97,17 +95,9 @@ class Importer:
 @contextlib.asynccontextmanager
 async def importer(folder: Path) -> AsyncIterator[Importer]:
     """A dataset with servers of its own, which keep their data below `folder`."""
-    postgres, nats = PostgresServer(folder / "postgres", fast=True), NatsServer(folder / "nats")
-    await postgres.start()
-    await nats.start()
-    try:
-        (folder / "keys").mkdir()
-        auth.generate_keys(folder / "keys" / "private.pem", folder / "keys" / "keys.json", KEY_ID)
-        tokens = Tokens(folder / "keys")
-        run = ServiceRunner(lambda: postgres.database(f"bench_{uuid4().hex}"), nats.uri, tokens)
+    async with service_runner(folder) as run:
         client = await nats_client.connect(run.nats_url)
-        await ensure_stream(client.jetstream())
-        database_url = await postgres.database(f"bench_{uuid4().hex}")
+        database_url = await run.new_database()
         settings = {
             "database_url": database_url,
             "object_store_url": f"file://{folder / 'objects'}",
@@ -115,11 +105,8 @@ async def importer(folder: Path) -> AsyncIterator[Importer]:
         }
         async with run("dataset", DatasetSettings, wire, **settings) as running:
             stub = dataset_pb2_grpc.DatasetServiceStub(running.channel)
-            yield Importer(stub, tokens, client.jetstream(), folder / "objects", database_url)
+            yield Importer(stub, run.tokens, client.jetstream(), folder / "objects", database_url)
         await client.close()
-    finally:
-        await nats.stop()
-        await postgres.stop()
 
 
 def write_images(folder: Path, count: int, width: int, height: int) -> Path:

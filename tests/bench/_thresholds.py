@@ -21,7 +21,7 @@ from saucer.lib.stream import ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
-from tests.bench._detections import Split, split
+from tests.bench._detections import Split, large_split, split
 from tests.bench.harness import LEAST_ROUNDS, Row, Say, percentile, row
 from tests.support.events import event, publish
 from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
@@ -29,7 +29,6 @@ from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
 REFERENCE_MS, LARGE_REFERENCE_MS = 10.0, 100.0
 CALLS = 200
 LARGE_CALLS = 100
-LARGE = {"images": 50_000, "classes": 365, "detections_per_image": 50.0, "validation_images": 10_000}
 SCORING_S = 600.0
 MAX_BYTES = 64 * 1024**2
 
@@ -70,7 +69,7 @@ async def _measure(run: ServiceRunner, tokens: Tokens, store: str, say: Say) -> 
                 return await _succeeded(stub, metadata, derived_id("evaluation", model.model_id), say)
 
             small = await _thresholds(stub, metadata, await scored(split(5_000, 80)), say)
-            large = await _every_call(stub, metadata, await scored(split(**LARGE)), say)  # type: ignore[arg-type]
+            large = await _every_call(stub, metadata, await scored(large_split()), say)
     await client.close()
     return [
         row("threshold_p99_ms", "ms", "<= 1.0", small, [REFERENCE_MS] * LEAST_ROUNDS),

@@ -148,15 +148,11 @@ WITH ids AS MATERIALIZED (SELECT uuidv7() AS work_id, gen_random_uuid() AS trans
                       price_per_hour_micros, amount_micros, state, created_at, granted_at)
     SELECT work_id || '-1', account_id, 'TASK', work_id, 1, '{REGION}', '{SPEC}', 1, 'EUR', 1, 2, 'GRANTED',
            clock_timestamp(), clock_timestamp() FROM moved, ids
-), transferred AS (
-    INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
-                          frozen_micros, created_at)
-    SELECT transfer_id, 'HOLD', account_id, version, work_id || '-1', 2, available_micros, frozen_micros,
-           clock_timestamp() FROM moved, ids
 )
-INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-SELECT transfer_id, book, account_id, amount
-FROM moved, ids, (VALUES ('AVAILABLE', -2), ('FROZEN', 2)) AS side (book, amount);
+INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, available_micros,
+                      frozen_micros, created_at)
+SELECT transfer_id, 'HOLD', account_id, version, work_id || '-1', 2, available_micros, frozen_micros, clock_timestamp()
+FROM moved, ids;
 """
 
 
@@ -309,14 +305,10 @@ async def _filled(stack: AsyncExitStack, server: PostgresServer, entries: int) -
     connection = await asyncpg.connect(url, command_timeout=300)
     await connection.execute(
         """
-        WITH made AS (
-            INSERT INTO transfer (transfer_id, kind, account_id, account_version, amount_micros, available_micros,
-                                  frozen_micros, reference, created_at)
-            SELECT gen_random_uuid(), 'TOP_UP', $1, 1 + n, 1, 0, 0, gen_random_uuid()::text, now()
-            FROM generate_series(1, $2::integer / 2) AS n RETURNING transfer_id
-        )
-        INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-        SELECT transfer_id, book, $1, amount FROM made, (VALUES ('AVAILABLE', 1), ('CASH', -1)) AS side (book, amount)
+        INSERT INTO transfer (transfer_id, kind, account_id, account_version, amount_micros, available_micros,
+                              frozen_micros, reference, created_at)
+        SELECT gen_random_uuid(), 'TOP_UP', $1, 1 + n, 1, 0, 0, gen_random_uuid()::text, now()
+        FROM generate_series(1, $2::integer / 2) AS n
         """,
         account_id,
         entries,

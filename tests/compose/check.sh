@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # `make compose-check`: docker-compose.yml on a real Docker Engine, without any registry of images. As root, on Debian.
 #
-# 1. Stand-ins under the names that our files use: Debian by debootstrap, PostgreSQL, NATS and Triton from wheels.
+# 1. Stand-ins under the names that our files use: Debian by debootstrap with its PostgreSQL, NATS and Triton from wheels.
 # 2. Our images, built from our Dockerfiles on top of them; the whole up; the path of deploy/path.sh.
-# 3. With KILL=1 each container is killed once while the path runs again.
-# 4. A table of memory and image sizes; everything down.
+# 3. A table of memory and image sizes.
+# 4. The same with mutual TLS, on the data that are there; each container is killed once while the path runs again.
+#    KILL= leaves it out.
+# 5. Everything down.
 #
 # It leaves nothing of its own but images. WORK keeps what is downloaded, DATA the engine's own.
 set -euo pipefail
@@ -15,7 +17,8 @@ say() { printf '\n== %s\n' "$*" >&2; }
 # Debian's docker-compose 1.29 knows no top-level name, and an API of its own age.
 export DOCKER_API_VERSION=1.41 COMPOSE_PROJECT_NAME=saucer
 sed '/^name:/d' docker-compose.yml >"$work/docker-compose.yml"
-compose() { docker-compose --file "$work/docker-compose.yml" --project-directory "$PWD" "$@"; }
+files=(--file "$work/docker-compose.yml")
+compose() { docker-compose "${files[@]}" --project-directory "$PWD" "$@"; }
 
 if ! docker info >/dev/null 2>&1; then
   say "Starting dockerd"
@@ -29,12 +32,13 @@ stand_ins() {
   say "Debian"
   if [ ! -e "$work/root/usr/bin/python3" ]; then
     debootstrap --variant=minbase \
-      --include=python3,python3-pip,libpython3.11,ca-certificates,curl,libnuma1 bookworm "$work/root" >"$work/debootstrap.log"
+      --include=python3,python3-pip,libpython3.11,ca-certificates,curl,libnuma1,postgresql-15 bookworm "$work/root" >"$work/debootstrap.log"
   fi
   tar -C "$work/root" -c . | docker import - saucer-check-debian >/dev/null
   say "Wheels"
   if [ ! -e "$work/wheels.done" ]; then
-    python=.venv/bin/python
+    "${PYTHON:-python3.11}" -m venv "$work/pip"
+    python=$work/pip/bin/python
     get=("$python" -m pip download --quiet --disable-pip-version-check --dest "$work/context/wheels")
     "${get[@]}" --constraint constraints.txt '.[worker,local]' 'setuptools>=77' wheel
     # These come as sources.
@@ -56,7 +60,7 @@ stand_ins() {
 # Docker's own builder, which needs no further program.
 export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
 [ -n "${KEEP_STAND_INS:-}" ] || stand_ins
-[ -e .env ] || deploy/new-env.sh
+[ -e secrets ] || deploy/new-secrets.sh
 
 say "Our images"
 compose build
@@ -69,9 +73,14 @@ path
 say "Memory"
 docker stats --no-stream --format 'table {{.Name}}\t{{.MemUsage}}'
 say "Images (the stand-in's base, with every wheel, is $(docker image inspect --format '{{.Size}}' python:3.11-slim-bookworm) bytes of each)"
-docker images --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
+docker images --filter dangling=false --format 'table {{.Repository}}:{{.Tag}}\t{{.Size}}'
 
-if [ -n "${KILL:-}" ]; then
+if [ -n "${KILL-1}" ]; then
+  say "TLS"
+  [ -e certificates ] || mkdir -m 700 certificates
+  docker run --rm --user "$(id -u)" --volume "$PWD/certificates:/made" saucer-service python certificates.py /made
+  files+=(--file deploy/compose.tls.yml)
+  compose up --detach
   say "The path, while each container is killed once"
   path >"$work/path.log" 2>&1 &
   walking=$!

@@ -1,19 +1,26 @@
 """docker-compose.yml and deploy/ describe the same processes as the local stack."""
 
+import asyncio
 import importlib
 import importlib.util
 import re
+import shlex
+import shutil
+import subprocess
+import sysconfig
 import time
 import typing
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 import yaml
 
 from saucer.lib import auth
-from saucer.lib.config import PREFIX, ProcessSettings
+from saucer.lib.config import PREFIX, ProcessSettings, TlsSettings
 from saucer.local import nats_users
+from saucer.local.process import choose_ports
 from saucer.local.servers import MAX_CONNECTIONS, NATS_MAX_PAYLOAD_BYTES, NatsServer, TritonServer, triton_arguments
 from saucer.local.stack import SERVICES, Stack
 from saucer.local.triton_env import TritonEnvironment
@@ -21,7 +28,7 @@ from saucer.local.triton_env import TritonEnvironment
 PROJECT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
 PROCESSES = (*SERVICES, "gateway", "worker")
-SECRET = re.compile(r"\$\{(\w*(?:PASSWORD|KEY)\w*)([^}]*)\}")
+TLS: dict[str, Any] = yaml.safe_load((PROJECT / "deploy" / "compose.tls.yml").read_text())["services"]
 
 
 def container(name: str) -> dict[str, Any]:
@@ -30,9 +37,17 @@ def container(name: str) -> dict[str, Any]:
 
 
 def settings_of(name: str) -> set[str]:
-    """Names of a container's SAUCER_ settings, as the settings' classes have them."""
-    names = container(name).get("environment", {})
+    """Names of a container's settings, given by variable or by secret file, as the settings' classes have them."""
+    names = [*container(name).get("environment", {}), *(target.upper() for target in secret_files(name).values())]
     return {variable.removeprefix(PREFIX).lower() for variable in names if variable.startswith(PREFIX)}
+
+
+def secret_files(name: str) -> dict[str, str]:
+    """Where below /run/secrets a container finds which secret: targets by secret."""
+    secrets = container(name).get("secrets", [])
+    return {each: each for each in secrets if isinstance(each, str)} | {
+        each["source"]: each["target"] for each in secrets if not isinstance(each, str)
+    }
 
 
 def kind_of(name: str) -> type[ProcessSettings]:
@@ -98,9 +113,14 @@ def test_triton_has_the_stacks_arguments_and_a_closed_network_that_only_publishi
         http_port=8000,
         grpc_port=8001,
         metrics_port=8002,
-        control_key="${TRITON_CONTROL_KEY:?}",
+        control_key="$$key",
     )
-    assert container("triton")["command"] == ["tritonserver", *expected]
+    shell, _, script = container("triton")["command"]
+    assert shell == "bash"
+    lines = re.sub(r"\\\n", "", script).splitlines()
+    assert lines[0] == "key=$$(cat /run/secrets/triton_control_key)"
+    name, _, closed = lines[1].partition("=")
+    assert shlex.split(lines[2].replace(f"$${name}", closed)) == ["exec", "tritonserver", *expected]
     assert container("publishing")["environment"]["SAUCER_TRITON_ADDRESS"] == "triton:8001"
     assert container("triton")["networks"] == ["triton"]
     assert "ports" not in container("triton")
@@ -109,17 +129,88 @@ def test_triton_has_the_stacks_arguments_and_a_closed_network_that_only_publishi
     assert sharing == {"triton", "publishing"}
 
 
-def test_no_secret_has_a_default_and_each_is_generated() -> None:
+def test_no_secret_stands_in_an_environment_and_the_settings_example_has_every_default() -> None:
     text = (PROJECT / "docker-compose.yml").read_text()
     example = dict(
         line.split("=", 1) for line in (PROJECT / ".env.example").read_text().splitlines() if re.match(r"\w+=", line)
     )
-    secrets = SECRET.findall(text)
-    assert len({name for name, _ in secrets}) == 16
-    for name, rest in secrets:
-        assert rest.startswith(":?"), f"{name} must be asked for"
-        assert example[name] == "generate"
-    assert set(re.findall(r"\$\{(\w+)", text)) == set(example)
+    assert dict(re.findall(r"(?<!\$)\$\{(\w+):-([^}]*)\}", text)) == example
+    for name, service in COMPOSE["services"].items():
+        given = [variable for variable in service.get("environment", {}) if re.search("PASSWORD|KEY$|_URL", variable)]
+        assert set(given) <= {"POSTGRES_PASSWORD_FILE", "SAUCER_OBJECT_STORE_URL"}, name
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What deploy/new-secrets.sh makes."""
+    project = tmp_path_factory.mktemp("project")
+    (project / "deploy").mkdir()
+    script = shutil.copy(PROJECT / "deploy" / "new-secrets.sh", project / "deploy")
+    subprocess.run([script], check=True, capture_output=True)
+    again = subprocess.run([script], check=False, capture_output=True)
+    assert again.returncode == 1, "it must not overwrite"
+    return project / "secrets"
+
+
+def test_every_secret_is_made_and_seen_by_those_alone_that_need_it(secrets: Path) -> None:
+    assert secrets.stat().st_mode & 0o077 == 0
+    watching = yaml.safe_load((PROJECT / "deploy" / "compose.watch.yml").read_text())["secrets"]
+    declared = COMPOSE["secrets"] | watching
+    assert declared == {file.name: {"file": f"./secrets/{file.name}"} for file in secrets.iterdir()}
+    used = {name: set(secret_files(name)) for name in COMPOSE["services"]}
+    for name in PROCESSES:
+        kind = kind_of(name).model_fields
+        own = {f"{name}_{each}" for each in ("database_url", "nats_url") if each in kind}
+        assert used[name] == own | ({"triton_control_key"} if name == "publishing" else set())
+    assert used["postgres"] == {"postgres_password", "postgres_passwords"}
+    assert used["nats"] == {"nats_passwords"}
+    assert used["triton"] == {"triton_control_key"}
+    assert not used["keys"] | used["saucer"]
+
+
+async def test_nats_takes_the_secret_passwords_and_the_url_of_each_service_logs_in(
+    secrets: Path, tmp_path: Path
+) -> None:
+    config = (PROJECT / "deploy" / "nats" / "nats.conf").read_text()
+    port = choose_ports(tmp_path / "ports.json", ("client",))["client"]
+    for said, here in (
+        ("../../run/secrets/", f"../{secrets.parent.name}/secrets/"),
+        ("0.0.0.0:4222", f"127.0.0.1:{port}"),
+        ("0.0.0.0:8222", "127.0.0.1:-1"),
+        ('"/data"', f'"{tmp_path}/data"'),
+    ):
+        assert said in config
+        config = config.replace(said, here)
+    # Beside the folder of secrets, as in the container.
+    folder = secrets.parents[1] / "nats"
+    folder.mkdir()
+    file = folder / "nats.conf"
+    file.write_text(config)
+    server = await asyncio.create_subprocess_exec(Path(sysconfig.get_path("scripts")) / "nats-server", "--config", file)
+    try:
+        for name in (*nats_users.CONSUMING, nats_users.READING):
+            url = (secrets / f"{name}_nats_url").read_text().strip()
+            client = await nats.connect(url.replace("nats:4222", f"127.0.0.1:{port}"))
+            await client.close()
+    finally:
+        server.terminate()
+        await server.wait()
+
+
+def test_with_tls_every_process_has_a_certificate_of_its_own_and_so_have_the_servers() -> None:
+    assert set(TLS) == {*PROCESSES, "postgres", "nats", "saucer"}
+    folders = {}
+    for name, service in TLS.items():
+        (folders[name],) = [volume for volume in service["volumes"] if "/certificates:ro" in volume]
+        if name in PROCESSES:
+            given = {variable.removeprefix(PREFIX).lower() for variable in service["environment"]}
+            assert given == set(TlsSettings.model_fields)
+    assert folders == {
+        name: f"./certificates/{'client' if name == 'saucer' else name}:/certificates:ro" for name in TLS
+    }
+    # What the plain one says, and TLS.
+    plain = container("postgres")["command"]
+    assert TLS["postgres"]["command"][: len(plain)] == plain
 
 
 def test_every_port_of_the_host_is_on_the_address_of_the_settings() -> None:
@@ -163,12 +254,10 @@ def nats_password(user: str) -> str:
 
 
 def test_the_servers_are_set_as_the_stack_sets_them() -> None:
-    nats = (PROJECT / "deploy" / "nats" / "nats.conf").read_text()
-    assert f"max_payload: {NATS_MAX_PAYLOAD_BYTES}" in nats
-    assert "sync_interval: always" in nats
-    assert nats_users.authorization(nats_password) in nats
-    for user in (*nats_users.CONSUMING, nats_users.READING):
-        assert container(user)["environment"]["SAUCER_NATS_URL"].startswith(f"nats://{user}:${{NATS_PASSWORD_")
+    config = (PROJECT / "deploy" / "nats" / "nats.conf").read_text()
+    assert f"max_payload: {NATS_MAX_PAYLOAD_BYTES}" in config
+    assert "sync_interval: always" in config
+    assert nats_users.authorization(nats_password) in config
     assert f"max_connections={MAX_CONNECTIONS}" in container("postgres")["command"]
     script = (PROJECT / "deploy" / "postgres" / "10-databases.sh").read_text()
     assert f"for service in {' '.join(SERVICES)}; do" in script

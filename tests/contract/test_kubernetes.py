@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from saucer.lib.config import TlsSettings
 from saucer.local import nats_users
 from saucer.local.servers import triton_arguments
 from saucer.local.stack import SERVICES
@@ -141,6 +142,26 @@ def test_a_process_gets_the_settings_that_it_needs_and_knows(name: str) -> None:
     fields = kind_of(name).model_fields
     assert {field for field, info in fields.items() if info.is_required()} <= given <= set(fields)
     assert container["command"] == ["python", "-m", f"saucer.{name}.main"]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_tls_is_a_secret_and_three_settings_that_may_be_missing(name: str) -> None:
+    pod = of_kind("Deployment")[name]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    keys = {
+        each["name"].removeprefix("SAUCER_").lower(): each["valueFrom"]["configMapKeyRef"]
+        for each in container["env"]
+        if each["name"].startswith("SAUCER_TLS_")
+    }
+    assert set(keys) == set(TlsSettings.model_fields)
+    assert all(key["optional"] for key in keys.values())
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "certificates")
+    assert volume["secret"] == {"secretName": f"{name}-tls", "optional": True}
+    assert {"name": "certificates", "mountPath": "/certificates", "readOnly": True} in container["volumeMounts"]
+    told = (BASE.parent / "README.md").read_text()
+    assert all(f"{key['key']}: /certificates/" in told for key in keys.values())
+    # What speaks no TLS cannot be asked over it.
+    assert "grpc" not in container["livenessProbe"]
 
 
 def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None:

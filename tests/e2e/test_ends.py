@@ -2,6 +2,7 @@
 
 from saucer.billing.v1 import billing_pb2
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 from tests.support.saucer_client import Saucer
@@ -11,7 +12,7 @@ MANY_EPOCHS = 500
 
 
 async def usable(saucer: Saucer, data: Data, task: task_pb2.Task) -> None:
-    """The model has its files, and was evaluated on the whole test split."""
+    """The model has its files, was evaluated on the whole test split, and can be published."""
     request = training_pb2.GetModelRequest(model_id=task.model_id)
     model = await saucer.training.GetModel(request, metadata=data.account.metadata)
     assert {file.name for file in model.files} >= {"model.onnx", "model.json", "weights.pth", "detections_test.npz"}
@@ -21,6 +22,9 @@ async def usable(saucer: Saucer, data: Data, task: task_pb2.Task) -> None:
     assert evaluation.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED
     assert evaluation.images == 20
     assert task.charge_status == billing_pb2.CHARGE_STATUS_NOT_BILLING
+    deployment = await saucer.deploy(data.account, task.model_id)
+    assert deployment.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, deployment
+    await saucer.stop_deployment(data.account, deployment.deployment_id)
 
 
 async def test_expected_accuracy_ends_a_run_by_itself(saucer: Saucer, data: Data) -> None:

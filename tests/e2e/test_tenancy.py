@@ -36,7 +36,7 @@ MODULES = {
 }
 OF_ACCOUNTS = {access_pb2.ACCESS_VIEWER, access_pb2.ACCESS_EDITOR, access_pb2.ACCESS_OWNER}
 # Calls of an account's role that concern nobody's things.
-PUBLIC_KNOWLEDGE = {"ListSpecs", "ListScenes"}
+PUBLIC_KNOWLEDGE = {"ListSpecs", "ListScenes", "ListParameters"}
 
 
 @dataclass(frozen=True)

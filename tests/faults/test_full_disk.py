@@ -1,128 +1,198 @@
-"""The disk is full, once under PostgreSQL and once under NATS: typed errors; after room is made everything goes on."""
+"""The disk is full, once under PostgreSQL and once under NATS, at each step of the path.
+
+Typed errors where nothing can be stored; after room is made everything goes on, charged once, and the ledger is clean.
+"""
 
 import asyncio
-import os
-import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 
-from saucer.billing.main import wire
-from saucer.lib.config import ServiceSettings
+from saucer.billing.v1 import billing_pb2
+from saucer.dataset.v1 import dataset_pb2
+from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
-from saucer.local.servers import NatsServer, PostgresServer
-from tests.integration.billing.test_billing import HOLD_MICROS, Client
+from saucer.local.stack import REGION_ID, SPEC_ID
+from saucer.publishing.v1 import publishing_pb2
+from saucer.task.v1 import task_pb2
+from saucer.training.v1 import training_pb2
 from tests.integration.local.test_backup import connected
-from tests.support.events import read_events
-from tests.support.saucer_client import persist
-from tests.support.services import ServiceRunner, Tokens
+from tests.support.bill import replay, starts
+from tests.support.disk import full
+from tests.support.saucer_client import HOLD_MICROS, Account, Saucer, persist, tar_of
 
 CALLS = 3000
-ROOM = 64 * 1024
-# PostgreSQL's first files, and what the tests write.
-POSTGRES_BYTES = 160 * 2**20
-NATS_BYTES = 64 * 2**20
-
-
-@contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[Path]:
-    """A file system of its own. Skips where none can be mounted."""
-    folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root, with the right to mount, can make a small disk")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextmanager
-def full(disk: Path) -> Iterator[None]:
-    """Nothing more can be written, until the block ends."""
-    filling = disk / "filling"
-    with filling.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(ROOM))
-        except OSError:
-            pass
-    try:
-        yield
-    finally:
-        filling.unlink()
+# Workers are left so long with a training that cannot store what they say.
+SILENT_S = 2.0
+WAL_MESSAGE = "SELECT pg_logical_emit_message(true, 'filling', repeat('x', 1000000))"
 
 
 @asynccontextmanager
-async def billing_on(
-    postgres_folder: Path, nats_folder: Path, tokens: Tokens
-) -> AsyncIterator[tuple[Client, PostgresServer, NatsServer]]:
-    postgres, nats = PostgresServer(postgres_folder, fast=True), NatsServer(nats_folder)
-    await asyncio.gather(postgres.start(), nats.start())
-    runner = ServiceRunner(lambda: postgres.database("billing"), nats.uri, tokens)
-    try:
-        async with runner("billing", ServiceSettings, wire) as running:
-            client = Client(running, tokens)
-            await client.offer()
-            yield client, postgres, nats
-    finally:
-        await asyncio.gather(postgres.stop(), nats.stop())
+async def full_under_postgres(saucer: Saucer) -> AsyncIterator[None]:
+    """Not even the rest of PostgreSQL's log has room, so that it ends; later it is started, as a supervisor would."""
+    postgres = saucer.stack.postgres
+    with full(postgres.data_dir):
+        connection = await asyncpg.connect(postgres.admin_uri)
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            while True:
+                await connection.execute(WAL_MESSAGE)
+        connection.terminate()
+        yield
+    await postgres.stop()
+    await postgres.start()
 
 
-async def goes_on(billing: Client, postgres: PostgresServer, account_id: str, nats: NatsServer) -> None:
-    """Money moves, its event comes, and the ledger is clean."""
-    if not postgres.running:
-        await postgres.start()  # as its supervisor would
-    work_id = new_id()
-    await persist(lambda: billing.top_up(account_id, HOLD_MICROS, f"after-{work_id}"))
-    await persist(lambda: billing.hold(account_id, work_id))
-    async with connected(nats.uri) as jetstream:
-        await read_events(jetstream, f"saucer.billing.v1.HoldGranted.{account_id}.>", count=1, timeout_s=60)
-    audit = await persist(billing.audit)
+@asynccontextmanager
+async def full_under_nats(saucer: Saucer) -> AsyncIterator[None]:
+    """JetStream gives up at a full disk, until its server is started again: see OutboxOld in deploy/RUNBOOK.md."""
+    with full(saucer.stack.nats.data_dir):
+        yield
+    await saucer.stack.nats.stop()
+    await saucer.stack.nats.start()
+
+
+@pytest.fixture
+def fillable(saucer: Saucer) -> Saucer:
+    for server in (saucer.stack.postgres, saucer.stack.nats):
+        if not server.data_dir.is_mount():
+            pytest.skip("only root, with the right to mount, can make a disk that is full")
+    return saucer
+
+
+async def refused(call: Callable[[], Awaitable[object]]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call()
+    error = from_rpc(raised.value)
+    assert (error.code, error.reason) == ("UNAVAILABLE", "DATABASE_UNAVAILABLE")
+
+
+def task_request(saucer: Saucer, dataset_version_id: str) -> task_pb2.CreateTaskRequest:
+    return task_pb2.CreateTaskRequest(request_id=new_id(), form=saucer.form(dataset_version_id, epochs=3))
+
+
+def deployment_request(model_id: str) -> publishing_pb2.CreateDeploymentRequest:
+    return publishing_pb2.CreateDeploymentRequest(
+        request_id=new_id(),
+        display_name=f"d-{new_id()}",
+        model_id=model_id,
+        region_id=REGION_ID,
+        spec_id=SPEC_ID,
+        replicas=1,
+        billing_mode=billing_pb2.BILLING_MODE_POSTPAID,
+    )
+
+
+async def charged_once(saucer: Saucer, account: Account, work_ids: set[str]) -> None:
+    """The bill is what the events say, one hold for each start; nothing is frozen, and the ledger is clean."""
+    await saucer.nothing_frozen(account)
+    async with connected(saucer.stack.nats.uri) as jetstream:
+        read = starts(await replay(jetstream, f"saucer.*.v1.*.{account.account_id}.>"))
+    assert set(read) == {f"{work_id}-1" for work_id in work_ids}
+    statements = await saucer.statements(account)
+    assert {entry.hold.hold_id: entry.hold.charge_micros for entry in statements} == {
+        hold_id: start.charge_micros for hold_id, start in read.items()
+    }
+    assert await saucer.balance(account) == (2 * HOLD_MICROS - sum(each.charge_micros for each in read.values()), 0)
+    audit = await saucer.audit()
     assert audit.clean, audit.findings
 
 
-async def test_a_full_disk_under_postgres_refuses_calls_and_loses_nothing(servers_dir: Path, tokens: Tokens) -> None:
-    folder = servers_dir / f"full-{new_id()}"
-    with small_disk(folder / "disk", POSTGRES_BYTES) as disk:
-        async with billing_on(disk / "postgres", folder / "nats", tokens) as (billing, postgres, nats):
-            account_id = await billing.account(0)
-            accepted, refused = 0, None
-            with full(disk):
-                for number in range(CALLS):
-                    try:
-                        await billing.top_up(account_id, 1, f"full-{number}")
-                        accepted += 1
-                    except grpc.aio.AioRpcError as error:
-                        refused = error
-                        break
-            assert refused is not None, "the disk was never full"
-            assert refused.code() is grpc.StatusCode.UNAVAILABLE, refused
-            await goes_on(billing, postgres, account_id, nats)
-            available, frozen = await billing.balance(account_id)
-            # The call that was refused may have been committed just before its answer was lost.
-            assert available in (accepted, accepted + 1)
-            assert frozen == HOLD_MICROS
+async def test_money_is_moved_or_refused_while_the_disk_under_postgres_fills(fillable: Saucer) -> None:
+    account = await fillable.account(0)
+    postgres = fillable.stack.postgres
+    accepted, refusal = 0, None
+    with full(postgres.data_dir):
+        while refusal is None and accepted < CALLS:
+            request = billing_pb2.TopUpAccountRequest(
+                account_id=account.account_id, external_reference=f"full-{accepted}", amount_micros=1
+            )
+            try:
+                await fillable.billing.TopUpAccount(request, metadata=fillable.administrator)
+                accepted += 1
+            except grpc.aio.AioRpcError as error:
+                refusal = from_rpc(error)
+    assert refusal is not None, "the disk was never full"
+    assert refusal.reason == "DATABASE_UNAVAILABLE"
+    await postgres.stop()
+    await postgres.start()
+    available, _ = await fillable.balance(account)
+    # The call that was refused may have been committed just before its answer was lost.
+    assert available in (accepted, accepted + 1)
 
 
-async def test_a_full_disk_under_nats_stops_no_call_and_every_event_comes_later(
-    servers_dir: Path, tokens: Tokens
-) -> None:
-    folder = servers_dir / f"full-{new_id()}"
-    with small_disk(folder / "disk", NATS_BYTES) as disk:
-        async with billing_on(folder / "postgres", disk / "nats", tokens) as (billing, postgres, nats):
-            account_id = await billing.account(0)
-            with full(disk):
-                for number in range(20):
-                    await billing.top_up(account_id, 1, f"full-{number}")
-            # JetStream gives up at a full disk, until its server is started again: see OutboxOld in deploy/RUNBOOK.md.
-            await nats.stop()
-            await nats.start()
-            await goes_on(billing, postgres, account_id, nats)
-            async with connected(nats.uri) as jetstream:
-                await read_events(
-                    jetstream, f"saucer.billing.v1.AccountToppedUp.{account_id}.>", count=21, timeout_s=60
-                )
+async def test_the_whole_path_while_the_disk_under_postgres_is_full(fillable: Saucer, shapes_folder: Path) -> None:
+    saucer = fillable
+    account = await saucer.account(2 * HOLD_MICROS)
+    metadata = account.metadata
+    archive = await asyncio.to_thread(tar_of, shapes_folder)
+    upload = dataset_pb2.CreateUploadRequest(request_id=new_id(), size_bytes=len(archive))
+    get_account = billing_pb2.GetAccountRequest(account_id=account.account_id)
+    async with full_under_postgres(saucer):
+        await refused(lambda: saucer.dataset.CreateUpload(upload, metadata=metadata))
+        await refused(lambda: saucer.billing.GetAccount(get_account, metadata=metadata))
+    imported = await saucer.import_folder(account, shapes_folder)
+    assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, imported
+
+    request = task_request(saucer, imported.dataset_version_id)
+    async with full_under_postgres(saucer):
+        await refused(lambda: saucer.task.CreateTask(request, metadata=metadata))
+    created = await persist(lambda: saucer.task.CreateTask(request, metadata=metadata))
+    await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 5)
+    async with full_under_postgres(saucer):
+        await refused(
+            lambda: saucer.training.ListRuns(training_pb2.ListRunsRequest(task_id=created.task_id), metadata=metadata)
+        )
+        await asyncio.sleep(SILENT_S)
+    task = await saucer.task_ends(account, created.task_id)
+    assert task.state == task_pb2.TASK_STATE_SUCCEEDED, task
+
+    deploy = deployment_request(task.model_id)
+    evaluation = evaluation_pb2.GetEvaluationRequest(evaluation_id=task.evaluation_id)
+    async with full_under_postgres(saucer):
+        await refused(lambda: saucer.evaluation.GetEvaluation(evaluation, metadata=metadata))
+        await refused(lambda: saucer.publishing.CreateDeployment(deploy, metadata=metadata))
+    deployment = await persist(lambda: saucer.publishing.CreateDeployment(deploy, metadata=metadata))
+    active = {publishing_pb2.DEPLOYMENT_STATE_ACTIVE}
+    await saucer.deployment_reaches(account, deployment.deployment_id, active)
+    stop = publishing_pb2.StopDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
+    async with full_under_postgres(saucer):
+        await refused(lambda: saucer.publishing.StopDeployment(stop, metadata=metadata))
+    await saucer.deployment_reaches(account, deployment.deployment_id, active)
+    stopped = await saucer.stop_deployment(account, deployment.deployment_id)
+    assert stopped.state == publishing_pb2.DEPLOYMENT_STATE_STOPPED
+    await charged_once(saucer, account, {task.task_id, deployment.deployment_id})
+
+
+async def test_the_whole_path_while_the_disk_under_nats_is_full(fillable: Saucer, shapes_folder: Path) -> None:
+    """No call is refused: events wait in the outboxes, and what follows from them waits with them."""
+    saucer = fillable
+    account = await saucer.account(2 * HOLD_MICROS)
+    proven = dataset_pb2.CreateUploadRequest(request_id=new_id(), size_bytes=1)
+    await persist(lambda: saucer.dataset.CreateUpload(proven, metadata=account.metadata), also="STORE_NOT_PROVEN")
+    async with full_under_nats(saucer):
+        imported = await saucer.import_folder(account, shapes_folder)
+        assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, imported
+        request = task_request(saucer, imported.dataset_version_id)
+        created = await saucer.task.CreateTask(request, metadata=account.metadata)
+        assert created.state == task_pb2.TASK_STATE_QUEUED
+        assert await saucer.run_of(account, created.task_id) is None
+    await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 5)
+    async with full_under_nats(saucer):
+        await saucer.run_reaches(account, created.task_id, lambda run: run.state == training_pb2.RUN_STATE_ENDED)
+        assert (await saucer.get_task(account, created.task_id)).state == task_pb2.TASK_STATE_TRAINING
+    task = await saucer.task_ends(account, created.task_id)
+    assert task.state == task_pb2.TASK_STATE_SUCCEEDED, task
+
+    async with full_under_nats(saucer):
+        deployment = await saucer.deploy(account, task.model_id)
+        assert deployment.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, deployment
+        stopped = await saucer.stop_deployment(account, deployment.deployment_id)
+        assert stopped.state == publishing_pb2.DEPLOYMENT_STATE_STOPPED
+        _, frozen = await saucer.balance(account)
+        assert frozen == HOLD_MICROS, "billing has not heard of the end"
+    await charged_once(saucer, account, {task.task_id, deployment.deployment_id})

@@ -10,6 +10,7 @@ from saucer.dataset.v1 import dataset_pb2
 from saucer.local.stack import Stack
 from saucer.task.v1 import task_pb2
 from tests.support.collector import collecting
+from tests.support.disk import own_disk
 from tests.support.saucer_client import HOLD_MICROS, Account, Saucer
 from tests.support.shapes import write_shapes
 
@@ -35,13 +36,16 @@ class Trained:
 
 @pytest.fixture(scope="session")
 async def saucer(servers_dir: Path) -> AsyncIterator[Saucer]:
-    async with collecting() as collector:
-        stack = Stack(servers_dir / "stack", PROJECT, fast=True, otlp_endpoint=collector.endpoint)
-        await stack.start()
-        client = Saucer(stack, collector)
-        yield client
-        await client.close()
-        await stack.stop()
+    home = servers_dir / "stack"
+    # Of their own, so that a test can fill them.
+    with own_disk(home / "postgres"), own_disk(home / "nats"):
+        async with collecting() as collector:
+            stack = Stack(home, PROJECT, fast=True, otlp_endpoint=collector.endpoint)
+            await stack.start()
+            client = Saucer(stack, collector)
+            yield client
+            await client.close()
+            await stack.stop()
 
 
 @pytest.fixture(scope="session")

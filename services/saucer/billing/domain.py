@@ -98,6 +98,20 @@ class Account:
 
 
 @dataclass(frozen=True)
+class Quotas:
+    """What an account may have at once; None: no limit. `weight` is its share where it competes for workers."""
+
+    account_id: str
+    weight: int = 1
+    # Runs at work, and tasks that wait to be.
+    running: int | None = None
+    queued: int | None = None
+    storage_bytes: int | None = None
+    # 0: none were ever set.
+    revision: int = 0
+
+
+@dataclass(frozen=True)
 class TopUp:
     """Money added."""
 

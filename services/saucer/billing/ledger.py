@@ -1,4 +1,7 @@
-"""Double entry: money moves from one book to another, so the sum over all entries is zero, always."""
+"""Double entry: money moves from one book to another, so the sum over all entries is zero, always.
+
+A transfer's two entries follow from its kind and amount, so they are not stored: PostgreSQL shows them in a view.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +38,7 @@ class TransferKind(StrEnum):
     REFUND = "REFUND"
 
 
-# From which book to which each kind moves its amount.
+# From which book to which each kind moves its amount, as in schema/005_entries_from_transfers.sql.
 MOVES: Mapping[TransferKind, tuple[Book, Book]] = {
     TransferKind.TOP_UP: (Book.CASH, Book.AVAILABLE),
     TransferKind.HOLD: (Book.AVAILABLE, Book.FROZEN),

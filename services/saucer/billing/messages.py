@@ -7,6 +7,7 @@ from saucer.billing.domain import (
     Group,
     Hold,
     MonthlyStatement,
+    Quotas,
     Quote,
     Record,
     Spec,
@@ -227,4 +228,16 @@ def audit_message(audit: Audit) -> billing_pb2.Audit:
         frozen_micros=audit.frozen_micros,
         accounts=audit.accounts,
         entries=audit.entries,
+    )
+
+
+def quotas_message(quotas: Quotas) -> billing_pb2.AccountQuotas:
+    """Of an account."""
+    return billing_pb2.AccountQuotas(
+        account_id=quotas.account_id,
+        weight=quotas.weight,
+        running=quotas.running,
+        queued=quotas.queued,
+        storage_bytes=quotas.storage_bytes,
+        revision=quotas.revision,
     )

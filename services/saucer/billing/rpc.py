@@ -1,6 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
-from saucer.billing.domain import HoldRequest, Spec, WorkKind
+from saucer.billing.domain import HoldRequest, Quotas, Spec, WorkKind
 from saucer.billing.messages import (
     account_message,
     audit_message,
@@ -8,6 +8,7 @@ from saucer.billing.messages import (
     group_message,
     hold_message,
     monthly_statement_message,
+    quotas_message,
     quote_message,
     record_message,
     spec_message,
@@ -99,6 +100,24 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
             records=[record_message(record) for record in shown],
             next_page_token=page.token([last.created_at.isoformat(), last.record_id] if last else None),
         )
+
+    async def GetAccountQuotas(
+        self, request: billing_pb2.GetAccountQuotasRequest, context: Context
+    ) -> billing_pb2.AccountQuotas:
+        return quotas_message(await self._billing.quotas.get(request.account_id))
+
+    async def SetAccountQuotas(
+        self, request: billing_pb2.SetAccountQuotasRequest, context: Context
+    ) -> billing_pb2.AccountQuotas:
+        quotas = Quotas(
+            request.account_id,
+            request.weight or 1,
+            request.running if request.HasField("running") else None,
+            request.queued if request.HasField("queued") else None,
+            request.storage_bytes if request.HasField("storage_bytes") else None,
+        )
+        correction = Correction(request.request_id, request.reason)
+        return quotas_message(await self._billing.quotas.set(quotas, correction))
 
     async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
         await self._billing.offers.create_region(request.region_id, request.display_name)

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Iterable
+from typing import Literal
 
 import click
 
@@ -12,6 +13,7 @@ from saucer.cli.output import Output, duration, enum_word, local_time, message_d
 
 ACCOUNT = click.argument("account_id", required=False, type=IDENTIFIER, metavar="[ACCOUNT]")
 
+QUOTAS: tuple[Literal["running", "queued", "storage_bytes"], ...] = ("running", "queued", "storage_bytes")
 REASON = click.option("--reason", required=True, help="For the record.")
 
 
@@ -207,6 +209,52 @@ def adjust(app: App, account_id: str, amount: int, reason: str) -> None:
         request_id=app.request_id(), account_id=account_id, amount_micros=amount, reason=reason
     )
     _print(app.output, app.connection.billing.AdjustAccount(request))
+
+
+@account.command()
+@ACCOUNT
+@pass_app
+def quotas(app: App, account_id: str | None) -> None:
+    """What it may have at once."""
+    request = billing_pb2.GetAccountQuotasRequest(account_id=account_id or app.connection.required_account())
+    _print_quotas(app.output, app.connection.billing.GetAccountQuotas(request))
+
+
+@account.command("set-quotas")
+@click.argument("account_id", type=IDENTIFIER, metavar="ACCOUNT")
+@click.option("--weight", type=click.IntRange(1, 1000), default=1, show_default=True, help="Its share of the workers.")
+@click.option("--running", type=click.IntRange(0), help="Runs at work at most.")
+@click.option("--queued", type=click.IntRange(0), help="Tasks that wait at most.")
+@click.option("--storage-bytes", type=click.IntRange(0), help="Of images and uploads at most.")
+@REASON
+@pass_app
+def set_quotas(
+    app: App,
+    account_id: str,
+    weight: int,
+    running: int | None,
+    queued: int | None,
+    storage_bytes: int | None,
+    reason: str,
+) -> None:
+    """Set all its quotas anew; what is left out has no limit (administrator)."""
+    request = billing_pb2.SetAccountQuotasRequest(
+        request_id=app.request_id(),
+        account_id=account_id,
+        weight=weight,
+        running=running,
+        queued=queued,
+        storage_bytes=storage_bytes,
+        reason=reason,
+    )
+    _print_quotas(app.output, app.connection.billing.SetAccountQuotas(request))
+
+
+def _print_quotas(output: Output, found: billing_pb2.AccountQuotas) -> None:
+    limits: list[tuple[str, object]] = [
+        (name.replace("_", " "), getattr(found, name) if found.HasField(name) else "no limit") for name in QUOTAS
+    ]
+    output.record("", found, [("account id", found.account_id), ("weight", found.weight), *limits])
 
 
 @account.command()

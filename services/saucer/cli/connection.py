@@ -214,14 +214,16 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         )
 
 
-class _Stream(Protocol[R_co]):
+class Stream(Protocol[R_co]):
+    """A streaming call."""
+
     def __iter__(self) -> Iterator[R_co]: ...
 
     def cancel(self) -> Any: ...
 
 
 @contextmanager
-def streaming(call: _Stream[R_co]) -> Iterator[Iterable[R_co]]:
+def streaming(call: Stream[R_co]) -> Iterator[Iterable[R_co]]:
     """The messages of a streaming call, cancelled when the block ends, however it ends."""
     try:
         yield call
@@ -229,7 +231,7 @@ def streaming(call: _Stream[R_co]) -> Iterator[Iterable[R_co]]:
         call.cancel()
 
 
-def follow(open_stream: Callable[[R_co | None], _Stream[R_co]]) -> Iterator[R_co]:
+def follow(open_stream: Callable[[R_co | None], Stream[R_co]]) -> Iterator[R_co]:
     """The messages of a stream that is opened again where it was, while its service restarts.
 
     Args:

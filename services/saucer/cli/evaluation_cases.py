@@ -7,10 +7,9 @@ from typing import Any
 import click
 
 from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, pages, pass_app
-from saucer.cli.connection import streaming
-from saucer.cli.errors import CliError
 from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
 from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
+from saucer.cli.exports import ExportFile, write_pieces
 from saucer.cli.output import message_dict
 from saucer.drawing.wording import describe_faults
 from saucer.evaluation.v1 import evaluation_pb2
@@ -20,17 +19,7 @@ _SUSPECTS = evaluation_pb2.SuspectKind.DESCRIPTOR
 _KINDS = evaluation_pb2.FaultKind.DESCRIPTOR
 
 
-class _ExportFile(click.Path):
-    """A file whose name says its form."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Refuses other names."""
-        if Path(value).suffix.lower() not in _FORMATS:
-            self.fail(f"{value!r}: the name must end in {' or '.join(_FORMATS)}.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-EXPORT = _ExportFile(path_type=Path, dir_okay=False)
+EXPORT = ExportFile(_FORMATS)
 
 
 @click.command("bad-cases", cls=Verb)
@@ -67,7 +56,8 @@ def bad_cases(
         "max_score": max_score,
     }
     if export is not None:
-        _export(app, export, evaluation_pb2.ExportBadCasesRequest(**wanted, format=_FORMATS[export.suffix.lower()]))
+        exported = evaluation_pb2.ExportBadCasesRequest(**wanted, format=_FORMATS[export.suffix.lower()])
+        write_pieces(app, export, app.connection.evaluation.ExportBadCases(exported))
         return
     request = evaluation_pb2.ListBadCasesRequest(**wanted, include_images=sheet is not None)
     cases: list[evaluation_pb2.BadCase] = pages(app.connection.evaluation.ListBadCases, request, "bad_cases", limit)
@@ -139,15 +129,3 @@ def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, li
                 ", ".join(f"{count} {name}" for name, count in Counter(box.class_name for box in image.truth).items()),
             ),
         )
-
-
-def _export(app: App, file: Path, request: evaluation_pb2.ExportBadCasesRequest) -> None:
-    aside = file.with_name(f"{file.name}.part")
-    try:
-        with streaming(app.connection.evaluation.ExportBadCases(request)) as pieces, aside.open("wb") as written:
-            for piece in pieces:
-                written.write(piece.data)
-        aside.replace(file)
-    except OSError as error:
-        raise CliError(f"The bad cases cannot be written: {error}.") from error
-    app.output.remark(f"Written: {file}")

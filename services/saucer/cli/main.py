@@ -19,6 +19,8 @@ TOPICS = {
     "run": ("saucer.cli.runs", "A task's training: metrics and log."),
     "evaluate": ("saucer.cli.predicting", "Evaluate a model on other data."),
     "evaluation": ("saucer.cli.evaluations", "How good a model is."),
+    "worker": ("saucer.cli.workers", "Workers: list, drain, resume (administrator)."),
+    "queue": ("saucer.cli.workers", "What waits for workers (administrator)."),
     "model": ("saucer.cli.models", "Models: list, download."),
     "deploy": ("saucer.cli.deployments", "Put a model online."),
     "deployment": ("saucer.cli.deployments", "What is online: list, show, stop, start, versions, records."),

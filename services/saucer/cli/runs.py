@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, found_or, limit_option, pages, pass_app
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
+from saucer.cli.exports import ExportFile, write_pieces
 from saucer.cli.output import duration, enum_word, local_time, message_dict, moment, percent, ratio
 from saucer.lib.clock import to_timestamp
 from saucer.task.v1 import task_pb2
@@ -22,6 +23,12 @@ MAX_POINTS = 100_000
 FIRST_VALUES = ("loss", "lr", "map_50", "map", "top_1")
 T = TypeVar("T")
 _LEVELS = training_pb2.LogLevel.DESCRIPTOR
+_FORMATS = {
+    ".txt": training_pb2.LOG_FORMAT_TEXT,
+    ".log": training_pb2.LOG_FORMAT_TEXT,
+    ".json": training_pb2.LOG_FORMAT_JSON,
+    ".jsonl": training_pb2.LOG_FORMAT_JSON,
+}
 
 
 @click.group(cls=Topic)
@@ -64,6 +71,11 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
 @click.option("--since", type=click.DateTime(), help="Local time.")
 @click.option("--until", type=click.DateTime(), help="Local time.")
 @click.option("--newest-first", is_flag=True)
+@click.option(
+    "--export",
+    type=ExportFile(_FORMATS),
+    help="Write every line to a file: .txt or .log as text, .json or .jsonl as JSON.",
+)
 @limit_option(1000)
 @pass_app
 def logs(
@@ -75,13 +87,14 @@ def logs(
     since: datetime | None,
     until: datetime | None,
     newest_first: bool,
+    export: Path | None,
     limit: int,
 ) -> None:
     """The log, as it was written or as it comes."""
     run_id = _run(app, run_id).run_id
     show = app.output.line if app.output.as_json else _log_printer(app)
     if keep_following:
-        if keywords or level or since or until or newest_first:
+        if keywords or level or since or until or newest_first or export:
             raise click.UsageError("--follow shows every line: leave the filters out.")
         training = app.connection.training
         lines = follow(
@@ -91,14 +104,18 @@ def logs(
         )
         _each(lines, show)
         return
-    listing = training_pb2.ListLogLinesRequest(
-        run_id=run_id,
-        keywords=keywords,
-        min_level=enum_number(_LEVELS, level) if level else training_pb2.LOG_LEVEL_UNSPECIFIED,
-        start_time=to_timestamp(since.astimezone(UTC)) if since else None,
-        end_time=to_timestamp(until.astimezone(UTC)) if until else None,
-        newest_first=newest_first,
-    )
+    wanted: dict[str, Any] = {
+        "run_id": run_id,
+        "keywords": keywords,
+        "min_level": enum_number(_LEVELS, level) if level else training_pb2.LOG_LEVEL_UNSPECIFIED,
+        "start_time": to_timestamp(since.astimezone(UTC)) if since else None,
+        "end_time": to_timestamp(until.astimezone(UTC)) if until else None,
+    }
+    if export is not None:
+        request = training_pb2.ExportLogRequest(**wanted, format=_FORMATS[export.suffix.lower()])
+        write_pieces(app, export, app.connection.training.ExportLog(request))
+        return
+    listing = training_pb2.ListLogLinesRequest(**wanted, newest_first=newest_first)
     _each(pages(app.connection.training.ListLogLines, listing, "lines", limit), show)
 
 

@@ -52,6 +52,12 @@ def form_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option("--count", type=int, default=1, show_default=True, help="GPUs of one machine."),
         click.option("--billing-mode", type=enum_choice(_MODES), default="postpaid", show_default=True),
         click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes."),
+        click.option(
+            "--priority",
+            type=click.IntRange(0, 9),
+            default=0,
+            help="Of the account's own tasks that wait for a worker the higher goes first.",
+        ),
         click.option("--budget", type=MONEY, default=0, help="What all its starts together may cost at most: 12.50."),
         click.option(
             "--expected-accuracy",
@@ -95,6 +101,7 @@ def _form(app: App, options: dict[str, Any]) -> task_pb2.TaskForm:
         starting_point=options["starting_point"] or "",
         resource_group_id=options["resource_group_id"] or "",
         budget_micros=options["budget"],
+        priority=options["priority"],
         seed=options["seed"],
     )
     for name in _TUNING:
@@ -270,6 +277,27 @@ def scenes(app: App) -> None:
             ", ".join(scene.classes) or "those of the data",
             ratio(scene, "expected_accuracy"),
             scene.description,
+        ),
+    )
+
+
+@task.command()
+@pass_app
+def parameters(app: App) -> None:
+    """What --epochs, --lr, --batch-size, --warmup and --input-size take; left out, each is derived from the data."""
+    response = app.connection.task.ListParameters(task_pb2.ListParametersRequest())
+    app.output.listing(
+        "",
+        ("parameter", "built in", "from", "to", "multiple of", "unit", "description"),
+        response.parameters,
+        lambda each: (
+            each.name,
+            ", ".join(f"{value:g}" for value in each.values),
+            f"{each.minimum:g}",
+            f"{each.maximum:g}",
+            str(each.step or "-"),
+            each.unit or "-",
+            each.description,
         ),
     )
 

@@ -5,5 +5,5 @@ Owns: account stores, uploads, imports, dataset versions, drafts (database `data
 Serves: saucer.dataset.v1.DatasetService, saucer.lib.v1.DeadEventService.
 Calls: nobody but the object store.
 Publishes: AccountStoreProven, ImportEnded, DatasetVersionCreated.
-Consumes: AccountCreated.
+Consumes: AccountCreated, AccountQuotasChanged.
 """

@@ -27,4 +27,12 @@ def handlers(datasets: Datasets) -> list[Handles]:
             # Not for delivery again, which ends after a minute: housekeeping tries until it works.
             log.warning("store_not_proven_yet", account_id=account_id, error=str(error))
 
-    return [Handles(billing_events.AccountCreated, account_created)]
+    async def quotas_changed(event: CloudEvent, message: Message) -> None:
+        quotas = cast(billing_events.AccountQuotasChanged, message).quotas
+        storage_bytes = quotas.storage_bytes if quotas.HasField("storage_bytes") else None
+        await datasets.set_quota(quotas.account_id, storage_bytes, quotas.revision)
+
+    return [
+        Handles(billing_events.AccountCreated, account_created),
+        Handles(billing_events.AccountQuotasChanged, quotas_changed),
+    ]

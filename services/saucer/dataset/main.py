@@ -26,6 +26,8 @@ class DatasetSettings(ServiceSettings):
     imports_at_once: int = Field(default=1, ge=1, le=16)
     # How long the import of a process that was killed waits to be taken up.
     import_claim_s: float = Field(default=30.0, gt=0)
+    # An upload is removed so long after its last chunk, and an hour after an import of it has ended.
+    uploads_keep_hours: int = Field(default=24, ge=1, le=24 * 30)
     import_time_limit_s: float = Field(default=TIME_LIMIT_S, gt=0)
     # Of one import's child process; Python and its libraries alone take half of the least.
     import_memory_bytes: int = Field(default=MEMORY_BYTES, ge=512 * 1024**2)
@@ -40,7 +42,7 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     process.gauges(database)
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.import_claim_s)
-    datasets = Datasets(database, objects, claim=claim)
+    datasets = Datasets(database, objects, claim=claim, uploads_keep=timedelta(hours=settings.uploads_keep_hours))
     labelling = Labelling(database, objects)
     dead_events = process.consumer(database, jetstream, consumers.handlers(datasets))
     # Resolved: an import's child works in a folder of its own.

@@ -72,11 +72,15 @@ class ClaimLostError(Exception):
 class Datasets:
     """Account stores, uploads, imports and versions."""
 
-    def __init__(self, database: Database, objects: Objects, *, claim: timedelta) -> None:
-        """`claim` is how long an import stays with a process that does not prolong it."""
+    def __init__(
+        self, database: Database, objects: Objects, *, claim: timedelta, uploads_keep: timedelta = UPLOAD_KEPT
+    ) -> None:
+        """`claim` is how long an import stays with a process that does not prolong it, `uploads_keep` how long an
+        upload stays to which no chunk comes."""
         self._database = database
         self._objects = objects
         self._claim = claim
+        self._uploads_keep = uploads_keep
         # Set after a commit that queued an import: the workers wait on it, with a poll as the net.
         self.import_queued = asyncio.Event()
 
@@ -86,6 +90,22 @@ class Datasets:
         """Remembers an account, whose store is to be proven."""
         async with self._database.transaction() as tx:
             await store.insert_account_store(tx.connection, account_id, user_prefix(account_id), tx.now)
+
+    async def set_quota(self, account_id: str, storage_bytes: int | None, revision: int) -> None:
+        """What an account may store, as billing tells it; an older word than what is known changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.insert_account_store(tx.connection, account_id, user_prefix(account_id), tx.now)
+            await store.set_storage_limit(tx.connection, account_id, storage_bytes, revision)
+
+    async def storage_left(self, account_id: str) -> int | None:
+        """Bytes for which there is room among the images; None: no limit."""
+        async with self._database.reading() as connection:
+            return await store.storage_left(connection, account_id, with_uploads=False)
+
+    async def add_stored(self, account_id: str, size_bytes: int) -> None:
+        """What an import has stored, whether it succeeds or not."""
+        async with self._database.transaction() as tx:
+            await store.add_stored(tx.connection, account_id, size_bytes)
 
     async def prove_store(self, account_id: str, probe_id: str) -> None:
         """Writes, reads and removes an object below both prefixes of an account; then imports are taken for it.
@@ -132,7 +152,7 @@ class Datasets:
         """Once for each upload id.
 
         Raises:
-            FailedPreconditionError: STORE_NOT_PROVEN. ResourceExhaustedError: TOO_MANY_UPLOADS.
+            FailedPreconditionError: STORE_NOT_PROVEN. ResourceExhaustedError: TOO_MANY_UPLOADS, QUOTA_STORAGE.
             AlreadyExistsError: the id was used for another size.
         """
         async with self._database.transaction() as tx:
@@ -146,7 +166,14 @@ class Datasets:
                 raise ResourceExhaustedError(
                     "TOO_MANY_UPLOADS", f"At most {MAX_OPEN_UPLOADS} uploads may be unfinished; finish one first."
                 )
-            upload = Upload(upload_id, account_id, size_bytes, 0, "OPEN", tx.now, tx.now + UPLOAD_KEPT)
+            left = await store.storage_left(tx.connection, account_id, with_uploads=True)
+            if left is not None and size_bytes > left:
+                raise ResourceExhaustedError(
+                    "QUOTA_STORAGE",
+                    f"The account has room for {max(0, left):,} bytes more, images and uploads together.",
+                    left_bytes=max(0, left),
+                )
+            upload = Upload(upload_id, account_id, size_bytes, 0, "OPEN", tx.now, tx.now + self._uploads_keep)
             await store.insert_upload(tx.connection, upload)
         return upload
 
@@ -196,7 +223,7 @@ class Datasets:
                 upload = await _living_upload(tx, upload_id, lock=True)
                 if upload.committed_bytes != chunk.offset_bytes:
                     return upload  # another call was faster; if its chunk was this one, the object is in use
-                upload = await store.add_chunk(tx.connection, upload, chunk, tx.now + UPLOAD_KEPT)
+                upload = await store.add_chunk(tx.connection, upload, chunk, tx.now + self._uploads_keep)
         except FailedPreconditionError:
             # Expired meanwhile: the sweeper may have listed the objects before this one came.
             await self._objects.delete(key)

@@ -78,6 +78,40 @@ async def prove_account_store(connection: Connection, account_id: str, now: date
 # Uploads
 
 
+async def set_storage_limit(connection: Connection, account_id: str, limit_bytes: int | None, revision: int) -> None:
+    """Unless what is there is as new."""
+    await connection.execute(
+        """
+        UPDATE account_store SET storage_limit = $2, quota_revision = $3
+        WHERE account_id = $1 AND quota_revision < $3
+        """,
+        account_id,
+        limit_bytes,
+        revision,
+    )
+
+
+async def add_stored(connection: Connection, account_id: str, size_bytes: int) -> None:
+    """Images that were stored for the first time."""
+    await connection.execute(
+        "UPDATE account_store SET stored_bytes = stored_bytes + $2 WHERE account_id = $1", account_id, size_bytes
+    )
+
+
+async def storage_left(connection: Connection, account_id: str, *, with_uploads: bool) -> int | None:
+    """Bytes for which an account has room; negative: it has more than its limit. None: no limit."""
+    left: int | None = await connection.fetchval(
+        """
+        SELECT storage_limit - stored_bytes - CASE WHEN $2 THEN (
+            SELECT coalesce(sum(size_bytes), 0)::bigint FROM upload WHERE account_id = $1 AND state = 'OPEN') ELSE 0 END
+        FROM account_store WHERE account_id = $1
+        """,
+        account_id,
+        with_uploads,
+    )
+    return left
+
+
 async def insert_upload(connection: Connection, upload: Upload) -> None:
     """A new one."""
     await connection.execute(

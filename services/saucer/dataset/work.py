@@ -34,6 +34,7 @@ from saucer.dataset.labelling import Labelling
 from saucer.dataset.layout import NotInFolderError, open_below
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
+from saucer.dataset.storage import Room
 from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DataLossError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
@@ -199,15 +200,20 @@ class ImportWorker:
         prefix = f"{system_prefix(work.account_id)}/images"
         job = await self._job(work, folder, source)
         images_folder = Path(job.source if source.is_dir() else job.unpacked)
-        async with Bounded(STORES_AT_ONCE) as stores:
-            imported = await run_child(
-                job,
-                self._limits.time_limit_s,
-                images=lambda images: stores.start(
-                    asyncio.to_thread(self._store_images, images_folder, prefix, images)
-                ),
-                progress=progress.show,
-            )
+        stored = Room(await self._datasets.storage_left(work.account_id))
+        try:
+            async with Bounded(STORES_AT_ONCE) as stores:
+                imported = await run_child(
+                    job,
+                    self._limits.time_limit_s,
+                    images=lambda images: stores.start(
+                        asyncio.to_thread(self._store_images, images_folder, prefix, images, stored)
+                    ),
+                    progress=progress.show,
+                )
+        finally:
+            if stored.taken_bytes:
+                await self._datasets.add_stored(work.account_id, stored.taken_bytes)
         return await self._version(work, imported, folder / "manifest.json", prefix), imported.report
 
     async def _job(self, work: Import, folder: Path, source: Path) -> ImportJob:
@@ -224,13 +230,14 @@ class ImportWorker:
             parent=os.getpid(),
         )
 
-    def _store_images(self, folder: Path, prefix: str, images: Sequence[AcceptedImage]) -> None:
+    def _store_images(self, folder: Path, prefix: str, images: Sequence[AcceptedImage], room: Room) -> None:
         """Blocks: for a thread. Only what has the hash that was said is stored, below a key of that hash."""
         stored = 0
         for image in images:
             if not _SHA256.fullmatch(image.sha256):
                 raise ChildDiedError
-            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", partial(read_accepted, folder, image))
+            read = partial(read_accepted, folder, image, room)
+            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", read)
         images_stored_total.labels("stored").inc(stored)
         images_stored_total.labels("there").inc(len(images) - stored)
 
@@ -259,11 +266,11 @@ class ImportWorker:
         )
 
 
-def read_accepted(folder: Path, image: AcceptedImage) -> bytes:
-    """Its bytes, which have the hash that was said.
+def read_accepted(folder: Path, image: AcceptedImage, room: Room) -> bytes:
+    """Its bytes, which have the hash that was said, and for which there is room.
 
     Raises:
-        ImportFailedError: SOURCE_CHANGED. ChildDiedError: the path leads out of the folder.
+        ImportFailedError: SOURCE_CHANGED, QUOTA_STORAGE. ChildDiedError: the path leads out of the folder.
     """
     parts = safe_parts(image.path)
     if not parts:
@@ -275,6 +282,7 @@ def read_accepted(folder: Path, image: AcceptedImage) -> bytes:
         raise _changed() from error
     if sha256_of(data) != image.sha256:
         raise _changed()
+    room.take(len(data))
     return data
 
 

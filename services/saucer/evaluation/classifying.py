@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.matching import NEVER, NONE, DetectionColumns, Scored, Verdict, check, places
+from saucer.evaluation.sorting import ascending, falling
 from saucer.evaluation.truth import Truth
 
 MOST_ANSWERS = 5
@@ -81,9 +82,9 @@ def top_accuracies(truth: Truth, answers: DetectionColumns) -> TopAccuracies:
     )
 
 
-def _ranked(image: NDArray[np.integer], score: NDArray[np.float32]) -> NDArray[np.intp]:
+def _ranked(image: NDArray[np.int32], score: NDArray[np.float32]) -> NDArray[np.intp]:
     """Rows by image and falling score."""
-    order: NDArray[np.intp] = np.lexsort((-score, image))
+    order: NDArray[np.intp] = np.lexsort((*falling(score), *ascending(image)))
     return order
 
 

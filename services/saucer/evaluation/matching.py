@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.columns import packed
+from saucer.evaluation.sorting import ascending, falling
 from saucer.evaluation.truth import Truth
 
 MATCH_IOU = 0.5
@@ -22,8 +23,8 @@ POOR_IOU = 0.1
 """From here up to MATCH_IOU a detection is a poorly placed one of its class; below, it has nothing to do with it."""
 COCO_MAX_DETECTIONS = 100
 """COCO's AP sees this many detections per image and class, the best-scored; counts at a threshold see all."""
-PAIRS_AT_ONCE = 1 << 18
-"""Detection-truth pairs whose IoU is computed at a time: about 40 MB. It bounds the memory, not the input."""
+PAIRS_AT_ONCE = 1 << 16
+"""Detection-truth pairs whose IoU is computed at a time: about 10 MB. It bounds the memory, not the input."""
 DENSE = 16
 """Up to so many ids in a span for each one that occurs, a table of the span is small enough: 4 bytes each."""
 FORMAT_VERSION = 1
@@ -147,7 +148,7 @@ def match(truth: Truth, detections: DetectionColumns) -> Scored:
     images = truth.images
     image, truth_image = places(images, detections.image_id), places(images, truth.image_id)
     # From here on `by_rank` numbers detections by image and falling score, so that a smaller number goes first.
-    by_rank = np.lexsort((-detections.score, radix_sortable(image)))
+    by_rank = np.lexsort((*falling(detections.score), *ascending(image)))
     by_image = np.argsort(truth_image, kind="stable")
     pairs = _near_pairs(truth, detections, by_rank, by_image, image[by_rank], truth_image)
     verdict, named, iou = _verdicts(pairs, by_rank.size)
@@ -383,7 +384,7 @@ def _greedy(pairs: _Pairs) -> _Pairs:
 
 def _beyond_cap(image: NDArray[np.int32], label: NDArray[np.int32], by_rank: NDArray[np.int64]) -> NDArray[np.bool_]:
     """`by_rank`: rows by image and falling score, so that within an image only the class is left to sort by."""
-    order = by_rank[np.lexsort((radix_sortable(label[by_rank]), radix_sortable(image[by_rank])))]
+    order = by_rank[np.lexsort((*ascending(label[by_rank]), *ascending(image[by_rank])))]
     group_image, group_label = image[order], label[order]
     begins = np.ones(order.size, np.bool_)
     begins[1:] = (group_image[1:] != group_image[:-1]) | (group_label[1:] != group_label[:-1])
@@ -392,8 +393,3 @@ def _beyond_cap(image: NDArray[np.int32], label: NDArray[np.int32], by_rank: NDA
     beyond = np.empty(order.size, np.bool_)
     beyond[order] = place >= COCO_MAX_DETECTIONS
     return beyond
-
-
-def radix_sortable(column: NDArray[np.int32]) -> NDArray[np.integer]:
-    """The same numbers, none below zero, in 16 bits if they fit: these numpy sorts by radix, five times as fast."""
-    return column.astype(np.uint16) if column.max(initial=0) < 2**16 else column

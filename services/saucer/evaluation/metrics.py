@@ -20,8 +20,8 @@ from saucer.evaluation.matching import (
     at_score_precision,
     check,
     places,
-    radix_sortable,
 )
+from saucer.evaluation.sorting import ascending, falling
 from saucer.evaluation.thinning import PrPoints
 from saucer.evaluation.truth import Truth
 
@@ -189,12 +189,12 @@ class ThresholdCurves:
         self._points: dict[int | None, PrPoints] | None = {} if keep_points else None
         classes = int(scored.class_count)
         truths = np.bincount(scored.truth_label[~scored.truth_crowd], minlength=classes)
-        order = np.lexsort((radix_sortable(scored.image), -scored.score, radix_sortable(scored.label)))
+        order = np.lexsort((*ascending(scored.image), *falling(scored.score), *ascending(scored.label)))
         order = order[scored.verdict[order] != Verdict.IGNORED]
         score, label, capped = scored.score[order], scored.label[order], ~scored.beyond_cap[order]
         hit = scored.verdict[order] == Verdict.TRUE_POSITIVE
-        falling = np.argsort(-score)
-        self._overall = _Curve(score[falling], hit[falling], int(truths.sum()))
+        by_score = np.lexsort(falling(score))
+        self._overall = _Curve(score[by_score], hit[by_score], int(truths.sum()))
         self._classes: list[_Curve] = []
         self._ap_50: list[_Ap50] = []
         bounds = np.searchsorted(label, np.arange(classes + 1))
@@ -284,26 +284,31 @@ def coco_evaluation(truth: Truth, detections: DetectionColumns) -> hotcoco.COCOe
         # Ids go through float64 columns; places among the ascending ids keep COCO's order and are always exact.
         return places(truth.images, image_id).astype(np.int64) + 1
 
-    def corner_and_size(box: NDArray[Any]) -> NDArray[np.float64]:
-        exact = box.astype(np.float64)
-        return np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], axis=1)
-
     sizes = zip(place(truth.images).tolist(), truth.width.tolist(), truth.height.tolist(), strict=True)
     labels = hotcoco.COCO.from_arrays(
         [{"id": image, "width": width, "height": height} for image, width, height in sizes],
         [{"id": label + 1, "name": name} for label, name in enumerate(truth.classes)],
         place(truth.image_id),
         truth.label + 1,
-        corner_and_size(truth.box),
+        _corners_and_sizes(truth.box, np.empty((truth.label.size, 4))),
         area=truth.area,
         iscrowd=truth.crowd,
     )
-    results = labels.load_res(
-        np.column_stack(
-            [place(detections.image_id), corner_and_size(detections.box), detections.score, detections.label + 1]
-        )
-    )
-    return hotcoco.COCOeval(labels, results, "bbox")
+    # Image, left, top, width, height, score, class.
+    rows = np.empty((detections.score.size, 7))
+    rows[:, 0] = place(detections.image_id)
+    _corners_and_sizes(detections.box, rows[:, 1:5])
+    rows[:, 5] = detections.score
+    rows[:, 6] = detections.label + 1
+    return hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
+
+
+def _corners_and_sizes(box: NDArray[np.floating], into: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Boxes of two corners [n, 4] as left, top, width and height."""
+    into[:] = box
+    into[:, 2] -= into[:, 0]
+    into[:, 3] -= into[:, 1]
+    return into
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -1,6 +1,8 @@
 """Scores stored detections: pure work on bytes, done in a process of its own (scoring_child.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
 from saucer.evaluation import reading
@@ -36,30 +38,34 @@ def score(manifest: bytes, test: bytes, validation: bytes, classes: Sequence[str
     Raises:
         CannotScoreError: a file is unreadable, labels and detections do not belong together, or there is no test image.
     """
-    try:
+    with _refusing("The manifest cannot be read"):
         document = read_manifest(manifest)
-    except ManifestError as error:
-        raise CannotScoreError(f"The manifest cannot be read: {error}.") from error
-    try:
+    with _refusing("The test split cannot be scored"):
         test_set = _test_set(document, classes)
         if test_set.truth.images.size == 0:
             raise CannotScoreError(NOTHING_TO_SCORE)
         detections = Detections.from_bytes(test)
-        judge = match_answers if document.labels_whole_images else match
-        scored = judge(test_set.truth, detections)
-        figures = _classified if document.labels_whole_images else _detected
-        fixed = figures(test_set.truth, detections)
-    except (TruthError, MismatchError, DetectionsError) as error:
-        raise CannotScoreError(f"The test split cannot be scored: {error}.") from error
+    judge, figures = (match_answers, _classified) if document.labels_whole_images else (match, _detected)
+    # The library that computes COCO's numbers lets Python go on meanwhile.
+    with ThreadPoolExecutor(1) as beside:
+        fixed = beside.submit(figures, test_set.truth, detections)
+        with _refusing("The test split cannot be scored"):
+            scored = judge(test_set.truth, detections)
+        with _refusing("No threshold can be chosen on the validation split"):
+            labels = from_coco(document.split("validation"), classes)
+            validated = judge(labels, Detections.from_bytes(validation))
+        chosen = recommended(ThresholdCurves(validated), len(classes))
+        at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
+        stored = scored.to_bytes(), validated.to_bytes(), test_set.to_bytes()
+    return Scoring(Summary(_with_thresholds(fixed.result(), chosen), at_default), *stored)
+
+
+@contextmanager
+def _refusing(sentence: str) -> Iterator[None]:
     try:
-        labels = from_coco(document.split("validation"), classes)
-        validated = judge(labels, Detections.from_bytes(validation))
-    except (TruthError, MismatchError, DetectionsError) as error:
-        raise CannotScoreError(f"No threshold can be chosen on the validation split: {error}.") from error
-    chosen = recommended(ThresholdCurves(validated), len(classes))
-    at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
-    summary = Summary(_with_thresholds(fixed, chosen), at_default)
-    return Scoring(summary, scored.to_bytes(), validated.to_bytes(), test_set.to_bytes())
+        yield
+    except (ManifestError, TruthError, MismatchError, DetectionsError) as error:
+        raise CannotScoreError(f"{sentence}: {error}.") from error
 
 
 def _test_set(manifest: Manifest, classes: Sequence[str]) -> LabelledSet:

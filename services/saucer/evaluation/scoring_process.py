@@ -18,6 +18,7 @@ from saucer.evaluation.domain import CannotScoreError, Summary
 from saucer.evaluation.scoring_child import ScoringJob
 
 # Of the child's address space (RLIMIT_AS), of which Python and its libraries take a tenth: what needs more is FAILED.
+# 50,000 images with 2.5 million detections have 1.8 GB resident at most, 5,000 images with 151,000 have 0.2.
 MEMORY_BYTES = 4 * 1024**3
 # Then the child is killed: FAILED. 5,000 images with 151,000 detections take two seconds.
 TIME_LIMIT_S = 15 * 60.0
@@ -27,7 +28,7 @@ MAX_ANSWER_BYTES = 16 * 1024**2
 MAX_STDERR_BYTES = 4096
 # What a child gets of the environment: how to find Python and its libraries, and no secret.
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
-# One core for one scoring; and each thread's stack counts against the memory.
+# A scoring has the two threads of scoring.py and no more; each thread's stack counts against the memory.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
 
 log = structlog.get_logger()

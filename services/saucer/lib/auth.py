@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import OKPAlgorithm
@@ -92,6 +93,7 @@ class Principal:
         return account_id
 
 
+log = structlog.get_logger()
 _current: ContextVar[Principal] = ContextVar("principal")
 
 
@@ -146,10 +148,13 @@ class Verifier:
             return
         self._stamps = stamps
         self._cache.clear()
+        starting = not self._keys
         keys = json.loads(self._keys_file.read_text())["keys"]
         self._keys = {key["kid"]: OKPAlgorithm.from_jwk(key) for key in keys}
         if self._revoked_file is not None and self._revoked_file.exists():
-            self._revoked = frozenset(self._revoked_file.read_text().split())
+            former, self._revoked = self._revoked, frozenset(self._revoked_file.read_text().split())
+            for token_id in sorted(self._revoked ^ former) if not starting else ():
+                log.info("token_revoked" if token_id in self._revoked else "token_restored", token_id=token_id)
 
     def _decode(self, token: str) -> Principal:
         if len(token) > MAX_TOKEN_BYTES:

@@ -3,7 +3,8 @@
 1. Access stands in the protos, on each method; a method without one stops the start.
 2. The role is checked before anything is looked up, so a refusal is the same whether the id exists or not.
 3. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
-4. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
+4. A call that changed something is recorded: who, what, with which token.
+5. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
    has the trace under the id that the caller is given.
 """
 
@@ -13,7 +14,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
@@ -39,6 +40,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import new_id
+from saucer.lib.records import is_recorded, record
 from saucer.lib.tls import Identity
 from saucer.lib.v1 import access_pb2
 
@@ -86,6 +88,17 @@ def access_of(servicers: Sequence[Servicer]) -> dict[str, int]:
     return result
 
 
+def recorded_of(servicers: Sequence[Servicer]) -> frozenset[str]:
+    """Full paths of methods whose calls are recorded."""
+    access = access_of(servicers)
+    methods = {
+        f"/{servicer.descriptor.full_name}/{method.name}": method
+        for servicer in servicers
+        for method in servicer.descriptor.methods
+    }
+    return frozenset(path for path, method in methods.items() if is_recorded(method, access[path]))
+
+
 class Server:
     """One listening server of one process."""
 
@@ -100,7 +113,7 @@ class Server:
 
         With an identity callers need a certificate of its authority.
         """
-        self._interceptor = _Interceptor(verifier, access_of(servicers))
+        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded_of(servicers))
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -139,9 +152,10 @@ class Server:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, verifier: auth.Verifier, access: Mapping[str, int]) -> None:
+    def __init__(self, verifier: auth.Verifier, access: Mapping[str, int], recorded: Collection[str]) -> None:
         self._verifier = verifier
         self._access = access
+        self._recorded = recorded
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._streams = 0
         self.stopping = asyncio.Event()
@@ -186,6 +200,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, call: Handler) -> Handler:
         count_ok = calls_total.labels(method, "OK")
         seconds = call_seconds.labels(method)
+        recorded = method in self._recorded
 
         async def answer(request: Message, context: Context) -> object:
             started = time.perf_counter()
@@ -194,9 +209,11 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 check(request)
                 remaining = context.time_remaining()
                 async with asyncio.timeout(min(remaining, MAX_UNARY_S) if remaining is not None else MAX_UNARY_S):
-                    response: object = await call(request, context)
+                    response: Message = await call(request, context)
             except Exception as error:
                 await self._refuse(method, context, error)
+            if recorded:
+                record(auth.current(), method, request, response)
             count_ok.inc()
             seconds.observe(time.perf_counter() - started)
             return response

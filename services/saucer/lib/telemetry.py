@@ -1,12 +1,20 @@
 """Structured logs and Prometheus metrics, the same in every process."""
 
+from __future__ import annotations
+
 import logging
 import sys
+from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import REGISTRY, start_http_server
 
 from saucer.lib import tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
@@ -54,7 +62,25 @@ def _add_trace_id(logger: object, method: str, event: structlog.typing.EventDict
 
 
 def serve_metrics(listen: str) -> int:
-    """Serves /metrics for Prometheus from a thread of its own; the port it got. Raises OSError if it is taken."""
+    """Serves /metrics for Prometheus from a thread of its own; the port it got. Raises OSError if it is taken.
+
+    Beside it /serving, for probes that shall be cheap and need no certificate: 200 while the gRPC server takes calls.
+    """
     host, _, port = listen.rpartition(":")
     server, _ = start_http_server(int(port), addr=host)
+    metrics = server.get_app()
+    assert metrics is not None
+    server.set_app(_with_serving(metrics))
     return server.server_port
+
+
+def _with_serving(metrics: WSGIApplication) -> WSGIApplication:
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/serving":
+            return metrics(environ, start_response)
+        serving = REGISTRY.get_sample_value("saucer_serving") == 1
+        status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
+        start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain")])
+        return [b""]
+
+    return answer

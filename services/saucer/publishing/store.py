@@ -266,6 +266,26 @@ async def release_lease(connection: Connection, holder: str) -> None:
     await connection.execute("DELETE FROM reconcile_lease WHERE holder = $1", holder)
 
 
+async def put_trace(connection: Connection, deployment_id: str, traceparent: str) -> None:
+    """Of the present start; that of the one before is forgotten."""
+    await connection.execute(
+        """
+        INSERT INTO deployment_trace (deployment_id, traceparent) VALUES ($1, $2)
+        ON CONFLICT (deployment_id) DO UPDATE SET traceparent = excluded.traceparent
+        """,
+        deployment_id,
+        traceparent,
+    )
+
+
+async def trace_of(connection: Connection, deployment_id: str) -> str | None:
+    """Of the present start."""
+    found: str | None = await connection.fetchval(
+        "SELECT traceparent FROM deployment_trace WHERE deployment_id = $1", deployment_id
+    )
+    return found
+
+
 def _values(deployment: Deployment) -> list[object]:
     return [
         deployment.deployment_id,

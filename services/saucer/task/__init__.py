@@ -4,5 +4,6 @@ Owns: tasks (database `task`).
 Serves: saucer.task.v1.TaskService, saucer.lib.v1.DeadEventService.
 Calls: dataset (GetDatasetVersion), billing (GetQuote, CreateHold).
 Publishes: TaskCreated, TaskQueued, TaskChanged, TaskStopRequested, TaskEnded, TaskDeleted.
-Consumes: HoldGranted, StopOrdered; RunStarted, RunProgressed, RunInterrupted, RunEnded; EvaluationEnded.
+Consumes: HoldGranted, StopOrdered, AccountQuotasChanged; RunStarted, RunProgressed, RunInterrupted, RunEnded;
+    EvaluationEnded.
 """

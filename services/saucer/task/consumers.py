@@ -12,7 +12,7 @@ from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
 from saucer.task.domain import EndReason
-from saucer.task.messages import read_model, read_progress
+from saucer.task.messages import read_model, read_pace, read_progress
 from saucer.task.peers import read_hold
 from saucer.task.service import Tasks
 from saucer.training.v1 import events_pb2 as training_events
@@ -43,6 +43,9 @@ def handlers(tasks: Tasks) -> list[Handles]:
         run = ended.run
         if ended.HasField("model"):
             await tasks.meet_model(read_model(ended.model))
+        pace = read_pace(run)
+        if pace is not None:
+            await tasks.learn_pace(pace)
         await tasks.end_run(
             run.task_id,
             run.start_number,
@@ -73,9 +76,15 @@ def handlers(tasks: Tasks) -> list[Handles]:
         if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK and ordered.reason in STOP_REASONS:
             await tasks.obey_stop(ordered.hold.work_id, ordered.hold.start_number, STOP_REASONS[ordered.reason])
 
+    async def quotas_changed(event: CloudEvent, message: Message) -> None:
+        quotas = cast(billing_events.AccountQuotasChanged, message).quotas
+        queued = quotas.queued if quotas.HasField("queued") else None
+        await tasks.set_quota(quotas.account_id, queued, quotas.revision)
+
     return [
         Handles(billing_events.HoldGranted, hold_granted),
         Handles(billing_events.StopOrdered, stop_ordered),
+        Handles(billing_events.AccountQuotasChanged, quotas_changed),
         Handles(training_events.RunStarted, run_goes_on),
         Handles(training_events.RunProgressed, run_goes_on),
         Handles(training_events.RunInterrupted, run_interrupted),

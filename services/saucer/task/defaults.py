@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from saucer.task import parameters
 from saucer.task.domain import Config, Form, Refused
 from saucer.task.scenes import Scene
 
 DEFAULT_MAX_DURATION_MS = 3_600_000
 DEFAULT_OUTPUT_PATH = "outputs"
 # Sides of the square input that are tried, in pixels; the stride of the network divides them.
-INPUT_SIZES = (128, 192, 256, 320, 416, 512, 640)
+INPUT_SIZES = next(
+    tuple(int(size) for size in each.values) for each in parameters.PARAMETERS if each.name == "input_size"
+)
 # An object should span at least this many pixels of the input, or the network's finest stride cannot place it.
 WANTED_OBJECT_PX = 24
 # A processor trains at most this size in reasonable time.
@@ -21,12 +24,6 @@ BASE_ITERATIONS = 160
 ITERATIONS_PER_CLASS = 20
 WARMUP_SHARE = 0.05
 MAX_EPOCHS = 300
-# Seconds of one iteration for each image and megapixel of the input on one core, before anything was measured.
-CPU_S_PER_MEGAPIXEL = 2.6
-GPU_S_PER_MEGAPIXEL = 0.03
-# Loading, export and prediction.
-OVERHEAD_MS = 30_000
-
 
 T = TypeVar("T")
 
@@ -95,6 +92,7 @@ def check_data(scene: Scene, data: Data) -> None:
 
 def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Config, tuple[Derived, ...]]:
     """The training's configuration with every default filled in, and the reasons. Raises Refused."""
+    parameters.check(form)
     check_data(scene, data)
     notes: list[Derived] = []
 
@@ -144,14 +142,6 @@ def derive(form: Form, scene: Scene, data: Data, machine: Machine) -> tuple[Conf
         ),
         tuple(notes),
     )
-
-
-def estimate_ms(config: Config, data: Data, machine: Machine) -> int:
-    """Of the whole run, before anything was measured on this spec."""
-    megapixels = config.input_size**2 * config.batch_size / 1e6
-    per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
-    iterations = config.epochs * -(-data.training_images // config.batch_size)
-    return OVERHEAD_MS + round(1000 * iterations * megapixels * per_megapixel)
 
 
 def _input_size(scene: Scene, data: Data, machine: Machine) -> tuple[int, str]:

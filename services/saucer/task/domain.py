@@ -120,6 +120,8 @@ class Form:
     resource_group_id: str = ""
     # 0: none of its own.
     budget_micros: int = 0
+    # Among the account's own that wait for a worker; the higher goes first.
+    priority: int = 0
     kind: TaskKind = TaskKind.TRAIN
     # Of a predict task.
     model_id: str = ""

@@ -1,9 +1,11 @@
 """Domain to message and back, for requests, replies and events alike."""
 
 from saucer.billing.v1 import billing_pb2
-from saucer.lib.clock import from_duration, to_duration, to_timestamp
+from saucer.lib.clock import from_duration, from_timestamp, to_duration, to_timestamp
 from saucer.task.defaults import Derived
 from saucer.task.domain import Config, Form, KnownModel, Progress, Task, TaskKind
+from saucer.task.estimating import Pace, megapixels
+from saucer.task.parameters import Parameter
 from saucer.task.scenes import Scene
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
@@ -33,6 +35,7 @@ def read_form(message: task_pb2.TaskForm) -> Form:
         seed=message.seed,
         resource_group_id=message.resource_group_id,
         budget_micros=message.budget_micros,
+        priority=message.priority,
         kind=TaskKind.PREDICT if message.kind == task_pb2.TASK_KIND_PREDICT else TaskKind.TRAIN,
         model_id=message.model_id,
     )
@@ -67,6 +70,7 @@ def form_message(form: Form) -> task_pb2.TaskForm:
         seed=form.seed,
         resource_group_id=form.resource_group_id,
         budget_micros=form.budget_micros,
+        priority=form.priority,
         kind=task_pb2.TaskKind.Value(f"TASK_KIND_{form.kind}"),
         model_id=form.model_id,
     )
@@ -112,6 +116,20 @@ def scene_message(scene: Scene) -> task_pb2.Scene:
     )
 
 
+def parameter_message(parameter: Parameter) -> task_pb2.Parameter:
+    """What a form offers for one field."""
+    return task_pb2.Parameter(
+        name=parameter.name,
+        description=parameter.description,
+        unit=parameter.unit,
+        values=parameter.values,
+        minimum=parameter.minimum,
+        maximum=parameter.maximum,
+        whole=parameter.whole,
+        step=parameter.step,
+    )
+
+
 def read_progress(run: training_pb2.Run) -> Progress:
     """What a run's snapshot says."""
     return Progress(
@@ -127,6 +145,27 @@ def read_progress(run: training_pb2.Run) -> Progress:
         time_left_ms=from_duration(run.time_left) if run.HasField("time_left") else None,
         charged_ms=run.charged_ms,
         best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
+    )
+
+
+def read_pace(run: training_pb2.Run) -> Pace | None:
+    """What a run took; None if it trained nothing, or not all of what its counters say was its own."""
+    config, elapsed_ms = run.config, from_duration(run.elapsed)
+    work = megapixels(run.iteration, config.batch_size, config.input_size)
+    if config.resume or run.attempt != 1 or not work or not elapsed_ms or not run.model_id:
+        return None
+    return Pace(
+        run_id=run.run_id,
+        region_id=run.region_id,
+        spec_id=run.spec_id,
+        count=run.count,
+        starting_point=config.starting_point,
+        classification=config.classification,
+        dataset_version_id=run.dataset_version_id,
+        input_size=config.input_size,
+        ms_per_megapixel=elapsed_ms / work,
+        overhead_ms=max(0, run.charged_ms - elapsed_ms),
+        ended_at=from_timestamp(run.end_time),
     )
 
 

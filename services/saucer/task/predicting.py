@@ -1,17 +1,15 @@
 """A task that evaluates a model on other data: what its run is given, and how long that may take."""
 
 from saucer.task.defaults import (
-    CPU_S_PER_MEGAPIXEL,
     DEFAULT_MAX_DURATION_MS,
     DEFAULT_OUTPUT_PATH,
-    GPU_S_PER_MEGAPIXEL,
-    OVERHEAD_MS,
     Data,
     Derived,
     Machine,
     check_labels,
 )
 from saucer.task.domain import Config, Form, KnownModel, Refused
+from saucer.task.estimating import CPU_S_PER_MEGAPIXEL, GPU_S_PER_MEGAPIXEL, OVERHEAD_MS
 from saucer.task.scenes import Scene
 
 # Of what one image of an iteration takes: no way back, and a runtime made for inference.

@@ -11,11 +11,13 @@ from saucer.task.domain import TaskState
 from saucer.task.messages import (
     config_message,
     derived_message,
+    parameter_message,
     read_billing_mode,
     read_form,
     scene_message,
     task_message,
 )
+from saucer.task.parameters import PARAMETERS
 from saucer.task.service import Tasks, highest_cost_micros
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 
@@ -119,3 +121,8 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
 
     async def ListScenes(self, request: task_pb2.ListScenesRequest, context: Context) -> task_pb2.ListScenesResponse:
         return task_pb2.ListScenesResponse(scenes=[scene_message(scene) for scene in self._tasks.scenes.values()])
+
+    async def ListParameters(
+        self, request: task_pb2.ListParametersRequest, context: Context
+    ) -> task_pb2.ListParametersResponse:
+        return task_pb2.ListParametersResponse(parameters=[parameter_message(each) for each in PARAMETERS])

@@ -24,13 +24,14 @@ from saucer.lib.errors import (
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
+    ResourceExhaustedError,
     UnavailableError,
 )
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
 from saucer.task import domain, predicting, store
-from saucer.task.defaults import Data, Derived, derive, estimate_ms
+from saucer.task.defaults import Data, Derived, derive
 from saucer.task.domain import (
     ChargeStatus,
     Config,
@@ -43,6 +44,7 @@ from saucer.task.domain import (
     TaskKind,
     TaskState,
 )
+from saucer.task.estimating import LOOKED_AT, Pace, estimate_ms
 from saucer.task.messages import task_message
 from saucer.task.peers import Hold, Peers, Quote
 from saucer.task.scenes import Scene
@@ -97,7 +99,7 @@ class Tasks:
         Raises:
             InvalidArgumentError: scene, data or count do not fit. NotFoundError: data or spec.
             AlreadyExistsError: NAME_TAKEN, REQUEST_ID_USED.
-            FailedPreconditionError: the hold was refused; the task is REFUSED.
+            FailedPreconditionError: the hold was refused; the task is REFUSED. ResourceExhaustedError: QUOTA_QUEUED.
             UnavailableError: dataset or billing did not answer; nothing is stored.
         """
         async with self._database.reading() as connection:
@@ -148,10 +150,20 @@ class Tasks:
             raise NotFoundError("model", form.model_id)
         return model
 
+    async def set_quota(self, account_id: str, queued: int | None, revision: int) -> None:
+        """How many tasks may wait, as billing tells it; an older word than what is known changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.put_quota(tx.connection, account_id, queued, revision)
+
     async def meet_model(self, model: KnownModel) -> None:
         """A run has left it; again changes nothing."""
         async with self._database.transaction() as tx:
             await store.insert_model(tx.connection, model)
+
+    async def learn_pace(self, pace: Pace) -> None:
+        """A run took so long; again changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.insert_pace(tx.connection, pace)
 
     async def _insert(
         self,
@@ -194,6 +206,8 @@ class Tasks:
                     deleted_at=None,
                     revision=1,
                 )
+                if await store.of_request(tx.connection, account_id, request_id) is None:
+                    await _check_quota(tx, account_id)
                 if await store.insert(tx.connection, task):
                     await _publish(tx, task, events_pb2.TaskCreated(task=task_message(task)))
                     return task
@@ -257,6 +271,7 @@ class Tasks:
 
         Raises:
             FailedPreconditionError: naming the state, or the hold's refusal. InvalidArgumentError: mode and group.
+            ResourceExhaustedError: QUOTA_QUEUED.
         """
         async with self._database.transaction() as tx:
             task = await _owned(tx, task_id)
@@ -267,6 +282,7 @@ class Tasks:
                         f"The task is {task.state}; only one that is STOPPED, FAILED or REFUSED can be restarted.",
                         state=task.state,
                     )
+                await _check_quota(tx, task.account_id)
                 form = task.form
                 if billing_mode is not None:
                     form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
@@ -418,8 +434,11 @@ class Tasks:
     async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
         """What it would cost, and how long it would take in ms. Raises as create() does."""
         config, derived, quote, data = await self._plan(account_id, form)
-        estimate = predicting.estimate_ms if config.model_id else estimate_ms
-        return quote, config, derived, estimate(config, data, quote.machine)
+        if config.model_id:
+            return quote, config, derived, predicting.estimate_ms(config, data, quote.machine)
+        async with self._database.reading() as connection:
+            paces = await store.paces(connection, form.region_id, form.spec_id, form.count, LOOKED_AT)
+        return quote, config, derived, estimate_ms(form, config, data, quote.machine, paces)
 
     async def get(self, task_id: str) -> Task:
         """Raises NotFoundError for another account's too."""
@@ -483,6 +502,20 @@ def _refusal(task: Task) -> FailedPreconditionError:
     return FailedPreconditionError(
         reason, task.error_message, task_id=task.task_id, missing_micros=task.missing_micros, state=task.state
     )
+
+
+async def _check_quota(tx: Transaction, account_id: str) -> None:
+    """Before one more task waits. Raises ResourceExhaustedError."""
+    limit = await store.lock_quota(tx.connection, account_id)
+    if limit is None:
+        return
+    waiting = await store.count_waiting(tx.connection, account_id)
+    if waiting >= limit:
+        raise ResourceExhaustedError(
+            "QUOTA_QUEUED",
+            f"{waiting} of the account's tasks wait, and its quota is {limit}; try again when one has begun.",
+            limit=limit,
+        )
 
 
 async def _owned(tx: Transaction, task_id: str) -> Task:

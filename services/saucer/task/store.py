@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 
 import asyncpg
@@ -19,6 +19,7 @@ from saucer.task.domain import (
     TaskKind,
     TaskState,
 )
+from saucer.task.estimating import Pace
 
 _COLUMNS = (
     "task_id, account_id, request_id, form, config, derived, state, former_state, charge_status, start_number, "
@@ -120,6 +121,37 @@ async def list_tasks(
     return [_task(row) for row in rows]
 
 
+async def put_quota(connection: Connection, account_id: str, queued: int | None, revision: int) -> None:
+    """Unless what is there is as new."""
+    await connection.execute(
+        """
+        INSERT INTO account_quota AS q (account_id, queued, revision) VALUES ($1, $2, $3)
+        ON CONFLICT (account_id) DO UPDATE SET queued = excluded.queued, revision = excluded.revision
+        WHERE q.revision < excluded.revision
+        """,
+        account_id,
+        queued,
+        revision,
+    )
+
+
+async def lock_quota(connection: Connection, account_id: str) -> int | None:
+    """How many tasks of an account may wait; None: no limit. Locked, so that calls that add one take turns."""
+    limit: int | None = await connection.fetchval(
+        "SELECT queued FROM account_quota WHERE account_id = $1 FOR UPDATE", account_id
+    )
+    return limit
+
+
+async def count_waiting(connection: Connection, account_id: str) -> int:
+    """Tasks of an account that wait for their hold, for capacity or for a worker."""
+    return int(
+        await connection.fetchval(
+            "SELECT count(*) FROM task WHERE account_id = $1 AND state IN ('PENDING', 'WAITING', 'QUEUED')", account_id
+        )
+    )
+
+
 async def unsettled(connection: Connection, state: TaskState, before: datetime, limit: int) -> list[str]:
     """Ids of tasks that have been in a state since before a time, longest first."""
     rows = await connection.fetch(
@@ -154,6 +186,31 @@ async def get_model(connection: Connection, model_id: str) -> KnownModel | None:
     return KnownModel(
         str(row["model_id"]), str(row["account_id"]), row["scene"], tuple(row["classes"]), row["input_size"]
     )
+
+
+async def insert_pace(connection: Connection, pace: Pace) -> None:
+    """A second time changes nothing."""
+    columns = [column.name for column in fields(Pace)]
+    places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    await connection.execute(
+        f"INSERT INTO pace ({', '.join(columns)}) VALUES ({places}) ON CONFLICT DO NOTHING",  # noqa: S608 - columns
+        *(getattr(pace, column) for column in columns),
+    )
+
+
+async def paces(connection: Connection, region_id: str, spec_id: str, count: int, limit: int) -> list[Pace]:
+    """Of a spec, the newest first."""
+    rows = await connection.fetch(
+        "SELECT * FROM pace WHERE (region_id, spec_id, count) = ($1, $2, $3) ORDER BY ended_at DESC LIMIT $4",
+        region_id,
+        spec_id,
+        count,
+        limit,
+    )
+    return [
+        Pace(**{**row, "run_id": str(row["run_id"]), "dataset_version_id": str(row["dataset_version_id"])})
+        for row in rows
+    ]
 
 
 def _values(task: Task) -> list[object]:

@@ -1,8 +1,9 @@
 """Training: runs, the leases that workers hold on them, their metrics and logs, and the models they leave.
 
-Owns: runs, stop orders, metric points, log lines, models (database `training`); files of attempts and models.
+Owns: runs, stop orders, metric points, log lines, models, workers, accounts' shares of them (database `training`);
+    files of attempts and models.
 Serves: saucer.training.v1.TrainingService, saucer.training.v1.WorkerService, saucer.lib.v1.DeadEventService.
 Calls: the object store.
 Publishes: RunQueued, RunStarted, RunProgressed, RunInterrupted, RunEnded.
-Consumes: TaskQueued, TaskStopRequested; StopOrdered.
+Consumes: TaskQueued, TaskStopRequested; StopOrdered, AccountQuotasChanged.
 """

@@ -44,23 +44,30 @@ def handlers(training: Training) -> list[Handles]:
             config=to_json(task.config).decode(),
             max_duration_ms=from_duration(task.config.max_duration),
             output_prefix=task.config.output_prefix,
+            priority=task.form.priority,
             predicts_model_id=task.config.model_id or None,
             traceparent=tracing.current(),
         )
-        await training.queue_run(request, resume=task.config.resume)
+        await training.starts.queue_run(request, resume=task.config.resume)
 
     async def task_stop_requested(event: CloudEvent, message: Message) -> None:
         task = cast(task_events.TaskStopRequested, message).task
-        await training.order_stop(task.hold_id, EndReason.STOPPED_BY_USER, 0)
+        await training.starts.order_stop(task.hold_id, EndReason.STOPPED_BY_USER, 0)
 
     async def stop_ordered(event: CloudEvent, message: Message) -> None:
         ordered = cast(billing_events.StopOrdered, message)
         if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK:
             reason = STOP_REASONS[ordered.reason]
-            await training.order_stop(ordered.hold.hold_id, reason, ordered.stop_at_charged_ms)
+            await training.starts.order_stop(ordered.hold.hold_id, reason, ordered.stop_at_charged_ms)
+
+    async def quotas_changed(event: CloudEvent, message: Message) -> None:
+        quotas = cast(billing_events.AccountQuotasChanged, message).quotas
+        running = quotas.running if quotas.HasField("running") else None
+        await training.leases.set_share(quotas.account_id, quotas.weight, running, quotas.revision)
 
     return [
         Handles(task_events.TaskQueued, task_queued),
         Handles(task_events.TaskStopRequested, task_stop_requested),
         Handles(billing_events.StopOrdered, stop_ordered),
+        Handles(billing_events.AccountQuotasChanged, quotas_changed),
     ]

@@ -8,6 +8,7 @@ from enum import StrEnum
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError
 from saucer.training.charging import LEASE_MS, NOWHERE, Meter, Place, begin_attempt, count
 from saucer.training.lease import Lease
+from saucer.training.log_limit import LogLimit
 
 # Attempts that may be lost. After the last, one more finishes what the checkpoint holds, uncharged.
 MAX_ATTEMPTS = 3
@@ -17,10 +18,15 @@ QUEUE_LIMIT = timedelta(hours=24)
 FINISH_QUEUE_LIMIT = timedelta(hours=1)
 # From the end of training, or the order to stop, to FinishRun; an attempt that takes longer is lost.
 FINISH_LIMIT = timedelta(seconds=1200)
+# After the first, second, … lost attempt: how long the run waits before it may be leased again. One loss is most often
+# the worker's; a run that loses several may be what takes them down, and leaves the others alone for a while.
+BACK_OFF = (timedelta(0), timedelta(seconds=10), timedelta(seconds=30))
 # An attempt that makes no progress for so long is lost: its worker is alive, its work is not.
 STALL_LOST = timedelta(seconds=900)
 # Workers stop at the max duration by themselves; the service orders it when they exceed it by this.
 DURATION_GRACE_MS = 60_000
+# A worker without a run asks for one at least this often; one that does not is gone.
+WORKER_GONE = timedelta(seconds=120)
 # RunProgressed comes at least this often.
 TELL_EVERY = timedelta(seconds=60)
 # Share of a run's progress that each stage begins and ends with; of one that only predicts, below.
@@ -141,6 +147,8 @@ class RunRequest:
     config: str
     max_duration_ms: int
     output_prefix: str
+    # Of the account's own runs the higher goes first.
+    priority: int = 0
     # Not None: nothing is trained, this model only predicts.
     predicts_model_id: str | None = None
     # The trace of what asked for it.
@@ -156,6 +164,8 @@ class Run:
     created_at: datetime
     # Since when it waits; a lease that no heartbeat followed does not count as a break.
     queued_at: datetime
+    # Not leased before; None: at once.
+    ready_at: datetime | None = None
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     lease: Lease | None = None
@@ -174,6 +184,9 @@ class Run:
     finish_request_id: str | None = None
     metric_count: int = 0
     log_count: int = 0
+    log_limit: LogLimit = field(default_factory=LogLimit)
+    # Of the log's last line; times never go back in it.
+    logged_at: datetime | None = None
     # Of the last RunProgressed.
     told_at: datetime | None = None
     told_epoch: int = 0
@@ -253,6 +266,16 @@ class LogLine:
 
 
 @dataclass(frozen=True)
+class LogSearch:
+    """Lines in which every keyword occurs, whatever its case, of a level and above; `start` included, `end` not."""
+
+    keywords: tuple[str, ...] = ()
+    min_level: int = 0
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """One file of a model."""
 
@@ -286,6 +309,53 @@ class Model:
     files: tuple[ModelFile, ...]
     created_at: datetime
     revision: int = 1
+
+
+class WorkerState(StrEnum):
+    """Of a worker, as training sees it."""
+
+    IDLE = "IDLE"
+    WORKING = "WORKING"
+    # It has a run, and gets no other.
+    DRAINING = "DRAINING"
+    DRAINED = "DRAINED"
+    # Not heard of for WORKER_GONE.
+    GONE = "GONE"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process that asks for runs. `worker_id` is its own choice: two of one name are one here."""
+
+    worker_id: str
+    region_id: str
+    spec_id: str
+    first_seen_at: datetime
+    # By asking for a run, or by a heartbeat.
+    seen_at: datetime
+    draining: bool
+    run_id: str | None
+
+    def state(self, now: datetime) -> WorkerState:
+        """At a time."""
+        if self.run_id is not None:
+            return WorkerState.DRAINING if self.draining else WorkerState.WORKING
+        if now - self.seen_at > WORKER_GONE:
+            return WorkerState.GONE
+        return WorkerState.DRAINED if self.draining else WorkerState.IDLE
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Runs and workers of one region and spec."""
+
+    region_id: str
+    spec_id: str
+    queued: int
+    at_work: int
+    # Of the run that waits longest.
+    oldest_queued_at: datetime | None
+    workers: int
 
 
 def move(run: Run, target: RunState) -> Run:
@@ -325,7 +395,7 @@ def order_stop(run: Run, reason: EndReason, at_charged_ms: int, now: datetime) -
     if run.state is RunState.QUEUED and run.must_stop and not _can_be_finished(run):
         return end(run, reason, now)
     if run.state is RunState.QUEUED and run.must_stop:
-        return replace(run, queued_at=now)
+        return replace(run, queued_at=now, ready_at=None)
     return run
 
 
@@ -336,6 +406,7 @@ def lease(run: Run, lease: Lease, now: datetime) -> Run:
         lease=replace(lease, expires_at=now + timedelta(milliseconds=LEASE_MS)),
         attempt=run.attempt + 1,
         meter=begin_attempt(run.meter),
+        ready_at=None,
     )
 
 
@@ -426,6 +497,7 @@ def lose(run: Run, now: datetime, message: str, *, released: bool = False) -> Ru
         move(run, RunState.QUEUED),
         lease=replace(run.lease, expires_at=None, finish_by=None),
         queued_at=now if begun else run.queued_at,
+        ready_at=now + BACK_OFF[run.lost_attempts - 1] if begun and not released else None,
         progress=_kept(run) if begun else run.progress,
     )
 
@@ -481,6 +553,7 @@ def end(run: Run, reason: EndReason, now: datetime, *, model_id: str | None = No
         move(run, RunState.ENDED),
         end_reason=reason,
         ended_at=now,
+        ready_at=None,
         model_id=model_id,
         error_message=run.error_message if reason is EndReason.FAILED else "",
         lease=replace(run.lease, expires_at=None, finish_by=None) if run.lease else None,

@@ -10,10 +10,15 @@ from saucer.lib.retention import Forget
 from saucer.lib.run import Process, run
 from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
+from saucer.training.leftovers import remove_for_ever
 from saucer.training.reading import Reading
 from saucer.training.service import Training
-from saucer.training.store import DELETE_OLD_LOGS
+from saucer.training.store.told import DELETE_OLD_LOGS
+from saucer.training.store.workers import DELETE_OLD_WORKERS
 from saucer.training.sweeper import run_sweeper
+
+# A worker that asked for nothing for so long is listed no more; drained ones go too.
+WORKERS_KEEP = timedelta(days=7)
 
 
 class TrainingSettings(ServiceSettings):
@@ -23,11 +28,16 @@ class TrainingSettings(ServiceSettings):
     object_store_url: str
     # Log lines of runs that ended longer ago are deleted; metrics stay.
     logs_keep_days: int = Field(default=90, ge=1, le=3650)
+    # Objects of attempts that nothing names are removed so long after their run's end.
+    attempts_keep_days: int = Field(default=7, ge=1, le=3650)
 
 
 def retention_rules(settings: TrainingSettings) -> list[Forget]:
     """What training forgets besides the usual."""
-    return [Forget("log_line", timedelta(days=settings.logs_keep_days), DELETE_OLD_LOGS)]
+    return [
+        Forget("log_line", timedelta(days=settings.logs_keep_days), DELETE_OLD_LOGS),
+        Forget("worker", WORKERS_KEEP, DELETE_OLD_WORKERS),
+    ]
 
 
 async def wire(process: Process, settings: TrainingSettings) -> None:
@@ -41,10 +51,13 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     bell = Bell()
     training = Training(database, objects, bell)
     dead_events = process.consumer(database, jetstream, consumers.handlers(training))
-    servicers = [rpc.training_servicer(Reading(database, objects, bell)), rpc.worker_servicer(training), dead_events]
+    reading = Reading(database, objects, bell)
+    servicers = [rpc.training_servicer(reading, training), rpc.worker_servicer(training), dead_events]
     await process.serve(settings, servicers)
-    process.stack.callback(training.close)
+    process.stack.callback(training.leases.close)
     process.background("sweeper", run_sweeper(training))
+    keep = timedelta(days=settings.attempts_keep_days)
+    process.background("leftovers", remove_for_ever(database, objects, keep))
 
 
 def main() -> None:

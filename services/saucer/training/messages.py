@@ -1,11 +1,12 @@
 """Domain to message, for replies and events alike."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from saucer.lib.clock import to_duration, to_timestamp
-from saucer.lib.cloudevent import from_json
+from saucer.lib.cloudevent import from_json, to_json
 from saucer.training.charging import LEASE_MS
-from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Prediction, Run
+from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Prediction, Queue, Run, Worker
 from saucer.training.v1 import training_pb2, worker_pb2
 
 
@@ -64,6 +65,7 @@ def lease_message(run: Run, token: str, model_files: Sequence[ModelFile]) -> wor
         elapsed=to_duration(checkpoint.elapsed_ms if checkpoint else 0),
         finish_only=run.finish_only,
         model_files=[file_message(file) for file in model_files],
+        traceparent=run.request.traceparent or "",
     )
 
 
@@ -123,6 +125,31 @@ def metric_message(point: MetricPoint) -> training_pb2.MetricPoint:
     )
 
 
+def worker_message(worker: Worker, now: datetime) -> training_pb2.Worker:
+    """A worker at a time."""
+    return training_pb2.Worker(
+        worker_id=worker.worker_id,
+        region_id=worker.region_id,
+        spec_id=worker.spec_id,
+        state=training_pb2.WorkerState.Value(f"WORKER_STATE_{worker.state(now)}"),
+        run_id=worker.run_id or "",
+        first_seen_time=to_timestamp(worker.first_seen_at),
+        seen_time=to_timestamp(worker.seen_at),
+    )
+
+
+def queue_message(queue: Queue) -> training_pb2.Queue:
+    """Of one region and spec."""
+    return training_pb2.Queue(
+        region_id=queue.region_id,
+        spec_id=queue.spec_id,
+        queued=queue.queued,
+        at_work=queue.at_work,
+        workers=queue.workers,
+        oldest_queued_time=to_timestamp(queue.oldest_queued_at),
+    )
+
+
 def log_message(line: LogLine) -> training_pb2.LogLine:
     """A line of a run's log."""
     return training_pb2.LogLine(
@@ -132,3 +159,21 @@ def log_message(line: LogLine) -> training_pb2.LogLine:
         text=line.text,
         attempt=line.attempt,
     )
+
+
+def log_text(line: LogLine) -> str:
+    """A line of an exported log, for people."""
+    level = training_pb2.LogLevel.Name(training_pb2.LogLevel.ValueType(line.level)).removeprefix("LOG_LEVEL_")
+    text = line.text.replace("\n", "\n    ")
+    return f"{line.time.isoformat(timespec='milliseconds')} {level} [{line.attempt}] {text}\n"
+
+
+def log_json(line: LogLine) -> str:
+    """A line of an exported log, for programs."""
+    return to_json(log_message(line)).decode() + "\n"
+
+
+LOG_WRITERS: Mapping[int, Callable[[LogLine], str]] = {
+    training_pb2.LOG_FORMAT_TEXT: log_text,
+    training_pb2.LOG_FORMAT_JSON: log_json,
+}

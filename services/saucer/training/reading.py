@@ -1,20 +1,22 @@
 """What users ask of runs and models: single reads, which change nothing and open no transaction."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 
 from saucer.lib.auth import current
 from saucer.lib.errors import NotFoundError
 from saucer.lib.objects import CHUNK_BYTES, Objects
 from saucer.lib.postgres import Database
-from saucer.training import store
 from saucer.training.bell import Bell
-from saucer.training.domain import LogLine, MetricPoint, Model, Run, RunState
+from saucer.training.domain import WORKER_GONE, LogLine, LogSearch, MetricPoint, Model, Queue, Run, RunState, Worker
+from saucer.training.store import models, queue, runs, told, workers
 
 # The net under the wake-ups of streams.
 POLL_S = 1.0
 # Points or lines that a stream reads at once.
 STREAM_BATCH = 500
+# Lines that an export reads at once.
+EXPORT_BATCH = 5_000
 
 
 class Reading:
@@ -28,7 +30,7 @@ class Reading:
     async def get_run(self, run_id: str) -> Run:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
-            run = await store.get_run(connection, run_id)
+            run = await runs.get_run(connection, run_id)
         if run is None:
             raise NotFoundError("run", run_id)
         current().own("run", run_id, run.request.account_id)
@@ -39,47 +41,41 @@ class Reading:
     ) -> list[Run]:
         """Newest first."""
         async with self._database.reading() as connection:
-            return await store.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
+            return await runs.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
 
     async def list_metrics(self, run_id: str, *, after: int, limit: int) -> list[MetricPoint]:
         """By sequence. Raises NotFoundError."""
         await self.get_run(run_id)
         async with self._database.reading() as connection:
-            return await store.list_metrics(connection, run_id, after, limit)
+            return await told.list_metrics(connection, run_id, after, limit)
 
     async def list_log(
-        self,
-        run_id: str,
-        *,
-        keywords: Sequence[str],
-        min_level: int,
-        start: datetime | None,
-        end: datetime | None,
-        newest_first: bool,
-        after: int | None,
-        limit: int,
+        self, run_id: str, wanted: LogSearch, *, newest_first: bool, after: int | None, limit: int
     ) -> list[LogLine]:
         """In order. Raises NotFoundError."""
         await self.get_run(run_id)
         async with self._database.reading() as connection:
-            return await store.list_log(
-                connection,
-                run_id,
-                keywords=keywords,
-                min_level=min_level,
-                start=start,
-                end=end,
-                newest_first=newest_first,
-                after=after,
-                limit=limit,
-            )
+            return await told.list_log(connection, run_id, wanted, newest_first=newest_first, after=after, limit=limit)
+
+    async def export_log(self, run_id: str, wanted: LogSearch, write: Callable[[LogLine], str]) -> AsyncIterator[bytes]:
+        """Every line that is wanted, oldest first, as bytes of whole lines. Raises NotFoundError."""
+        await self.get_run(run_id)
+        after: int | None = None
+        while True:
+            async with self._database.reading() as connection:
+                lines = await told.list_log(connection, run_id, wanted, after=after, limit=EXPORT_BATCH)
+            if lines:
+                yield "".join(write(line) for line in lines).encode()
+                after = lines[-1].sequence
+            if len(lines) < EXPORT_BATCH:
+                return
 
     async def stream_metrics(self, run_id: str, after: int) -> AsyncIterator[MetricPoint]:
         """What is there beyond `after`, then what comes, until the run is at rest. Raises NotFoundError."""
         async for _ in self._rounds(run_id):
             while True:
                 async with self._database.reading() as connection:
-                    points = await store.list_metrics(connection, run_id, after, STREAM_BATCH)
+                    points = await told.list_metrics(connection, run_id, after, STREAM_BATCH)
                 for point in points:
                     yield point
                     after = point.sequence
@@ -91,7 +87,7 @@ class Reading:
         async for _ in self._rounds(run_id):
             while True:
                 async with self._database.reading() as connection:
-                    lines = await store.list_log(connection, run_id, after=after, limit=STREAM_BATCH)
+                    lines = await told.list_log(connection, run_id, LogSearch(), after=after, limit=STREAM_BATCH)
                 for line in lines:
                     yield line
                     after = line.sequence
@@ -108,10 +104,22 @@ class Reading:
                     return
                 await rung.wait(POLL_S)
 
+    async def list_workers(self, *, after: str | None, limit: int) -> tuple[list[Worker], datetime]:
+        """By id, and what time it is."""
+        async with self._database.reading() as connection:
+            now = await self._database.clock.now(connection)
+            return await workers.list_workers(connection, after=after, limit=limit), now
+
+    async def list_queues(self) -> list[Queue]:
+        """By region and spec."""
+        async with self._database.reading() as connection:
+            now = await self._database.clock.now(connection)
+            return await queue.list_queues(connection, now - WORKER_GONE)
+
     async def get_model(self, model_id: str) -> Model:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
-            model = await store.get_model(connection, model_id)
+            model = await models.get_model(connection, model_id)
         if model is None:
             raise NotFoundError("model", model_id)
         current().own("model", model_id, model.account_id)
@@ -122,7 +130,7 @@ class Reading:
     ) -> list[Model]:
         """Newest first."""
         async with self._database.reading() as connection:
-            return await store.list_models(connection, account_id, task_id=task_id, after=after, limit=limit)
+            return await models.list_models(connection, account_id, task_id=task_id, after=after, limit=limit)
 
     async def read_file(self, model_id: str, name: str) -> AsyncIterator[bytes]:
         """A model's file in chunks of at most 1 MiB. Raises NotFoundError; DataLossError at its end."""

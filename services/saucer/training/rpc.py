@@ -6,9 +6,19 @@ from saucer.lib.auth import current
 from saucer.lib.clock import from_duration, from_timestamp, to_duration
 from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.objects import CHUNK_BYTES
 from saucer.lib.paging import Page, read_page
-from saucer.training.domain import Beat, Checkpoint, EndReason, ModelFile, Progress, Run, RunStage
-from saucer.training.messages import lease_message, log_message, metric_message, model_message, run_message
+from saucer.training.domain import Beat, Checkpoint, EndReason, LogSearch, ModelFile, Progress, Run, RunStage
+from saucer.training.messages import (
+    LOG_WRITERS,
+    lease_message,
+    log_message,
+    metric_message,
+    model_message,
+    queue_message,
+    run_message,
+    worker_message,
+)
 from saucer.training.reading import Reading
 from saucer.training.service import Logged, Measured, Training
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2, worker_pb2_grpc
@@ -17,10 +27,10 @@ from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2, work
 DEFAULT_LINES = 1000
 
 
-def training_servicer(reading: Reading) -> Servicer:
+def training_servicer(reading: Reading, training: Training) -> Servicer:
     """For users."""
     return Servicer(
-        _TrainingRpc(reading),
+        _TrainingRpc(reading, training),
         training_pb2_grpc.add_TrainingServiceServicer_to_server,
         training_pb2.DESCRIPTOR.services_by_name["TrainingService"],
     )
@@ -36,8 +46,9 @@ def worker_servicer(training: Training) -> Servicer:
 
 
 class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: Reading, training: Training) -> None:
         self._reading = reading
+        self._training = training
 
     async def GetRun(self, request: training_pb2.GetRunRequest, context: Context) -> training_pb2.Run:
         return run_message(await self._reading.get_run(request.run_id))
@@ -78,10 +89,7 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         page = read_page(request, default_size=DEFAULT_LINES)
         lines = await self._reading.list_log(
             request.run_id,
-            keywords=request.keywords,
-            min_level=request.min_level,
-            start=from_timestamp(request.start_time) if request.HasField("start_time") else None,
-            end=from_timestamp(request.end_time) if request.HasField("end_time") else None,
+            _search(request),
             newest_first=request.newest_first,
             after=_sequence(page),
             limit=page.size + 1,
@@ -122,13 +130,46 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         async for chunk in self._reading.read_file(request.model_id, request.name):
             yield training_pb2.FileChunk(data=chunk)
 
+    async def ExportLog(
+        self, request: training_pb2.ExportLogRequest, context: Context
+    ) -> AsyncIterator[training_pb2.FileChunk]:
+        write = LOG_WRITERS[request.format or training_pb2.LOG_FORMAT_TEXT]
+        async for data in self._reading.export_log(request.run_id, _search(request), write):
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield training_pb2.FileChunk(data=data[start : start + CHUNK_BYTES])
+
+    async def ListWorkers(
+        self, request: training_pb2.ListWorkersRequest, context: Context
+    ) -> training_pb2.ListWorkersResponse:
+        page = read_page(request)
+        workers, now = await self._reading.list_workers(
+            after=str(page.after[0]) if page.after else None, limit=page.size + 1
+        )
+        shown = workers[: page.size]
+        return training_pb2.ListWorkersResponse(
+            workers=[worker_message(worker, now) for worker in shown],
+            next_page_token=page.token([shown[-1].worker_id] if len(workers) > page.size else None),
+        )
+
+    async def DrainWorker(self, request: training_pb2.DrainWorkerRequest, context: Context) -> training_pb2.Worker:
+        return worker_message(*await self._training.leases.drain(request.worker_id, draining=True))
+
+    async def ResumeWorker(self, request: training_pb2.ResumeWorkerRequest, context: Context) -> training_pb2.Worker:
+        return worker_message(*await self._training.leases.drain(request.worker_id, draining=False))
+
+    async def ListQueues(
+        self, request: training_pb2.ListQueuesRequest, context: Context
+    ) -> training_pb2.ListQueuesResponse:
+        queues = await self._reading.list_queues()
+        return training_pb2.ListQueuesResponse(queues=[queue_message(queue) for queue in queues])
+
 
 class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
     def __init__(self, training: Training) -> None:
         self._training = training
 
     async def LeaseRun(self, request: worker_pb2.LeaseRunRequest, context: Context) -> worker_pb2.LeaseRunResponse:
-        leased = await self._training.lease_run(
+        leased = await self._training.leases.lease_run(
             request.request_id,
             request.worker_id,
             request.region_id,
@@ -137,10 +178,12 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
         )
         if leased is None:
             return worker_pb2.LeaseRunResponse()
-        return worker_pb2.LeaseRunResponse(lease=lease_message(*leased, await self._training.served_files(leased[0])))
+        return worker_pb2.LeaseRunResponse(
+            lease=lease_message(*leased, await self._training.leases.served_files(leased[0]))
+        )
 
     async def Heartbeat(self, request: worker_pb2.HeartbeatRequest, context: Context) -> worker_pb2.HeartbeatResponse:
-        run = await self._training.heartbeat(
+        run = await self._training.attempts.heartbeat(
             request.run_id,
             request.token,
             Beat(request.sequence, _progress(request), _checkpoint(request)),
@@ -156,7 +199,7 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
         return _answer(run)
 
     async def FinishRun(self, request: worker_pb2.FinishRunRequest, context: Context) -> worker_pb2.FinishRunResponse:
-        run = await self._training.finish_run(
+        run = await self._training.attempts.finish_run(
             request.request_id,
             request.run_id,
             request.token,
@@ -173,6 +216,15 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
 
 def _sequence(page: Page) -> int | None:
     return int(page.after[0]) if page.after else None
+
+
+def _search(request: training_pb2.ListLogLinesRequest | training_pb2.ExportLogRequest) -> LogSearch:
+    return LogSearch(
+        tuple(request.keywords),
+        request.min_level,
+        from_timestamp(request.start_time) if request.HasField("start_time") else None,
+        from_timestamp(request.end_time) if request.HasField("end_time") else None,
+    )
 
 
 def _reason(value: training_pb2.EndReason.ValueType) -> EndReason:

@@ -15,6 +15,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 from prometheus_client import Counter, Gauge
 
+from saucer.lib import tracing
 from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DomainError
 from saucer.lib.grpc_client import TokenFile, call
@@ -59,6 +60,7 @@ class Agent:
         work_folder: Path,
         cache_bytes: int,
         threads: int,
+        deterministic: bool = False,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
         self._token = token
@@ -70,6 +72,7 @@ class Agent:
         self._runs = work_folder / "runs"
         self._child_log = work_folder / "child.log"
         self._threads = threads
+        self._deterministic = deterministic
         self._child: ChildProcess | None = None
         self._starting = asyncio.Lock()
         self._attempt: Attempt | None = None
@@ -174,13 +177,16 @@ class Agent:
             workdir=workdir,
             child=self._ready_child,
             threads=self._threads,
+            deterministic=self._deterministic,
         )
         if self._stopping.is_set():
             self._attempt.release()
         log.info("attempt_begins", run_id=run.run_id, attempt=run.attempt)
         outcome, keep_child = "error", False
         try:
-            outcome, keep_child = await self._attempt.go(), True
+            ids = {"run_id": run.run_id, "worker_id": self._worker_id}
+            with tracing.span("attempt", parent=lease.traceparent or None, attributes=ids):
+                outcome, keep_child = await self._attempt.go(), True
         except LeaseLostError as error:
             outcome = "lease_lost"
             log.warning("lease_lost", run_id=run.run_id, attempt=run.attempt, error=str(error))

@@ -49,6 +49,7 @@ from saucer.worker.job import (
     StartingPoint,
     TrainJob,
 )
+from saucer.worker.spans import Stages
 
 # Before an upload or a FinishRun that failed is tried again; how often is up to the lease.
 RETRY_S = 1.0
@@ -107,6 +108,7 @@ class Attempt:
         workdir: Path,
         child: Callable[[], Awaitable[ChildProcess]],
         threads: int,
+        deterministic: bool = False,
     ) -> None:
         self._lease = lease
         self._stub = stub
@@ -116,10 +118,12 @@ class Attempt:
         self._workdir = workdir
         self._child = child
         self._threads = threads
+        self._deterministic = deterministic
         self._heart = Heart(stub, token, lease)
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
         self._began: protocol.Progress | None = None
+        self._stages = Stages()
 
     def release(self) -> None:
         """This worker has to stop."""
@@ -137,6 +141,7 @@ class Attempt:
         finally:
             await _cancel(work)
             await _cancel(heart)
+            self._stages.end()
 
     async def _work(self) -> str:
         await self._heart.accepted.wait()
@@ -180,6 +185,7 @@ class Attempt:
 
     async def _prepare(self) -> Job | Ending:
         """The job, with its files in place; or an end, if it was stopped or released before it began."""
+        self._stages.enter("fetch data")
         fetching = asyncio.ensure_future(self._persistently("The data", self._fetch))
         stopped = asyncio.ensure_future(self._heart.stopped.wait())
         released = asyncio.ensure_future(self._released.wait())
@@ -236,6 +242,7 @@ class Attempt:
             finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
             threads=self._threads,
             classifies=config.classification,
+            deterministic=self._deterministic,
         )
 
     async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
@@ -299,6 +306,7 @@ class Attempt:
             case protocol.Stage():
                 if vitals.stage != STAGES[report.stage]:
                     self._heart.hurry()
+                    self._stages.enter(report.stage.lower())
                 vitals.stage = STAGES[report.stage]
                 vitals.stage_progress = report.done / report.total if report.total else 0.0
                 if report.stage is not StageName.TRAINING:
@@ -356,6 +364,7 @@ class Attempt:
     # The end
 
     async def _finish(self, ending: Ending) -> str:
+        self._stages.enter("upload")
         try:
             upload = partial(transfer.upload_files, self._objects, ending.files, self._lease.artifact_prefix)
             await self._finish_run(ending, await self._persistently("The results", upload))

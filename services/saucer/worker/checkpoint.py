@@ -24,8 +24,9 @@ class RunState:
     """What a run knows beside weights and optimiser, and takes along into the next attempt.
 
     `best_weights` is the state dict at the best validation, None before the first, and `best_map_50` its accuracy: a
-    classifier's is top-1; `history` the metrics so far, as
-    written to metrics.jsonl.
+    classifier's is top-1; `history` the metrics so far, as written to metrics.jsonl; `validated_iteration` that of the
+    last whole validation; `validation_interval` in iterations, 0 before training began; `random` as
+    randomness.capture() gives it.
     """
 
     iteration: int
@@ -35,6 +36,9 @@ class RunState:
     best_weights: dict[str, torch.Tensor] | None = None
     best_map_50: float | None = None
     best_iteration: int = 0
+    validated_iteration: int = 0
+    validation_interval: int = 0
+    random: dict[str, Any] | None = None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

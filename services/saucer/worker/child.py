@@ -122,6 +122,8 @@ def main() -> int:
     # Read when libgomp is loaded, which torch does. By default its threads spin at every barrier; beside one other busy
     # process on two cores, an iteration then took 10.3 s instead of 2.1 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Without it cuBLAS refuses deterministic jobs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     outlet = Outlet(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     inbox = Inbox(sys.stdin.buffer, outlet)

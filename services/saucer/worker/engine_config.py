@@ -42,8 +42,8 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
             "type": "IterBasedTrainLoop",
             "max_iters": iterations,
             "val_interval": iterations,
-            # The cached sampler place alone would not make a resumed run bit-equal; drawing anew costs nothing.
-            "fast_forward_on_resume": False,
+            # True stands for leaving it: hooks.ResumeHook does it.
+            "fast_forward_on_resume": True,
         },
         "optim_wrapper": _optimizer(job, precision),
         "param_scheduler": _schedule(job, iterations),

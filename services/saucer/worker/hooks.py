@@ -14,6 +14,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 from mmengine.visualization import BaseVisBackend
 
+from saucer.worker import randomness
 from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState
 from saucer.worker.errors import UserError
 from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, log_lines_cut
@@ -32,7 +33,14 @@ VALIDATION_SHARE = 0.1
 """Of the time that training takes, at most about this much goes into validation ..."""
 MIN_VALIDATIONS = 6
 """... but a run is validated at least this often."""
-LOG_NOISE = ("is skipped since", "is duplicate. It is skipped", "paramwise_options", "will be deprecated", "Exp name:")
+LOG_NOISE = (
+    "is skipped since",
+    "Skip advancing dataloader",
+    "is duplicate. It is skipped",
+    "paramwise_options",
+    "will be deprecated",
+    "Exp name:",
+)
 """Lines of the engine about its own insides that are left out of the user's log."""
 TOP_1 = "top_1"
 MONITORS = ("coco/bbox_mAP_50", TOP_1)
@@ -80,12 +88,17 @@ class StopHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
 @LOOPS.register_module()
 class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no types
-    """Validation that a stop order or the time limit cuts short, without metrics: over many images it takes minutes."""
+    """Validation that a stop order or the time limit cuts short, without metrics: over many images it takes minutes.
+    Training goes on as if it had not been: random numbers drawn here are not missed there."""
 
     stopper: Stopper | None = None
     """Set by StopHook: mmengine builds loops from plain values."""
 
     def run(self) -> dict[str, float]:
+        with randomness.untouched():
+            return self._validate()
+
+    def _validate(self) -> dict[str, float]:
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
         self.runner.model.eval()
@@ -107,17 +120,20 @@ class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
     """Sets the validation interval from what iterations and validations really take.
 
     Whole epochs where an epoch is short, parts of one where it is long, so that validation stays near
-    VALIDATION_SHARE of the time, with MIN_VALIDATIONS over the run in any case.
+    VALIDATION_SHARE of the time, with MIN_VALIDATIONS over the run in any case. A resumed run keeps its pace; where
+    `fixed`, no clock changes it.
     """
 
-    def __init__(self, epoch_iterations: int, iterations: int) -> None:
+    def __init__(self, state: RunState, epoch_iterations: int, iterations: int, *, fixed: bool) -> None:
+        self._state = state
         self._epoch = epoch_iterations
         self._iterations = iterations
+        self._fixed = fixed
         self._iteration_s = 0.0
         self._started_s = 0.0
 
     def before_train(self, runner: Any) -> None:
-        self._set(runner, min(self._epoch, self._iterations // MIN_VALIDATIONS))
+        self._set(runner, self._state.validation_interval or min(self._epoch, self._iterations // MIN_VALIDATIONS))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         self._started_s = time.monotonic()
@@ -131,7 +147,8 @@ class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def after_val(self, runner: Any) -> None:
         validation_s = time.monotonic() - self._started_s
-        self._set(runner, self.interval(self._iteration_s, validation_s))
+        if not self._fixed and self._iteration_s > 0:
+            self._set(runner, self.interval(self._iteration_s, validation_s))
 
     def interval(self, iteration_s: float, validation_s: float) -> int:
         """Iterations between validations, for these durations."""
@@ -141,8 +158,9 @@ class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         return min(wanted, self._iterations // MIN_VALIDATIONS)
 
     def _set(self, runner: Any, interval: int) -> None:
+        self._state.validation_interval = max(1, interval)
         runner.train_loop.dynamic_milestones = [0]
-        runner.train_loop.dynamic_intervals = [max(1, interval)]
+        runner.train_loop.dynamic_intervals = [self._state.validation_interval]
 
 
 class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
@@ -173,6 +191,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
             self._save(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
+        self.state.validated_iteration = runner.iter
         value = next((metrics[name] for name in MONITORS if metrics and name in metrics), None)
         if value is not None and (self.state.best_map_50 is None or value > self.state.best_map_50):
             weights = runner.model.state_dict()
@@ -187,6 +206,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self.state.elapsed_ms = self._stopper.clock.elapsed_ms
+        self.state.random = randomness.capture()
         checkpoint[STATE_KEY] = {**vars(self.state), "history": list(self.state.history)}
         # Smoothing windows of log lines, and among them old reasons to stop; nothing that a resumed run may keep.
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
@@ -232,6 +252,32 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         epoch = min(self._epochs, max(0, iteration - 1) // self._epoch + 1)
         elapsed_ms = self._stopper.clock.elapsed_ms
         self._send(Progress(iteration, self._iterations, epoch, self._epochs, elapsed_ms))
+
+
+class ResumeHook(Hook):  # type: ignore[misc]  # mmengine ships no types
+    """Goes on exactly where the checkpoint was written: the images that came next, with the same random numbers, and
+    before them the validation that was due."""
+
+    priority = "LOWEST"
+
+    def __init__(self, state: RunState, batch_size: int) -> None:
+        self._state = state
+        self._batch_size = batch_size
+
+    def before_train(self, runner: Any) -> None:
+        loop = runner.train_loop
+        loop.dataloader.sampler.skip(runner.iter * self._batch_size)
+        # Made now, since it draws a random number; mmengine's own wrapper makes it after the random states are back.
+        loop.dataloader_iterator = iter(loop.dataloader)
+        if self._state.random is not None:
+            randomness.restore(self._state.random)
+        if self._validation_is_due(runner):
+            runner.val_loop.run()
+
+    def _validation_is_due(self, runner: Any) -> bool:
+        if runner.val_loop is None or runner.iter <= self._state.validated_iteration:
+            return False
+        return bool(runner.iter == runner.max_iters or runner.iter % self._state.validation_interval == 0)
 
 
 class MetricsBackend(BaseVisBackend):  # type: ignore[misc]  # mmengine ships no types

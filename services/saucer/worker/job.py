@@ -98,6 +98,9 @@ class TrainJob:
     """Threads of torch and of prediction; 0 stands for all cores."""
     classifies: bool = False
     """Annotations label whole images and have no box; the accuracy is top-1."""
+    deterministic: bool = False
+    """Nothing depends on a clock or on the order in which threads add up: a run, resumed or not, ends with the same
+    bits. fp32, validations at a fixed pace, and of torch's algorithms only deterministic ones."""
 
     def __post_init__(self) -> None:
         """Raises BadMessageError naming the field and its range."""

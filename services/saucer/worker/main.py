@@ -36,6 +36,8 @@ class WorkerSettings(ProcessSettings):
     cache_bytes: int = Field(default=20 * 1024**3, ge=0)
     # Of torch and of prediction; 0 stands for all cores.
     threads: int = Field(default=0, ge=0, le=1024)
+    # The same run ends with the same bits, interrupted or not; slower.
+    deterministic: bool = False
 
 
 async def wire(process: Process, settings: WorkerSettings) -> None:
@@ -50,6 +52,7 @@ async def wire(process: Process, settings: WorkerSettings) -> None:
         work_folder=settings.work_folder,
         cache_bytes=settings.cache_bytes,
         threads=settings.threads,
+        deterministic=settings.deterministic,
     )
     process.background("agent", agent.run())
     # An operator's word, before work on the machine: `kill -USR1`.

@@ -51,6 +51,8 @@ def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Ha
     Raises UserError, CheckpointError, ExportError, or what the engine raises.
     """
     torch.set_num_threads(_threads(job.threads))
+    torch.use_deterministic_algorithms(job.deterministic)
+    torch.backends.cudnn.deterministic = job.deterministic
     Path(job.workdir).mkdir(parents=True, exist_ok=True)
     attempt = _Attempt(job, stopper, faster, send)
     with _logging(Path(job.workdir) / "log.txt", send) as logger:
@@ -84,10 +86,9 @@ class _Attempt:
         self.saved = job.resume
         self._resumed: dict[str, torch.Tensor] | None = None
         if job.resume is None:
-            self.state = RunState(0, job.elapsed_ms, faster, [])
+            self.state = RunState(0, job.elapsed_ms, "fp32" if job.deterministic else faster, [])
         else:
             self._resumed, self.state = checkpoint.load(Path(job.resume))
-            self.state.precision = faster
         stopper.clock.resume_at(self.state.elapsed_ms)
 
     def go(self, logger: logging.Logger) -> Result:
@@ -95,7 +96,7 @@ class _Attempt:
         prepared = splits.prepare(self._job)
         self._stopper.raise_if_halted()
         iterations = self._job.epochs * engine_config.epoch_iterations(self._job, prepared)
-        reason = self._reason_not_to_train(iterations)
+        reason = self._reason_not_to_train(iterations, validates=prepared.validation is not None)
         if reason is None:
             detector = self._train(prepared, logger)
             self._stopper.raise_if_halted()
@@ -130,13 +131,13 @@ class _Attempt:
         reached = best is not None and expected is not None and best >= expected
         return EndReason.ACCURACY_REACHED if reached else None
 
-    def _reason_not_to_train(self, iterations: int) -> EndReason | None:
+    def _reason_not_to_train(self, iterations: int, *, validates: bool) -> EndReason | None:
         """A checkpoint may hold a run whose training had ended when its worker was lost while finishing."""
         if self._job.finish_only:
             return EndReason.FINISHED
         if self._resumed is None:
             return None
-        if self.state.iteration >= iterations:
+        if self.state.iteration >= iterations and (not validates or self.state.validated_iteration >= iterations):
             return self._accuracy_reached() or EndReason.COMPLETED
         return self._accuracy_reached() or self._stopper.check()
 
@@ -148,9 +149,10 @@ class _Attempt:
         keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
         extra: list[Any] = [
             hooks.StopHook(stopper),
-            hooks.PaceHook(epoch, iterations),
+            hooks.PaceHook(state, epoch, iterations, fixed=job.deterministic),
             keeper,
             hooks.ProgressHook(epoch, job.epochs, iterations, stopper, send),
+            hooks.ResumeHook(state, job.batch_size),
         ]
         if job.expected_accuracy is not None and prepared.validation is not None:
             extra.append(engine_config.early_stopping(job, job.expected_accuracy))

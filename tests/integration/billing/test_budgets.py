@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from saucer.billing.domain import HoldState
+from saucer.billing.domain import HoldState, Spending
 from saucer.lib.errors import FailedPreconditionError
 from saucer.lib.ids import new_id
 from tests.support.ledger import HOLD_MICROS, HOUR_MS, PRICE_MICROS, Ledger, correction, request_of
@@ -148,3 +148,24 @@ async def test_a_budget_of_another_work_changes_nothing(ledger: Ledger) -> None:
     await ledger.billing.holds.create(request)
     await ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True)
     assert await stops(ledger) == {}
+
+
+async def test_spending_adds_up_all_starts_of_a_work_less_all_refunds_and_nothing_of_others(ledger: Ledger) -> None:
+    account_id = await ledger.account(20 * HOLD_MICROS)
+    first, other = request_of(account_id), request_of(account_id)
+    second = request_of(account_id, work_id=first.work_id, start_number=2)
+    for request, hours in ((first, 3), (second, 2), (other, 1)):
+        await ledger.billing.holds.create(request)
+        await ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True)
+        await ledger.billing.holds.resolve(request.hold_id, hours * HOUR_MS)
+    for amount in (3, 4):
+        await ledger.billing.accounts.refund(first.hold_id, amount, correction())
+    third = request_of(account_id, work_id=first.work_id, start_number=3)
+    await ledger.billing.holds.create(third)
+    await ledger.billing.holds.advance(third.hold_id, HOUR_MS // 2, running=True)
+    _, spending = await ledger.billing.budgets.set(account_id, first.work_id, 100 * PRICE_MICROS)
+    assert spending == Spending(5 * PRICE_MICROS - 7, PRICE_MICROS // 2, RESERVE_MICROS)
+    _, spending = await ledger.billing.budgets.set(account_id, None, 100 * PRICE_MICROS)
+    assert spending == Spending(6 * PRICE_MICROS - 7, PRICE_MICROS // 2, RESERVE_MICROS)
+    _, spending = await ledger.billing.budgets.set(account_id, other.work_id, 100 * PRICE_MICROS)
+    assert spending == Spending(PRICE_MICROS, 0, 0)

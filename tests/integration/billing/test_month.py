@@ -221,7 +221,7 @@ class Month:
     async def workers(self) -> None:
         for spec_id in (SPEC, OTHER_SPEC):
             while len(self.leased) < WORKERS:
-                found = await self.services.training.lease_run(new_id(), "w", REGION, spec_id, wait_s=0)
+                found = await self.services.training.leases.lease_run(new_id(), "w", REGION, spec_id, wait_s=0)
                 if found is None:
                     break
                 self.leased.append(Leased(*found, steps=self.chance.randint(1, 6)))
@@ -238,11 +238,11 @@ class Month:
         """A beat, or the end. Whether the worker has the run still."""
         leased.sequence += 1
         progress = Progress(RunStage.TRAINING, leased.sequence, 100, elapsed_ms=0)
-        run_id, training = leased.run.run_id, self.services.training
+        run_id, attempts = leased.run.run_id, self.services.training.attempts
         try:
-            leased.run = await training.heartbeat(run_id, leased.token, Beat(leased.sequence, progress), [], [])
+            leased.run = await attempts.heartbeat(run_id, leased.token, Beat(leased.sequence, progress), [], [])
             if leased.run.must_stop or leased.sequence >= leased.steps:
-                await training.finish_run(
+                await attempts.finish_run(
                     new_id(),
                     run_id,
                     leased.token,

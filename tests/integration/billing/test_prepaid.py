@@ -239,3 +239,21 @@ async def test_the_same_id_with_and_without_a_group_is_a_conflict(ledger: Ledger
     await ledger.billing.holds.create(request)
     with pytest.raises(AlreadyExistsError):
         await ledger.billing.holds.create(HoldRequest(**{**request.__dict__, "group_id": None}))
+
+
+async def test_a_group_says_what_is_taken_of_it_and_what_waits_for_it(ledger: Ledger) -> None:
+    account_id = await ledger.account(HOLD_MICROS)
+    group, empty = await group_of(ledger, account_id, capacity=3), await group_of(ledger, account_id)
+    requests = [request_of(account_id, count=count, group_id=group.group_id) for count in (1, 2, 1, 2)]
+    for request in (*requests, request_of(account_id)):
+        await ledger.billing.holds.create(request)
+        ledger.clock.advance(timedelta(seconds=1))
+
+    async def counted(group: Group) -> tuple[int, int]:
+        found = await ledger.billing.groups.get(group.group_id)
+        return found.taken, found.waiting
+
+    assert (await counted(group), await counted(empty)) == ((3, 3), (0, 0))
+    await ledger.billing.holds.give_up(requests[3], "EUR", 0)
+    await ledger.billing.holds.resolve(requests[0].hold_id, 0)
+    assert (await counted(group), await counted(empty)) == ((3, 0), (0, 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from saucer.dataset.domain import UPLOAD_KEPT, ImportRequest
+from saucer.dataset.domain import ImportRequest
 from saucer.dataset.service import Datasets
 from saucer.lib import auth
 from saucer.lib.clock import ManualClock
@@ -123,28 +123,28 @@ async def test_another_accounts_upload_does_not_exist(
 async def test_an_upload_that_nobody_finishes_expires_and_its_objects_go(
     new_database: NewDatabase, store: Path
 ) -> None:
-    clock = ManualClock(datetime(2030, 1, 1, tzinfo=UTC))
+    clock, kept = ManualClock(datetime(2030, 1, 1, tzinfo=UTC)), timedelta(hours=48)
     database = await connect(await new_database(), clock)
     try:
         await migrate(database, "saucer.lib", "saucer.dataset")
-        datasets = Datasets(database, Objects(f"file://{store}"), claim=timedelta(seconds=30))
+        datasets = Datasets(database, Objects(f"file://{store}"), claim=timedelta(seconds=30), uploads_keep=kept)
         account_id, upload_id = new_id(), new_id()
         auth.set_current(auth.Principal("test", auth.Role.EDITOR, account_id, "token", 2e9))
         await datasets.meet_account(account_id)
         await datasets.prove_store(account_id, new_id())
         await datasets.create_upload(upload_id, account_id, 6)
         await datasets.write_upload(upload_id, 0, b"012")
-        clock.advance(UPLOAD_KEPT - timedelta(seconds=1))
+        clock.advance(kept - timedelta(seconds=1))
         assert await datasets.sweep_uploads() == 0
         await datasets.write_upload(upload_id, 3, b"345")
-        clock.advance(UPLOAD_KEPT - timedelta(seconds=1))
+        clock.advance(kept - timedelta(seconds=1))
         # An import keeps what it needs.
         await datasets.import_dataset(new_id(), ImportRequest(account_id, "A", upload_id, None, 0))
-        clock.advance(2 * UPLOAD_KEPT)
+        clock.advance(2 * kept)
         assert await datasets.sweep_uploads() == 0
         assert len(upload_objects(store)) == 2
         assert await datasets.claim_import(new_id()) is None, "it waited too long, and has failed"
-        clock.advance(UPLOAD_KEPT)
+        clock.advance(kept)
         assert await datasets.sweep_uploads() == 1
         assert upload_objects(store) == []
         with pytest.raises(FailedPreconditionError, match="gone"):

@@ -73,6 +73,30 @@ async def test_a_retry_gets_the_same_task_and_another_form_a_conflict(world: Wor
     assert refusal.value.code() is grpc.StatusCode.ALREADY_EXISTS
 
 
+async def test_a_task_beyond_the_accounts_quota_of_waiting_ones_is_refused_until_one_has_gone(world: World) -> None:
+    account_id, editor = await world.account(3 * HOLD_MICROS)
+    quotas = billing_pb2.SetAccountQuotasRequest(
+        request_id=new_id(), account_id=account_id, queued=1, reason="small account"
+    )
+    for _ in range(2):
+        put = await world.billing.SetAccountQuotas(quotas, metadata=world.administrator)
+        assert (put.weight, put.queued, put.HasField("running"), put.revision) == (1, 1, False, 1)
+    form, request_id = world.form(account_id), new_id()
+    first = await world.create(form, editor, request_id)
+
+    async def refused() -> bool:
+        """Once the event has come; until then it is created, and stopped again."""
+        try:
+            created = await world.create(world.form(account_id, f"n{new_id()}"), editor)
+        except grpc.aio.AioRpcError as error:
+            return from_rpc(error).reason == "QUOTA_QUEUED"
+        await world.tasks.StopTask(task_pb2.StopTaskRequest(task_id=created.task_id), metadata=editor)
+        return False
+
+    await until(refused)
+    assert (await world.create(form, editor, request_id)).task_id == first.task_id, "a retry is no further task"
+
+
 async def test_a_balance_one_micro_short_is_refused_says_so_again_and_can_be_restarted(world: World) -> None:
     account_id, editor = await world.account(HOLD_MICROS - 1)
     form, request_id = world.form(account_id), new_id()

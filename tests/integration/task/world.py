@@ -1,19 +1,26 @@
 """What tests of task need: the real billing, a dataset service that knows versions, accounts with money."""
 
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
 import grpc
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 
+from saucer.billing.main import wire as wire_billing
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
-from saucer.lib.auth import Role
+from saucer.lib.auth import Role, Verifier
+from saucer.lib.config import ServiceSettings
 from saucer.lib.errors import NotFoundError
-from saucer.lib.grpc_server import Context
+from saucer.lib.grpc_server import Context, Server, Servicer
 from saucer.lib.ids import new_id
+from saucer.task.main import TaskSettings
+from saucer.task.main import wire as wire_task
 from saucer.task.v1 import task_pb2, task_pb2_grpc
 from saucer.training.v1 import training_pb2
 from tests.support.events import event, publish, until
-from tests.support.services import Metadata, Tokens
+from tests.support.services import Metadata, ServiceRunner, Tokens
 
 PRICE_MICROS = 3_600_000
 HOLD_MICROS = 2 * PRICE_MICROS
@@ -111,6 +118,32 @@ class World:
             return task if task.state == state else None
 
         return await until(there)
+
+
+@asynccontextmanager
+async def playing(run_service: ServiceRunner, **task_settings: str) -> AsyncIterator[World]:
+    """Task as it runs, with the real billing, and a dataset service that knows every version it was told of."""
+    data = OneVersion()  # type: ignore[abstract] # the calls it lacks answer UNIMPLEMENTED
+    async with AsyncExitStack() as stack:
+        dataset = Server(
+            "127.0.0.1:0",
+            Verifier(run_service.tokens.public_keys_file),
+            [
+                Servicer(
+                    data,
+                    dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
+                    dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+                )
+            ],
+        )
+        await dataset.start()
+        stack.push_async_callback(dataset.stop)
+        billing = await stack.enter_async_context(run_service("billing", ServiceSettings, wire_billing))
+        settings = {"dataset_address": dataset.address, "billing_address": billing.address, **task_settings}
+        task = await stack.enter_async_context(run_service("task", TaskSettings, wire_task, **settings))
+        world = World(task.channel, billing.channel, data, run_service.tokens)
+        await world.offer()
+        yield world
 
 
 def run_of(task: task_pb2.Task, revision: int, **fields: object) -> training_pb2.Run:

@@ -12,7 +12,7 @@ from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import connect, migrate
-from saucer.training.domain import FINISH_LIMIT, MAX_ATTEMPTS, EndReason, Run, RunStage, RunState
+from saucer.training.domain import BACK_OFF, FINISH_LIMIT, MAX_ATTEMPTS, EndReason, Run, RunStage, RunState
 from saucer.training.v1 import events_pb2
 from tests.integration.training.test_runs import SECOND, Lab
 from tests.support.servers import NewDatabase
@@ -49,7 +49,7 @@ async def test_a_prediction_has_the_models_files_and_tells_of_its_detections(lab
     former = await trained(lab)
     run_id = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     worker = await lab.worker()
-    served = await lab.training.served_files(worker.leased)
+    served = await lab.training.leases.served_files(worker.leased)
     assert {file.key for file in served} == {
         f"{former.artifact_prefix}/{name}" for name in ("model.onnx", "model.json")
     }
@@ -68,7 +68,7 @@ async def test_a_prediction_has_the_models_files_and_tells_of_its_detections(lab
 async def test_another_accounts_model_is_served_to_nobody(lab: Lab) -> None:
     former = await trained(lab)
     await lab.queue(new_id(), predicts_model_id=former.model_id)
-    assert await lab.training.served_files((await lab.worker()).leased) == ()
+    assert await lab.training.leases.served_files((await lab.worker()).leased) == ()
 
 
 async def test_predicting_is_no_finishing_where_there_is_nothing_else_to_do(lab: Lab) -> None:
@@ -99,13 +99,14 @@ async def test_a_prediction_that_is_stopped_or_lost_too_often_ends_without_detec
     stopped = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     worker = await lab.worker()
     await worker.beat(stage=RunStage.PREDICTING)
-    await lab.training.order_stop((await lab.run(stopped)).request.hold_id, EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop((await lab.run(stopped)).request.hold_id, EndReason.STOPPED_BY_USER, 0)
     await worker.finish(EndReason.FAILED, released=True)
     lost = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
     for _ in range(MAX_ATTEMPTS):
         worker = await lab.worker()
         await worker.beat(stage=RunStage.PREDICTING)
         await worker.finish(EndReason.FAILED)
+        lab.clock.advance(BACK_OFF[-1])
     for run_id, reason in ((stopped, EndReason.STOPPED_BY_USER), (lost, EndReason.FAILED)):
         run = await lab.run(run_id)
         assert (run.state, run.end_reason, run.model_id) == (RunState.ENDED, reason, None)

@@ -15,16 +15,18 @@ from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database, connect, migrate
-from saucer.training import store
+from saucer.lib.retention import forget
 from saucer.training.bell import Bell
 from saucer.training.charging import LEASE_MS
 from saucer.training.domain import (
+    BACK_OFF,
     FINISH_QUEUE_LIMIT,
     MAX_ATTEMPTS,
     QUEUE_LIMIT,
     Beat,
     Checkpoint,
     EndReason,
+    LogSearch,
     ModelFile,
     Progress,
     Run,
@@ -32,11 +34,15 @@ from saucer.training.domain import (
     RunStage,
     RunState,
 )
-from saucer.training.service import LOG_LINES_PER_S, Logged, Measured, Training
+from saucer.training.log_limit import BURST, LINES_PER_S
+from saucer.training.main import TrainingSettings, retention_rules
+from saucer.training.service import Logged, Measured, Training
+from saucer.training.store import runs, told
 from tests.support.servers import NewDatabase
 
 LEASE = timedelta(milliseconds=LEASE_MS)
 SECOND = timedelta(seconds=1)
+REGION = "local"
 
 
 class Lab:
@@ -55,6 +61,8 @@ class Lab:
         task_id: str | None = None,
         start_number: int = 1,
         predicts_model_id: str | None = None,
+        region_id: str = REGION,
+        priority: int = 0,
     ) -> str:
         account_id, task_id = account_id or new_id(), task_id or new_id()
         hold_id = f"{task_id}-{start_number}"
@@ -65,26 +73,31 @@ class Lab:
             task_name="t",
             start_number=start_number,
             hold_id=hold_id,
-            region_id="local",
+            region_id=region_id,
             spec_id="cpu",
             count=1,
             dataset_version_id=new_id(),
             config="{}",
             max_duration_ms=600_000,
             output_prefix=f"accounts/{account_id}/outputs",
+            priority=priority,
             predicts_model_id=predicts_model_id,
         )
-        await self.training.queue_run(request, resume=start_number > 1)
+        await self.training.starts.queue_run(request, resume=start_number > 1)
         return request.run_id
 
     async def run(self, run_id: str) -> Run:
         async with self.database.reading() as connection:
-            run = await store.get_run(connection, run_id)
+            run = await runs.get_run(connection, run_id)
         assert run is not None
         return run
 
-    async def take(self, request_id: str | None = None, *, wait_s: float = 0) -> Worker | None:
-        leased = await self.training.lease_run(request_id or new_id(), "w", "local", "cpu", wait_s=wait_s)
+    async def take(
+        self, request_id: str | None = None, *, wait_s: float = 0, worker_id: str = "w", region_id: str = REGION
+    ) -> Worker | None:
+        leased = await self.training.leases.lease_run(
+            request_id or new_id(), worker_id, region_id, "cpu", wait_s=wait_s
+        )
         return Worker(self, *leased) if leased is not None else None
 
     async def worker(self) -> Worker:
@@ -116,17 +129,17 @@ class Worker:
         *,
         stage: RunStage = RunStage.TRAINING,
         share: float = 0.0,
-        checkpoint: int | None = None,
+        checkpoint: int | Checkpoint | None = None,
         metrics: list[Measured] | None = None,
         lines: list[Logged] | None = None,
         repeat: bool = False,
     ) -> Run:
         self.sequence += 0 if repeat else 1
-        kept = None
-        if checkpoint is not None:
+        kept = checkpoint if isinstance(checkpoint, Checkpoint) else None
+        if isinstance(checkpoint, int):
             kept = Checkpoint(f"{self.leased.artifact_prefix}/c{checkpoint}", "s", checkpoint, checkpoint * 100)
         progress = Progress(stage, iteration, 100, elapsed_ms=iteration * 100, stage_progress=share)
-        return await self.lab.training.heartbeat(
+        return await self.lab.training.attempts.heartbeat(
             self.leased.run_id, self.token, Beat(self.sequence, progress, kept), metrics or [], lines or []
         )
 
@@ -139,7 +152,7 @@ class Worker:
         released: bool = False,
         files: list[ModelFile] | None = None,
     ) -> Run:
-        return await self.lab.training.finish_run(
+        return await self.lab.training.attempts.finish_run(
             request_id or new_id(),
             self.leased.run_id,
             self.token,
@@ -283,7 +296,7 @@ async def test_a_finish_with_a_lost_reply_gets_the_same_answer_again(lab: Lab) -
 
 async def test_a_run_whose_stop_came_first_ends_at_once(lab: Lab) -> None:
     task_id = new_id()
-    await lab.training.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
     run = await lab.run(await lab.queue(task_id=task_id))
     assert (run.state, run.end_reason) == (RunState.ENDED, EndReason.STOPPED_BY_USER)
     assert await lab.told(run.run_id) == ["RunQueued", "RunEnded"]
@@ -294,7 +307,7 @@ async def test_a_stop_and_a_start_at_once_lose_nothing(lab: Lab) -> None:
     for _ in range(20):
         task_id = new_id()
         run_id, _ = await asyncio.gather(
-            lab.queue(task_id=task_id), lab.training.order_stop(f"{task_id}-1", EndReason.ARREARS, 0)
+            lab.queue(task_id=task_id), lab.training.starts.order_stop(f"{task_id}-1", EndReason.ARREARS, 0)
         )
         assert (await lab.run(run_id)).end_reason is EndReason.ARREARS
 
@@ -304,7 +317,7 @@ async def test_a_stop_reaches_the_worker_with_its_next_heartbeat(lab: Lab) -> No
     worker = await lab.worker()
     await worker.beat()
     hold_id = (await lab.run(run_id)).request.hold_id
-    await lab.training.order_stop(hold_id, EndReason.ARREARS, 0)
+    await lab.training.starts.order_stop(hold_id, EndReason.ARREARS, 0)
     run = await worker.beat(2)
     assert (run.must_stop, run.stop_reason) == (True, EndReason.ARREARS)
     assert run.lease is not None
@@ -322,6 +335,7 @@ async def test_the_attempts_are_limited_and_the_last_only_finishes_uncharged(lab
         lab.clock.advance(SECOND)
         await worker.beat(20, checkpoint=10)
         await worker.finish(EndReason.FAILED)
+        lab.clock.advance(BACK_OFF[-1])
     charged_ms = (await lab.run(run_id)).meter.charged_ms
     worker = await lab.worker()
     assert worker.leased.finish_only
@@ -391,7 +405,7 @@ async def test_a_restart_goes_on_from_the_former_runs_checkpoint(lab: Lab) -> No
     await lab.queue(account_id, task_id=task_id)
     worker = await lab.worker()
     await worker.beat(20, checkpoint=20)
-    await lab.training.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
     await worker.finish(EndReason.STOPPED_BY_USER)
     await lab.queue(account_id, task_id=task_id, start_number=2)
     second = (await lab.worker()).leased
@@ -407,7 +421,7 @@ async def test_waiting_ends_with_a_typed_reason(lab: Lab) -> None:
     taken = worker.leased.run_id
     forgotten, stopped = (forgotten, stopped) if taken == stopped else (stopped, forgotten)
     await worker.finish(EndReason.FAILED)
-    await lab.training.order_stop((await lab.run(stopped)).request.hold_id, EndReason.BUDGET_REACHED, 0)
+    await lab.training.starts.order_stop((await lab.run(stopped)).request.hold_id, EndReason.BUDGET_REACHED, 0)
     lab.clock.advance(FINISH_QUEUE_LIMIT + SECOND)
     await lab.training.sweep(expire=True)
     assert (await lab.run(stopped)).end_reason is EndReason.BUDGET_REACHED
@@ -429,17 +443,41 @@ async def test_two_sweepers_at_once_interrupt_once(lab: Lab) -> None:
         assert (await lab.told(run_id)).count("RunInterrupted") == 1
 
 
-async def test_a_log_that_is_too_fast_is_cut_and_says_so(lab: Lab) -> None:
+async def test_a_flood_of_lines_is_cut_however_often_its_worker_beats_and_says_so(lab: Lab) -> None:
     run_id = await lab.queue()
     worker = await lab.worker()
-    lines = [Logged(2, lab.clock.time, f"line {number}\x00") for number in range(5 * LOG_LINES_PER_S)]
-    run = await worker.beat(lines=lines)
-    assert run.log_count == LOG_LINES_PER_S + 1
+    lines = [Logged(2, lab.clock.time, f"line {number}\x00") for number in range(500)]
+    for _ in range(100):
+        run = await worker.beat(lines=lines)
+        lab.clock.advance(SECOND / 100)
+    assert run.log_count <= BURST + LINES_PER_S
+    lab.clock.advance(SECOND)
+    run = await worker.beat(lines=lines[:1])
     async with lab.database.reading() as connection:
-        last = await connection.fetchval(
-            "SELECT line FROM log_line WHERE run_id = $1 ORDER BY sequence DESC LIMIT 1", run_id
+        said = await connection.fetch(
+            "SELECT substring(line FROM '^([0-9]+) lines were dropped')::int AS lines FROM log_line WHERE run_id = $1 "
+            "AND level = 3",
+            run_id,
         )
-    assert last == "400 lines were dropped: the log is too fast."
+    assert sum(row["lines"] for row in said) + run.log_count - len(said) == 100 * 500 + 1, "each is kept or counted"
+
+
+async def test_a_logs_times_never_go_back_so_that_a_window_is_a_range_of_lines(lab: Lab) -> None:
+    run_id = await lab.queue()
+    worker = await lab.worker()
+    given = [lab.clock.time + seconds * SECOND for seconds in (-30, -10, -20, 99, -5)]
+    await worker.beat(lines=[Logged(2, time, str(number)) for number, time in enumerate(given)])
+    async with lab.database.reading() as connection:
+        lines = await told.list_log(connection, run_id, LogSearch(), after=None, limit=10)
+        assert [line.time for line in lines] == [given[0], given[1], given[1], lab.clock.time, lab.clock.time]
+        for start, end, found in (
+            (given[1], lab.clock.time, "12"),
+            (None, given[1], "0"),
+            (lab.clock.time + SECOND, None, ""),
+            (None, lab.clock.time + SECOND, "01234"),
+        ):
+            window = await told.list_log(connection, run_id, LogSearch(start=start, end=end), after=None, limit=10)
+            assert "".join(line.text for line in window) == found
 
 
 async def test_what_a_lost_attempt_measured_beyond_its_checkpoint_is_measured_anew(lab: Lab) -> None:
@@ -460,6 +498,20 @@ async def test_what_a_lost_attempt_measured_beyond_its_checkpoint_is_measured_an
     assert [tuple(row) for row in rows] == [(1, 5), (2, 10), (5, 15)]
 
 
+async def test_of_runs_that_ended_long_ago_the_log_is_forgotten_and_of_no_other(lab: Lab) -> None:
+    old, new = await lab.queue(), await lab.queue()
+    for age in (timedelta(days=100), timedelta(days=1)):
+        worker = await lab.worker()
+        await worker.beat(lines=[Logged(2, lab.clock.time, "line")] * 3)
+        await worker.finish(EndReason.FAILED, user_error=True)
+        lab.clock.advance(age)
+    settings = TrainingSettings.model_construct(logs_keep_days=90)
+    await forget("training", lab.database, retention_rules(settings))
+    async with lab.database.reading() as connection:
+        rows = await connection.fetch("SELECT run_id, count(*) AS lines FROM log_line GROUP BY run_id")
+    assert {str(row["run_id"]): row["lines"] for row in rows} == {new: 3}, old
+
+
 async def test_the_keyword_index_is_there_for_a_plain_role(lab: Lab) -> None:
     async with lab.database.reading() as connection:
-        assert await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexname = 'log_line_words'") == 1
+        assert await connection.fetchval("SELECT count(*) FROM pg_indexes WHERE indexname = 'log_line_run_words'") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations  # some of grpc's classes exist only for type checkers
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import grpc
 import pytest
 from nats.js import JetStreamContext
 
+from saucer.billing.v1 import billing_pb2
+from saucer.billing.v1 import events_pb2 as billing_events
 from saucer.lib.auth import Role
 from saucer.lib.clock import from_timestamp
 from saucer.lib.cloudevent import from_json
@@ -18,9 +21,9 @@ from saucer.lib.objects import Objects, sha256_of
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2
-from tests.support.events import publish, read_events, until
+from tests.support.events import event, publish, read_events, until
 from tests.support.services import Running, ServiceRunner, Tokens
-from tests.support.training import ScriptedWorker, Start, object_store, refusal
+from tests.support.training import REGION, SPEC, ScriptedWorker, Start, object_store, refusal
 
 EXPORTING = training_pb2.RUN_STAGE_EXPORTING
 
@@ -94,6 +97,21 @@ async def test_a_waiting_worker_gets_a_new_run_at_once(client: Client, jetstream
     assert worker.lease.run.config.manifest_key == start.manifest_key
     assert worker.lease.lease_length.ToMilliseconds() == 10_000
     assert worker.lease.artifact_prefix == f"system/{start.account_id}/runs/{start.run_id}/attempt-1"
+
+
+async def test_billings_word_of_an_account_limits_its_runs_at_work(client: Client, jetstream: JetStreamContext) -> None:
+    first, second = Start(), Start()
+    quotas = billing_pb2.AccountQuotas(account_id=first.account_id, weight=1, running=0, revision=1)
+    told = event(
+        billing_events.AccountQuotasChanged(quotas=quotas), "billing", first.account_id, None, first.account_id
+    )
+    await publish(jetstream, told)
+    await publish(jetstream, first.queued())
+    await publish(jetstream, second.queued())
+    worker = client.worker()
+    assert await worker.take()
+    assert worker.lease.run.run_id == second.run_id, "the first waits longer, and may not run"
+    assert not await client.worker().take(wait_s=0)
 
 
 async def test_a_worker_of_another_spec_gets_nothing(client: Client, jetstream: JetStreamContext) -> None:
@@ -199,6 +217,36 @@ async def test_the_log_is_searched_by_words_level_and_time_in_both_orders_and_pa
     assert await client.lines(start, min_level=training_pb2.LOG_LEVEL_WARNING) == [texts[1], texts[4]]
     begin, end = log_report("", info, 1001).time, log_report("", info, 1003).time
     assert await client.lines(start, start_time=begin, end_time=end) == texts[1:3]
+
+    async def exported(log_format: training_pb2.LogFormat.ValueType) -> str:
+        request = training_pb2.ExportLogRequest(run_id=start.run_id, keywords=["epoch"], format=log_format)
+        call = client.stub.ExportLog(request, metadata=client.viewer(start.account_id))
+        return b"".join([piece.data async for piece in call]).decode()
+
+    assert await exported(training_pb2.LOG_FORMAT_TEXT) == (
+        "1970-01-01T00:16:40.000+00:00 INFO [1] Epoch 1 loss 3.2\n"
+        "1970-01-01T00:16:42.000+00:00 INFO [1] epoch 2 Loss 1.1\n"
+        "1970-01-01T00:16:44.000+00:00 ERROR [1] epoch 3\n"
+    )
+    objects = [json.loads(line) for line in (await exported(training_pb2.LOG_FORMAT_JSON)).splitlines()]
+    assert [(line["text"], line["sequence"]) for line in objects] == [(texts[0], "1"), (texts[2], "3"), (texts[4], "5")]
+
+
+async def test_workers_are_listed_and_drained_by_an_administrator(client: Client, jetstream: JetStreamContext) -> None:
+    metadata = client.tokens.metadata(Role.ADMINISTRATOR)
+    start = Start()
+    await publish(jetstream, start.queued())
+    worker = client.worker("one")
+    assert await worker.take()
+    await worker.beat()
+    await client.stub.DrainWorker(training_pb2.DrainWorkerRequest(worker_id="one"), metadata=metadata)
+    (listed,) = (await client.stub.ListWorkers(training_pb2.ListWorkersRequest(), metadata=metadata)).workers
+    assert (listed.worker_id, listed.run_id) == ("one", start.run_id)
+    assert listed.state == training_pb2.WORKER_STATE_DRAINING
+    (queue,) = (await client.stub.ListQueues(training_pb2.ListQueuesRequest(), metadata=metadata)).queues
+    assert (queue.region_id, queue.spec_id, queue.at_work, queue.workers) == (REGION, SPEC, 1, 0)
+    resumed = await client.stub.ResumeWorker(training_pb2.ResumeWorkerRequest(worker_id="one"), metadata=metadata)
+    assert resumed.state == training_pb2.WORKER_STATE_WORKING
 
 
 async def test_a_users_stop_and_billings_order_reach_the_worker(client: Client, jetstream: JetStreamContext) -> None:

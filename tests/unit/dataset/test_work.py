@@ -7,6 +7,7 @@ import pytest
 
 from saucer.dataset.domain import ImportFailedError
 from saucer.dataset.import_process import AcceptedImage, ChildDiedError
+from saucer.dataset.storage import Room
 from saucer.dataset.work import read_accepted
 
 
@@ -20,11 +21,11 @@ def test_an_image_is_read_again_below_the_source_and_must_have_its_hash(tmp_path
     (source / "a/1.png").write_bytes(b"picture")
     (tmp_path / "secret").write_bytes(b"picture")
     (source / "link").symlink_to(tmp_path / "secret")
-    assert read_accepted(source, accepted("a/1.png")) == b"picture"
+    assert read_accepted(source, accepted("a/1.png"), Room(None)) == b"picture"
     for image in (accepted("a/1.png", b"another"), accepted("a/2.png"), accepted("link")):
         with pytest.raises(ImportFailedError) as failed:
-            read_accepted(source, image)
+            read_accepted(source, image, Room(None))
         assert failed.value.reason == "SOURCE_CHANGED"
     for path in ("../secret", "/etc/passwd", ""):
         with pytest.raises(ChildDiedError):
-            read_accepted(source, accepted(path))
+            read_accepted(source, accepted(path), Room(None))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jwt
 import pytest
+from structlog.testing import capture_logs
 
 from saucer.lib import auth
 from saucer.lib.auth import Principal, Role, Verifier, generate_keys, mint
@@ -74,7 +75,9 @@ def test_a_revoked_token_is_refused_within_a_second_though_it_was_verified_befor
     verifier.verify(token, NOW_S)
     keys.revoked.write_text("t0\nt1\n")
     verifier.verify(token, NOW_S + auth.REVOCATION_CHECK_S / 2)
-    assert refused(verifier, token, NOW_S + auth.REVOCATION_CHECK_S) == "TOKEN_REVOKED"
+    with capture_logs() as lines:
+        assert refused(verifier, token, NOW_S + auth.REVOCATION_CHECK_S) == "TOKEN_REVOKED"
+    assert [(line["event"], line["token_id"]) for line in lines] == [("token_revoked", "t0"), ("token_revoked", "t1")]
     verifier.verify(other, NOW_S + auth.REVOCATION_CHECK_S)
 
 

@@ -11,6 +11,7 @@ import asyncpg
 import grpc
 import pytest
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from structlog.testing import capture_logs
 
 from saucer.lib import auth, grpc_server
 from saucer.lib.auth import Role
@@ -187,3 +188,17 @@ def test_a_database_that_is_away_is_unavailable(error: Exception) -> None:
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), asyncpg.DataError("bad"), KeyError("x")])
 def test_what_is_no_database_that_is_away_is_internal(error: Exception) -> None:
     assert to_status("/m", error).code == code_pb2.INTERNAL
+
+
+async def test_a_call_that_changes_something_is_recorded_when_it_was_answered_and_a_refused_one_is_not(
+    serving: Serving,
+) -> None:
+    request = dead_events_pb2.RetryDeadEventRequest(event_id=new_id())
+    with capture_logs() as lines:
+        await serving.stub.RetryDeadEvent(request, metadata=serving.metadata())
+        await serving.list()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await serving.stub.RetryDeadEvent(request, metadata=serving.metadata(Role.OWNER))
+    (made,) = (line for line in lines if line["event"] == "call_made")
+    assert made["method"] == "/saucer.lib.v1.DeadEventService/RetryDeadEvent"
+    assert (made["author"], made["role"], made["ids"]) == ("s", Role.ADMINISTRATOR, {"event_id": request.event_id})

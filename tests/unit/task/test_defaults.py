@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saucer.task import scenes
-from saucer.task.defaults import INPUT_SIZES, MAX_EPOCHS, Data, Machine, derive, estimate_ms
+from saucer.task.defaults import INPUT_SIZES, MAX_EPOCHS, Data, Machine, derive
 from saucer.task.domain import Refused
+from saucer.task.estimating import estimate_ms
 from tests.unit.task.examples import form
 
 CPU = Machine(gpus=0, cpu_cores=2)
@@ -81,4 +82,4 @@ def test_whatever_the_data_the_configuration_can_be_trained(images: int, share: 
     assert 1 <= config.epochs <= MAX_EPOCHS
     assert 0 < config.lr <= 1
     assert config.warmup >= 1
-    assert estimate_ms(config, data, machine) > 0
+    assert estimate_ms(form(), config, data, machine, []) > 0

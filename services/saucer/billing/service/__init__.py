@@ -11,6 +11,7 @@ from saucer.billing.service.budgets import Budgets
 from saucer.billing.service.groups import Groups
 from saucer.billing.service.holds import Holds
 from saucer.billing.service.offers import Offers
+from saucer.billing.service.quotas import AccountQuotas
 from saucer.billing.service.records import Correction, Records
 from saucer.billing.service.statements import Statements
 from saucer.billing.store import holds as holds_store
@@ -37,6 +38,7 @@ class Billing:
         self.groups = Groups(database)
         self.budgets = Budgets(database)
         self.holds = Holds(database, self.groups, self.budgets)
+        self.quotas = AccountQuotas(database)
         self.statements = Statements(database)
         self.records = Records(database)
 

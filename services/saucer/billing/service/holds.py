@@ -31,7 +31,7 @@ from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue_all
 from saucer.lib.postgres import Database, Transaction
 
-# A batch of holds that met another replica's making one of them is tried again this often.
+# A batch of holds that another replica's turned away is tried this often.
 HOLD_ATTEMPTS = 3
 
 log = structlog.get_logger()
@@ -110,8 +110,9 @@ class Holds:
         for _ in range(HOLD_ATTEMPTS):
             try:
                 return await self._create_once(account_id, requests)
-            except asyncpg.UniqueViolationError:
-                # Another process has made one of them in between: the next look finds it.
+            except asyncpg.DeadlockDetectedError:
+                # An account that has just got its first budget is locked before its holds are made by one replica, and
+                # after them by another.
                 continue
         raise UnavailableError("CONCURRENT_CALL", "The same hold is being made; repeat the call.")
 
@@ -130,7 +131,8 @@ class Holds:
                     continue
                 amount = metering.hold_micros(spec.price_per_hour_micros, request.count)
                 asked.setdefault(request.hold_id, Asked(request, spec, amount, derived_id("hold", request.hold_id)))
-            made = await self._insert(tx, account_id, list(asked.values()))
+            in_order = [asked[hold_id] for hold_id in sorted(asked)]
+            made = await self._insert(tx, account_id, in_order)
             granted = [hold for hold in made if hold.state is HoldState.GRANTED]
             await enqueue_all(tx, [outgoing(hold, events_pb2.HoldGranted(hold=hold_message(hold))) for hold in granted])
             holds = {hold.hold_id: hold for hold in made}

@@ -9,12 +9,18 @@ import asyncpg
 from saucer.billing.domain import ChargeStatus, Hold, HoldRequest, HoldState, Refusal, Spec, WorkKind
 from saucer.lib.postgres import Connection
 
-_HOLD = (
+_STORED = (
     "hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency, "
     "price_per_hour_micros, amount_micros, missing_micros, state, refusal, used, charge_status, stop_ordered, "
     "charged_ms, settled_micros, posted_micros, released_micros, lost_micros, created_at, resolved_at, revision, "
-    "group_id, granted_at, account_version"
+    "group_id, granted_at"
 )
+# Of a granted hold, its transfer says it.
+_ACCOUNT_VERSION = (
+    "coalesce(nullif(account_version, 0), (SELECT t.account_version FROM transfer t "
+    "WHERE t.hold_id = hold.hold_id AND t.kind = 'HOLD'), 0) AS account_version"
+)
+_HOLD = f"{_STORED}, {_ACCOUNT_VERSION}"
 
 
 async def get_hold(connection: Connection, hold_id: str, *, lock: bool = False) -> Hold | None:
@@ -111,8 +117,11 @@ async def list_holds(
     return [_hold(row) for row in rows]
 
 
-# See schema/004_create_holds.sql.
-HOLD_STATEMENT = f"SELECT {_HOLD} FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"  # noqa: S608 - column names
+# See schema/006_grant_before_the_lock.sql.
+HOLD_STATEMENT = (
+    f"SELECT {_STORED}, account_version "  # noqa: S608 - column names
+    "FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+)
 
 
 @dataclass(frozen=True)
@@ -131,13 +140,10 @@ async def insert_holds(connection: Connection, account_id: str, asked: Sequence[
     """Freezes the amounts of one account's holds in their order, or writes their refusals: one statement.
 
     Args:
-        asked: each hold id once.
+        asked: each hold id once, in ascending order of the ids.
 
     Returns:
         Those that were new, in any order; none for an account that is not there.
-
-    Raises:
-        asyncpg.UniqueViolationError: another transaction has made one of them meanwhile; nothing has changed.
     """
     rows = await connection.fetch(
         HOLD_STATEMENT,

@@ -1,4 +1,4 @@
-"""Transfers and their entries: written by one statement, read as lines of statements."""
+"""Transfers: written by one statement, read as lines of statements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from datetime import datetime
 import asyncpg
 
 from saucer.billing.domain import Account, Period, TopUp, Transfer, month_of
-from saucer.billing.ledger import MOVES, Movement, TransferKind
+from saucer.billing.ledger import Movement, TransferKind
 from saucer.lib.postgres import Connection
 
 _TRANSFER = (
@@ -34,13 +34,12 @@ class Booking:
 async def write(
     connection: Connection, former: Account, account: Account, bookings: Sequence[Booking], now: datetime
 ) -> None:
-    """Writes an account as it has become, with the transfers that made it so and their entries: one statement.
+    """Writes an account as it has become, with the transfers that made it so: one statement.
 
     Args:
         former: as it was read; the caller has locked it.
         account: after the last of `bookings`.
     """
-    moves = [MOVES[booking.movement.kind] for booking in bookings]
     written = await connection.fetchval(
         """
         WITH moved AS (
@@ -56,12 +55,6 @@ async def write(
                                $19::bigint[], $20::bigint[], $21::text[], $22::uuid[])
                  AS t (transfer_id, kind, account_version, hold_id, amount_micros, charged_ms, available_micros,
                        frozen_micros, reference, record_id)
-        ), booked AS (
-            INSERT INTO entry (transfer_id, book, account_id, amount_micros)
-            SELECT t.transfer_id, side.book, moved.account_id, side.sign * t.amount_micros
-            FROM moved, unnest($13::uuid[], $17::bigint[], $23::text[], $24::text[])
-                 AS t (transfer_id, amount_micros, source, target),
-                 LATERAL (VALUES (t.source, -1), (t.target, 1)) AS side (book, sign)
         ), charged AS (
             INSERT INTO month_charge (account_id, month, charged_micros)
             SELECT account_id, $11, $12 FROM moved WHERE $12::bigint <> 0
@@ -92,8 +85,6 @@ async def write(
         [booking.frozen_micros for booking in bookings],
         [booking.reference for booking in bookings],
         [booking.record_id for booking in bookings],
-        [source for source, _ in moves],
-        [target for _, target in moves],
     )
     assert written == 1, "the account is locked"
 

@@ -70,6 +70,16 @@ class BillingServiceStub:
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
                 _registered_method=True)
+        self.GetAccountQuotas = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/GetAccountQuotas',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetAccountQuotasRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.FromString,
+                _registered_method=True)
+        self.SetAccountQuotas = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/SetAccountQuotas',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetAccountQuotasRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.FromString,
+                _registered_method=True)
         self.RefundHold = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/RefundHold',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.RefundHoldRequest.SerializeToString,
@@ -204,6 +214,19 @@ class BillingServiceServicer:
     def AdjustAccount(self, request, context):
         """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
         reason INSUFFICIENT_BALANCE if it would go below zero.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAccountQuotas(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAccountQuotas(self, request, context):
+        """All of them anew: what is unset has no limit. What is there already stays, also beyond a new limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -366,6 +389,16 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.AdjustAccount,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Account.SerializeToString,
+            ),
+            'GetAccountQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAccountQuotas,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.GetAccountQuotasRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.SerializeToString,
+            ),
+            'SetAccountQuotas': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAccountQuotas,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetAccountQuotasRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.SerializeToString,
             ),
             'RefundHold': grpc.unary_unary_rpc_method_handler(
                     servicer.RefundHold,
@@ -643,6 +676,60 @@ class BillingService:
             '/saucer.billing.v1.BillingService/AdjustAccount',
             saucer_dot_billing_dot_v1_dot_billing__pb2.AdjustAccountRequest.SerializeToString,
             saucer_dot_billing_dot_v1_dot_billing__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAccountQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/GetAccountQuotas',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.GetAccountQuotasRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAccountQuotas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/SetAccountQuotas',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.SetAccountQuotasRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.AccountQuotas.FromString,
             options,
             channel_credentials,
             insecure,

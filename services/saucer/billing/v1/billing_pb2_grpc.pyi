@@ -48,6 +48,9 @@ class BillingServiceStub:
     """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
     reason INSUFFICIENT_BALANCE if it would go below zero.
     """
+    GetAccountQuotas: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetAccountQuotasRequest, _billing_pb2.AccountQuotas]
+    SetAccountQuotas: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetAccountQuotasRequest, _billing_pb2.AccountQuotas]
+    """All of them anew: what is unset has no limit. What is there already stays, also beyond a new limit."""
     RefundHold: _grpc.UnaryUnaryMultiCallable[_billing_pb2.RefundHoldRequest, _billing_pb2.Hold]
     """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE."""
     ListRecords: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]
@@ -106,6 +109,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
     reason INSUFFICIENT_BALANCE if it would go below zero.
     """
+    GetAccountQuotas: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetAccountQuotasRequest, _billing_pb2.AccountQuotas]  # type: ignore[assignment]
+    SetAccountQuotas: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetAccountQuotasRequest, _billing_pb2.AccountQuotas]  # type: ignore[assignment]
+    """All of them anew: what is unset has no limit. What is there already stays, also beyond a new limit."""
     RefundHold: _aio.UnaryUnaryMultiCallable[_billing_pb2.RefundHoldRequest, _billing_pb2.Hold]  # type: ignore[assignment]
     """Gives back of what a start paid, at most that. FAILED_PRECONDITION with reason HOLD_NOT_RESOLVED, REFUND_TOO_LARGE."""
     ListRecords: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]  # type: ignore[assignment]
@@ -203,6 +209,21 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
         reason INSUFFICIENT_BALANCE if it would go below zero.
         """
+
+    @_abc_1.abstractmethod
+    def GetAccountQuotas(
+        self,
+        request: _billing_pb2.GetAccountQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.AccountQuotas, _abc.Awaitable[_billing_pb2.AccountQuotas]]: ...
+
+    @_abc_1.abstractmethod
+    def SetAccountQuotas(
+        self,
+        request: _billing_pb2.SetAccountQuotasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.AccountQuotas, _abc.Awaitable[_billing_pb2.AccountQuotas]]:
+        """All of them anew: what is unset has no limit. What is there already stays, also beyond a new limit."""
 
     @_abc_1.abstractmethod
     def RefundHold(

@@ -25,39 +25,41 @@ _sym_db = _symbol_database.Default()
 from saucer.billing.v1 import billing_pb2 as saucer_dot_billing_dot_v1_dot_billing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esaucer/billing/v1/events.proto\x12\x11saucer.billing.v1\x1a\x1fsaucer/billing/v1/billing.proto\"=\n\x0e\x41\x63\x63ountCreated\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\"h\n\x0f\x41\x63\x63ountToppedUp\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12(\n\x06top_up\x18\x02 \x01(\x0b\x32\x18.saucer.billing.v1.TopUp\"O\n\x10\x41\x63\x63ountCorrected\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x0bHoldGranted\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\"M\n\rChargeSettled\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\"[\n\x08\x46undsLow\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12\x13\n\x0brate_micros\x18\x02 \x01(\x03\x12\r\n\x05hours\x18\x03 \x01(\x05\"J\n\nFundsShort\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12\x15\n\runpaid_micros\x18\x02 \x01(\x03\"\x7f\n\x0bStopOrdered\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.saucer.billing.v1.StopReason\x12\x1a\n\x12stop_at_charged_ms\x18\x03 \x01(\x03\"5\n\x0cHoldResolved\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\"?\n\x0cGroupCreated\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\"?\n\x0cGroupUpdated\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\"M\n\x0bGroupEnding\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\x12\r\n\x05hours\x18\x02 \x01(\x05\"=\n\nGroupEnded\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup*\xc0\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13STOP_REASON_ARREARS\x10\x01\x12\x1e\n\x1aSTOP_REASON_BUDGET_REACHED\x10\x02\x12\x1b\n\x17STOP_REASON_GROUP_ENDED\x10\x03\x12!\n\x1dSTOP_REASON_ACCOUNT_SUSPENDED\x10\x04\x12\x1c\n\x18STOP_REASON_HOLD_EXPIRED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1esaucer/billing/v1/events.proto\x12\x11saucer.billing.v1\x1a\x1fsaucer/billing/v1/billing.proto\"=\n\x0e\x41\x63\x63ountCreated\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\"h\n\x0f\x41\x63\x63ountToppedUp\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12(\n\x06top_up\x18\x02 \x01(\x0b\x32\x18.saucer.billing.v1.TopUp\"O\n\x10\x41\x63\x63ountCorrected\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12\x0e\n\x06reason\x18\x02 \x01(\t\"H\n\x14\x41\x63\x63ountQuotasChanged\x12\x30\n\x06quotas\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.AccountQuotas\"4\n\x0bHoldGranted\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\"M\n\rChargeSettled\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12\x15\n\ramount_micros\x18\x02 \x01(\x03\"[\n\x08\x46undsLow\x12+\n\x07\x61\x63\x63ount\x18\x01 \x01(\x0b\x32\x1a.saucer.billing.v1.Account\x12\x13\n\x0brate_micros\x18\x02 \x01(\x03\x12\r\n\x05hours\x18\x03 \x01(\x05\"J\n\nFundsShort\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12\x15\n\runpaid_micros\x18\x02 \x01(\x03\"\x7f\n\x0bStopOrdered\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\x12-\n\x06reason\x18\x02 \x01(\x0e\x32\x1d.saucer.billing.v1.StopReason\x12\x1a\n\x12stop_at_charged_ms\x18\x03 \x01(\x03\"5\n\x0cHoldResolved\x12%\n\x04hold\x18\x01 \x01(\x0b\x32\x17.saucer.billing.v1.Hold\"?\n\x0cGroupCreated\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\"?\n\x0cGroupUpdated\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\"M\n\x0bGroupEnding\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup\x12\r\n\x05hours\x18\x02 \x01(\x05\"=\n\nGroupEnded\x12/\n\x05group\x18\x01 \x01(\x0b\x32 .saucer.billing.v1.ResourceGroup*\xc0\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x17\n\x13STOP_REASON_ARREARS\x10\x01\x12\x1e\n\x1aSTOP_REASON_BUDGET_REACHED\x10\x02\x12\x1b\n\x17STOP_REASON_GROUP_ENDED\x10\x03\x12!\n\x1dSTOP_REASON_ACCOUNT_SUSPENDED\x10\x04\x12\x1c\n\x18STOP_REASON_HOLD_EXPIRED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'saucer.billing.v1.events_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STOPREASON']._serialized_start=1095
-  _globals['_STOPREASON']._serialized_end=1287
+  _globals['_STOPREASON']._serialized_start=1169
+  _globals['_STOPREASON']._serialized_end=1361
   _globals['_ACCOUNTCREATED']._serialized_start=86
   _globals['_ACCOUNTCREATED']._serialized_end=147
   _globals['_ACCOUNTTOPPEDUP']._serialized_start=149
   _globals['_ACCOUNTTOPPEDUP']._serialized_end=253
   _globals['_ACCOUNTCORRECTED']._serialized_start=255
   _globals['_ACCOUNTCORRECTED']._serialized_end=334
-  _globals['_HOLDGRANTED']._serialized_start=336
-  _globals['_HOLDGRANTED']._serialized_end=388
-  _globals['_CHARGESETTLED']._serialized_start=390
-  _globals['_CHARGESETTLED']._serialized_end=467
-  _globals['_FUNDSLOW']._serialized_start=469
-  _globals['_FUNDSLOW']._serialized_end=560
-  _globals['_FUNDSSHORT']._serialized_start=562
-  _globals['_FUNDSSHORT']._serialized_end=636
-  _globals['_STOPORDERED']._serialized_start=638
-  _globals['_STOPORDERED']._serialized_end=765
-  _globals['_HOLDRESOLVED']._serialized_start=767
-  _globals['_HOLDRESOLVED']._serialized_end=820
-  _globals['_GROUPCREATED']._serialized_start=822
-  _globals['_GROUPCREATED']._serialized_end=885
-  _globals['_GROUPUPDATED']._serialized_start=887
-  _globals['_GROUPUPDATED']._serialized_end=950
-  _globals['_GROUPENDING']._serialized_start=952
-  _globals['_GROUPENDING']._serialized_end=1029
-  _globals['_GROUPENDED']._serialized_start=1031
-  _globals['_GROUPENDED']._serialized_end=1092
+  _globals['_ACCOUNTQUOTASCHANGED']._serialized_start=336
+  _globals['_ACCOUNTQUOTASCHANGED']._serialized_end=408
+  _globals['_HOLDGRANTED']._serialized_start=410
+  _globals['_HOLDGRANTED']._serialized_end=462
+  _globals['_CHARGESETTLED']._serialized_start=464
+  _globals['_CHARGESETTLED']._serialized_end=541
+  _globals['_FUNDSLOW']._serialized_start=543
+  _globals['_FUNDSLOW']._serialized_end=634
+  _globals['_FUNDSSHORT']._serialized_start=636
+  _globals['_FUNDSSHORT']._serialized_end=710
+  _globals['_STOPORDERED']._serialized_start=712
+  _globals['_STOPORDERED']._serialized_end=839
+  _globals['_HOLDRESOLVED']._serialized_start=841
+  _globals['_HOLDRESOLVED']._serialized_end=894
+  _globals['_GROUPCREATED']._serialized_start=896
+  _globals['_GROUPCREATED']._serialized_end=959
+  _globals['_GROUPUPDATED']._serialized_start=961
+  _globals['_GROUPUPDATED']._serialized_end=1024
+  _globals['_GROUPENDING']._serialized_start=1026
+  _globals['_GROUPENDING']._serialized_end=1103
+  _globals['_GROUPENDED']._serialized_start=1105
+  _globals['_GROUPENDED']._serialized_end=1166
 # @@protoc_insertion_point(module_scope)

@@ -118,6 +118,28 @@ class AccountCorrected(_message.Message):
 Global___AccountCorrected: _TypeAlias = AccountCorrected  # noqa: Y015
 
 @_typing.final
+class AccountQuotasChanged(_message.Message):
+    """What an account may have at once; who owns the things enforces it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUOTAS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quotas(self) -> _billing_pb2.AccountQuotas: ...
+    def __init__(
+        self,
+        *,
+        quotas: _billing_pb2.AccountQuotas | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AccountQuotasChanged: _TypeAlias = AccountQuotasChanged  # noqa: Y015
+
+@_typing.final
 class HoldGranted(_message.Message):
     """Money is frozen for a start, or it has capacity of its resource group."""
 

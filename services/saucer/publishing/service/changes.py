@@ -11,7 +11,7 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import store
+from saucer.publishing import spans, store
 from saucer.publishing.domain import Deployment, DeploymentState
 from saucer.publishing.messages import deployment_message
 from saucer.publishing.v1 import events_pb2
@@ -58,7 +58,7 @@ async def write(tx: Transaction, former: Deployment, moved: Deployment, event: E
     written = await store.update(tx.connection, moved)
     event = event or _event_of(former, written)
     if event is not None:
-        await publish(tx, written, event)
+        await publish(tx, written, event, await spans.passed(tx.connection, former, written))
     if written.at_rest:
         ended_total.labels(written.end_reason or "REFUSED").inc()
     return written
@@ -80,7 +80,7 @@ _EVENTS: dict[DeploymentState, Event] = {
 }
 
 
-async def publish(tx: Transaction, deployment: Deployment, event: Event) -> None:
+async def publish(tx: Transaction, deployment: Deployment, event: Event, traceparent: str | None = None) -> None:
     message = event(deployment=deployment_message(deployment))
     await enqueue(
         tx,
@@ -89,4 +89,5 @@ async def publish(tx: Transaction, deployment: Deployment, event: Event) -> None
         account_id=deployment.account_id,
         work_id=deployment.deployment_id,
         resource_id=deployment.deployment_id,
+        traceparent=traceparent,
     )

@@ -24,7 +24,7 @@ from saucer.lib.errors import (
     NotFoundError,
 )
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store, version_store
+from saucer.publishing import domain, spans, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model, UpdateAction
 from saucer.publishing.peers import Hold, Peers
 from saucer.publishing.service.changes import Event, Move, change, owned, publish
@@ -112,6 +112,7 @@ class Starts:
                 )
                 if await store.insert(tx.connection, deployment):
                     await version_store.insert_version(tx.connection, deployment_id, deployment.version, tx.now)
+                    await spans.begin(tx.connection, deployment_id)
                     author = current().subject
                     await record(tx, deployment, UpdateAction.CREATED, author=author, request_id=request_id)
                     await publish(tx, deployment, events_pb2.DeploymentCreated)
@@ -176,6 +177,7 @@ class Starts:
                     author = current().subject
                     await record(tx, deployment, UpdateAction.STARTED, author=author, request_id=request_id)
                     deployment = await store.update(tx.connection, started)
+                    await spans.begin(tx.connection, deployment_id)
                     await publish(tx, deployment, events_pb2.DeploymentChanged)
         except asyncpg.UniqueViolationError as error:
             raise _name_taken(deployment.form) from error

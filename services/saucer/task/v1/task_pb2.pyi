@@ -114,6 +114,7 @@ class TaskForm(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
     display_name: _builtins.str
@@ -145,6 +146,8 @@ class TaskForm(_message.Message):
     """Of PREPAID: whose capacity it takes."""
     budget_micros: _builtins.int
     """What all its starts together may cost at most; 0: no limit of its own. SetBudget changes it later."""
+    priority: _builtins.int
+    """Of the account's own tasks that wait for a worker the higher goes first."""
     kind: Global___TaskKind.ValueType
     model_id: _builtins.str
     """Of a predict task: the account's own model. What only a training uses is not looked at then."""
@@ -178,12 +181,13 @@ class TaskForm(_message.Message):
         seed: _builtins.int = ...,
         resource_group_id: _builtins.str = ...,
         budget_micros: _builtins.int = ...,
+        priority: _builtins.int = ...,
         kind: Global___TaskKind.ValueType = ...,
         model_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "lr", b"lr", "max_duration", b"max_duration", "warmup", b"warmup"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size", "_epochs", b"_epochs", "_expected_accuracy", b"_expected_accuracy", "_input_size", b"_input_size", "_lr", b"_lr", "_warmup", b"_warmup", "batch_size", b"batch_size", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "count", b"count", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "epochs", b"epochs", "expected_accuracy", b"expected_accuracy", "input_size", b"input_size", "kind", b"kind", "lr", b"lr", "max_duration", b"max_duration", "model_id", b"model_id", "output_path", b"output_path", "priority", b"priority", "region_id", b"region_id", "remark", b"remark", "resource_group_id", b"resource_group_id", "scene", b"scene", "seed", b"seed", "spec_id", b"spec_id", "starting_point", b"starting_point", "tags", b"tags", "warmup", b"warmup"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__batch_size: _TypeAlias = _typing.Literal["batch_size"]  # noqa: Y015
     _WhichOneofArgType__batch_size: _TypeAlias = _typing.Literal["_batch_size", b"_batch_size"]  # noqa: Y015
@@ -748,6 +752,91 @@ class ListScenesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListScenesResponse: _TypeAlias = ListScenesResponse  # noqa: Y015
+
+@_typing.final
+class ListParametersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParametersRequest: _TypeAlias = ListParametersRequest  # noqa: Y015
+
+@_typing.final
+class ListParametersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parameters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
+    def __init__(
+        self,
+        *,
+        parameters: _abc.Iterable[Global___Parameter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListParametersResponse: _TypeAlias = ListParametersResponse  # noqa: Y015
+
+@_typing.final
+class Parameter(_message.Message):
+    """A field of TaskForm that may be left open, take a built-in value, or one of the user's own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    MINIMUM_FIELD_NUMBER: _builtins.int
+    MAXIMUM_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Of the field."""
+    description: _builtins.str
+    unit: _builtins.str
+    """Empty: it has none."""
+    minimum: _builtins.float
+    """Of a value of the user's own, both included."""
+    maximum: _builtins.float
+    whole: _builtins.bool
+    """No fractions."""
+    step: _builtins.int
+    """A value of the user's own is a multiple of it; 0: any."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Built in."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+        minimum: _builtins.float = ...,
+        maximum: _builtins.float = ...,
+        whole: _builtins.bool = ...,
+        step: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "step", b"step", "unit", b"unit", "values", b"values", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Parameter: _TypeAlias = Parameter  # noqa: Y015
 
 @_typing.final
 class Scene(_message.Message):

@@ -85,6 +85,11 @@ class TaskServiceStub:
                 request_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.SerializeToString,
                 response_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.FromString,
                 _registered_method=True)
+        self.ListParameters = channel.unary_unary(
+                '/saucer.task.v1.TaskService/ListParameters',
+                request_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListParametersRequest.SerializeToString,
+                response_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListParametersResponse.FromString,
+                _registered_method=True)
 
 
 class TaskServiceServicer:
@@ -160,6 +165,13 @@ class TaskServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListParameters(self, request, context):
+        """What a form offers for the parameters of a training, so that it can be drawn from the answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TaskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -212,6 +224,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     servicer.ListScenes,
                     request_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.FromString,
                     response_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.SerializeToString,
+            ),
+            'ListParameters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListParameters,
+                    request_deserializer=saucer_dot_task_dot_v1_dot_task__pb2.ListParametersRequest.FromString,
+                    response_serializer=saucer_dot_task_dot_v1_dot_task__pb2.ListParametersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -485,6 +502,33 @@ class TaskService:
             '/saucer.task.v1.TaskService/ListScenes',
             saucer_dot_task_dot_v1_dot_task__pb2.ListScenesRequest.SerializeToString,
             saucer_dot_task_dot_v1_dot_task__pb2.ListScenesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListParameters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.task.v1.TaskService/ListParameters',
+            saucer_dot_task_dot_v1_dot_task__pb2.ListParametersRequest.SerializeToString,
+            saucer_dot_task_dot_v1_dot_task__pb2.ListParametersResponse.FromString,
             options,
             channel_credentials,
             insecure,

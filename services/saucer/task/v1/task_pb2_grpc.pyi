@@ -53,6 +53,8 @@ class TaskServiceStub:
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]
     """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
     ListScenes: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]
+    ListParameters: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListParametersRequest, _task_pb2.ListParametersResponse]
+    """What a form offers for the parameters of a training, so that it can be drawn from the answer."""
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
@@ -79,6 +81,8 @@ class TaskServiceAsyncStub(TaskServiceStub):
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
     ListScenes: _aio.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]  # type: ignore[assignment]
+    ListParameters: _aio.UnaryUnaryMultiCallable[_task_pb2.ListParametersRequest, _task_pb2.ListParametersResponse]  # type: ignore[assignment]
+    """What a form offers for the parameters of a training, so that it can be drawn from the answer."""
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     """AutoML jobs, from form to result."""
@@ -162,5 +166,13 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.ListScenesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.ListScenesResponse, _abc.Awaitable[_task_pb2.ListScenesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListParameters(
+        self,
+        request: _task_pb2.ListParametersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_task_pb2.ListParametersResponse, _abc.Awaitable[_task_pb2.ListParametersResponse]]:
+        """What a form offers for the parameters of a training, so that it can be drawn from the answer."""
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -80,6 +80,31 @@ class TrainingServiceStub:
                 request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.DownloadModelFileRequest.SerializeToString,
                 response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.FromString,
                 _registered_method=True)
+        self.ExportLog = channel.unary_stream(
+                '/saucer.training.v1.TrainingService/ExportLog',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ExportLogRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.FromString,
+                _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/saucer.training.v1.TrainingService/ListWorkers',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
+        self.DrainWorker = channel.unary_unary(
+                '/saucer.training.v1.TrainingService/DrainWorker',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.DrainWorkerRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.Worker.FromString,
+                _registered_method=True)
+        self.ResumeWorker = channel.unary_unary(
+                '/saucer.training.v1.TrainingService/ResumeWorker',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ResumeWorkerRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.Worker.FromString,
+                _registered_method=True)
+        self.ListQueues = channel.unary_unary(
+                '/saucer.training.v1.TrainingService/ListQueues',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesResponse.FromString,
+                _registered_method=True)
 
 
 class TrainingServiceServicer:
@@ -147,6 +172,40 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportLog(self, request, context):
+        """A run's log as a file, in pieces: the lines that ListLogLines would give for the same search.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkers(self, request, context):
+        """Every worker that asked for a run in the last week, by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainWorker(self, request, context):
+        """It ends the run that it has and gets no other, until ResumeWorker; a new process of the same id is drained too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQueues(self, request, context):
+        """How deep the queues are, by region and spec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -194,6 +253,31 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.DownloadModelFile,
                     request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.DownloadModelFileRequest.FromString,
                     response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.SerializeToString,
+            ),
+            'ExportLog': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportLog,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ExportLogRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'DrainWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainWorker,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.DrainWorkerRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.Worker.SerializeToString,
+            ),
+            'ResumeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeWorker,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ResumeWorkerRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.Worker.SerializeToString,
+            ),
+            'ListQueues': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQueues,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -440,6 +524,141 @@ class TrainingService:
             '/saucer.training.v1.TrainingService/DownloadModelFile',
             saucer_dot_training_dot_v1_dot_training__pb2.DownloadModelFileRequest.SerializeToString,
             saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportLog(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/ExportLog',
+            saucer_dot_training_dot_v1_dot_training__pb2.ExportLogRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.FileChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/ListWorkers',
+            saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.ListWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/DrainWorker',
+            saucer_dot_training_dot_v1_dot_training__pb2.DrainWorkerRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/ResumeWorker',
+            saucer_dot_training_dot_v1_dot_training__pb2.ResumeWorkerRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.Worker.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQueues(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/ListQueues',
+            saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.ListQueuesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,15 @@ class TrainingServiceStub:
     """Newest first."""
     DownloadModelFile: _grpc.UnaryStreamMultiCallable[_training_pb2.DownloadModelFileRequest, _training_pb2.FileChunk]
     """A file of a model, in chunks; DATA_LOSS if it does not match its checksum."""
+    ExportLog: _grpc.UnaryStreamMultiCallable[_training_pb2.ExportLogRequest, _training_pb2.FileChunk]
+    """A run's log as a file, in pieces: the lines that ListLogLines would give for the same search."""
+    ListWorkers: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListWorkersRequest, _training_pb2.ListWorkersResponse]
+    """Every worker that asked for a run in the last week, by id."""
+    DrainWorker: _grpc.UnaryUnaryMultiCallable[_training_pb2.DrainWorkerRequest, _training_pb2.Worker]
+    """It ends the run that it has and gets no other, until ResumeWorker; a new process of the same id is drained too."""
+    ResumeWorker: _grpc.UnaryUnaryMultiCallable[_training_pb2.ResumeWorkerRequest, _training_pb2.Worker]
+    ListQueues: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListQueuesRequest, _training_pb2.ListQueuesResponse]
+    """How deep the queues are, by region and spec."""
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -71,6 +80,15 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """Newest first."""
     DownloadModelFile: _aio.UnaryStreamMultiCallable[_training_pb2.DownloadModelFileRequest, _training_pb2.FileChunk]  # type: ignore[assignment]
     """A file of a model, in chunks; DATA_LOSS if it does not match its checksum."""
+    ExportLog: _aio.UnaryStreamMultiCallable[_training_pb2.ExportLogRequest, _training_pb2.FileChunk]  # type: ignore[assignment]
+    """A run's log as a file, in pieces: the lines that ListLogLines would give for the same search."""
+    ListWorkers: _aio.UnaryUnaryMultiCallable[_training_pb2.ListWorkersRequest, _training_pb2.ListWorkersResponse]  # type: ignore[assignment]
+    """Every worker that asked for a run in the last week, by id."""
+    DrainWorker: _aio.UnaryUnaryMultiCallable[_training_pb2.DrainWorkerRequest, _training_pb2.Worker]  # type: ignore[assignment]
+    """It ends the run that it has and gets no other, until ResumeWorker; a new process of the same id is drained too."""
+    ResumeWorker: _aio.UnaryUnaryMultiCallable[_training_pb2.ResumeWorkerRequest, _training_pb2.Worker]  # type: ignore[assignment]
+    ListQueues: _aio.UnaryUnaryMultiCallable[_training_pb2.ListQueuesRequest, _training_pb2.ListQueuesResponse]  # type: ignore[assignment]
+    """How deep the queues are, by region and spec."""
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs, their metrics and logs, and the models they leave."""
@@ -144,5 +162,44 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_training_pb2.FileChunk], _abc.AsyncIterator[_training_pb2.FileChunk]]:
         """A file of a model, in chunks; DATA_LOSS if it does not match its checksum."""
+
+    @_abc_1.abstractmethod
+    def ExportLog(
+        self,
+        request: _training_pb2.ExportLogRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_training_pb2.FileChunk], _abc.AsyncIterator[_training_pb2.FileChunk]]:
+        """A run's log as a file, in pieces: the lines that ListLogLines would give for the same search."""
+
+    @_abc_1.abstractmethod
+    def ListWorkers(
+        self,
+        request: _training_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListWorkersResponse, _abc.Awaitable[_training_pb2.ListWorkersResponse]]:
+        """Every worker that asked for a run in the last week, by id."""
+
+    @_abc_1.abstractmethod
+    def DrainWorker(
+        self,
+        request: _training_pb2.DrainWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Worker, _abc.Awaitable[_training_pb2.Worker]]:
+        """It ends the run that it has and gets no other, until ResumeWorker; a new process of the same id is drained too."""
+
+    @_abc_1.abstractmethod
+    def ResumeWorker(
+        self,
+        request: _training_pb2.ResumeWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Worker, _abc.Awaitable[_training_pb2.Worker]]: ...
+
+    @_abc_1.abstractmethod
+    def ListQueues(
+        self,
+        request: _training_pb2.ListQueuesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.ListQueuesResponse, _abc.Awaitable[_training_pb2.ListQueuesResponse]]:
+        """How deep the queues are, by region and spec."""
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

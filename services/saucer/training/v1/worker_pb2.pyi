@@ -88,6 +88,7 @@ class Lease(_message.Message):
     ELAPSED_FIELD_NUMBER: _builtins.int
     FINISH_ONLY_FIELD_NUMBER: _builtins.int
     MODEL_FILES_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     """Secret of this attempt; every later call carries it."""
     artifact_prefix: _builtins.str
@@ -97,6 +98,8 @@ class Lease(_message.Message):
     checkpoint_sha256: _builtins.str
     finish_only: _builtins.bool
     """True: the attempts are used up; train no more, finish what was learnt."""
+    traceparent: _builtins.str
+    """W3C's, of the trace that the run belongs to; empty: of none."""
     @_builtins.property
     def run(self) -> _training_pb2.Run: ...
     @_builtins.property
@@ -121,10 +124,11 @@ class Lease(_message.Message):
         elapsed: _duration_pb2.Duration | None = ...,
         finish_only: _builtins.bool = ...,
         model_files: _abc.Iterable[_training_pb2.ModelFile] | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "lease_length", b"lease_length", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_prefix", b"artifact_prefix", "checkpoint_key", b"checkpoint_key", "checkpoint_sha256", b"checkpoint_sha256", "elapsed", b"elapsed", "finish_only", b"finish_only", "lease_length", b"lease_length", "model_files", b"model_files", "run", b"run", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_prefix", b"artifact_prefix", "checkpoint_key", b"checkpoint_key", "checkpoint_sha256", b"checkpoint_sha256", "elapsed", b"elapsed", "finish_only", b"finish_only", "lease_length", b"lease_length", "model_files", b"model_files", "run", b"run", "token", b"token", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,116 @@
+"""What attempts left in the object store and nothing names: removed some days after their run has ended.
+
+1. Only runs that ended days ago are looked at: a worker that lost its lease has long stopped writing.
+2. Named are the model or the detections that the last attempt finished with, and the checkpoint of the task's newest
+   run, from which its next start resumes. A start that is made in the same moment takes that very checkpoint.
+3. A run is marked after its files are gone, so that a round that breaks off is made again. Several replicas may make
+   one at once.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import asyncpg
+import structlog
+from prometheus_client import Counter
+
+from saucer.lib.errors import DomainError
+from saucer.lib.objects import Objects, system_prefix
+from saucer.lib.postgres import Connection, Database
+
+SWEEP_S = 3600.0
+# Tasks looked at together; the next follow at once.
+BATCH = 100
+
+log = structlog.get_logger()
+removed_total = Counter("saucer_training_objects_removed_total", "Objects of attempts that nothing named")
+
+
+async def remove_for_ever(database: Database, objects: Objects, keep: timedelta) -> None:
+    """Until cancelled: a round each hour."""
+    while True:
+        try:
+            await remove_leftovers(database, objects, keep)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DomainError) as error:
+            log.warning("leftovers_not_removed", error=repr(error))
+        await asyncio.sleep(SWEEP_S)
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run says of its objects."""
+
+    run_id: str
+    account_id: str
+    # None while it has not ended.
+    ended_at: datetime | None
+    attempt: int
+    finished_with_files: bool
+    checkpoint_key: str | None
+
+    @property
+    def prefix(self) -> str:
+        """Of all its attempts, see Run.artifact_prefix."""
+        return f"{system_prefix(self.account_id)}/runs/{self.run_id}"
+
+
+async def remove_leftovers(database: Database, objects: Objects, keep: timedelta) -> None:
+    """One round, of runs that ended `keep` ago. Raises UnavailableError."""
+    number = BATCH
+    while number == BATCH:
+        async with database.reading() as connection:
+            before = await database.clock.now(connection) - keep
+            tasks = [await _runs_of(connection, task_id) for task_id in await _unswept(connection, before)]
+        for runs in tasks:
+            old = [run for run in runs if run.ended_at is not None and run.ended_at < before]
+            for run in old:
+                await _remove(objects, run, newest=runs[-1])
+            async with database.reading() as connection:
+                await _mark(connection, old, await database.clock.now(connection))
+        number = len(tasks)
+
+
+async def _remove(objects: Objects, run: Left, *, newest: Left) -> None:
+    for key in await objects.keys(run.prefix):
+        if not is_named(key, run, newest):
+            await objects.delete(key)
+            removed_total.inc()
+
+
+def is_named(key: str, run: Left, newest: Left) -> bool:
+    """Whether an object of a run that has ended may be asked for; `newest` is the last run of its task."""
+    finished_with = run.finished_with_files and key.rpartition("/")[0] == f"{run.prefix}/attempt-{run.attempt}"
+    return finished_with or key == newest.checkpoint_key
+
+
+async def _unswept(connection: Connection, ended_before: datetime) -> list[str]:
+    """Tasks with a run that ended before, and whose leftovers were not removed yet."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT task_id FROM run
+        WHERE state = 'ENDED' AND files_swept_at IS NULL AND ended_at < $1 LIMIT $2
+        """,
+        ended_before,
+        BATCH,
+    )
+    return [row["task_id"] for row in rows]
+
+
+async def _runs_of(connection: Connection, task_id: str) -> list[Left]:
+    """By start."""
+    rows = await connection.fetch(
+        """
+        SELECT run_id, account_id, ended_at, attempt, model_id IS NOT NULL AS finished_with_files, checkpoint_key
+        FROM run WHERE task_id = $1 ORDER BY start_number
+        """,
+        task_id,
+    )
+    return [Left(**{**row, "run_id": str(row["run_id"]), "account_id": str(row["account_id"])}) for row in rows]
+
+
+async def _mark(connection: Connection, runs: Sequence[Left], now: datetime) -> None:
+    await connection.execute(
+        "UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", [run.run_id for run in runs], now
+    )

@@ -1,0 +1,59 @@
+"""The use cases of training, by what they are about, and the only place that opens its transactions.
+
+1. A lease is a row lock away: leases.py says which run is next, the token's hash on the row who owns it from then on.
+2. Each heartbeat is one transaction: lease, counter, metrics, log, checkpoint and, when due, an event.
+3. FinishRun reads and copies files outside any transaction, then asks once more whether the run is still the caller's.
+"""
+
+from prometheus_client import Gauge
+
+from saucer.lib.objects import Objects
+from saucer.lib.postgres import Database
+from saucer.training import domain
+from saucer.training.bell import Bell
+from saucer.training.service.attempts import Attempts, Measured
+from saucer.training.service.changes import Logged, lose, queue_of, save
+from saucer.training.service.leases import Leases
+from saucer.training.service.starts import Starts
+from saucer.training.store import queue
+
+__all__ = ["Logged", "Measured", "Training"]
+
+# Runs that one round of the sweeper takes of each kind.
+SWEEP_BATCH = 50
+
+queued_runs = Gauge("saucer_training_queued_runs", "Runs that wait for a worker", ["region", "spec"])
+workers_ready = Gauge("saucer_training_workers", "Workers that are there and not drained", ["region", "spec"])
+
+
+class Training:
+    """Runs, leases and what workers do with them; reading.py answers the users."""
+
+    def __init__(self, database: Database, objects: Objects, bell: Bell) -> None:
+        self._database = database
+        self._bell = bell
+        self.starts = Starts(database, bell)
+        self.leases = Leases(database, bell)
+        self.attempts = Attempts(database, objects, bell)
+
+    async def sweep(self, *, expire: bool) -> None:
+        """Takes up what lost its worker (if `expire`) or waited too long, and measures the queue."""
+        async with self._database.transaction() as tx:
+            lost = await queue.expired(tx.connection, tx.now, SWEEP_BATCH) if expire else []
+            lost = [await lose(tx, run, "The worker was not heard of for a lease length.") for run in lost]
+            waiting = await queue.queued_since(
+                tx.connection, tx.now - domain.QUEUE_LIMIT, tx.now - domain.FINISH_QUEUE_LIMIT, SWEEP_BATCH
+            )
+            for run in waiting:
+                if domain.waited_too_long(run, tx.now):
+                    await save(tx, domain.give_up_waiting(run, tx.now))
+            queues = await queue.list_queues(tx.connection, tx.now - domain.WORKER_GONE)
+        queued_runs.clear()
+        workers_ready.clear()
+        for each in queues:
+            queued_runs.labels(each.region_id, each.spec_id).set(each.queued)
+            workers_ready.labels(each.region_id, each.spec_id).set(each.workers)
+        for run in lost:
+            self._bell.ring(queue_of(run))
+        for run in (*lost, *waiting):
+            self._bell.ring(("run", run.run_id))

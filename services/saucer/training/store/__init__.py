@@ -1,0 +1,1 @@
+"""The SQL of training, by what it is about."""

@@ -1,0 +1,71 @@
+"""Code from before the newest change of a schema serves on the new schema: an upgrade migrates while the old runs."""
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from saucer.dataset.v1 import dataset_pb2
+from saucer.lib.clock import PostgresClock
+from saucer.lib.postgres import connect, migrate
+from saucer.local.stack import SERVICES, Stack
+from saucer.publishing.v1 import publishing_pb2
+from saucer.task.v1 import task_pb2
+from tests.support.saucer_client import HOLD_MICROS, Saucer
+from tests.support.stack import PROJECT
+
+
+def git(*arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else b""
+
+
+@pytest.fixture
+def former_code(tmp_path: Path) -> Path:
+    """The commit before the newest one that touched a schema."""
+    newest = git("log", "-1", "--format=%H", "--", ":(glob)services/saucer/*/schema/*.sql").decode().strip()
+    archive = git("archive", f"{newest}~1", "services") if newest else b""
+    if not archive:
+        pytest.skip("the clone has no commit before the newest change of a schema")
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(tmp_path / "former", filter="data")
+    return tmp_path / "former" / "services"
+
+
+async def migrate_all(stack: Stack) -> None:
+    """As the migration jobs of the new version do, before it is rolled out."""
+    for name in SERVICES:
+        database = await connect(await stack.postgres.database(name), PostgresClock())
+        await migrate(database, "saucer.lib", f"saucer.{name}")
+        database.pool.terminate()
+
+
+async def test_the_former_code_goes_on_while_and_after_the_schemas_are_migrated(
+    former_code: Path, shapes_folder: Path, servers_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(former_code))
+    stack = Stack(servers_dir / "former", PROJECT, fast=True)
+    await stack.start()
+    saucer = Saucer(stack)
+    try:
+        account = await saucer.account(2 * HOLD_MICROS)
+        imported = await saucer.import_folder(account, shapes_folder)
+        assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, imported
+        created = await saucer.create_task(account, saucer.form(imported.dataset_version_id, epochs=3))
+        await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 5)
+        await migrate_all(stack)
+        task = await saucer.task_ends(account, created.task_id)
+        assert (task.state, task.attempt) == (task_pb2.TASK_STATE_SUCCEEDED, 1), task
+        deployment = await saucer.deploy(account, task.model_id)
+        assert deployment.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, deployment
+        again = await saucer.import_folder(account, shapes_folder)
+        assert again.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, again
+        await saucer.stop_deployment(account, deployment.deployment_id)
+        await saucer.nothing_frozen(account)
+        audit = await saucer.audit()
+        assert audit.clean, audit.findings
+    finally:
+        await saucer.close()
+        await stack.stop()

@@ -1,0 +1,83 @@
+"""What nothing names is removed from the object store, days after; what may be asked for stays."""
+
+from datetime import timedelta
+
+import pytest
+
+from saucer.lib.ids import new_id
+from saucer.training.domain import Checkpoint, EndReason
+from saucer.training.leftovers import remove_leftovers
+from tests.integration.training.test_runs import LEASE, SECOND, Lab, Worker, lab
+
+__all__ = ["lab"]
+KEEP = timedelta(days=7)
+
+
+async def keep_checkpoint(worker: Worker, iteration: int) -> str:
+    """The worker's own place of checkpoints, told by a heartbeat."""
+    key = f"{worker.leased.artifact_prefix}/checkpoints/checkpoint_{iteration}.pth"
+    await worker.lab.objects.put(key, b"c")
+    await worker.beat(iteration, checkpoint=Checkpoint(key, "s", iteration, 100))
+    return key
+
+
+async def left(lab: Lab, account_id: str) -> set[str]:
+    return set(await lab.objects.keys(f"system/{account_id}"))
+
+
+async def remove(lab: Lab) -> None:
+    await remove_leftovers(lab.database, lab.objects, KEEP)
+
+
+async def test_leftovers_of_lost_attempts_go_and_what_is_named_stays(lab: Lab) -> None:
+    task_id, account_id = new_id(), new_id()
+    await lab.queue(account_id, task_id=task_id)
+    first = await lab.worker()
+    await keep_checkpoint(first, 10)
+    await first.files()
+    lab.clock.advance(LEASE + SECOND)
+    await lab.training.sweep(expire=True)
+    second = await lab.worker()
+    checkpoint = await keep_checkpoint(second, 20)
+    model = {file.key for file in await second.files()}
+    await lab.training.starts.order_stop(f"{task_id}-1", EndReason.STOPPED_BY_USER, 0)
+    await second.finish(EndReason.STOPPED_BY_USER, files=await second.files())
+    everything = await left(lab, account_id)
+    lab.clock.advance(KEEP)
+    await remove(lab)
+    assert await left(lab, account_id) == everything, "not so soon"
+    lab.clock.advance(SECOND)
+    await remove(lab)
+    assert await left(lab, account_id) == model | {checkpoint}, "the next start resumes from the checkpoint"
+
+    await lab.queue(account_id, task_id=task_id, start_number=2)
+    third = await lab.worker()
+    lab.clock.advance(KEEP)
+    await remove(lab)
+    assert await left(lab, account_id) == model | {checkpoint}, "which it does"
+    newer = await keep_checkpoint(third, 30)
+    await third.finish(EndReason.COMPLETED, files=await third.files())
+    both = model | {file.key for file in await third.files()}
+    lab.clock.advance(KEEP + SECOND)
+    await remove(lab)
+    assert await left(lab, account_id) == both | {newer}
+
+
+async def test_a_round_that_breaks_off_is_made_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    account_id = new_id()
+    await lab.queue(account_id)
+    worker = await lab.worker()
+    await worker.beat()
+    await worker.files()
+    await worker.finish(EndReason.FAILED, user_error=True)
+    lab.clock.advance(KEEP + SECOND)
+
+    async def broken(key: str) -> None:
+        raise OSError(key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.objects, "delete", broken)
+        with pytest.raises(OSError, match="attempt-1"):
+            await remove(lab)
+    await remove(lab)
+    assert await left(lab, account_id) == set()

@@ -1,0 +1,126 @@
+"""A run that is killed and resumed ends with the weights of one that never was, bit for bit."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saucer.worker.job import Checkpoint, Halted, Metrics, Progress, Result, Stage, StageName, Stop, TrainJob
+from tests.support.child import Child
+from tests.support.shapes import CLASSES, write_shapes
+
+EPOCH_ITERATIONS = 10
+EPOCHS = 6
+ITERATIONS = EPOCHS * EPOCH_ITERATIONS
+# Checkpoints come every 50 iterations, and validations every 10: there both are due.
+CHECKPOINT = 50
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def job(folder: Path) -> TrainJob:
+    data = write_shapes(folder / "data", train=40, validation=16, test=4)
+    return TrainJob(
+        workdir=str(folder / "whole"),
+        images=str(data.images),
+        train=str(data.train),
+        validation=str(data.validation),
+        test=str(data.test),
+        classes=CLASSES,
+        input_size=64,
+        epochs=EPOCHS,
+        batch_size=40 // EPOCH_ITERATIONS,
+        seed=3,
+        deterministic=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(child: Child, job: TrainJob) -> Result:
+    """Never interrupted."""
+    return child.run(job)
+
+
+def in_training(child: Child) -> None:
+    child.wait_for(Progress, lambda report: report.iteration > CHECKPOINT)
+
+
+def in_the_validation_that_follows_a_checkpoint(child: Child) -> None:
+    child.wait_for(Checkpoint)
+
+
+def while_the_model_is_exported(child: Child) -> None:
+    child.wait_for(Stage, lambda report: report.stage is StageName.EXPORTING)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        in_training,
+        in_the_validation_that_follows_a_checkpoint,
+        pytest.param(while_the_model_is_exported, marks=pytest.mark.soak),
+    ],
+)
+def test_killed_at_any_moment_it_ends_with_the_same_bits(
+    child: Child, job: TrainJob, whole: Result, folder: Path, moment: Callable[[Child], None]
+) -> None:
+    first = Child(folder / "stderr.txt")
+    first.send(dataclasses.replace(job, workdir=str(folder / moment.__name__)))
+    moment(first)
+    first.kill()
+    checkpoint = first.all(Checkpoint)[-1]
+    resumed = child.run(dataclasses.replace(job, workdir=str(folder / "resumed"), resume=checkpoint.path))
+    assert resumed.iteration == ITERATIONS
+    assert checkpoint.iteration >= CHECKPOINT
+    check_same(resumed, whole)
+
+
+def test_halted_by_order_in_mid_epoch_it_ends_with_the_same_bits_and_validates_as_often(
+    child: Child, job: TrainJob, whole: Result, folder: Path
+) -> None:
+    child.send(dataclasses.replace(job, workdir=str(folder / "halted")))
+    child.wait_for(Progress, lambda report: report.iteration > 1)
+    child.send(Stop("drain", finish=False))
+    halted = child.wait_for(Halted)
+    before = validations(child)
+    assert 0 < halted.iteration < ITERATIONS
+    resumed = child.run(dataclasses.replace(job, workdir=str(folder / "resumed"), resume=halted.checkpoint))
+    assert before + validations(child) == list(range(10, ITERATIONS + 1, 10))
+    check_same(resumed, whole)
+
+
+def validations(child: Child) -> list[int]:
+    return [report.iteration for report in child.all(Metrics) if "map_50" in report.values]
+
+
+def check_same(resumed: Result, whole: Result) -> None:
+    """Model, optimiser, schedule, best weights, random states and detections."""
+    assert resumed.best_map_50 == whole.best_map_50
+    assert resumed.checkpoint is not None
+    assert whole.checkpoint is not None
+    left, right = (torch.load(path, weights_only=True) for path in (resumed.checkpoint, whole.checkpoint))
+    for part in ("state_dict", "optimizer", "param_schedulers"):
+        check_equal(left[part], right[part], part)
+    for part in ("best_weights", "best_iteration", "random"):
+        check_equal(left["saucer"][part], right["saucer"][part], part)
+    for kind in ("onnx", "detections_test"):
+        assert Path(resumed.files[kind]).read_bytes() == Path(whole.files[kind]).read_bytes(), kind
+
+
+def check_equal(left: Any, right: Any, name: str) -> None:
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right), name
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), name
+        for key in left:
+            check_equal(left[key], right[key], f"{name}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), name
+        for index, (one, other) in enumerate(zip(left, right, strict=True)):
+            check_equal(one, other, f"{name}.{index}")
+    else:
+        assert left == right, name

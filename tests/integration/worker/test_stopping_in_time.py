@@ -1,0 +1,132 @@
+"""How soon training stops: at its expected accuracy, at its max duration, and by its user's order."""
+
+from __future__ import annotations  # some of grpc's classes exist only for type checkers
+
+import asyncio
+import dataclasses
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.lib.auth import Role
+from saucer.lib.grpc_client import TokenFile, channel
+from saucer.serving.detector import Detector
+from saucer.training.main import TrainingSettings, wire
+from saucer.training.v1 import training_pb2, worker_pb2_grpc
+from saucer.worker.heart import Heart
+from saucer.worker.job import EndReason, Metrics, Progress, Result, TrainJob
+from tests.bench.harness import percentile
+from tests.support.child import Child
+from tests.support.events import publish
+from tests.support.services import ServiceRunner, Tokens
+from tests.support.shapes import CLASSES, write_shapes
+from tests.support.training import ScriptedWorker, Start, object_store
+
+# Beside the batch that is being trained or validated on.
+DURATION_GRACE_MS = 1_000
+STOP_REACHES_S = 2.0
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture(scope="module")
+def job(folder: Path) -> TrainJob:
+    data = write_shapes(folder / "data", train=40, validation=200, test=2)
+    return TrainJob(
+        workdir=str(folder / "work"),
+        images=str(data.images),
+        train=str(data.train),
+        validation=str(data.validation),
+        classes=CLASSES,
+        input_size=64,
+        epochs=500,
+        batch_size=4,
+        warmup_iterations=2,
+    )
+
+
+def slowest_batch_ms(child: Child) -> float:
+    told = [(0, 0), *((report.iteration, report.elapsed_ms) for report in child.all(Progress))]
+    return max((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(told) if b[0] > a[0])
+
+
+def check_usable(result: Result) -> None:
+    assert Detector.load(Path(result.files["onnx"]).parent).spec.classes == CLASSES
+
+
+def test_at_the_first_validation_that_reaches_the_expected_accuracy_training_ends(
+    child: Child, job: TrainJob, folder: Path
+) -> None:
+    expected = 0.02
+    result = child.run(
+        dataclasses.replace(job, workdir=str(folder / "accuracy"), expected_accuracy=expected, validation=job.train)
+    )
+    validations = [report for report in child.all(Metrics) if "map_50" in report.values]
+    *short, last = (report.values["map_50"] for report in validations)
+    assert result.reason is EndReason.ACCURACY_REACHED
+    assert all(value < expected for value in short)
+    assert last >= expected
+    assert result.iteration == validations[-1].iteration
+    check_usable(result)
+
+
+@pytest.mark.parametrize("train_batches", [True, False], ids=["in training", "in a validation"])
+def test_the_max_duration_ends_training_within_a_batch_and_a_second(
+    child: Child, job: TrainJob, folder: Path, train_batches: bool
+) -> None:
+    # With one iteration between validations of fifty batches, the time is up in one of these.
+    changed: dict[str, Any] = {"validation": None} if train_batches else {"epochs": 1}
+    max_duration_ms = 3_000
+    result = child.run(
+        dataclasses.replace(
+            job, workdir=str(folder / f"duration-{train_batches}"), max_duration_ms=max_duration_ms, **changed
+        )
+    )
+    assert result.reason is EndReason.DURATION_REACHED
+    assert max_duration_ms <= result.elapsed_ms <= max_duration_ms + slowest_batch_ms(child) + DURATION_GRACE_MS
+    check_usable(result)
+
+
+@pytest.mark.parametrize("stops", [40, pytest.param(400, marks=pytest.mark.soak)])
+async def test_a_users_stop_reaches_the_worker_in_two_seconds(
+    run_service: ServiceRunner, tokens: Tokens, tmp_path: Path, jetstream: JetStreamContext, stops: int
+) -> None:
+    url, _ = object_store(tmp_path)
+    loop = asyncio.get_running_loop()
+    async with (
+        run_service("training", TrainingSettings, wire, object_store_url=url) as running,
+        channel(running.address) as own,
+    ):
+        stub = worker_pb2_grpc.WorkerServiceStub(own)
+        starts: dict[str, Start] = {}
+        hearts: dict[str, Heart] = {}
+        for _ in range(stops):
+            start = Start()
+            starts[start.run_id] = start
+            await publish(jetstream, start.queued())
+        for _ in range(stops):
+            worker = ScriptedWorker.of(running.channel, tokens)
+            assert await worker.take()
+            hearts[worker.lease.run.run_id] = Heart(stub, TokenFile(tokens.file(Role.WORKER)), worker.lease)
+        beating = [asyncio.ensure_future(heart.beat()) for heart in hearts.values()]
+        await asyncio.gather(*(heart.accepted.wait() for heart in hearts.values()))
+        chance = random.Random(1)
+
+        async def reached_s(run_id: str) -> float:
+            await asyncio.sleep(chance.uniform(0, 3))
+            asked_s = loop.time()
+            await publish(jetstream, starts[run_id].stop_requested())
+            await hearts[run_id].stopped.wait()
+            assert hearts[run_id].stop_reason == training_pb2.END_REASON_STOPPED_BY_USER
+            return loop.time() - asked_s
+
+        taken_s = await asyncio.gather(*(reached_s(run_id) for run_id in starts))
+        for task in beating:
+            task.cancel()
+        await asyncio.gather(*beating, return_exceptions=True)
+        print(f"p99 {percentile(taken_s, 0.99):.3f} s, median {percentile(taken_s, 0.5):.3f} s of {stops}")
+        assert percentile(taken_s, 0.99) <= STOP_REACHES_S

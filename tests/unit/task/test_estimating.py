@@ -1,0 +1,46 @@
+"""What is expected of a run, from what others took."""
+
+from dataclasses import replace
+
+from saucer.task.defaults import Data, Machine
+from saucer.task.estimating import NEWEST, Pace, estimate_ms, megapixels
+from tests.unit.task.examples import NOW, config, form
+
+CPU = Machine(gpus=0, cpu_cores=2)
+DATA = Data("d", "m", "0" * 64, "i", ("cup",), 100, 20, 20, 640, 480, 0.03)
+CONFIG = config()
+ITERATIONS = CONFIG.epochs * 13
+WORK = megapixels(ITERATIONS, CONFIG.batch_size, CONFIG.input_size)
+PACE = Pace("r", "local", "cpu-2", 1, "imagenet-lite0", False, "d", 192, 1000.0, 20_000, NOW)
+
+
+def estimated(*paces: Pace) -> int:
+    return estimate_ms(form(), CONFIG, DATA, CPU, paces)
+
+
+def test_before_anything_was_measured_a_rule_of_thumb_has_to_do() -> None:
+    assert (
+        estimated()
+        == estimated(replace(PACE, starting_point="scratch"))
+        == estimated(replace(PACE, classification=True))
+    )
+    assert estimated() > 30_000
+
+
+def test_the_second_run_of_a_kind_is_expected_to_take_what_the_first_took() -> None:
+    assert estimated(PACE) == round(20_000 + 1000 * WORK)
+
+
+def test_runs_on_the_same_data_and_of_the_nearest_size_count_before_others() -> None:
+    others = [
+        replace(PACE, dataset_version_id="e", ms_per_megapixel=1.0),
+        replace(PACE, input_size=320, ms_per_megapixel=2.0),
+    ]
+    assert estimated(*others, PACE) == estimated(PACE)
+    assert estimated(others[1]) == round(20_000 + 2 * WORK)
+
+
+def test_one_odd_run_does_not_count_and_old_ones_are_forgotten() -> None:
+    odd = replace(PACE, ms_per_megapixel=50_000.0)
+    old = [replace(PACE, ms_per_megapixel=1.0)] * 50
+    assert estimated(odd, *[PACE] * (NEWEST - 1), *old) == estimated(PACE)
