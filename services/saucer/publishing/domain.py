@@ -205,6 +205,18 @@ class UpdateRecord:
 
 
 @dataclass(frozen=True)
+class DeploymentEvent:
+    """What happened to one start of a deployment, and how often."""
+
+    start_number: int
+    kind: str
+    message: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True)
 class Triton:
     """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
 
