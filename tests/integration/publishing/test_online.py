@@ -365,6 +365,28 @@ async def test_after_a_restart_of_triton_and_after_a_dead_backend_process_it_ser
         assert len(await read_events(jetstream, pattern, count=3)) == 3
 
 
+async def test_three_models_serve_again_within_fifteen_seconds_of_a_killed_tritons_return(
+    run_service: ServiceRunner,
+    tokens: Tokens,
+    jetstream: JetStreamContext,
+    own_triton: TritonServer,
+    tmp_path: Path,
+) -> None:
+    async with online(run_service, tokens, jetstream, own_triton, tmp_path) as world, world.serving():
+        account_id = await world.account(3 * HOLD_MICROS)
+        model_id = await world.model(account_id)
+        names = ("first", "second", "third")
+        made = [await world.create(account_id, model_id, display_name=name) for name in names]
+        active = [await world.until_state(item, "ACTIVE", "FAILED") for item in made]
+        own_triton.kill()
+        degraded = [await world.until_state(item, "DEGRADED") for item in active]
+        await own_triton.start()
+        back = await asyncio.gather(*(world.until_state(item, "ACTIVE", timeout_s=15) for item in degraded))
+        for item in back:
+            assert (await world.predict(item, jpeg(180))).detections
+            await world.stop(item)
+
+
 async def test_a_deployment_goes_on_when_the_acting_replica_ends_and_when_all_of_publishing_was_down(
     world: Online,
 ) -> None:
