@@ -9,6 +9,7 @@ import pytest
 
 from saucer.dataset.v1 import dataset_pb2
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 from tests.support.saucer_client import HOLD_MICROS, Saucer
@@ -29,8 +30,10 @@ def class_folders(folder: Path) -> Path:
     return folder / "folders"
 
 
-async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation(saucer: Saucer, tmp_path: Path) -> None:
-    account = await saucer.account(2 * HOLD_MICROS)
+async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation_and_online(
+    saucer: Saucer, tmp_path: Path
+) -> None:
+    account = await saucer.account(4 * HOLD_MICROS)
     imported = await saucer.import_folder(account, class_folders(tmp_path))
     assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED, imported
     version = imported.dataset_version_id
@@ -56,4 +59,19 @@ async def test_a_folder_for_each_class_becomes_a_classifier_with_an_evaluation(s
     assert not found.HasField("map_50")
     assert {entry.class_name for entry in found.classes} == set(CLASSES)
     assert sum(entry.boxes for entry in found.classes) == found.images
+    await saucer.nothing_frozen(account)
+
+    # Online it is what it was evaluated as: an image's answers are its classes, each over the whole image.
+    deployment = await saucer.deploy(account, task.model_id)
+    assert deployment.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, deployment
+    assert deployment.parity.ok
+    kind = CLASSES[0]
+    image = next((tmp_path / "folders" / kind).iterdir()).read_bytes()
+    predict = publishing_pb2.PredictRequest(deployment_id=deployment.deployment_id, image=image)
+    answer = await saucer.publishing.Predict(predict, metadata=account.metadata)
+    assert {item.class_name for item in answer.detections} <= set(CLASSES)
+    assert sum(item.score for item in answer.detections) == pytest.approx(1, abs=0.01)
+    for item in answer.detections:
+        assert (item.x1, item.y1, item.x2, item.y2) == pytest.approx((0, 0, answer.width, answer.height), abs=0.01)
+    await saucer.stop_deployment(account, deployment.deployment_id)
     await saucer.nothing_frozen(account)

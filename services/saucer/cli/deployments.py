@@ -61,6 +61,7 @@ class ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
 @click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
 @click.option("--budget", type=MONEY, default=0, help="What all its starts together may cost at most: 12.50.")
 @click.option("--max-duration", type=SECONDS, help="90s, 15m or 2h; without it, it runs and costs until stopped.")
+@click.option("--idle-stop", type=SECONDS, help="Stop when no request came for that long.")
 @click.option(
     "--threshold",
     "thresholds",
@@ -82,6 +83,7 @@ def deploy(
     resource_group_id: str | None,
     budget: int,
     max_duration: float | None,
+    idle_stop: float | None,
     thresholds: Sequence[publishing_pb2.ClassThreshold],
     wait: bool,
 ) -> None:
@@ -100,6 +102,7 @@ def deploy(
         resource_group_id=resource_group_id or "",
         budget_micros=budget,
         max_duration=to_duration(None if max_duration is None else round(1000 * max_duration)),
+        idle_stop=to_duration(None if idle_stop is None else round(1000 * idle_stop)),
         thresholds=thresholds,
     )
     _show_or_wait(app, app.connection.publishing.CreateDeployment(request), wait)
@@ -257,6 +260,7 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
             ("created", moment(found, "create_time")),
             ("active since", moment(found, "active_time")),
             ("stops at", moment(found, "stop_time")),
+            ("stops idle at", moment(found, "idle_stop_time")),
             ("ended", moment(found, "end_time")),
         ],
     )

@@ -71,6 +71,7 @@ class EndReason(StrEnum):
     ACCOUNT_SUSPENDED = "ACCOUNT_SUSPENDED"
     PARITY_FAILED = "PARITY_FAILED"
     FAILED = "FAILED"
+    IDLE = "IDLE"
 
 
 class ChargeStatus(StrEnum):
@@ -121,6 +122,8 @@ class Form:
     resource_group_id: str = ""
     # 0: none of its own.
     budget_micros: int = 0
+    # Without a request for that long, it stops; None: it does not.
+    idle_stop_ms: int | None = None
 
     @property
     def prepaid(self) -> bool:
@@ -202,6 +205,18 @@ class UpdateRecord:
 
 
 @dataclass(frozen=True)
+class DeploymentEvent:
+    """What happened to one start of a deployment, and how often."""
+
+    start_number: int
+    kind: str
+    message: str
+    count: int
+    first_at: datetime
+    last_at: datetime
+
+
+@dataclass(frozen=True)
 class Triton:
     """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
 
@@ -251,6 +266,8 @@ class Deployment:
     progressed_at: datetime | None
     # The first time in this start.
     active_at: datetime | None
+    # When a request last came, as far as that is stored; since when it serves, if that is later.
+    used_at: datetime | None
     # Failures since it last served, and when to try again.
     attempts: int
     retry_at: datetime | None
@@ -284,6 +301,13 @@ class Deployment:
         if self.state is not _S.ACTIVE or self.form.max_duration_ms is None or self.probed_at is None:
             return None
         return self.probed_at + timedelta(milliseconds=self.form.max_duration_ms - self.charged_ms)
+
+    @property
+    def idle_stop_at(self) -> datetime | None:
+        """When it stops if no request comes; None: it does not, or does not serve."""
+        if self.state is not _S.ACTIVE or self.form.idle_stop_ms is None or self.used_at is None:
+            return None
+        return self.used_at + timedelta(milliseconds=self.form.idle_stop_ms)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -358,6 +382,7 @@ def create(
         probed_at=None,
         progressed_at=None,
         active_at=None,
+        used_at=None,
         attempts=0,
         retry_at=None,
         stop_requested=False,
@@ -396,6 +421,7 @@ def _fresh(deployment: Deployment) -> Deployment:
         charged_ms=0,
         progressed_at=None,
         active_at=None,
+        used_at=None,
         version=replace(deployment.version, parity=None, probe_key=""),
         attempts=0,
         retry_at=None,
@@ -451,7 +477,12 @@ def recover(deployment: Deployment, now: datetime) -> Deployment:
 
 def _serving(deployment: Deployment, now: datetime) -> Deployment:
     return replace(
-        transition(deployment, _S.ACTIVE, now), progressed_at=now, attempts=0, retry_at=None, error_message=""
+        transition(deployment, _S.ACTIVE, now),
+        progressed_at=now,
+        used_at=now,
+        attempts=0,
+        retry_at=None,
+        error_message="",
     )
 
 
@@ -463,13 +494,15 @@ def degrade(deployment: Deployment, message: str, now: datetime) -> Deployment:
 def count(deployment: Deployment, now: datetime) -> Deployment:
     """A good probe of an ACTIVE deployment: the counter goes on, by no more than the limit, up to the max duration.
 
-    At the max duration the deployment is STOPPING.
+    At the max duration, and at its idle stop, the deployment is STOPPING.
     """
     assert deployment.probed_at is not None, "it is ACTIVE"
     elapsed = max(timedelta(0), min(now - deployment.probed_at, PROBE_GAP_LIMIT))
     charged_ms = deployment.charged_ms + elapsed // timedelta(milliseconds=1)
     limit_ms = deployment.form.max_duration_ms
     if limit_ms is None or charged_ms < limit_ms:
+        if deployment.idle_stop_at is not None and now >= deployment.idle_stop_at:
+            return stop(replace(deployment, charged_ms=charged_ms), EndReason.IDLE, now)
         due = deployment.progressed_at is None or now - deployment.progressed_at >= PROGRESS_EVERY
         told_at = now if due else deployment.progressed_at
         return replace(deployment, charged_ms=charged_ms, probed_at=now, progressed_at=told_at)

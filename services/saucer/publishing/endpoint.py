@@ -4,6 +4,7 @@ Predict and KServe v2 are two front doors to this. What goes wrong is a DomainEr
 inside Triton, and its own words about its state, stay inside.
 """
 
+import asyncio
 import io
 import random
 import re
@@ -13,8 +14,10 @@ from collections import Counter as CountOf
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TypeVar
 
+import asyncpg
 import structlog
 from PIL import Image
 from prometheus_client import Counter, Histogram
@@ -30,8 +33,10 @@ from saucer.lib.errors import (
 )
 from saucer.publishing.domain import Deployment, DeploymentState, Version
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.limits import Limits
 from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
+from saucer.publishing.traffic import Traffic
 from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.decode import MAX_PIXELS
 from saucer.serving.errors import UnreadableImage
@@ -47,6 +52,10 @@ MAX_IMAGE_BYTES = 20 * 1024 * 1024
 KNOWN_S = 0.5
 # Deployments remembered; above it all are looked up anew.
 MAX_KNOWN = 10_000
+# Between two times at which it is stored which deployments were asked.
+TELL_USE_S = 1.0
+# Between two looks for pieces of traffic that are over.
+TELL_TRAFFIC_S = 2.0
 # EXIF's tag, and its values by which an image is turned by 90° (the others mirror it or turn it by 180°).
 EXIF_ORIENTATION = 0x0112
 SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -96,7 +105,11 @@ class Prediction:
 class Endpoint:
     """What is between a client and Triton."""
 
-    def __init__(self, deployments: Deployments, fleet: Fleet) -> None:
+    def __init__(self, deployments: Deployments, fleet: Fleet, limits: Limits) -> None:
+        self._limits = limits
+        # Deployments that were asked since they were last looked at here.
+        self._used: set[str] = set()
+        self._traffic = Traffic()
         self._deployments = deployments
         self._fleet = fleet
         self._in_flight: CountOf[str] = CountOf()
@@ -107,9 +120,11 @@ class Endpoint:
 
         Raises:
             NotFoundError: another account's too. FailedPreconditionError: NOT_ACTIVE, naming the state.
-            InvalidArgumentError: IMAGE_REFUSED. ResourceExhaustedError: TOO_MANY_REQUESTS. UnavailableError.
+            InvalidArgumentError: IMAGE_REFUSED. ResourceExhaustedError: TOO_MANY_REQUESTS,
+                RATE_LIMITED. UnavailableError: NOT_SERVING.
         """
         async with self._measured():
+            self._limits.take(current().token_id, len(image), time.monotonic())
             deployment = await self.active(deployment_id)
             width, height = upright_size(image)
             seconds = _deadline(timeout_s)
@@ -135,26 +150,60 @@ class Endpoint:
             return await triton.forward(request, seconds)
 
         async with self._measured():
+            self._limits.take(current().token_id, request.ByteSize(), time.monotonic())
             return await self._send(deployment, side, infer)
 
     async def _send(
         self, deployment: Deployment, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]
     ) -> tuple[T, Side]:
         """Asks one side; where it fails and another serves by now, that one: an inference changes nothing."""
+        self._used.add(deployment.deployment_id)
         async with self._placed(deployment):
             try:
-                return await self._ask(side, infer), side
+                return await self._ask(deployment, side, infer), side
             except (ModelFailed, TritonUnavailable) as error:
                 self._known.pop(deployment.deployment_id, None)
                 serving = sides(await self.active(deployment.deployment_id))[0]
                 if serving.place == side.place:
                     raise
                 log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
-                return await self._ask(serving, infer), serving
+                return await self._ask(deployment, serving, infer), serving
 
-    async def _ask(self, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]) -> T:
+    async def _ask(
+        self, deployment: Deployment, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]
+    ) -> T:
         triton_id, name, start = side.place
-        return await infer(await self._fleet.client(triton_id), name, start)
+        begun_s, failed = time.perf_counter(), True
+        try:
+            answer = await infer(await self._fleet.client(triton_id), name, start)
+            failed = False
+        finally:
+            duration_s = time.perf_counter() - begun_s
+            now = datetime.now(UTC)
+            self._traffic.record(deployment.deployment_id, side.version.number, duration_s, failed, now)
+        return answer
+
+    async def tell_traffic(self, replica: str) -> None:
+        """Until cancelled: stores what was counted, a piece at a time."""
+        while True:
+            await asyncio.sleep(TELL_TRAFFIC_S)
+            pieces = self._traffic.take_ended(datetime.now(UTC))
+            try:
+                await self._deployments.monitoring.store_pieces(replica, pieces)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
+                self._traffic.put_back(pieces)
+                log.warning("traffic_not_told", error=repr(error))
+
+    async def tell_use(self) -> None:
+        """Until cancelled: says which deployments were asked, on which their idle stop depends."""
+        while True:
+            await asyncio.sleep(TELL_USE_S)
+            used, self._used = self._used, set()
+            try:
+                await self._deployments.serving.used(used)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
+                self._used |= used
+                log.warning("use_not_told", error=repr(error))
 
     async def active(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError, FailedPreconditionError naming the state."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import socket
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import Field
@@ -17,6 +18,8 @@ from saucer.publishing import consumers, kserve, rpc, watching
 from saucer.publishing.domain import Triton
 from saucer.publishing.endpoint import Endpoint
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.limits import Limits
+from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
@@ -45,6 +48,12 @@ class PublishingSettings(ServiceSettings):
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
+    # What one token may ask for of one replica of publishing, at most a second's worth at once; more is
+    # RESOURCE_EXHAUSTED.
+    token_requests_per_s: float = Field(default=500.0, gt=0)
+    token_megabytes_per_s: float = Field(default=200.0, gt=0)
+    # Series and events of deployments.
+    monitoring_keep_days: int = Field(default=7, ge=1, le=365)
     # Scratch, of this process alone.
     work_folder: Path
 
@@ -54,7 +63,9 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     database = await process.database(settings, "saucer.publishing")
     jetstream = await process.jetstream(settings.nats_url)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream)
+    await process.retention(
+        settings, database, jetstream, *retention_rules(timedelta(days=settings.monitoring_keep_days))
+    )
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers)
@@ -77,9 +88,14 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     process.stack.push_async_callback(fleet.close)
     # What a killed predecessor left.
     await asyncio.to_thread(shutil.rmtree, settings.work_folder, ignore_errors=True)
-    reconciler = Reconciler(deployments, fleet, holder=f"{socket.gethostname()}-{os.getpid()}-{new_id()}")
+    replica = f"{socket.gethostname()}-{os.getpid()}-{new_id()}"
+    reconciler = Reconciler(deployments, fleet, holder=replica)
     process.background("reconcile", reconciler.run())
-    endpoint = Endpoint(deployments, fleet)
+    endpoint = Endpoint(
+        deployments, fleet, Limits(settings.token_requests_per_s, settings.token_megabytes_per_s * 1_000_000)
+    )
+    process.background("tell_use", endpoint.tell_use())
+    process.background("tell_traffic", endpoint.tell_traffic(replica))
     await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events])
 
 

@@ -11,6 +11,7 @@ from saucer.lib.errors import InvalidArgumentError
 from saucer.publishing.domain import (
     Candidate,
     Deployment,
+    DeploymentEvent,
     Evaluation,
     Form,
     Model,
@@ -19,6 +20,7 @@ from saucer.publishing.domain import (
     UpdateRecord,
     Version,
 )
+from saucer.publishing.traffic import PIECE, Piece
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import training_pb2
 
@@ -63,6 +65,7 @@ def read_form(message: publishing_pb2.CreateDeploymentRequest) -> Form:
         thresholds=tuple(sorted(read_thresholds(message.thresholds).items())),
         resource_group_id=message.resource_group_id,
         budget_micros=message.budget_micros,
+        idle_stop_ms=from_duration(message.idle_stop) if message.HasField("idle_stop") else None,
     )
 
 
@@ -108,6 +111,8 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         cost_micros=deployment.cost_micros,
         parity=parity_message(deployment.version.parity) if deployment.version.parity else None,
         stop_time=to_timestamp(deployment.stop_at),
+        idle_stop=to_duration(form.idle_stop_ms),
+        idle_stop_time=to_timestamp(deployment.idle_stop_at),
         end_reason=publishing_pb2.DeploymentEndReason.Value(f"DEPLOYMENT_END_REASON_{deployment.end_reason}")
         if deployment.end_reason
         else publishing_pb2.DEPLOYMENT_END_REASON_UNSPECIFIED,
@@ -177,6 +182,33 @@ def instances_message(deployment: Deployment, tritons: Sequence[Triton]) -> publ
             )
             for place, (triton, version) in enumerate(zip(tritons, versions, strict=False))
         ]
+    )
+
+
+def sample_message(piece: Piece) -> publishing_pb2.TrafficSample:
+    """Requests to one version in one piece of time."""
+    return publishing_pb2.TrafficSample(
+        version_number=piece.version_number,
+        start_time=to_timestamp(piece.began_at),
+        requests=piece.requests,
+        errors=piece.errors,
+        requests_per_second=piece.requests / PIECE.total_seconds(),
+        latency_p50_ms=piece.percentile_ms(0.5),
+        latency_p95_ms=piece.percentile_ms(0.95),
+        latency_p99_ms=piece.percentile_ms(0.99),
+        load=piece.load,
+    )
+
+
+def event_message(event: DeploymentEvent) -> publishing_pb2.DeploymentEvent:
+    """What happened, and how often."""
+    return publishing_pb2.DeploymentEvent(
+        start_number=event.start_number,
+        kind=event.kind,
+        message=event.message,
+        count=event.count,
+        first_time=to_timestamp(event.first_at),
+        last_time=to_timestamp(event.last_at),
     )
 
 

@@ -367,4 +367,4 @@ def _is_due(deployment: Deployment, now: datetime) -> bool:
         return deployment.retry_at is None or deployment.retry_at <= now
     assert deployment.probed_at is not None, "it is ACTIVE"
     due_at = deployment.probed_at + PROBE_EVERY
-    return now >= (due_at if deployment.stop_at is None else min(due_at, deployment.stop_at))
+    return now >= min([due_at, *(at for at in (deployment.stop_at, deployment.idle_stop_at) if at is not None)])

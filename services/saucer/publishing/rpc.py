@@ -1,18 +1,21 @@
 """Messages to use cases and back; nothing else."""
 
 from saucer.lib.auth import current
+from saucer.lib.clock import from_timestamp
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import Page, read_page
 from saucer.publishing.endpoint import Detection, Endpoint
 from saucer.publishing.messages import (
     deployment_message,
+    event_message,
     instances_message,
     read_billing_mode,
     read_form,
     read_thresholds,
     read_triton,
     record_message,
+    sample_message,
     triton_message,
     version_message,
 )
@@ -153,6 +156,22 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     ) -> publishing_pb2.ListInstancesResponse:
         deployment = await self._deployments.get(request.deployment_id)
         return instances_message(deployment, await self._deployments.tritons.of(deployment))
+
+    async def ListTrafficSamples(
+        self, request: publishing_pb2.ListTrafficSamplesRequest, context: Context
+    ) -> publishing_pb2.ListTrafficSamplesResponse:
+        pieces = await self._deployments.monitoring.list_pieces(
+            request.deployment_id,
+            from_timestamp(request.start_time) if request.HasField("start_time") else None,
+            from_timestamp(request.end_time) if request.HasField("end_time") else None,
+        )
+        return publishing_pb2.ListTrafficSamplesResponse(samples=[sample_message(piece) for piece in pieces])
+
+    async def ListDeploymentEvents(
+        self, request: publishing_pb2.ListDeploymentEventsRequest, context: Context
+    ) -> publishing_pb2.ListDeploymentEventsResponse:
+        events = await self._deployments.monitoring.list_events(request.deployment_id)
+        return publishing_pb2.ListDeploymentEventsResponse(events=[event_message(event) for event in events])
 
     async def RegisterTriton(
         self, request: publishing_pb2.RegisterTritonRequest, context: Context

@@ -26,7 +26,7 @@ _COLUMNS = (
     "deployment_id, account_id, request_id, form, version_number, model_id, evaluation_id, classes, thresholds, "
     "parity, probe_key, candidate, triton_id, state, former_state, charge_status, start_number, start_request_id, "
     "hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, probed_at, progressed_at, active_at, "
-    "attempts, retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
+    "used_at, attempts, retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
 )
 
 # What an update writes, and how many there are in all; the last is the revision.
@@ -197,6 +197,18 @@ async def in_states(
     return [_deployment(row) for row in rows]
 
 
+async def mark_used(connection: Connection, deployment_ids: Collection[str], now: datetime) -> None:
+    """At no revision of its own: it is nothing that events tell."""
+    await connection.execute(
+        """
+        UPDATE deployment SET used_at = $2
+        WHERE deployment_id = ANY($1::uuid[]) AND state = 'ACTIVE' AND used_at < $2
+        """,
+        list(deployment_ids),
+        now,
+    )
+
+
 async def unmoved(connection: Connection, state: DeploymentState, before: datetime, limit: int) -> list[str]:
     """Ids of deployments that have been in a state since before a time, longest first."""
     rows = await connection.fetch(
@@ -302,6 +314,7 @@ def _values(deployment: Deployment) -> list[object]:
         deployment.probed_at,
         deployment.progressed_at,
         deployment.active_at,
+        deployment.used_at,
         deployment.attempts,
         deployment.retry_at,
         deployment.stop_requested,

@@ -33,10 +33,11 @@ from saucer.publishing.main import wire as wire_publishing
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from saucer.serving.detections import Detections
 from saucer.serving.detector import Detector
+from saucer.serving.spec import ModelSpec
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
 from tests.support.events import event, publish, until
-from tests.support.graphs import SPEC, write_model
+from tests.support.graphs import write_model
 from tests.support.services import Metadata, Running, ServiceRunner, Tokens
 
 PRICE_MICROS = 3_600_000
@@ -49,6 +50,9 @@ def jpeg(level: int, width: int = 80, height: int = 60) -> bytes:
     """A grey picture; the model's scores are its brightness and the rest to 1."""
     pixels = np.full((height, width, 3), level, np.uint8)
     return bytes(cv2.imencode(".jpg", pixels)[1])
+
+
+IMAGES = [jpeg(20 * number, 60 + number) for number in range(1, TEST_IMAGES + 1)]
 
 
 @dataclass
@@ -141,10 +145,16 @@ class Online:
         evaluated: bool = True,
         graph: bytes | None = None,
         change: Change = lambda detections: detections,
+        made: Path | None = None,
+        images: Sequence[bytes] = IMAGES,
     ) -> str:
-        """A model whose run and evaluation have ended; `change` falsifies its stored detections."""
+        """A model whose run and evaluation have ended; `change` falsifies its stored detections.
+
+        `made` is its folder, `images` its test images; without, the model of tests/support/graphs and grey pictures.
+        """
         model_id, task_id = new_id(), new_id()
-        model = await self._store_model(account_id, model_id, graph, change)
+        folder = made or write_model(self.folder / model_id)
+        model = await self._store_model(account_id, model_id, folder, graph, change, images)
         run = training_pb2.Run(run_id=new_id(), account_id=account_id, task_id=task_id, model_id=model_id)
         await self.send(training_events.RunEnded(run=run, model=model), "training", account_id, task_id)
         if evaluated:
@@ -168,10 +178,14 @@ class Online:
         await self.send(evaluation_events.EvaluationEnded(evaluation=evaluation), "evaluation", account_id)
 
     async def _store_model(
-        self, account_id: str, model_id: str, graph: bytes | None, change: Change
+        self,
+        account_id: str,
+        model_id: str,
+        folder: Path,
+        graph: bytes | None,
+        change: Change,
+        images: Sequence[bytes],
     ) -> training_pb2.Model:
-        folder = write_model(self.folder / model_id)
-        images = [jpeg(20 * number, 60 + number) for number in range(1, TEST_IMAGES + 1)]
         names = [hashlib.sha256(image).hexdigest() for image in images]
         for name, image in zip(names, images, strict=True):
             await self.objects.put(f"system/{account_id}/images/{name}", image)
@@ -193,7 +207,7 @@ class Online:
         return training_pb2.Model(
             model_id=model_id,
             account_id=account_id,
-            classes=SPEC.classes,
+            classes=ModelSpec.load(folder).classes,
             manifest_key=manifest_key,
             manifest_sha256=await self.objects.put(manifest_key, manifest.encode()),
             image_prefix=f"system/{account_id}/images",

@@ -365,6 +365,28 @@ async def test_after_a_restart_of_triton_and_after_a_dead_backend_process_it_ser
         assert len(await read_events(jetstream, pattern, count=3)) == 3
 
 
+async def test_three_models_serve_again_within_fifteen_seconds_of_a_killed_tritons_return(
+    run_service: ServiceRunner,
+    tokens: Tokens,
+    jetstream: JetStreamContext,
+    own_triton: TritonServer,
+    tmp_path: Path,
+) -> None:
+    async with online(run_service, tokens, jetstream, own_triton, tmp_path) as world, world.serving():
+        account_id = await world.account(3 * HOLD_MICROS)
+        model_id = await world.model(account_id)
+        names = ("first", "second", "third")
+        made = [await world.create(account_id, model_id, display_name=name) for name in names]
+        active = [await world.until_state(item, "ACTIVE", "FAILED") for item in made]
+        own_triton.kill()
+        degraded = [await world.until_state(item, "DEGRADED") for item in active]
+        await own_triton.start()
+        back = await asyncio.gather(*(world.until_state(item, "ACTIVE", timeout_s=15) for item in degraded))
+        for item in back:
+            assert (await world.predict(item, jpeg(180))).detections
+            await world.stop(item)
+
+
 async def test_a_deployment_goes_on_when_the_acting_replica_ends_and_when_all_of_publishing_was_down(
     world: Online,
 ) -> None:
@@ -397,6 +419,44 @@ async def test_at_the_max_duration_it_stops_and_is_charged_exactly_that(world: O
         assert stopped.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_DURATION_REACHED
         assert stopped.charged_ms == 10_000
         assert (await world.resolved(account_id)).posted_micros == 10_000
+
+
+async def test_without_requests_it_stops_at_its_idle_time_and_each_request_begins_it_anew(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        form = world.form(await world.model(account_id))
+        form.idle_stop.FromSeconds(6)
+        created = await world.publishing.CreateDeployment(form, metadata=world.owner(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        assert active.idle_stop_time.ToSeconds() - active.active_time.ToSeconds() in (6, 7)
+        for _ in range(8):
+            await world.predict(active, jpeg(180))
+            await asyncio.sleep(1)
+        still = await world.get(active.deployment_id)
+        assert still.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE
+        stopped = await world.until_state(active, "STOPPED")
+        assert stopped.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_IDLE
+        assert 0 <= stopped.end_time.ToSeconds() - still.idle_stop_time.ToSeconds() <= 5
+
+
+async def test_a_token_that_asks_too_fast_is_refused_at_once_and_others_are_served(world: Online) -> None:
+    async with world.serving(token_requests_per_s=2):
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        request = publishing_pb2.PredictRequest(deployment_id=active.deployment_id, image=jpeg(180))
+        token, other = world.owner(account_id), world.owner(account_id)
+        for _ in range(2):
+            await world.publishing.Predict(request, metadata=token)
+        status, error = await refused(world.publishing.Predict(request, metadata=token))
+        assert (status, error.reason) == ("RESOURCE_EXHAUSTED", "RATE_LIMITED")
+        assert 0 < float(error.metadata["retry_after_s"]) <= 0.5
+        assert (await world.publishing.Predict(request, metadata=other)).detections
+        async with grpc.aio.insecure_channel(world.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            await stub.ModelInfer(_infer_request(active.deployment_id), metadata=other)
+            call = stub.ModelInfer(_infer_request(active.deployment_id), metadata=other)
+            assert (await refused(call))[1].reason == "RATE_LIMITED"
 
 
 async def test_a_stop_that_billing_orders_ends_the_start_that_it_names_and_no_other(world: Online) -> None:

@@ -181,6 +181,7 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
         await world.stop(active)
         assert not (await world.until_state(active, "STOPPED")).HasField("candidate")
 
+        await _samples_of_both_sides(world, active)
         names = [publishing_pb2.UpdateAction.Name(item.action)[14:] for item in await world.records(active)]
         assert names == [
             "CREATED", "UPDATED", "SPLIT", "SPLIT", "PROMOTED", "ROLLED_BACK", "PROMOTED", "UPDATED", "SPLIT",
@@ -196,6 +197,28 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
         versions.page_token = page.next_page_token
         rest = await call("ListDeploymentVersions", versions)
         assert [item.number for item in [*page.versions, *rest.versions]] == [4, 3, 2, 1]
+
+
+async def _samples_of_both_sides(world: Online, deployment: publishing_pb2.Deployment) -> None:
+    owner = world.owner(deployment.account_id)
+    request = publishing_pb2.ListTrafficSamplesRequest(deployment_id=deployment.deployment_id)
+
+    async def look() -> bool:
+        samples = (await world.publishing.ListTrafficSamples(request, metadata=owner)).samples
+        # 60 in each of three rounds, and one more of each side by a client that names it.
+        return sum(item.requests for item in samples) >= 182
+
+    await until(look, timeout_s=25)
+    samples = (await world.publishing.ListTrafficSamples(request, metadata=owner)).samples
+    assert {item.version_number for item in samples} >= {1, 2}
+    for item in samples:
+        assert item.errors == 0
+        assert 0 < item.latency_p50_ms <= item.latency_p95_ms <= item.latency_p99_ms
+        assert item.load > 0
+    events = await world.publishing.ListDeploymentEvents(
+        publishing_pb2.ListDeploymentEventsRequest(deployment_id=deployment.deployment_id), metadata=owner
+    )
+    assert {"QUEUED", "DEPLOYING", "ACTIVE", "STOPPING", "STOPPED"} <= {item.kind for item in events.events}
 
 
 def _pinned(url: str, headers: dict[str, str], name: str) -> None:

@@ -13,6 +13,7 @@ from saucer.publishing import domain, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, write
+from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.service.records import record
 from saucer.publishing.service.serving import Serving
 from saucer.publishing.service.starts import PENDING_LIMIT, Starts
@@ -48,6 +49,7 @@ class Deployments:
         self.tritons = Tritons(database)
         self.starts = Starts(database, peers, self.tritons)
         self.serving = Serving(database)
+        self.monitoring = Monitoring(database)
         self.versions = Versions(database, self.starts)
 
     # What others tell

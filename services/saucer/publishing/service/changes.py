@@ -11,7 +11,7 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import spans, store
+from saucer.publishing import monitoring_store, spans, store
 from saucer.publishing.domain import Deployment, DeploymentState
 from saucer.publishing.messages import deployment_message
 from saucer.publishing.v1 import events_pb2
@@ -59,6 +59,10 @@ async def write(tx: Transaction, former: Deployment, moved: Deployment, event: E
     event = event or _event_of(former, written)
     if event is not None:
         await publish(tx, written, event, await spans.passed(tx.connection, former, written))
+    if moved.state is not former.state or moved.error_message not in (former.error_message, ""):
+        await monitoring_store.fold_event(
+            tx.connection, written.deployment_id, written.start_number, written.state, written.error_message, tx.now
+        )
     if written.at_rest:
         ended_total.labels(written.end_reason or "REFUSED").inc()
     return written

@@ -79,6 +79,12 @@ class Serving:
         """A good probe of an ACTIVE deployment."""
         await self._report(deployment, {_S.ACTIVE}, domain.count)
 
+    async def used(self, deployment_ids: Collection[str]) -> None:
+        """Requests have come for these."""
+        if deployment_ids:
+            async with self._database.transaction() as tx:
+                await store.mark_used(tx.connection, deployment_ids, tx.now)
+
     async def degrade(self, deployment: Deployment, message: str) -> None:
         """ACTIVE to DEGRADED: a probe failed."""
         await self._report(deployment, {_S.ACTIVE}, lambda at, now: domain.degrade(at, message, now))

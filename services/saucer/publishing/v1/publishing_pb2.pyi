@@ -86,6 +86,8 @@ class _DeploymentEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_D
     DEPLOYMENT_END_REASON_PARITY_FAILED: _DeploymentEndReason.ValueType  # 8
     """The replay of test images did not agree with the evaluation."""
     DEPLOYMENT_END_REASON_FAILED: _DeploymentEndReason.ValueType  # 9
+    DEPLOYMENT_END_REASON_IDLE: _DeploymentEndReason.ValueType  # 10
+    """No request came for the time that it names."""
 
 class DeploymentEndReason(_DeploymentEndReason, metaclass=_DeploymentEndReasonEnumTypeWrapper):
     """Why a deployment ended."""
@@ -101,6 +103,8 @@ DEPLOYMENT_END_REASON_ACCOUNT_SUSPENDED: DeploymentEndReason.ValueType  # 7
 DEPLOYMENT_END_REASON_PARITY_FAILED: DeploymentEndReason.ValueType  # 8
 """The replay of test images did not agree with the evaluation."""
 DEPLOYMENT_END_REASON_FAILED: DeploymentEndReason.ValueType  # 9
+DEPLOYMENT_END_REASON_IDLE: DeploymentEndReason.ValueType  # 10
+"""No request came for the time that it names."""
 Global___DeploymentEndReason: _TypeAlias = DeploymentEndReason  # noqa: Y015
 
 class _UpdateAction:
@@ -190,6 +194,8 @@ class Deployment(_message.Message):
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
     VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     CANDIDATE_FIELD_NUMBER: _builtins.int
+    IDLE_STOP_FIELD_NUMBER: _builtins.int
+    IDLE_STOP_TIME_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -246,6 +252,14 @@ class Deployment(_message.Message):
     def candidate(self) -> Global___Candidate:
         """Unset: no update is on its way, and the traffic is not split."""
 
+    @_builtins.property
+    def idle_stop(self) -> _duration_pb2.Duration:
+        """Unset: it does not stop when no request comes."""
+
+    @_builtins.property
+    def idle_stop_time(self) -> _timestamp_pb2.Timestamp:
+        """When it stops if no request comes, while it serves."""
+
     def __init__(
         self,
         *,
@@ -285,10 +299,12 @@ class Deployment(_message.Message):
         budget_micros: _builtins.int = ...,
         version_number: _builtins.int = ...,
         candidate: Global___Candidate | None = ...,
+        idle_stop: _duration_pb2.Duration | None = ...,
+        idle_stop_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -497,6 +513,7 @@ class CreateDeploymentRequest(_message.Message):
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     BUDGET_MICROS_FIELD_NUMBER: _builtins.int
+    IDLE_STOP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     account_id: _builtins.str
     """Empty: the token's own."""
@@ -518,6 +535,10 @@ class CreateDeploymentRequest(_message.Message):
     def thresholds(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassThreshold]:
         """Of the classes not named: the evaluation's recommendation."""
 
+    @_builtins.property
+    def idle_stop(self) -> _duration_pb2.Duration:
+        """Without a request for that long, it stops. Unset: it does not."""
+
     def __init__(
         self,
         *,
@@ -533,10 +554,11 @@ class CreateDeploymentRequest(_message.Message):
         thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
         resource_group_id: _builtins.str = ...,
         budget_micros: _builtins.int = ...,
+        idle_stop: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_duration", b"max_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_stop", b"idle_stop", "max_duration", b"max_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "display_name", b"display_name", "max_duration", b"max_duration", "model_id", b"model_id", "region_id", b"region_id", "replicas", b"replicas", "request_id", b"request_id", "resource_group_id", b"resource_group_id", "spec_id", b"spec_id", "thresholds", b"thresholds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "display_name", b"display_name", "idle_stop", b"idle_stop", "max_duration", b"max_duration", "model_id", b"model_id", "region_id", b"region_id", "replicas", b"replicas", "request_id", b"request_id", "resource_group_id", b"resource_group_id", "spec_id", b"spec_id", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -661,6 +683,179 @@ class StartDeploymentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDeploymentRequest: _TypeAlias = StartDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class TrafficSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ERRORS_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    LATENCY_P50_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_P95_MS_FIELD_NUMBER: _builtins.int
+    LATENCY_P99_MS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    version_number: _builtins.int
+    requests: _builtins.int
+    """That Triton was asked; those refused before that are in none."""
+    errors: _builtins.int
+    """Of them, those that got no answer, or a refusal."""
+    requests_per_second: _builtins.float
+    latency_p50_ms: _builtins.float
+    """At most 19 % above the true one."""
+    latency_p95_ms: _builtins.float
+    latency_p99_ms: _builtins.float
+    load: _builtins.float
+    """Requests in progress at a time, on average."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Of 15 seconds."""
+
+    def __init__(
+        self,
+        *,
+        version_number: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        requests: _builtins.int = ...,
+        errors: _builtins.int = ...,
+        requests_per_second: _builtins.float = ...,
+        latency_p50_ms: _builtins.float = ...,
+        latency_p95_ms: _builtins.float = ...,
+        latency_p99_ms: _builtins.float = ...,
+        load: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "load", b"load", "requests", b"requests", "requests_per_second", b"requests_per_second", "start_time", b"start_time", "version_number", b"version_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrafficSample: _TypeAlias = TrafficSample  # noqa: Y015
+
+@_typing.final
+class ListTrafficSamplesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrafficSamplesRequest: _TypeAlias = ListTrafficSamplesRequest  # noqa: Y015
+
+@_typing.final
+class ListTrafficSamplesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def samples(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrafficSample]: ...
+    def __init__(
+        self,
+        *,
+        samples: _abc.Iterable[Global___TrafficSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTrafficSamplesResponse: _TypeAlias = ListTrafficSamplesResponse  # noqa: Y015
+
+@_typing.final
+class DeploymentEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_TIME_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    start_number: _builtins.int
+    kind: _builtins.str
+    """The state that it came to, or was in."""
+    message: _builtins.str
+    count: _builtins.int
+    @_builtins.property
+    def first_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        start_number: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        message: _builtins.str = ...,
+        count: _builtins.int = ...,
+        first_time: _timestamp_pb2.Timestamp | None = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first_time", b"first_time", "last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first_time", b"first_time", "kind", b"kind", "last_time", b"last_time", "message", b"message", "start_number", b"start_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentEvent: _TypeAlias = DeploymentEvent  # noqa: Y015
+
+@_typing.final
+class ListDeploymentEventsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentEventsRequest: _TypeAlias = ListDeploymentEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentEventsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentEvent]: ...
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___DeploymentEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentEventsResponse: _TypeAlias = ListDeploymentEventsResponse  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):

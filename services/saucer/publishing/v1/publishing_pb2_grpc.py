@@ -96,6 +96,16 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.FromString,
                 _registered_method=True)
+        self.ListTrafficSamples = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListTrafficSamples',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesResponse.FromString,
+                _registered_method=True)
+        self.ListDeploymentEvents = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListDeploymentEvents',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.FromString,
+                _registered_method=True)
         self.RegisterTriton = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/RegisterTriton',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RegisterTritonRequest.SerializeToString,
@@ -213,6 +223,21 @@ class PublishingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTrafficSamples(self, request, context):
+        """Requests by version in pieces of 15 seconds, oldest first, for an hour unless the request says otherwise; at most
+        1,000 pieces of time, of which the next call goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeploymentEvents(self, request, context):
+        """What happened to it, the same again counted; the last 1,000, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterTriton(self, request, context):
         """A Triton server that is to take deployments; the same id again changes what is known of it.
         """
@@ -309,6 +334,16 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     servicer.ListInstances,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.SerializeToString,
+            ),
+            'ListTrafficSamples': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTrafficSamples,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesResponse.SerializeToString,
+            ),
+            'ListDeploymentEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeploymentEvents,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.SerializeToString,
             ),
             'RegisterTriton': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterTriton,
@@ -662,6 +697,60 @@ class PublishingService:
             '/saucer.publishing.v1.PublishingService/ListInstances',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTrafficSamples(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListTrafficSamples',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTrafficSamplesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeploymentEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListDeploymentEvents',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

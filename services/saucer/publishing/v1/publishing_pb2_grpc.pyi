@@ -61,6 +61,12 @@ class PublishingServiceStub:
     """Newest first."""
     ListInstances: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListInstancesRequest, _publishing_pb2.ListInstancesResponse]
     """What carries it now; empty while nothing does."""
+    ListTrafficSamples: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListTrafficSamplesRequest, _publishing_pb2.ListTrafficSamplesResponse]
+    """Requests by version in pieces of 15 seconds, oldest first, for an hour unless the request says otherwise; at most
+    1,000 pieces of time, of which the next call goes on.
+    """
+    ListDeploymentEvents: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentEventsRequest, _publishing_pb2.ListDeploymentEventsResponse]
+    """What happened to it, the same again counted; the last 1,000, the latest first."""
     RegisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]
     """A Triton server that is to take deployments; the same id again changes what is known of it."""
     DrainTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]
@@ -104,6 +110,12 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """Newest first."""
     ListInstances: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListInstancesRequest, _publishing_pb2.ListInstancesResponse]  # type: ignore[assignment]
     """What carries it now; empty while nothing does."""
+    ListTrafficSamples: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListTrafficSamplesRequest, _publishing_pb2.ListTrafficSamplesResponse]  # type: ignore[assignment]
+    """Requests by version in pieces of 15 seconds, oldest first, for an hour unless the request says otherwise; at most
+    1,000 pieces of time, of which the next call goes on.
+    """
+    ListDeploymentEvents: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentEventsRequest, _publishing_pb2.ListDeploymentEventsResponse]  # type: ignore[assignment]
+    """What happened to it, the same again counted; the last 1,000, the latest first."""
     RegisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
     """A Triton server that is to take deployments; the same id again changes what is known of it."""
     DrainTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
@@ -216,6 +228,24 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.ListInstancesResponse, _abc.Awaitable[_publishing_pb2.ListInstancesResponse]]:
         """What carries it now; empty while nothing does."""
+
+    @_abc_1.abstractmethod
+    def ListTrafficSamples(
+        self,
+        request: _publishing_pb2.ListTrafficSamplesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListTrafficSamplesResponse, _abc.Awaitable[_publishing_pb2.ListTrafficSamplesResponse]]:
+        """Requests by version in pieces of 15 seconds, oldest first, for an hour unless the request says otherwise; at most
+        1,000 pieces of time, of which the next call goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDeploymentEvents(
+        self,
+        request: _publishing_pb2.ListDeploymentEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListDeploymentEventsResponse, _abc.Awaitable[_publishing_pb2.ListDeploymentEventsResponse]]:
+        """What happened to it, the same again counted; the last 1,000, the latest first."""
 
     @_abc_1.abstractmethod
     def RegisterTriton(
