@@ -6,7 +6,8 @@ from datetime import datetime
 from saucer.lib.clock import to_duration, to_timestamp
 from saucer.lib.cloudevent import from_json, to_json
 from saucer.training.charging import LEASE_MS
-from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Prediction, Queue, Run, Worker
+from saucer.training.domain import LogLine, MetricPoint, Model, ModelFile, Prediction, Run
+from saucer.training.fleet import Queue, Worker
 from saucer.training.v1 import training_pb2, worker_pb2
 
 

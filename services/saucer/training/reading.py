@@ -8,7 +8,8 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.objects import CHUNK_BYTES, Objects
 from saucer.lib.postgres import Database
 from saucer.training.bell import Bell
-from saucer.training.domain import WORKER_GONE, LogLine, LogSearch, MetricPoint, Model, Queue, Run, RunState, Worker
+from saucer.training.domain import LogLine, LogSearch, MetricPoint, Model, Run, RunState
+from saucer.training.fleet import WORKER_GONE, Queue, Worker
 from saucer.training.store import models, queue, runs, told, workers
 
 # The net under the wake-ups of streams.

@@ -12,7 +12,8 @@ import pytest
 from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.errors import NotFoundError
 from saucer.lib.ids import new_id
-from saucer.training.domain import MAX_ATTEMPTS, WORKER_GONE, EndReason, WorkerState
+from saucer.training.domain import MAX_ATTEMPTS, EndReason
+from saucer.training.fleet import WORKER_GONE, WorkerState
 from saucer.training.store import queue, workers
 from saucer.training.store.queue import AGEING
 from saucer.training.store.runs import read_run

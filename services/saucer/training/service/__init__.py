@@ -11,6 +11,7 @@ from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database
 from saucer.training import domain
 from saucer.training.bell import Bell
+from saucer.training.fleet import WORKER_GONE
 from saucer.training.service.attempts import Attempts, Measured
 from saucer.training.service.changes import Logged, lose, queue_of, save
 from saucer.training.service.leases import Leases
@@ -47,7 +48,7 @@ class Training:
             for run in waiting:
                 if domain.waited_too_long(run, tx.now):
                     await save(tx, domain.give_up_waiting(run, tx.now))
-            queues = await queue.list_queues(tx.connection, tx.now - domain.WORKER_GONE)
+            queues = await queue.list_queues(tx.connection, tx.now - WORKER_GONE)
         queued_runs.clear()
         workers_ready.clear()
         for each in queues:

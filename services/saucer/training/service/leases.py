@@ -20,7 +20,8 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.postgres import Database, Transaction
 from saucer.training import artifacts, domain, lease
 from saucer.training.bell import Bell
-from saucer.training.domain import ModelFile, Run, Worker
+from saucer.training.domain import ModelFile, Run
+from saucer.training.fleet import Worker
 from saucer.training.store import models, queue, runs, workers
 
 # The net under the wake-ups of waiting workers.

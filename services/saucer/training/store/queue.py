@@ -3,7 +3,8 @@
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Connection
-from saucer.training.domain import Queue, Run
+from saucer.training.domain import Run
+from saucer.training.fleet import Queue
 from saucer.training.store.runs import read_run
 
 # A wait of this length counts as one run fewer at work: no account waits for ever beside one of many short runs.

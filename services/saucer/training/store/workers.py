@@ -5,7 +5,7 @@ from datetime import datetime
 import asyncpg
 
 from saucer.lib.postgres import Connection
-from saucer.training.domain import Worker
+from saucer.training.fleet import Worker
 
 _WORKER = "w.worker_id, w.region_id, w.spec_id, w.first_seen_at, w.seen_at, w.draining"
 _AT_WORK = "LEFT JOIN run r ON r.worker_id = w.worker_id AND r.state IN ('LEASED', 'RUNNING')"
