@@ -69,6 +69,20 @@ async def test_of_64_callers_of_two_replicas_racing_for_the_last_balance_one_win
         assert await ledger.balance(account_id) == (0, HOLD_MICROS)
 
 
+async def test_holds_that_go_together_are_told_the_account_versions_of_their_transfers(ledger: Ledger) -> None:
+    account_id = await ledger.account(7 * HOLD_MICROS)
+    # The first goes alone, the others together.
+    requests = [request_of(account_id) for _ in range(5)]
+    holds = await asyncio.gather(*(ledger.billing.holds.create(request) for request in requests))
+    again = [await ledger.second.holds.create(request) for request in requests]
+    async with ledger.database.reading() as connection:
+        rows = await connection.fetch("SELECT hold_id, account_version FROM transfer WHERE kind = 'HOLD'")
+    booked = {row["hold_id"]: row["account_version"] for row in rows}
+    assert [hold.account_version for hold in holds] == [booked[hold.hold_id] for hold in holds]
+    assert again == holds
+    assert sorted(booked.values()) == [2, 3, 4, 5, 6]
+
+
 async def test_a_hold_that_is_short_waits_for_a_top_up_that_is_under_way(ledger: Ledger) -> None:
     request = request_of(await ledger.account(HOLD_MICROS - 1))
     async with ledger.database.reading() as connection:
