@@ -11,7 +11,7 @@ import grpc
 import nats as nats_client
 import pytest
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.errors import NotFoundError, ServerError
 
 from saucer.lib import auth, grpc_client
 from saucer.lib.config import ProcessSettings
@@ -19,6 +19,7 @@ from saucer.lib.ids import new_id
 from saucer.lib.run import Process
 from saucer.lib.stream import STREAM, ensure_stream
 from saucer.local.servers import NatsServer
+from tests.support.events import until
 from tests.support.servers import NewDatabase
 
 KEY_ID = "test"
@@ -78,7 +79,15 @@ async def jetstream(nats: NatsServer) -> AsyncIterator[JetStreamContext]:
     context: JetStreamContext = client.jetstream()
     with suppress(NotFoundError):
         await context.delete_stream(STREAM)
-    await ensure_stream(context)
+
+    async def made() -> bool:
+        # Until the deleted one's folder is gone, NATS refuses to make it anew.
+        with suppress(ServerError):
+            await ensure_stream(context)
+            return True
+        return False
+
+    await until(made)
     yield context
     await client.close()
 
