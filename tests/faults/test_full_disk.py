@@ -156,7 +156,9 @@ async def test_the_whole_path_while_the_disk_under_postgres_is_full(fillable: Sa
     async with full_under_postgres(saucer):
         await refused(lambda: saucer.evaluation.GetEvaluation(evaluation, metadata=metadata))
         await refused(lambda: saucer.publishing.CreateDeployment(deploy, metadata=metadata))
-    deployment = await persist(lambda: saucer.publishing.CreateDeployment(deploy, metadata=metadata))
+    deployment = await persist(
+        lambda: saucer.publishing.CreateDeployment(deploy, metadata=metadata), also="MODEL_NOT_EVALUATED"
+    )
     active = {publishing_pb2.DEPLOYMENT_STATE_ACTIVE}
     await saucer.deployment_reaches(account, deployment.deployment_id, active)
     stop = publishing_pb2.StopDeploymentRequest(request_id=new_id(), deployment_id=deployment.deployment_id)
