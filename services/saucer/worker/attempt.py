@@ -199,7 +199,8 @@ class Attempt:
             await asyncio.wait({fetching, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if released.done():
                 return Ending(training_pb2.END_REASON_FAILED, "The worker was stopped.", released=True)
-            if not fetching.done():
+            # Also where the data came in the same moment.
+            if stopped in ends and self._heart.stopped.is_set():
                 return Ending(self._heart.stop_reason, elapsed_ms=self._heart.vitals.elapsed_ms)
             return fetching.result()
         finally:
