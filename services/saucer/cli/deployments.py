@@ -22,13 +22,13 @@ from saucer.cli.app import (
     pages,
     pass_app,
 )
+from saucer.cli.deployment_details import DEPLOYMENT, events, instances, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
 from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money
 from saucer.lib.clock import to_duration
 from saucer.publishing.v1 import publishing_pb2
 
-DEPLOYMENT = click.argument("deployment_id", type=IDENTIFIER, metavar="DEPLOYMENT")
 WAIT = click.option("--wait", is_flag=True, help="Stay until it is active, or at rest.")
 POLL_S = 0.5
 # Larger files are not sent.
@@ -111,6 +111,13 @@ def deploy(
 @click.group(cls=Topic)
 def deployment() -> None:
     """What is online."""
+
+
+deployment.add_command(instances)
+deployment.add_command(traffic)
+deployment.add_command(events)
+deployment.add_command(versions)
+deployment.add_command(records)
 
 
 @deployment.command("list")

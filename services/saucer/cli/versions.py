@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Verb, limit_option, pages, pass_app
-from saucer.cli.deployments import DEPLOYMENT, POLL_S, ClassThreshold, deployment, get, print_deployment
+from saucer.cli.app import IDENTIFIER, App, Verb, pass_app
+from saucer.cli.deployment_details import DEPLOYMENT
+from saucer.cli.deployments import POLL_S, ClassThreshold, get, print_deployment
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
-from saucer.cli.output import enum_word, moment
 from saucer.publishing.v1 import publishing_pb2
 
 PERCENT = click.option(
@@ -94,49 +94,6 @@ def split(app: App, deployment_id: str, percent: int | None, promote: bool, aban
             )
         )
     print_deployment(app.output, found)
-
-
-@deployment.command()
-@DEPLOYMENT
-@limit_option()
-@pass_app
-def versions(app: App, deployment_id: str, limit: int) -> None:
-    """What it has served or was asked to serve, newest first."""
-    request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment_id)
-    app.output.listing(
-        "",
-        ("version", "model id", "thresholds", "asked for"),
-        pages(app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
-        lambda item: (
-            item.number,
-            item.model_id,
-            ", ".join(f"{one.class_name} {one.threshold:.2f}" for one in item.thresholds),
-            moment(item, "create_time"),
-        ),
-    )
-
-
-@deployment.command()
-@DEPLOYMENT
-@limit_option()
-@pass_app
-def records(app: App, deployment_id: str, limit: int) -> None:
-    """Who changed what, when; newest first."""
-    request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=deployment_id)
-    app.output.listing(
-        "",
-        ("when", "who", "what", "from", "to", "share", "detail"),
-        pages(app.connection.publishing.ListUpdateRecords, request, "records", limit),
-        lambda item: (
-            moment(item, "create_time"),
-            item.author,
-            enum_word(item, "action"),
-            item.from_version,
-            item.to_version,
-            f"{item.percent} %" if item.percent else "",
-            item.detail,
-        ),
-    )
 
 
 def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> None:

@@ -5,6 +5,8 @@
 import html
 import io
 import re
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from concurrent import futures
@@ -312,6 +314,30 @@ class Script(
 
     def ListDeploymentVersions(self, request: Any, context: Any) -> Any:
         return publishing_pb2.ListDeploymentVersionsResponse(versions=[publishing_pb2.Version(number=2)])
+
+    def ListInstances(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.ListInstancesResponse(
+            instances=[publishing_pb2.Instance(instance_id="second", version_number=2, live=True)]
+        )
+
+    def ListTrafficSamples(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        sample = publishing_pb2.TrafficSample(version_number=2, requests=30, errors=1, latency_p99_ms=12.34)
+        return publishing_pb2.ListTrafficSamplesResponse(samples=[sample])
+
+    def ListDeploymentEvents(self, request: Any, context: Any) -> Any:
+        event = publishing_pb2.DeploymentEvent(start_number=1, kind="DEGRADED", message="no answer", count=3)
+        return publishing_pb2.ListDeploymentEventsResponse(events=[event])
+
+    def RegisterTriton(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return publishing_pb2.Triton(triton_id=request.triton_id, room=request.room, live=True)
+
+    def DrainTriton(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.Triton(triton_id=request.triton_id, draining=not request.undo)
+
+    def ListTritons(self, request: Any, context: Any) -> Any:
+        return publishing_pb2.ListTritonsResponse(tritons=[publishing_pb2.Triton(triton_id="second", room=8)])
 
     def StopDeployment(self, request: Any, context: Any) -> Any:
         return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, state=publishing_pb2.DEPLOYMENT_STATE_STOPPED)
@@ -665,6 +691,34 @@ def test_a_version_is_proposed_split_decided_about_and_rolled_back(cli: Cli, scr
     assert "stopped" in cli("stop", DEPLOYMENT)
 
 
+def test_a_deployments_instances_traffic_and_events_are_listed(cli: Cli, script: Script) -> None:
+    assert "second" in cli("deployment", "instances", DEPLOYMENT)
+    assert "12.3" in cli("deployment", "traffic", DEPLOYMENT, "--since", "2026-01-01")
+    asked = script.requests[-1]
+    assert asked.start_time.ToJsonString() == "2026-01-01T00:00:00Z"
+    assert not asked.HasField("end_time")
+    assert cli.json("deployment", "traffic", DEPLOYMENT)[0]["requests"] == "30"
+    assert "no answer" in cli("deployment", "events", DEPLOYMENT)
+
+
+def test_a_triton_is_registered_drained_and_resumed(cli: Cli, script: Script) -> None:
+    server = ("--address", "gpu-2:8001", "--repository", "/models", "--region", "eu", "--spec", "gpu-1")
+    assert "second" in cli("triton", "register", "second", *server, "--room", "4", "--threads", "2")
+    assert script.requests[-1] == publishing_pb2.RegisterTritonRequest(
+        triton_id="second",
+        address="gpu-2:8001",
+        repository="/models",
+        region_id="eu",
+        spec_id="gpu-1",
+        room=4,
+        threads=2,
+    )
+    cli.fails("triton", "register", "second", *server, "--room", "0", "--threads", "2", code=2)
+    assert cli.json("triton", "drain", "second")["draining"] is True
+    assert cli.json("triton", "resume", "second")["draining"] is False
+    assert "second" in cli("triton", "list")
+
+
 def test_the_confidence_is_moved_without_asking_again(cli: Cli, script: Script, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photograph())
     result = cli.result("test", DEPLOYMENT, str(tmp_path / "a.jpg"), stdin="0.1\n2\n0.9\n\n0.2\n")
@@ -676,6 +730,23 @@ def test_the_confidence_is_moved_without_asking_again(cli: Cli, script: Script, 
     assert "2 is no confidence" in result.stderr
     assert script.predicted == 1
     assert Image.open(tmp_path / "a-boxes.png").width == 64
+
+
+def test_a_topic_has_its_verbs_whatever_was_imported_before() -> None:
+    """A process of its own: one that imported another topic may have added verbs to this."""
+    program = (
+        "from saucer.cli.main import main, TOPICS\n"
+        "import sys\n"
+        "print(*sorted(getattr(main.get_command(None, sys.argv[1]), 'commands', {})))"
+    )
+
+    def verbs(before: str) -> str:
+        command = [sys.executable, "-c", before + program, "deployment"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    alone = verbs("")
+    assert "versions" in alone
+    assert alone == verbs("import saucer.cli.versions, saucer.cli.testing\n")
 
 
 def test_every_verb_has_help_and_starts_without_drawing(cli: Cli) -> None:

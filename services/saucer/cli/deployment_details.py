@@ -1,0 +1,131 @@
+"""`saucer deployment instances|traffic|events|versions|records`: what is known of one deployment."""
+
+from datetime import UTC, datetime
+
+import click
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, pages, pass_app
+from saucer.cli.output import enum_word, moment
+from saucer.publishing.v1 import publishing_pb2
+
+DEPLOYMENT = click.argument("deployment_id", type=IDENTIFIER, metavar="DEPLOYMENT")
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@pass_app
+def instances(app: App, deployment_id: str) -> None:
+    """Which Tritons carry it now."""
+    request = publishing_pb2.ListInstancesRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("triton", "version", "answers", "serves"),
+        app.connection.publishing.ListInstances(request).instances,
+        lambda item: (
+            item.instance_id,
+            item.version_number,
+            "yes" if item.live else "no",
+            "yes" if item.serving else "no",
+        ),
+    )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.option("--since", type=MOMENT, help="UTC; default: an hour ago.")
+@click.option("--until", type=MOMENT, help="UTC; default: now.")
+@pass_app
+def traffic(app: App, deployment_id: str, since: datetime | None, until: datetime | None) -> None:
+    """Each 15 seconds' requests, errors and latency, by version, oldest first; at most 1,000."""
+    request = publishing_pb2.ListTrafficSamplesRequest(
+        deployment_id=deployment_id, start_time=_stamp(since), end_time=_stamp(until)
+    )
+    app.output.listing(
+        "",
+        ("from", "version", "requests", "errors", "a second", "p50 ms", "p95 ms", "p99 ms", "load"),
+        app.connection.publishing.ListTrafficSamples(request).samples,
+        lambda item: (
+            moment(item, "start_time"),
+            item.version_number,
+            item.requests,
+            item.errors,
+            f"{item.requests_per_second:.1f}",
+            f"{item.latency_p50_ms:.1f}",
+            f"{item.latency_p95_ms:.1f}",
+            f"{item.latency_p99_ms:.1f}",
+            f"{item.load:.2f}",
+        ),
+    )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@pass_app
+def events(app: App, deployment_id: str) -> None:
+    """What happened to it, the same again counted; the latest first."""
+    request = publishing_pb2.ListDeploymentEventsRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("last", "first", "start", "event", "times", "message"),
+        app.connection.publishing.ListDeploymentEvents(request).events,
+        lambda item: (
+            moment(item, "last_time"),
+            moment(item, "first_time"),
+            item.start_number,
+            item.kind,
+            item.count,
+            item.message,
+        ),
+    )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@limit_option()
+@pass_app
+def versions(app: App, deployment_id: str, limit: int) -> None:
+    """What it has served or was asked to serve, newest first."""
+    request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("version", "model id", "thresholds", "asked for"),
+        pages(app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
+        lambda item: (
+            item.number,
+            item.model_id,
+            ", ".join(f"{one.class_name} {one.threshold:.2f}" for one in item.thresholds),
+            moment(item, "create_time"),
+        ),
+    )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@limit_option()
+@pass_app
+def records(app: App, deployment_id: str, limit: int) -> None:
+    """Who changed what, when; newest first."""
+    request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("when", "who", "what", "from", "to", "share", "detail"),
+        pages(app.connection.publishing.ListUpdateRecords, request, "records", limit),
+        lambda item: (
+            moment(item, "create_time"),
+            item.author,
+            enum_word(item, "action"),
+            item.from_version,
+            item.to_version,
+            f"{item.percent} %" if item.percent else "",
+            item.detail,
+        ),
+    )
+
+
+def _stamp(when: datetime | None) -> Timestamp | None:
+    if when is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(when.replace(tzinfo=UTC))
+    return stamp
