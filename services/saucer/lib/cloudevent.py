@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeVar
 
-from google.protobuf import json_format
 from google.protobuf.message import Message
+
+from saucer.lib import json_mapping
 
 SPEC_VERSION = "1.0"
 CONTENT_TYPE = "application/json"
@@ -86,13 +87,13 @@ def parse_headers(headers: Mapping[str, str] | None, data: bytes) -> CloudEvent:
 
 def to_json(message: Message) -> bytes:
     """protobuf's JSON mapping; fields without a value are left out."""
-    return json_format.MessageToJson(message, indent=None, ensure_ascii=False).encode()
+    return json_mapping.to_json(message).encode()
 
 
 def from_json(data: bytes, message: M) -> M:
     """Fills `message`. Fields of a later version are ignored. Raises UnreadableEventError."""
     try:
-        json_format.Parse(data, message, ignore_unknown_fields=True)
-    except (json_format.ParseError, UnicodeDecodeError) as error:
+        json_mapping.merge_from_json(data, message)
+    except ValueError as error:
         raise UnreadableEventError(str(error)) from error
     return message

@@ -21,6 +21,7 @@ import nats.errors
 import structlog
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
+from nats.js.api import PubAck
 from nats.js.errors import Error as JetStreamError
 from nats.js.errors import NotFoundError as NoSuchStreamError
 from prometheus_client import Counter, Gauge
@@ -166,7 +167,7 @@ class Relay:
         if not rows:
             return 0
         batch = _until_a_resource_repeats(rows)
-        sequences = await asyncio.gather(*(self._publish(row) for row in batch))
+        sequences = await self._publish(batch)
         await self._marked()
         self._acknowledged = [row["position"] for row in batch]
         self._marking = asyncio.create_task(self._mark(self._acknowledged, sequences, self._elected_at))
@@ -244,8 +245,22 @@ class Relay:
         self._renew_at_s = asked_s + RENEW_S if elected else float("-inf")
         return elected
 
-    async def _publish(self, row: asyncpg.Record) -> int:
-        """Where in the stream it lies."""
+    async def _publish(self, batch: Sequence[asyncpg.Record]) -> list[int]:
+        """Where in the stream each lies, once JetStream has acknowledged all. Raises what NATS raises."""
+        sent: list[asyncio.Future[PubAck]] = []
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                # One after the other, and all of them before the first answer: a task for each would cost more, and
+                # be no sooner.
+                for row in batch:
+                    sent.append(await self._send(row))  # noqa: PERF401 - what was sent must be known if the next fails
+                return [acknowledged.seq for acknowledged in await asyncio.gather(*sent)]
+        finally:
+            # The client forgets those that are not acknowledged.
+            for one in sent:
+                one.cancel()
+
+    async def _send(self, row: asyncpg.Record) -> "asyncio.Future[PubAck]":
         event = CloudEvent(
             event_id=str(row["event_id"]),
             source=f"/saucer/{self._service}",
@@ -256,10 +271,7 @@ class Relay:
             data=row["data"].encode(),
             traceparent=row["traceparent"],
         )
-        acknowledged = await self._jetstream.publish(
-            event.subject, event.data, timeout=PUBLISH_TIMEOUT_S, headers=event.headers()
-        )
-        return acknowledged.seq
+        return await self._jetstream.publish_async(event.subject, event.data, headers=event.headers())
 
 
 def _until_a_resource_repeats(rows: list[asyncpg.Record]) -> list[asyncpg.Record]:
