@@ -26,6 +26,7 @@ from saucer.evaluation.domain import DEFAULT_THRESHOLD
 from saucer.evaluation.matching import Scored
 from saucer.evaluation.metrics import coco_evaluation
 from saucer.evaluation.scoring import score
+from saucer.evaluation.scoring_child import keep_pages
 from saucer.evaluation.scoring_process import MEMORY_BYTES, ChildLimits, ScoringFiles, run_child
 from saucer.evaluation.truth import Truth, from_coco
 from saucer.serving.detections import Detections
@@ -113,6 +114,7 @@ async def measure(say: Say) -> list[Row]:
         measured.setdefault(name, []).append(measure_s())
         say(f"{name} {len(measured[name])}/{LEAST_ROUNDS}: {measured[name][-1]:.4g} s")
 
+    keep_pages()  # as the child process has it, here for all
     ours_s(small)  # what is imported and compiled at the first use
     for _ in range(LEAST_ROUNDS):
         take("ours", lambda: ours_s(small))

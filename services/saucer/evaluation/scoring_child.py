@@ -18,6 +18,10 @@ from saucer.evaluation.domain import CannotScoreError
 from saucer.evaluation.scoring import score
 
 _PR_SET_PDEATHSIG = 1
+# Parameters of glibc's mallopt(3).
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
+# What the heap grows by.
+_HEAP_STEP_BYTES = 64 * 1024**2
 # The service and what it answers come first on a busy machine.
 _NICENESS = 5
 
@@ -53,6 +57,7 @@ def main() -> None:
     """Does the job on standard input."""
     job = ScoringJob.read(sys.stdin.buffer.readline())
     _confine(job)
+    keep_pages()
     try:
         made = score(_read(job.manifest), _read(job.test), _read(job.validation), job.classes, job.label_names)
     except CannotScoreError as error:
@@ -75,6 +80,20 @@ def _confine(job: ScoringJob) -> None:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != job.parent:  # it died before the request above
             sys.exit("the service that asked for this scoring has ended")
+
+
+def keep_pages() -> None:
+    """Lets glibc's malloc keep what is freed until the process ends; another libc stays as it is.
+
+    Else each large array goes back to the kernel, and the next one comes from it page by page: with 50,000 images that
+    is a tenth of the time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_TOP_PAD, _HEAP_STEP_BYTES)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _read(descriptor: int) -> bytes:
