@@ -1,5 +1,5 @@
 """Calls about one thing that wait while the last is in flight, and then go as one: no timer, so an idle call waits for
-nothing, and a busy account has as many calls in a statement as came during the one before.
+nothing, and a busy account has as many calls in a statement as came during the one before, and as have arrived by then.
 """
 
 import asyncio
@@ -12,6 +12,9 @@ A = TypeVar("A")
 
 # Calls that go as one at most; more wait for the next.
 MAX_TOGETHER = 64
+# Of the event loop, for those that have arrived to join: from its socket through gRPC to here a call takes several.
+# Without them 64 callers went by eights, which is half as fast: a round costs the same for eight as for sixty-four.
+TURNS = 10
 
 
 class Coalescer(Generic[K, R, A]):
@@ -39,8 +42,7 @@ class Coalescer(Generic[K, R, A]):
         return await answer
 
     async def _go_on(self, key: K) -> None:
-        while waiting := self._waiting[key]:
-            together, self._waiting[key] = waiting[:MAX_TOGETHER], waiting[MAX_TOGETHER:]
+        while together := await self._take(key):
             try:
                 answers = await self._send(key, [request for request, _ in together])
             except Exception as error:  # told to everyone who waits for it
@@ -53,3 +55,13 @@ class Coalescer(Generic[K, R, A]):
                 else:
                     future.set_result(answer)
         del self._waiting[key]
+
+    async def _take(self, key: K) -> list[tuple[R, asyncio.Future[A]]]:
+        """Those of the next round; more are let in until some turns of the loop bring none."""
+        known = 0
+        while known < len(self._waiting[key]) < MAX_TOGETHER:
+            known = len(self._waiting[key])
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        together, self._waiting[key] = self._waiting[key][:MAX_TOGETHER], self._waiting[key][MAX_TOGETHER:]
+        return together

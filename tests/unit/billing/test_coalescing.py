@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from saucer.billing.coalescing import MAX_TOGETHER, Coalescer
+from saucer.billing.coalescing import MAX_TOGETHER, TURNS, Coalescer
 
 
 class Sender:
@@ -22,7 +22,7 @@ class Sender:
 
 
 async def others_have_gone_on() -> None:
-    for _ in range(3):
+    for _ in range(3 * TURNS):
         await asyncio.sleep(0)
 
 
@@ -37,6 +37,18 @@ async def test_a_call_that_finds_nothing_in_flight_goes_at_once_and_those_behind
     sender.let.set()
     assert await asyncio.gather(*calls) == [10, 20, 30, 40]
     assert sender.sent == [("a", [1]), ("a", [2, 3, 4])]
+
+
+async def test_calls_that_arrive_one_after_the_other_while_a_round_is_about_to_go_join_it() -> None:
+    sender = Sender()
+    sender.let.set()
+    coalescer = Coalescer(sender)
+    calls = []
+    for number in range(MAX_TOGETHER):
+        calls.append(asyncio.create_task(coalescer("a", number)))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*calls) == [10 * number for number in range(MAX_TOGETHER)]
+    assert sender.sent == [("a", list(range(MAX_TOGETHER)))]
 
 
 async def test_keys_do_not_wait_for_each_other() -> None:
