@@ -51,7 +51,9 @@ def cold(job: TrainJob, precision: str) -> None:
 
     trainer.load_engine()
     Path(job.workdir).mkdir(parents=True, exist_ok=True)
-    Runner(**engine_config.build(job, splits.prepare(job), precision), custom_hooks=[_First()]).train()
+    config = engine_config.build(job, splits.prepare(job), precision)
+    config["custom_hooks"].append(_First())
+    Runner(**config).train()
 
 
 class _Start:

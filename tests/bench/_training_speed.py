@@ -48,7 +48,9 @@ def plain(job: TrainJob, precision: str) -> None:
 
     trainer.load_engine()
     Path(job.workdir).mkdir(parents=True, exist_ok=True)
-    Runner(**engine_config.build(job, splits.prepare(job), precision), custom_hooks=[_Say()]).train()
+    config = engine_config.build(job, splits.prepare(job), precision)
+    config["custom_hooks"].append(_Say())
+    Runner(**config).train()
 
 
 class Runner:

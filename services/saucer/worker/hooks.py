@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 from mmengine.visualization import BaseVisBackend
+from torch import nn
 
 from saucer.worker import randomness
 from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState, load_weights
@@ -58,6 +59,15 @@ METRIC_NAMES = {
     "grad_norm": "grad_norm",
 }
 """mmengine's names, and ours; other values are timings that Progress tells already."""
+
+
+def averaged(runner: Any) -> nn.Module:
+    """The model with the average of its weights (EMAHook), which is what is validated and becomes the model."""
+    return _average(runner).ema_model.module  # type: ignore[no-any-return]
+
+
+def _average(runner: Any) -> Any:
+    return next(hook for hook in runner.hooks if isinstance(hook, EMAHook))
 
 
 class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
@@ -130,6 +140,8 @@ class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no type
                 self.runner.train_loop.stop_training = True
                 for metric in self.evaluator.metrics:
                     metric.results.clear()
+                # The model has lent its place to the average, which leaves it at a validation's end.
+                _average(self.runner).after_val_epoch(self.runner)
                 return {}
             self.run_iter(index, batch)
         metrics: dict[str, float] = self.evaluator.evaluate(len(self.dataloader.dataset))
@@ -216,7 +228,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         self.state.validated_iteration = runner.iter
         value = next((metrics[name] for name in MONITORS if metrics and name in metrics), None)
         if value is not None and (self.state.best_map_50 is None or value > self.state.best_map_50):
-            weights = runner.model.state_dict()
+            weights = averaged(runner).state_dict()
             self.state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
             self.state.best_map_50 = value
             self.state.best_iteration = runner.iter

@@ -142,7 +142,7 @@ class _Attempt:
         return self._accuracy_reached() or self._stopper.check()
 
     def _train(self, prepared: splits.Splits, logger: logging.Logger) -> nn.Module:
-        """Trains to an end, and returns the detector with the last weights."""
+        """Trains to an end, and returns the detector with the average of its weights."""
         job, stopper, state, send = self._job, self._stopper, self.state, self._send
         epoch = engine_config.epoch_iterations(job, prepared)
         iterations = job.epochs * epoch
@@ -160,10 +160,10 @@ class _Attempt:
         backend = hooks.MetricsBackend(state, epoch, Path(job.workdir) / "metrics.jsonl", send)
         config = engine_config.build(job, prepared, state.precision)
         config["default_hooks"]["checkpoint"] = None
+        config["custom_hooks"] += extra
         # Without cfg=: mmengine would format the whole configuration anew for each checkpoint.
         runner = Runner(
             **config,
-            custom_hooks=extra,
             visualizer={"type": "Visualizer", "vis_backends": [backend]},
             load_from=job.resume,
             resume=job.resume is not None,
@@ -179,8 +179,7 @@ class _Attempt:
                 if handler not in logger.handlers:
                     handler.close()
             self.saved = str(keeper.last) if keeper.last is not None else self.saved
-        detector: nn.Module = runner.model
-        return detector
+        return hooks.averaged(runner)
 
 
 def build(job: TrainJob) -> nn.Module:

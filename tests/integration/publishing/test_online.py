@@ -335,7 +335,7 @@ async def test_an_image_that_is_none_or_too_large_is_refused_and_a_turned_one_ha
         assert max(found.y2 for found in answer.detections) > 60
 
 
-async def test_after_a_restart_of_triton_and_after_a_dead_backend_process_it_serves_again_uncharged_between(
+async def test_after_a_restart_of_triton_and_fifteen_seconds_after_its_backend_process_died_it_serves_uncharged_between(
     run_service: ServiceRunner,
     tokens: Tokens,
     jetstream: JetStreamContext,
@@ -358,8 +358,9 @@ async def test_after_a_restart_of_triton_and_after_a_dead_backend_process_it_ser
         assert (await world.predict(active, jpeg(180))).detections
 
         signal_serving_process(active.deployment_id, signal.SIGKILL)
-        await world.until_state(active, "DEGRADED")
-        await world.until_state(active, "ACTIVE")
+        async with asyncio.timeout(15):
+            await world.until_state(active, "DEGRADED")
+            await world.until_state(active, "ACTIVE")
         assert (await world.predict(active, jpeg(180))).detections
         pattern = f"saucer.publishing.v1.DeploymentActivated.{account_id}.>"
         assert len(await read_events(jetstream, pattern, count=3)) == 3
@@ -417,6 +418,7 @@ async def test_at_the_max_duration_it_stops_and_is_charged_exactly_that(world: O
         assert 0 < active.stop_time.ToSeconds() - active.active_time.ToSeconds() <= 11
         stopped = await world.until_state(created, "STOPPED")
         assert stopped.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_DURATION_REACHED
+        assert 0 <= stopped.end_time.ToSeconds() - active.stop_time.ToSeconds() <= 5
         assert stopped.charged_ms == 10_000
         assert (await world.resolved(account_id)).posted_micros == 10_000
 
@@ -459,7 +461,9 @@ async def test_a_token_that_asks_too_fast_is_refused_at_once_and_others_are_serv
             assert (await refused(call))[1].reason == "RATE_LIMITED"
 
 
-async def test_a_stop_that_billing_orders_ends_the_start_that_it_names_and_no_other(world: Online) -> None:
+async def test_a_stop_that_billing_orders_ends_the_start_that_it_names_within_five_seconds_and_no_other(
+    world: Online,
+) -> None:
     async with world.serving():
         account_id = await world.account()
         created = await world.create(account_id, await world.model(account_id))
@@ -470,7 +474,7 @@ async def test_a_stop_that_billing_orders_ends_the_start_that_it_names_and_no_ot
             )
             order = billing_events.StopOrdered(hold=hold, reason=billing_events.STOP_REASON_ARREARS)
             await world.send(order, "billing", account_id, active.deployment_id)
-        stopped = await world.until_state(active, "STOPPED")
+        stopped = await world.until_state(active, "STOPPED", timeout_s=5)
         assert stopped.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_ARREARS
         assert stopped.charge_status == billing_pb2.CHARGE_STATUS_STOPPED_FOR_ARREARS
 

@@ -105,6 +105,20 @@ def test_a_killed_run_resumes_at_its_checkpoint_and_completes(interrupted: Inter
     assert interrupted.result.iteration == ITERATIONS
 
 
+def test_a_checkpoint_has_the_weights_and_their_average_which_it_is_that_is_used(interrupted: Interrupted) -> None:
+    content = torch.load(interrupted.checkpoint.path, map_location="cpu", weights_only=True)
+    averaged, kept = content["state_dict"], content["ema_state_dict"]
+    # mmengine exchanges the two in the file, so that whoever reads the weights alone gets the average.
+    trained = {name: kept[f"module.{name}"] for name in averaged}
+    assert kept["steps"] == interrupted.checkpoint.iteration
+    differs = [
+        name for name in averaged if averaged[name].is_floating_point() and (averaged[name] != trained[name]).any()
+    ]
+    assert "bbox_head.rtm_cls.0.weight" in differs
+    for name in differs:
+        assert torch.allclose(averaged[name], trained[name], rtol=0.2, atol=0.02), name
+
+
 def test_elapsed_time_goes_on_where_the_checkpoint_left_it(interrupted: Interrupted) -> None:
     elapsed = [report.elapsed_ms for report in of(Progress, interrupted.after)]
     assert elapsed == sorted(elapsed)
