@@ -5,13 +5,14 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from nats.js import JetStreamContext
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from saucer.lib import grpc_server
 from saucer.lib.grpc_client import from_rpc
@@ -59,6 +60,22 @@ async def outcome(world: Online, deployment: publishing_pb2.Deployment, image: b
     return "OK"
 
 
+async def kserve_outcome(world: Online, deployment: publishing_pb2.Deployment, image: bytes) -> str:
+    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="IMAGE", datatype="BYTES", shape=[1, 1])
+    request = service_pb2.ModelInferRequest(
+        model_name=deployment.deployment_id,
+        inputs=[tensor],
+        raw_input_contents=[struct.pack("<I", len(image)) + image],
+    )
+    async with grpc.aio.insecure_channel(world.address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            await stub.ModelInfer(request, metadata=world.owner(deployment.account_id), timeout=20)
+        except grpc.aio.AioRpcError as error:
+            return f"{error.code().name} {from_rpc(error).reason}"
+        return "OK"
+
+
 async def test_hostile_images_are_refused_by_name_and_bounded_in_memory(world: Online) -> None:
     async with world.serving():
         account_id = await world.account()
@@ -93,14 +110,17 @@ async def test_hostile_images_are_refused_by_name_and_bounded_in_memory(world: O
         assert (await world.get(active.deployment_id)).state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE
 
 
-async def test_a_thousand_callers_at_once_are_answered_or_refused_at_once_in_bounded_memory(world: Online) -> None:
+@pytest.mark.parametrize("ask", [outcome, kserve_outcome])
+async def test_a_thousand_callers_at_once_are_answered_or_refused_at_once_in_bounded_memory(
+    world: Online, ask: Callable[[Online, publishing_pb2.Deployment, bytes], Awaitable[str]]
+) -> None:
     async with world.serving():
         account_id = await world.account()
         created = await world.create(account_id, await world.model(account_id))
         active = await world.until_state(created, "ACTIVE", "FAILED")
         image = jpeg(180, 1000, 800)
         before = memory_bytes(active)
-        found = Counter(await asyncio.gather(*(outcome(world, active, image) for _ in range(CALLERS))))
+        found = Counter(await asyncio.gather(*(ask(world, active, image) for _ in range(CALLERS))))
         allowed = {"OK", "RESOURCE_EXHAUSTED TOO_MANY_REQUESTS", "RESOURCE_EXHAUSTED RATE_LIMITED"}
         assert set(found) <= allowed, found
         assert found["OK"] >= 32
