@@ -180,7 +180,11 @@ async def answer(saucer: Saucer, call: Call, request: Message, metadata: Metadat
         "response_deserializer": response.FromString,
     }
     try:
-        if call.method.server_streaming:
+        if call.method.client_streaming:
+            both = channel.stream_stream(path, **serializers)(iter([request]), metadata=metadata, timeout=10)
+            async for _ in both:
+                break
+        elif call.method.server_streaming:
             stream = channel.unary_stream(path, **serializers)(request, metadata=metadata, timeout=10)
             async for _ in stream:
                 break

@@ -7,7 +7,8 @@
    a message an event; `id` is the message's `sequence`, and a client that comes back with Last-Event-ID goes on after
    it. A failure before the first message is an HTTP error, a later one an event `error`. At the stream's end comes an
    event `end`; a client that comes back for more then gets 204, at which browsers stop asking.
-5. The header `grpc-timeout` (https://grpc.io/docs/guides/deadlines: `10S`, `500m`) sets the deadline of the call.
+5. A method that streams its requests is UNIMPLEMENTED here.
+6. The header `grpc-timeout` (https://grpc.io/docs/guides/deadlines: `10S`, `500m`) sets the deadline of the call.
 """
 
 import asyncio
@@ -79,6 +80,12 @@ class WrongVerbError(DomainError):
     code = "UNIMPLEMENTED"
 
 
+class RequestStreamError(DomainError):
+    """A method that HTTP and JSON cannot call."""
+
+    code = "UNIMPLEMENTED"
+
+
 class Transcoder:
     """An ASGI application over the routes."""
 
@@ -102,7 +109,7 @@ class Transcoder:
         }
         key = (route.service, route.grpc_path)
         if route.method.client_streaming:
-            raise ValueError(f"{route.method.full_name} streams its requests, which HTTP and JSON cannot.")
+            return
         if route.method.server_streaming:
             self._streams[key] = channel.unary_stream(route.grpc_path, **codecs)
         else:
@@ -143,6 +150,10 @@ class Transcoder:
         raise HttpError(405, wrong, Allow=verbs)
 
     async def _answer(self, request: Request, match: Match) -> Response:
+        if match.route.method.client_streaming:
+            raise RequestStreamError(
+                "REQUESTS_STREAMED", f"{match.route.method.full_name} takes a stream of requests, by gRPC only."
+            )
         message = await self._request_message(request, match)
         route = match.route
         metadata = _metadata(request)

@@ -66,6 +66,12 @@ class ResourceExhaustedError(DomainError):
     code = "RESOURCE_EXHAUSTED"
 
 
+class DeadlineExceededError(DomainError):
+    """The caller, or what it asked for, took longer than is allowed."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
 class DataLossError(DomainError):
     """Stored bytes are not what their checksum says."""
 

@@ -2,9 +2,10 @@
 
 1. Access stands in the protos, on each method; a method without one stops the start.
 2. The role is checked before anything is looked up, so a refusal is the same whether the id exists or not.
-3. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
-4. A call that changed something is recorded: who, what, with which token.
-5. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
+3. Requests that carry bytes are read only then, and within a limit of time.
+4. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
+5. A call that changed something is recorded: who, what, with which token.
+6. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
    has the trace under the id that the caller is given.
 """
 
@@ -33,6 +34,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from saucer.lib import auth, tracing
 from saucer.lib.errors import (
+    DeadlineExceededError,
     DomainError,
     InvalidArgumentError,
     PermissionDeniedError,
@@ -52,6 +54,9 @@ MAX_UNARY_S = 120.0
 MAX_STREAMS = 1000
 # Of them, those of one account: likewise.
 MAX_STREAMS_OF_ACCOUNT = 200
+# A request of a stream is whole so long after it is waited for, or the stream ends; that of a unary call is, within
+# MAX_UNARY_S.
+MAX_RECEIVE_S = 60.0
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 ERROR_DOMAIN = "saucer"
 # Calls in progress at a stop have this long to end.
@@ -64,6 +69,8 @@ serving = Gauge("saucer_serving", "1 while the gRPC server takes calls")
 call_seconds = Histogram("saucer_grpc_call_seconds", "Duration of unary calls", ["method"])
 
 Handler = Callable[..., Any]
+# One request that grpc has read, or those that are still to be read.
+_Given: TypeAlias = "Message | AsyncIterator[Message]"
 T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -102,6 +109,16 @@ def recorded_of(servicers: Sequence[Servicer]) -> frozenset[str]:
     return frozenset(path for path, method in methods.items() if is_recorded(method, access[path]))
 
 
+def bulky_of(servicers: Sequence[Servicer]) -> frozenset[str]:
+    """Full paths of methods whose requests carry bytes, and so may take long to come."""
+    return frozenset(
+        f"/{servicer.descriptor.full_name}/{method.name}"
+        for servicer in servicers
+        for method in servicer.descriptor.methods
+        if any(field.type == field.TYPE_BYTES for field in method.input_type.fields)
+    )
+
+
 class Server:
     """One listening server of one process."""
 
@@ -116,7 +133,7 @@ class Server:
 
         With an identity callers need a certificate of its authority.
         """
-        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded_of(servicers))
+        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded_of(servicers), bulky_of(servicers))
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -155,8 +172,15 @@ class Server:
 
 
 class _Interceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, verifier: auth.Verifier, access: Mapping[str, int], recorded: Collection[str]) -> None:
+    def __init__(
+        self,
+        verifier: auth.Verifier,
+        access: Mapping[str, int],
+        recorded: Collection[str],
+        bulky: Collection[str],
+    ) -> None:
         self._verifier = verifier
+        self._bulky = bulky
         self._access = access
         self._recorded = recorded
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -183,11 +207,17 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if handler.unary_unary and method in self._bulky:
+            # On the wire one request is a stream of one. Taken as that, it is read here: of a caller that may call at
+            # all, and within a limit, where grpc would wait for the rest of it for ever. It costs a tenth of a call.
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codecs)
-        raise TypeError(f"{method} streams its requests, which no method of ours does.")
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **codecs)
+        raise TypeError(f"{method} answers a stream with one message, which no method of ours does.")
 
     def _authorize(self, method: str, context: Context) -> None:
         access = self._access[method]
@@ -206,13 +236,14 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         seconds = call_seconds.labels(method)
         recorded = method in self._recorded
 
-        async def answer(request: Message, context: Context) -> object:
+        async def answer(given: _Given, context: Context) -> object:
             started = time.perf_counter()
             try:
                 self._authorize(method, context)
-                check(request)
                 remaining = context.time_remaining()
                 async with asyncio.timeout(min(remaining, MAX_UNARY_S) if remaining is not None else MAX_UNARY_S):
+                    request = given if isinstance(given, Message) else await _only(given)
+                    check(request)
                     response: Message = await call(request, context)
             except Exception as error:
                 await self._refuse(method, context, error)
@@ -226,23 +257,27 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         if self._access[method] == access_pb2.ACCESS_WORKER:
             return answer
 
-        async def handle(request: Message, context: Context) -> object:
+        async def handle(given: _Given, context: Context) -> object:
             with tracing.span(method.removeprefix("/"), parent=_traceparent(context), kind=tracing.SERVER):
-                return await answer(request, context)
+                return await answer(given, context)
 
         return handle
 
     def _stream(self, method: str, call: Handler) -> Handler:
-        async def handle(request: Message, context: Context) -> AsyncIterator[object]:
+        async def handle(given: _Given, context: Context) -> AsyncIterator[object]:
             self._streams += 1
             account_id = ""
             try:
                 self._authorize(method, context)
-                check(request)
+                if isinstance(given, Message):
+                    check(given)
+                    received: object = given
+                else:
+                    received = self._each(method, given, context)
                 if self._streams > MAX_STREAMS:
                     raise ResourceExhaustedError("TOO_MANY_STREAMS", "Too many streams are open; try again later.")
                 account_id = self._open_stream()
-                async for response in until(self.stopping, call(request, context)):
+                async for response in until(self.stopping, call(received, context)):
                     yield response
                 if self.stopping.is_set():
                     # Not the end of what is streamed: a client goes on where it was, with the next process.
@@ -256,6 +291,22 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 self._close_stream(account_id)
 
         return handle
+
+    async def _each(
+        self, method: str, requests: AsyncIterator[Message], context: Context
+    ) -> AsyncIterator[Message | InvalidArgumentError]:
+        """The requests of a stream, with an InvalidArgumentError in the place of one that breaks a rule.
+
+        Whether that ends the stream is the handler's to say. The token is looked at for each: it may have ended.
+        """
+        while (request := await _in_time(anext(requests, None))) is not None:
+            self._authorize(method, context)
+            try:
+                check(request)
+            except InvalidArgumentError as error:
+                yield error
+            else:
+                yield request
 
     def _open_stream(self) -> str:
         """Counts one of the caller's account; whose it is, "" for nobody's. Raises ResourceExhaustedError."""
@@ -321,6 +372,24 @@ _DATABASE_AWAY = (
     asyncpg.OperatorInterventionError,
 )
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+async def _only(requests: AsyncIterator[Message]) -> Message:
+    """The request of a call that has one."""
+    try:
+        return await requests.__anext__()
+    except StopAsyncIteration as error:
+        raise InvalidArgumentError("REQUEST_MISSING", "The call ended before its request was whole.") from error
+
+
+async def _in_time(receiving: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(MAX_RECEIVE_S):
+            return await receiving
+    except TimeoutError as error:
+        raise DeadlineExceededError(
+            "REQUEST_TOO_SLOW", f"The request was not whole within {MAX_RECEIVE_S:g} seconds."
+        ) from error
 
 
 def _traceparent(context: Context) -> str | None:

@@ -1,10 +1,14 @@
 """Messages to use cases and back; nothing else."""
 
+from collections.abc import AsyncIterator
+
 from saucer.lib.auth import current
 from saucer.lib.clock import from_timestamp
-from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
+from saucer.lib.grpc_server import Context, Servicer, to_status
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import Page, read_page
+from saucer.publishing.batches import in_order
 from saucer.publishing.endpoint import Detection, Endpoint
 from saucer.publishing.messages import (
     deployment_message,
@@ -21,6 +25,11 @@ from saucer.publishing.messages import (
 )
 from saucer.publishing.service import Deployments
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
+
+# Images of one stream that are in progress; further ones are not read meanwhile.
+STREAM_IN_FLIGHT = 8
+# Answered for their image; any other error would meet each that follows, and ends the stream.
+OF_ONE_IMAGE = (InvalidArgumentError, ResourceExhaustedError, UnavailableError)
 
 
 def servicer(deployments: Deployments, endpoint: Endpoint) -> Servicer:
@@ -188,7 +197,32 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         return publishing_pb2.ListTritonsResponse(tritons=[triton_message(triton, used) for triton, used in tritons])
 
     async def Predict(self, request: publishing_pb2.PredictRequest, context: Context) -> publishing_pb2.PredictResponse:
-        prediction = await self._endpoint.predict(request.deployment_id, request.image, context.time_remaining())
+        return await self._predict(request.deployment_id, request.image, context)
+
+    async def PredictStream(
+        self,
+        requests: AsyncIterator[publishing_pb2.PredictStreamRequest | InvalidArgumentError],
+        context: Context,
+    ) -> AsyncIterator[publishing_pb2.PredictStreamResponse]:
+        async def answer(
+            request: publishing_pb2.PredictStreamRequest | InvalidArgumentError,
+        ) -> publishing_pb2.PredictStreamResponse:
+            try:
+                if isinstance(request, InvalidArgumentError):
+                    raise request
+                prediction = await self._predict(request.deployment_id, request.image, context)
+            except OF_ONE_IMAGE as error:
+                return publishing_pb2.PredictStreamResponse(error=to_status("PredictStream", error))
+            return publishing_pb2.PredictStreamResponse(prediction=prediction)
+
+        number = 0
+        async for response in in_order(requests, answer, STREAM_IN_FLIGHT):
+            number += 1
+            response.request_number = number
+            yield response
+
+    async def _predict(self, deployment_id: str, image: bytes, context: Context) -> publishing_pb2.PredictResponse:
+        prediction = await self._endpoint.predict(deployment_id, image, context.time_remaining())
         return publishing_pb2.PredictResponse(
             detections=[_detection_message(detection) for detection in prediction.detections],
             width=prediction.width,

@@ -135,6 +135,7 @@ async def test_errors_have_their_status_reason_and_fields(gateway: Gateway) -> N
         ("GET", "/v1/tasks", gateway.headers(), None, 503, "UNAVAILABLE", "UNAVAILABLE"),
         ("GET", "/v1/nothing", gateway.headers(), None, 404, "NOT_FOUND", "PATH_UNKNOWN"),
         ("PUT", "/v1/accounts", gateway.headers(), None, 405, "UNIMPLEMENTED", "VERB_UNKNOWN"),
+        ("POST", f"/v1/deployments/{missing}:predictStream", viewer, {}, 501, "UNIMPLEMENTED", "REQUESTS_STREAMED"),
     ]
     for verb, path, headers, body, http_status, status, reason in cases:
         response = await gateway.http.request(verb, path, headers=headers, json=body)

@@ -131,6 +131,11 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictResponse.FromString,
                 _registered_method=True)
+        self.PredictStream = channel.stream_stream(
+                '/saucer.publishing.v1.PublishingService/PredictStream',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamResponse.FromString,
+                _registered_method=True)
 
 
 class PublishingServiceServicer:
@@ -272,6 +277,17 @@ class PublishingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictStream(self, request_iterator, context):
+        """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream are in
+        progress, and no more are read meanwhile. What is wrong with one image, or the load of the moment
+        (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows (NOT_FOUND,
+        NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes. Not over
+        HTTP and JSON: the gateway answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PublishingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -369,6 +385,11 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     servicer.Predict,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictResponse.SerializeToString,
+            ),
+            'PredictStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.PredictStream,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -886,6 +907,33 @@ class PublishingService:
             '/saucer.publishing.v1.PublishingService/Predict',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/saucer.publishing.v1.PublishingService/PredictStream',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.PredictStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
