@@ -17,7 +17,7 @@ async def wire(process: Process, settings: ServiceSettings) -> None:
     process.background("sweep", billing.sweep())
     process.background("audit", watching.audit_for_ever(billing.statements.audit))
     dead_events = process.consumer(database, jetstream, consumers.handlers(billing))
-    await process.serve(settings, [rpc.servicer(billing), dead_events])
+    await process.serve(settings, [rpc.servicer(billing), dead_events], database)
 
 
 def main() -> None:

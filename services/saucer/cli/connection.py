@@ -33,7 +33,7 @@ from saucer.lib.errors import UnavailableError
 from saucer.lib.grpc_client import RETRIES
 from saucer.lib.grpc_server import MAX_MESSAGE_BYTES
 from saucer.lib.tls import Identity
-from saucer.lib.v1 import dead_events_pb2_grpc
+from saucer.lib.v1 import calls_pb2_grpc, dead_events_pb2_grpc
 from saucer.publishing.v1 import publishing_pb2_grpc
 from saucer.task.v1 import task_pb2_grpc
 from saucer.training.v1 import training_pb2_grpc
@@ -153,6 +153,10 @@ class Connection:
     def dead_events(self, service: str) -> dead_events_pb2_grpc.DeadEventServiceStub:
         """What one service could not consume."""
         return dead_events_pb2_grpc.DeadEventServiceStub(self._channel(service))
+
+    def calls(self, service: str) -> calls_pb2_grpc.CallServiceStub:
+        """Who did what in one service."""
+        return calls_pb2_grpc.CallServiceStub(self._channel(service))
 
     def _channel(self, service: str) -> grpc.Channel:
         if service not in self.profile.services:

@@ -36,6 +36,7 @@ TOPICS = {
     "test": ("saucer.cli.testing", "Draw what a deployment finds on a picture; move the confidence."),
     "billing": ("saucer.cli.billing", "The ledger."),
     "token": ("saucer.cli.tokens", "Tokens."),
+    "calls": ("saucer.cli.calls", "Who did what (administrator)."),
     "events": ("saucer.cli.events", "What happened, and what could not be consumed."),
 }
 

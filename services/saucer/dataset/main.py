@@ -54,7 +54,7 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
         worker = ImportWorker(datasets, labelling, roots, objects, folder, limits, claim)
         process.background(f"imports-{number}", worker.run())
     process.background("housekeeping", housekeeping(datasets, objects, folder))
-    await process.serve(settings, [rpc.servicer(datasets, labelling, roots), dead_events])
+    await process.serve(settings, [rpc.servicer(datasets, labelling, roots), dead_events], database)
 
 
 def main() -> None:

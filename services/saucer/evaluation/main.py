@@ -43,7 +43,7 @@ async def wire(process: Process, settings: EvaluationSettings) -> None:
     limits = ChildLimits(settings.scoring_memory_bytes, settings.scoring_time_limit_s)
     scorer = Scorer(evaluations, objects, limits, max_attempts=settings.scoring_attempts)
     process.background("scorer", scorer.run())
-    await process.serve(settings, [rpc.servicer(evaluations), dead_events])
+    await process.serve(settings, [rpc.servicer(evaluations), dead_events], database)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from saucer.gateway.v1 import gateway_pb2
 from saucer.lib.config import ServerSettings
 from saucer.lib.run import Process, run
 from saucer.lib.tls import Identity
-from saucer.lib.v1 import dead_events_pb2
+from saucer.lib.v1 import calls_pb2, dead_events_pb2
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
@@ -29,15 +29,19 @@ from saucer.training.v1 import training_pb2
 # Requests in progress at a stop have this long to end.
 STOP_GRACE_S = 4
 BACKLOG = 1024
-_DEAD_EVENTS = dead_events_pb2.DESCRIPTOR.services_by_name["DeadEventService"]
+# What each of them serves besides.
+_USUAL = (
+    dead_events_pb2.DESCRIPTOR.services_by_name["DeadEventService"],
+    calls_pb2.DESCRIPTOR.services_by_name["CallService"],
+)
 # What can be called over HTTP, by the service that serves it. Calls of workers and of services alone have no rules.
 CONTRACTS: Mapping[str, Sequence[ServiceDescriptor]] = {
-    "billing": (billing_pb2.DESCRIPTOR.services_by_name["BillingService"], _DEAD_EVENTS),
-    "dataset": (dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"], _DEAD_EVENTS),
-    "task": (task_pb2.DESCRIPTOR.services_by_name["TaskService"], _DEAD_EVENTS),
-    "training": (training_pb2.DESCRIPTOR.services_by_name["TrainingService"], _DEAD_EVENTS),
-    "evaluation": (evaluation_pb2.DESCRIPTOR.services_by_name["EvaluationService"], _DEAD_EVENTS),
-    "publishing": (publishing_pb2.DESCRIPTOR.services_by_name["PublishingService"], _DEAD_EVENTS),
+    "billing": (billing_pb2.DESCRIPTOR.services_by_name["BillingService"], *_USUAL),
+    "dataset": (dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"], *_USUAL),
+    "task": (task_pb2.DESCRIPTOR.services_by_name["TaskService"], *_USUAL),
+    "training": (training_pb2.DESCRIPTOR.services_by_name["TrainingService"], *_USUAL),
+    "evaluation": (evaluation_pb2.DESCRIPTOR.services_by_name["EvaluationService"], *_USUAL),
+    "publishing": (publishing_pb2.DESCRIPTOR.services_by_name["PublishingService"], *_USUAL),
     "gateway": (gateway_pb2.DESCRIPTOR.services_by_name["EventService"],),
 }
 

@@ -79,6 +79,8 @@ class ServiceSettings(ServerSettings):
     token_file: Path
     # Events stay in the stream and in the outbox, from which a lost stream is filled again.
     events_keep_days: int = Field(default=KEEP_DAYS, ge=1, le=3650)
+    # The record of who did what.
+    calls_keep_days: int = Field(default=400, ge=1, le=3650)
 
 
 S = TypeVar("S", bound=ProcessSettings)

@@ -4,7 +4,7 @@
 2. The role is checked before anything is looked up, so a refusal is the same whether the id exists or not.
 3. Requests that carry bytes are read only then, and within a limit of time.
 4. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
-5. A call that changed something is recorded: who, what, with which token.
+5. A call that changes something is recorded before it is done: who, what, with which token (records.py).
 6. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
    has the trace under the id that the caller is given.
 """
@@ -43,7 +43,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import new_id
-from saucer.lib.records import is_recorded, record
+from saucer.lib.records import Recorder, is_recorded
 from saucer.lib.tls import Identity
 from saucer.lib.v1 import access_pb2
 
@@ -128,12 +128,14 @@ class Server:
         verifier: auth.Verifier,
         servicers: Sequence[Servicer],
         identity: Identity | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken.
 
-        With an identity callers need a certificate of its authority.
+        With an identity callers need a certificate of its authority. Without a recorder no call is recorded.
         """
-        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded_of(servicers), bulky_of(servicers))
+        recorded = recorded_of(servicers) if recorder is not None else frozenset()
+        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded, bulky_of(servicers), recorder)
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -178,11 +180,13 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         access: Mapping[str, int],
         recorded: Collection[str],
         bulky: Collection[str],
+        recorder: Recorder | None,
     ) -> None:
         self._verifier = verifier
         self._bulky = bulky
         self._access = access
         self._recorded = recorded
+        self._recorder = recorder
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._streams = 0
         self._streams_of_account: collections.Counter[str] = collections.Counter()
@@ -234,7 +238,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, call: Handler) -> Handler:
         count_ok = calls_total.labels(method, "OK")
         seconds = call_seconds.labels(method)
-        recorded = method in self._recorded
+        if self._recorder is not None and method in self._recorded:
+            call = _recorded(method, call, self._recorder)
 
         async def answer(given: _Given, context: Context) -> object:
             started = time.perf_counter()
@@ -247,8 +252,6 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                     response: Message = await call(request, context)
             except Exception as error:
                 await self._refuse(method, context, error)
-            if recorded:
-                record(auth.current(), method, request, response)
             count_ok.inc()
             seconds.observe(time.perf_counter() - started)
             return response
@@ -372,6 +375,21 @@ _DATABASE_AWAY = (
     asyncpg.OperatorInterventionError,
 )
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _recorded(method: str, call: Handler, recorder: Recorder) -> Handler:
+    async def handle(request: Message, context: Context) -> Message:
+        call_id = new_id()
+        await recorder.asked(call_id, auth.current(), method, request)
+        try:
+            response: Message = await call(request, context)
+        except Exception as error:
+            await recorder.answered(call_id, code_pb2.Code.Name(to_status(method, error).code))
+            raise
+        await recorder.answered(call_id, "OK", response)
+        return response
+
+    return handle
 
 
 async def _only(requests: AsyncIterator[Message]) -> Message:

@@ -30,8 +30,8 @@ class Forget:
     delete: str
 
 
-def usual(events_keep_days: int) -> Sequence[Forget]:
-    """Of every service: the outbox as long as the stream keeps messages; inbox and retried dead events longer."""
+def usual(events_keep_days: int, calls_keep_days: int) -> Sequence[Forget]:
+    """Of every service: the outbox goes with the stream's messages, inbox and retried dead events later; calls."""
     keep = timedelta(days=events_keep_days)
     return (
         Forget(
@@ -48,6 +48,12 @@ def usual(events_keep_days: int) -> Sequence[Forget]:
             "dead_event",
             keep + INBOX_LONGER,
             "DELETE FROM dead_event WHERE event_id IN (SELECT event_id FROM dead_event WHERE retried_at < $1 LIMIT $2)",
+        ),
+        Forget(
+            "recorded_call",
+            timedelta(days=calls_keep_days),
+            "DELETE FROM recorded_call WHERE call_id IN "
+            "(SELECT call_id FROM recorded_call WHERE asked_at < $1 LIMIT $2)",
         ),
     )
 

@@ -25,6 +25,8 @@ from saucer.lib.gauges import Reading, read_for_ever
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.recorded_calls import recorded_calls_servicer
+from saucer.lib.records import Recorder
 from saucer.lib.retention import Forget, forget_for_ever, usual
 from saucer.lib.stream import ensure_stream
 from saucer.lib.tls import Identity
@@ -104,7 +106,7 @@ class Process:
     ) -> None:
         """Forgets what is old: events by their setting, and what the service's own rules say."""
         await ensure_stream(jetstream, settings.events_keep_days)
-        every = [*usual(settings.events_keep_days), *rules]
+        every = [*usual(settings.events_keep_days, settings.calls_keep_days), *rules]
         self.background("retention", forget_for_ever(self.name, database, every))
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
@@ -119,10 +121,22 @@ class Process:
         self.stack.push_async_callback(channel.close)
         return channel
 
-    async def serve(self, settings: config.ServerSettings, servicers: Sequence[Servicer]) -> Server:
-        """Starts the gRPC server; the last thing that a main.py does."""
+    async def serve(
+        self, settings: config.ServerSettings, servicers: Sequence[Servicer], database: Database | None = None
+    ) -> Server:
+        """Starts the gRPC server; the last thing that a main.py does.
+
+        In a database it records who did what, and serves the record besides.
+        """
+        recorder = None
+        if database is not None:
+            recorder, servicers = Recorder(database), [*servicers, recorded_calls_servicer(database)]
         server = Server(
-            settings.listen, Verifier(settings.public_keys_file, settings.revoked_tokens_file), servicers, self.identity
+            settings.listen,
+            Verifier(settings.public_keys_file, settings.revoked_tokens_file),
+            servicers,
+            self.identity,
+            recorder,
         )
         self.stack.push_async_callback(server.stop)
         await server.start()

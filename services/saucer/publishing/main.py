@@ -96,7 +96,9 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     )
     process.background("tell_use", endpoint.tell_use())
     process.background("tell_traffic", endpoint.tell_traffic(replica))
-    await process.serve(settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events])
+    await process.serve(
+        settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events], database
+    )
 
 
 def _own_triton(settings: PublishingSettings) -> Triton:

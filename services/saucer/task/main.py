@@ -32,7 +32,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
     tasks = Tasks(database, peers, scenes.load(), fetches_weights=settings.fetches_weights)
     dead_events = process.consumer(database, jetstream, consumers.handlers(tasks))
     process.background("sweep", tasks.sweep())
-    await process.serve(settings, [rpc.servicer(tasks), dead_events])
+    await process.serve(settings, [rpc.servicer(tasks), dead_events], database)
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
 Owns: runs, stop orders, metric points, log lines, models, workers, accounts' shares of them (database `training`);
     files of attempts and models.
-Serves: saucer.training.v1.TrainingService, saucer.training.v1.WorkerService, saucer.lib.v1.DeadEventService.
+Serves: saucer.training.v1.TrainingService, saucer.training.v1.WorkerService, saucer.lib.v1.DeadEventService,
+    saucer.lib.v1.CallService.
 Calls: the object store.
 Publishes: RunQueued, RunStarted, RunProgressed, RunInterrupted, RunEnded.
 Consumes: TaskQueued, TaskStopRequested; StopOrdered, AccountQuotasChanged.

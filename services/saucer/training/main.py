@@ -53,7 +53,7 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     dead_events = process.consumer(database, jetstream, consumers.handlers(training))
     reading = Reading(database, objects, bell)
     servicers = [rpc.training_servicer(reading, training), rpc.worker_servicer(training), dead_events]
-    await process.serve(settings, servicers)
+    await process.serve(settings, servicers, database)
     process.stack.callback(training.leases.close)
     process.background("sweeper", run_sweeper(training))
     keep = timedelta(days=settings.attempts_keep_days)

@@ -246,3 +246,16 @@ async def test_dead_events_are_shown_and_retried(saucer: Saucer, jetstream: JetS
     assert found["eventId"] == broken.event_id
     assert broken.event_id in await saucer.text("events", "dead", "--service", "billing")
     assert "STILL_REFUSED" in await saucer.fails("events", "retry", "billing", broken.event_id)
+
+
+async def test_who_did_what_is_listed_newest_first_and_by_author(saucer: Saucer) -> None:
+    account = await saucer.json("account", "create", "--name", "watched")
+    await saucer.text("account", "suspend", account["accountId"], "--reason", "a test")
+    about = ("calls", "list", "--service", "billing", "--account", account["accountId"])
+    found = await saucer.json(*about)
+    assert [(call["method"].rpartition("/")[2], call["outcome"]) for call in found] == [
+        ("SuspendAccount", "OK"),
+        ("CreateAccount", "OK"),
+    ]
+    assert await saucer.json(*about, "--author", "nobody") == []
+    assert "SuspendAccount" in await saucer.text(*about)

@@ -175,11 +175,13 @@ async def test_a_deadline_in_the_headers_is_kept(gateway: Gateway) -> None:
     assert wrong.status_code == 400
 
 
-async def test_each_services_dead_events_have_a_path_of_their_own(gateway: Gateway) -> None:
+async def test_each_services_dead_events_and_recorded_calls_have_a_path_of_their_own(gateway: Gateway) -> None:
     response = await gateway.http.get("/v1/billing/deadEvents", headers=gateway.headers())
     assert response.json() == {"deadEvents": [], "nextPageToken": ""}
     retry = await gateway.http.post(f"/v1/billing/deadEvents/{new_id()}:retry", json={}, headers=gateway.headers())
     assert retry.status_code == 404
+    (called,) = (await gateway.http.get("/v1/billing/calls", headers=gateway.headers())).json()["calls"]
+    assert (called["method"].rpartition("/")[2], called["outcome"]) == ("RetryDeadEvent", "NOT_FOUND")
 
 
 async def test_health_says_which_services_answer_and_metrics_count_requests(gateway: Gateway) -> None:

@@ -35,7 +35,7 @@ async def test_sent_events_go_with_the_stream_and_unsent_ones_never(
         await tx.connection.execute(
             "UPDATE outbox SET sent_at = $1 WHERE position <= (SELECT min(position) + 4 FROM outbox)", tx.now
         )
-    rules = retention.usual(KEEP_DAYS)
+    rules = retention.usual(KEEP_DAYS, KEEP_DAYS)
     clock.advance(timedelta(days=KEEP_DAYS))
     await retention.forget("test", database, rules)
     assert (await count(database, "outbox"), await count(database, "inbox")) == (6, 6)

@@ -46,7 +46,7 @@ def test_an_unknown_setting_ends_the_start_and_a_likely_one_is_named(monkeypatch
         sentence(monkeypatch, DATABSE_URL="x") == "The setting SAUCER_DATABSE_URL is unknown. "
         "Did you mean SAUCER_DATABASE_URL?"
     )
-    assert "There are: SAUCER_DATABASE_URL, " in sentence(monkeypatch, QQQ="x")
+    assert "There are: SAUCER_CALLS_KEEP_DAYS, SAUCER_DATABASE_URL, " in sentence(monkeypatch, QQQ="x")
 
 
 def test_a_missing_setting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 import asyncpg
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from structlog.testing import capture_logs
 
 from saucer.lib import auth, grpc_server
 from saucer.lib.auth import Role
-from saucer.lib.errors import FailedPreconditionError
+from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.grpc_server import Context, Server, Servicer, to_status
 from saucer.lib.ids import new_id
+from saucer.lib.records import Recorder
 from saucer.lib.v1 import dead_events_pb2, dead_events_pb2_grpc
 
 SECRET = "the password is swordfish"
@@ -49,7 +50,26 @@ class DeadEvents(dead_events_pb2_grpc.DeadEventServiceServicer):
         self, request: dead_events_pb2.RetryDeadEventRequest, context: Context
     ) -> dead_events_pb2.DeadEvent:
         self.calls += 1
+        if self.error is not None:
+            raise self.error
         return dead_events_pb2.DeadEvent()
+
+
+class Told(Recorder):
+    """Keeps in memory what it is told, and how many calls were done by then."""
+
+    def __init__(self, servicer: DeadEvents) -> None:
+        self.told: list[str] = []
+        self.error: Exception | None = None
+        self._servicer = servicer
+
+    async def asked(self, call_id: str, principal: auth.Principal, method: str, request: Message) -> None:
+        if self.error is not None:
+            raise self.error
+        self.told.append(f"{principal.subject} asked for {method.rpartition('/')[2]}, {self._servicer.calls} done")
+
+    async def answered(self, call_id: str, outcome: str, response: Message | None = None) -> None:
+        self.told.append(f"{outcome}, {self._servicer.calls} done")
 
 
 class Serving:
@@ -61,7 +81,13 @@ class Serving:
         self.servicer = DeadEvents()
         descriptor = dead_events_pb2.DESCRIPTOR.services_by_name["DeadEventService"]
         register = dead_events_pb2_grpc.add_DeadEventServiceServicer_to_server
-        self.server = Server("127.0.0.1:0", auth.Verifier(public), [Servicer(self.servicer, register, descriptor)])
+        self.recorder = Told(self.servicer)
+        self.server = Server(
+            "127.0.0.1:0",
+            auth.Verifier(public),
+            [Servicer(self.servicer, register, descriptor)],
+            recorder=self.recorder,
+        )
         self.channel = grpc.aio.insecure_channel(self.server.address)
         self.stub = dead_events_pb2_grpc.DeadEventServiceStub(self.channel)
 
@@ -190,15 +216,30 @@ def test_what_is_no_database_that_is_away_is_internal(error: Exception) -> None:
     assert to_status("/m", error).code == code_pb2.INTERNAL
 
 
-async def test_a_call_that_changes_something_is_recorded_when_it_was_answered_and_a_refused_one_is_not(
+async def test_a_call_that_changes_something_is_recorded_before_and_after_it_is_done_and_one_that_may_not_is_not(
     serving: Serving,
 ) -> None:
     request = dead_events_pb2.RetryDeadEventRequest(event_id=new_id())
-    with capture_logs() as lines:
-        await serving.stub.RetryDeadEvent(request, metadata=serving.metadata())
-        await serving.list()
-        with pytest.raises(grpc.aio.AioRpcError):
-            await serving.stub.RetryDeadEvent(request, metadata=serving.metadata(Role.OWNER))
-    (made,) = (line for line in lines if line["event"] == "call_made")
-    assert made["method"] == "/saucer.lib.v1.DeadEventService/RetryDeadEvent"
-    assert (made["author"], made["role"], made["ids"]) == ("s", Role.ADMINISTRATOR, {"event_id": request.event_id})
+    await serving.stub.RetryDeadEvent(request, metadata=serving.metadata())
+    await serving.list()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await serving.stub.RetryDeadEvent(request, metadata=serving.metadata(Role.OWNER))
+    assert serving.recorder.told == ["s asked for RetryDeadEvent, 0 done", "OK, 1 done"]
+
+
+async def test_a_call_that_changes_something_and_fails_is_recorded_with_its_code(serving: Serving) -> None:
+    serving.servicer.error = NotFoundError("event", "e")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await serving.stub.RetryDeadEvent(
+            dead_events_pb2.RetryDeadEventRequest(event_id=new_id()), metadata=serving.metadata()
+        )
+    assert serving.recorder.told == ["s asked for RetryDeadEvent, 0 done", "NOT_FOUND, 1 done"]
+
+
+async def test_what_cannot_be_recorded_is_not_done(serving: Serving) -> None:
+    serving.recorder.error = OSError("gone")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await serving.stub.RetryDeadEvent(
+            dead_events_pb2.RetryDeadEventRequest(event_id=new_id()), metadata=serving.metadata()
+        )
+    assert serving.servicer.calls == 0
