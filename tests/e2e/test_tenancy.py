@@ -21,17 +21,14 @@ from tests.support.saucer_client import Account, Saucer
 from tests.support.services import Metadata
 from tests.support.stack import Trained
 
+USUAL = ("saucer.lib.v1.dead_events_pb2", "saucer.lib.v1.calls_pb2")
 MODULES = {
-    "billing": ["saucer.billing.v1.billing_pb2", "saucer.lib.v1.dead_events_pb2"],
-    "dataset": ["saucer.dataset.v1.dataset_pb2", "saucer.lib.v1.dead_events_pb2"],
-    "task": ["saucer.task.v1.task_pb2", "saucer.lib.v1.dead_events_pb2"],
-    "training": [
-        "saucer.training.v1.training_pb2",
-        "saucer.training.v1.worker_pb2",
-        "saucer.lib.v1.dead_events_pb2",
-    ],
-    "evaluation": ["saucer.evaluation.v1.evaluation_pb2", "saucer.lib.v1.dead_events_pb2"],
-    "publishing": ["saucer.publishing.v1.publishing_pb2", "saucer.lib.v1.dead_events_pb2"],
+    "billing": ["saucer.billing.v1.billing_pb2", *USUAL],
+    "dataset": ["saucer.dataset.v1.dataset_pb2", *USUAL],
+    "task": ["saucer.task.v1.task_pb2", *USUAL],
+    "training": ["saucer.training.v1.training_pb2", "saucer.training.v1.worker_pb2", *USUAL],
+    "evaluation": ["saucer.evaluation.v1.evaluation_pb2", *USUAL],
+    "publishing": ["saucer.publishing.v1.publishing_pb2", *USUAL],
     "gateway": ["saucer.gateway.v1.gateway_pb2"],
 }
 OF_ACCOUNTS = {access_pb2.ACCESS_VIEWER, access_pb2.ACCESS_EDITOR, access_pb2.ACCESS_OWNER}

@@ -195,7 +195,7 @@ class _Details(NamedTuple):
     compression: Any
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):
     """Sends the token with each call, and bounds those that do not stream."""
 
     def __init__(self, token: str | None) -> None:
@@ -206,6 +206,9 @@ class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
 
     def intercept_unary_stream(self, continuation: Callable[..., Any], client_call_details: Any, request: Any) -> Any:
         return continuation(self._details(client_call_details, None), request)
+
+    def intercept_stream_stream(self, continuation: Callable[..., Any], client_call_details: Any, requests: Any) -> Any:
+        return continuation(self._details(client_call_details, None), requests)
 
     def _details(self, details: Any, timeout: float | None) -> _Details:
         return _Details(

@@ -1,8 +1,7 @@
-"""`saucer deploy`, `saucer deployment` and `saucer predict`."""
+"""`saucer deploy`, `saucer deployment` and `saucer stop`."""
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -25,14 +24,12 @@ from saucer.cli.app import (
 from saucer.cli.deployment_details import DEPLOYMENT, events, instances, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
-from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money
+from saucer.cli.output import Output, duration, enum_word, moment, money
 from saucer.lib.clock import to_duration
 from saucer.publishing.v1 import publishing_pb2
 
 WAIT = click.option("--wait", is_flag=True, help="Stay until it is active, or at rest.")
 POLL_S = 0.5
-# Larger files are not sent.
-MAX_IMAGE_BYTES = 20 * 1024 * 1024
 FAILED = {publishing_pb2.DEPLOYMENT_STATE_FAILED, publishing_pb2.DEPLOYMENT_STATE_REFUSED}
 AT_REST = FAILED | {publishing_pb2.DEPLOYMENT_STATE_STOPPED}
 _MODES = billing_pb2.BillingMode.DESCRIPTOR
@@ -181,67 +178,6 @@ def start(app: App, deployment_id: str, billing_mode: str | None, resource_group
     _show_or_wait(app, app.connection.publishing.StartDeployment(request), wait)
 
 
-@click.command(cls=Verb)
-@DEPLOYMENT
-@click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--threshold", type=click.FloatRange(0, 1), help="Of the score; default: the deployment's, by class.")
-@click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="A folder for images with boxes drawn."
-)
-@pass_app
-def predict(
-    app: App, deployment_id: str, images: tuple[Path, ...], threshold: float | None, output: Path | None
-) -> None:
-    """Find things on images; --json has every box above the service's low floor."""
-    online = get(app, deployment_id)
-    for file in images:
-        image = file.read_bytes()
-        if len(image) > MAX_IMAGE_BYTES:
-            raise CliError(f"{file} is larger than {MAX_IMAGE_BYTES} bytes.")
-        request = publishing_pb2.PredictRequest(deployment_id=deployment_id, image=image)
-        found = app.connection.publishing.Predict(request)
-        if app.output.as_json:
-            app.output.line({"image": str(file), **message_dict(found)})
-        else:
-            print_boxes(app.output, file, found, threshold)
-        if output is not None:
-            app.output.remark(f"Drawn: {draw_boxes(output / f'{file.stem}.png', image, online, found, threshold)}")
-
-
-def above(found: publishing_pb2.PredictResponse, threshold: float | None) -> list[publishing_pb2.Detection]:
-    """At or above the threshold; None: at or above what the deployment has for the class."""
-    return [
-        item for item in found.detections if (item.above_threshold if threshold is None else item.score >= threshold)
-    ]
-
-
-def draw_boxes(
-    file: Path,
-    image: bytes,
-    online: publishing_pb2.Deployment,
-    found: publishing_pb2.PredictResponse,
-    threshold: float | None,
-) -> Path:
-    """Draws what is above the threshold. Raises CliError if the file cannot be written."""
-    from saucer.drawing import images  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
-
-    shown = above(found, threshold)
-    if threshold is None:
-        # One figure below the picture for thresholds by class: what all that is drawn has reached, or what none has.
-        own = [item.threshold for item in online.thresholds] or [0.0]
-        threshold = min(own) if shown else max(own)
-    boxes = [
-        images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
-        for item in (shown or found.detections)
-    ]
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(images.boxes_on_image(image, boxes, list(online.classes), threshold))
-    except (OSError, ValueError) as error:
-        raise CliError(f"The picture {file} cannot be drawn: {error}.") from error
-    return file
-
-
 def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
     """What a user wants to know of it."""
     parity = found.parity
@@ -281,23 +217,6 @@ def _versions(found: publishing_pb2.Deployment) -> str:
     candidate = found.candidate
     share = f"with {candidate.percent} % of the traffic" if candidate.ready else "loading, and being replayed"
     return f"{found.version_number}; beside it {candidate.version.number}, {share}"
-
-
-def print_boxes(output: Output, file: Path, found: publishing_pb2.PredictResponse, threshold: float | None) -> None:
-    """As a table what is above the threshold, or that nothing is."""
-    shown = above(found, threshold)
-    if not shown:
-        best = f"the highest score below it is {found.highest_score:.2f}" if found.highest_score else "nothing at all"
-        output.say(f"{file}: nothing above the threshold; {best}.")
-        return
-    output.table(
-        f"{file}, {found.width} × {found.height} px",
-        ("class", "score", "x1", "y1", "x2", "y2"),
-        [
-            (item.class_name, f"{item.score:.3f}", *(f"{value:.1f}" for value in (item.x1, item.y1, item.x2, item.y2)))
-            for item in shown
-        ],
-    )
 
 
 def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> None:

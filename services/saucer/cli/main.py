@@ -32,7 +32,7 @@ TOPICS = {
     "rollback": ("saucer.cli.versions", "A former version again."),
     "split": ("saucer.cli.versions", "A share of the traffic for a new version; promote or abandon it."),
     "stop": ("saucer.cli.deployments", "Take a deployment offline."),
-    "predict": ("saucer.cli.deployments", "Find things on images."),
+    "predict": ("saucer.cli.detecting", "Find things on images."),
     "test": ("saucer.cli.testing", "Draw what a deployment finds on a picture; move the confidence."),
     "billing": ("saucer.cli.billing", "The ledger."),
     "token": ("saucer.cli.tokens", "Tokens."),

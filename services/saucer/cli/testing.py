@@ -8,7 +8,8 @@ import click
 
 from saucer.cli.app import App, Verb, pass_app
 from saucer.cli.deployment_details import DEPLOYMENT
-from saucer.cli.deployments import MAX_IMAGE_BYTES, draw_boxes, get, print_boxes
+from saucer.cli.deployments import get
+from saucer.cli.detecting import MAX_IMAGE_BYTES, draw_boxes, print_boxes
 from saucer.cli.errors import CliError
 from saucer.cli.output import message_dict
 from saucer.publishing.v1 import publishing_pb2

@@ -23,6 +23,8 @@ from PIL import Image
 from saucer.cli import connection, datasets, deployments, evaluation_options, evaluations
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
+from saucer.lib.errors import InvalidArgumentError
+from saucer.lib.grpc_server import to_status
 from saucer.lib.ids import new_id
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from saucer.task.v1 import task_pb2, task_pb2_grpc
@@ -349,6 +351,14 @@ class Script(
         found.detections.add(class_name="plate", score=0.2, x1=5, y1=5, x2=60, y2=40)
         return found
 
+    def PredictStream(self, requests: Any, context: Any) -> Any:
+        for number, request in enumerate(requests, 1):
+            if not request.image:
+                refusal = to_status("PredictStream", InvalidArgumentError("IMAGE_UNREADABLE", "It is no image."))
+                yield publishing_pb2.PredictStreamResponse(request_number=number, error=refusal)
+                continue
+            yield publishing_pb2.PredictStreamResponse(request_number=number, prediction=self.Predict(request, context))
+
 
 def photograph() -> bytes:
     buffer = io.BytesIO()
@@ -672,6 +682,24 @@ def test_predictions_are_filtered_and_drawn(cli: Cli, tmp_path: Path) -> None:
     assert "the highest score below it is 0.70" in nothing
     (found,) = cli.lines("predict", DEPLOYMENT, image)
     assert len(found["detections"]) == 2
+
+
+def test_a_folder_of_images_is_predicted_in_order_and_one_that_is_none_is_named(
+    cli: Cli, script: Script, tmp_path: Path
+) -> None:
+    for name in ("b.JPG", "a.jpg", "c.png"):
+        (tmp_path / name).write_bytes(photograph())
+    (tmp_path / "notes.txt").write_text("no image")
+    found = cli.lines("predict", DEPLOYMENT, str(tmp_path))
+    assert [Path(line["image"]).name for line in found] == ["a.jpg", "b.JPG", "c.png"]
+    assert script.predicted == 3
+    (tmp_path / "b.JPG").write_bytes(b"")
+    result = cli.result("predict", DEPLOYMENT, str(tmp_path))
+    assert result.exit_code == 1
+    assert "b.JPG: It is no image. (IMAGE_UNREADABLE)" in result.stdout
+    assert "1 of 3 images have no answer" in result.stderr
+    (tmp_path / "empty").mkdir()
+    assert "No image lies in" in cli.fails("predict", DEPLOYMENT, str(tmp_path / "empty"))
 
 
 def test_a_version_is_proposed_split_decided_about_and_rolled_back(cli: Cli, script: Script) -> None:
