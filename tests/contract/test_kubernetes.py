@@ -1,6 +1,7 @@
 """deploy/kubernetes describes the processes that there are, and allows the documented call graph and no more.
 
-`make check` compares the manifests with Kubernetes' own schemas.
+`make check` compares the manifests with Kubernetes' own schemas. KEDA's ScaledObject is not among those: its schema is
+here, written after https://keda.sh/docs/latest/reference/scaledobject-spec/ and …/scalers/prometheus/.
 """
 
 import importlib
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -31,6 +33,65 @@ MANIFESTS: list[dict[str, Any]] = [
     document for file in sorted(BASE.glob("*.yaml")) for document in yaml.safe_load_all(file.read_text())
 ]
 NAME = "app.kubernetes.io/name"
+
+
+def _fields(required: dict[str, Any], optional: dict[str, Any]) -> dict[str, Any]:
+    """An object of these fields and no others: a name that is spelled wrong would be passed over in silence."""
+    return {
+        "type": "object",
+        "properties": required | optional,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_TEXT = {"type": "string"}
+# All values of a trigger's metadata are text.
+_FLAG = {"enum": ["true", "false"]}
+_NUMBER = {"type": "string", "pattern": r"^\d+(\.\d+)?$"}
+PROMETHEUS_TRIGGER = _fields(
+    {
+        "type": {"const": "prometheus"},
+        "metadata": _fields(
+            {"serverAddress": {"type": "string", "pattern": "^https?://"}, "query": _TEXT, "threshold": _NUMBER},
+            {
+                "activationThreshold": _NUMBER,
+                "namespace": _TEXT,
+                "customHeaders": _TEXT,
+                "ignoreNullValues": _FLAG,
+                "queryParameters": _TEXT,
+                "unsafeSsl": _FLAG,
+                "timeout": _NUMBER,
+                "authModes": _TEXT,
+            },
+        ),
+    },
+    {
+        "name": _TEXT,
+        "useCachedMetrics": {"type": "boolean"},
+        "metricType": {"enum": ["AverageValue", "Value"]},
+        "authenticationRef": _fields({"name": _TEXT}, {"kind": _TEXT}),
+    },
+)
+SCALED_OBJECT = _fields(
+    {
+        "scaleTargetRef": _fields(
+            {"name": _TEXT}, {"apiVersion": _TEXT, "kind": _TEXT, "envSourceContainerName": _TEXT}
+        ),
+        "triggers": {"type": "array", "minItems": 1, "items": PROMETHEUS_TRIGGER},
+    },
+    {
+        "pollingInterval": _COUNT,
+        "cooldownPeriod": _COUNT,
+        "initialCooldownPeriod": _COUNT,
+        "idleReplicaCount": _COUNT,
+        "minReplicaCount": _COUNT,
+        "maxReplicaCount": _COUNT,
+        "fallback": _fields({"failureThreshold": _COUNT, "replicas": _COUNT}, {"behavior": _TEXT}),
+        "advanced": {"type": "object"},
+    },
+)
 Edge = tuple[str, str, int]
 
 
@@ -200,6 +261,15 @@ def test_triton_has_the_stacks_arguments_but_no_metrics_port() -> None:
         "tritonserver",
         *(argument for argument in expected if not argument.startswith("--metrics")),
     ]
+
+
+def test_what_scales_the_workers_is_as_keda_describes_it() -> None:
+    (scaled,) = of_kind("ScaledObject").values()
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    jsonschema.validate(scaled["spec"], SCALED_OBJECT)
+    for wrong in ("maxReplicas", "triggers"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**scaled["spec"], wrong: 8}, SCALED_OBJECT)
 
 
 def test_workers_are_scaled_by_a_metric_that_training_exports(exported: set[str]) -> None:
