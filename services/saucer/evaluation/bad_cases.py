@@ -117,72 +117,83 @@ def truth_states(scored: Scored, threshold: float) -> NDArray[np.uint8]:
     return states
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FaultRows:
+    """Where the faults at a threshold are, before one is put together: rows of detections that are wrong (`wrong`), and
+    of truths that are missed (`missing`), both ascending."""
+
+    scored: Scored
+    wrong: NDArray[np.intp]
+    missing: NDArray[np.intp]
+
+    def counts(self) -> NDArray[np.int64]:
+        """How many faults each image has, int64 [m]."""
+        images = self.scored.images.size
+        return np.bincount(self.scored.image[self.wrong], minlength=images) + np.bincount(
+            self.scored.truth_image[self.missing], minlength=images
+        )
+
+    def of_images(self, places: NDArray[np.integer]) -> "FaultRows":
+        """Those on the images at these places of Scored.images."""
+        among = np.zeros(self.scored.images.size, np.bool_)
+        among[places] = True
+        return FaultRows(
+            self.scored,
+            self.wrong[among[self.scored.image[self.wrong]]],
+            self.missing[among[self.scored.truth_image[self.missing]]],
+        )
+
+    def faults(self) -> Faults:
+        """All of them."""
+        scored, wrong, missing = self.scored, self.wrong, self.missing
+        nothing = np.full(missing.size, NONE, np.int32)
+        truth = np.concatenate([scored.truth[wrong], missing.astype(np.int32)])
+        named = truth != NONE
+        truth_label = np.full(truth.size, NONE, np.int32)
+        truth_label[named] = scored.truth_label[truth[named]]
+        kind = _kinds_of_verdicts(tuple(FaultKind))[scored.verdict[wrong]]
+        faults = Faults(
+            images=scored.images,
+            image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
+            kind=np.concatenate([kind, np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
+            detection=np.concatenate([wrong.astype(np.int32), nothing]),
+            truth=truth,
+            iou=np.concatenate([scored.iou[wrong], np.zeros(missing.size, np.float32)]),
+            score=np.concatenate([scored.score[wrong], np.full(missing.size, NEVER, np.float32)]),
+            label=np.concatenate([scored.label[wrong], nothing]),
+            truth_label=truth_label,
+        )
+        rows = np.lexsort((faults.truth, faults.detection, -faults.score, faults.kind, faults.image))
+        columns = {field.name: getattr(faults, field.name) for field in fields(Faults)}
+        return Faults(**{name: values if name == "images" else values[rows] for name, values in columns.items()})
+
+
 def bad_cases(
     scored: Scored,
     threshold: float,
     kinds: Collection[FaultKind] = tuple(FaultKind),
     label: int | None = None,
     scores: ScoreRange | None = None,
-    images: NDArray[np.integer] | None = None,
 ) -> Faults:
-    """Faults of the detections with score >= threshold and of the truths that they leave, in O(n + t).
-
-    `kinds`, `label` and `scores` filter; a fault is of a class if its detection or its truth is, so that a confusion
-    shows under both; a miss has no score, so it lies in no range. `images`: only of these places of Scored.images.
-    Raises ValueError for a threshold that is not a number.
-    """
-    wrong, missing = _chosen(scored, threshold, kinds, label, scores)
-    if images is not None:
-        wrong = wrong[np.isin(scored.image[wrong], images)]
-        missing = missing[np.isin(scored.truth_image[missing], images)]
-    nothing = np.full(missing.size, NONE, np.int32)
-    truth = np.concatenate([scored.truth[wrong], missing.astype(np.int32)])
-    named = truth != NONE
-    truth_label = np.full(truth.size, NONE, np.int32)
-    truth_label[named] = scored.truth_label[truth[named]]
-    kind = _kinds_of_verdicts(tuple(FaultKind))[scored.verdict[wrong]]
-    faults = Faults(
-        images=scored.images,
-        image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
-        kind=np.concatenate([kind, np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
-        detection=np.concatenate([wrong.astype(np.int32), nothing]),
-        truth=truth,
-        iou=np.concatenate([scored.iou[wrong], np.zeros(missing.size, np.float32)]),
-        score=np.concatenate([scored.score[wrong], np.full(missing.size, NEVER, np.float32)]),
-        label=np.concatenate([scored.label[wrong], nothing]),
-        truth_label=truth_label,
-    )
-    rows = np.lexsort((faults.truth, faults.detection, -faults.score, faults.kind, faults.image))
-    columns = {field.name: getattr(faults, field.name) for field in fields(Faults)}
-    return Faults(**{name: values if name == "images" else values[rows] for name, values in columns.items()})
+    """All that fault_rows() finds."""
+    return fault_rows(scored, threshold, kinds, label, scores).faults()
 
 
-def fault_counts(
+def fault_rows(
     scored: Scored,
     threshold: float,
     kinds: Collection[FaultKind] = tuple(FaultKind),
     label: int | None = None,
     scores: ScoreRange | None = None,
-) -> NDArray[np.int64]:
-    """How many of the faults of bad_cases() each image has, int64 [m], without listing one."""
-    wrong, missing = _chosen(scored, threshold, kinds, label, scores)
-    images = scored.images.size
-    return np.bincount(scored.image[wrong], minlength=images) + np.bincount(
-        scored.truth_image[missing], minlength=images
-    )
+) -> FaultRows:
+    """Faults of the detections with score >= threshold and of the truths that they leave, in O(n + t).
 
-
-def _chosen(
-    scored: Scored,
-    threshold: float,
-    kinds: Collection[FaultKind],
-    label: int | None,
-    scores: ScoreRange | None,
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Rows of the wrong detections and of the missed truths."""
-    wrong = np.flatnonzero(
-        (_kinds_of_verdicts(kinds)[scored.verdict] != NONE) & (scored.score >= at_score_precision(threshold))
-    )
+    `kinds`, `label` and `scores` filter; a fault is of a class if its detection or its truth is, so that a confusion
+    shows under both; a miss has no score, so it lies in no range. Raises ValueError for a threshold that is not a
+    number.
+    """
+    wrong = np.flatnonzero(scored.score >= at_score_precision(threshold))
+    wrong = wrong[_kinds_of_verdicts(kinds)[scored.verdict[wrong]] != NONE]
     if FaultKind.MISS in kinds and scores is None:
         # A truth that a confused or poorly placed detection names is told of there, and not as a miss again.
         missing = np.flatnonzero(truth_states(scored, threshold) == TruthState.MISSED)
@@ -197,7 +208,7 @@ def _chosen(
         of_truth[truth != NONE] = scored.truth_label[truth[truth != NONE]] == label
         wrong = wrong[(scored.label[wrong] == label) | of_truth]
         missing = missing[scored.truth_label[missing] == label]
-    return wrong, missing
+    return FaultRows(scored, wrong, missing)
 
 
 def _kinds_of_verdicts(kinds: Collection[FaultKind]) -> NDArray[np.int16]:

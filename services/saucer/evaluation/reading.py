@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.evaluation.bad_cases import Fault, FaultKind, ScoreRange, bad_cases, fault_counts
+from saucer.evaluation.bad_cases import Fault, FaultKind, FaultRows, ScoreRange, fault_rows
 from saucer.evaluation.domain import AtThreshold
 from saucer.evaluation.matching import NONE
 from saucer.evaluation.stored import Loaded
@@ -181,39 +181,39 @@ def find_bad_cases(
     loaded: Loaded, threshold: float, wanted: CaseFilter, *, offset: int, limit: int
 ) -> tuple[list[BadCase], int]:
     """Bad cases, most faults first and then by image id, and how many there are in all. An unknown class has none."""
-    images = _worst_first(loaded, threshold, wanted)
-    return _cases(loaded, threshold, wanted, images[offset : offset + limit]), images.size
+    rows = _wanted_rows(loaded, threshold, wanted)
+    images = _worst_first(rows)
+    return _cases(loaded, threshold, rows, images[offset : offset + limit]), images.size
 
 
 def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iterator[BadCase]:
     """All of find_bad_cases(), in its order, a few in memory at a time."""
-    images = _worst_first(loaded, threshold, wanted)
+    rows = _wanted_rows(loaded, threshold, wanted)
+    images = _worst_first(rows)
     for start in range(0, images.size, CASES_AT_ONCE):
-        yield from _cases(loaded, threshold, wanted, images[start : start + CASES_AT_ONCE])
+        yield from _cases(loaded, threshold, rows, images[start : start + CASES_AT_ONCE])
 
 
-def _worst_first(loaded: Loaded, threshold: float, wanted: CaseFilter) -> NDArray[np.intp]:
-    """Places of the images with such faults."""
+def _wanted_rows(loaded: Loaded, threshold: float, wanted: CaseFilter) -> FaultRows:
     if wanted.class_name and wanted.class_name not in loaded.truth.classes:
-        return np.empty(0, np.intp)
-    counts = fault_counts(loaded.scored, threshold, *_arguments(loaded, wanted))
+        nothing = np.empty(0, np.intp)
+        return FaultRows(loaded.scored, nothing, nothing)
+    label = loaded.truth.classes.index(wanted.class_name) if wanted.class_name else None
+    return fault_rows(loaded.scored, threshold, wanted.kinds or tuple(FaultKind), label, wanted.scores)
+
+
+def _worst_first(rows: FaultRows) -> NDArray[np.intp]:
+    """Places of the images with such faults."""
+    counts = rows.counts()
     images = np.flatnonzero(counts)
     return images[np.argsort(-counts[images], kind="stable")]
 
 
-def _cases(loaded: Loaded, threshold: float, wanted: CaseFilter, images: NDArray[np.intp]) -> list[BadCase]:
-    if not images.size:
-        return []
-    faults = bad_cases(loaded.scored, threshold, *_arguments(loaded, wanted), images)
-    by_id = dict(faults.by_image())
+def _cases(loaded: Loaded, threshold: float, rows: FaultRows, images: NDArray[np.intp]) -> list[BadCase]:
+    by_id = dict(rows.of_images(images).faults().by_image())
     return [
         _bad_case(loaded, threshold, image_id, by_id[image_id]) for image_id in loaded.scored.images[images].tolist()
     ]
-
-
-def _arguments(loaded: Loaded, wanted: CaseFilter) -> tuple[Collection[FaultKind], int | None, ScoreRange | None]:
-    label = loaded.truth.classes.index(wanted.class_name) if wanted.class_name else None
-    return wanted.kinds or tuple(FaultKind), label, wanted.scores
 
 
 def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Fault]) -> BadCase:

@@ -75,8 +75,9 @@ def choose(points: PrPoints, goal: Goal, wanted: float | None = None) -> float |
     if goal is Goal.PRECISION:
         enough = np.flatnonzero(points.precision >= wanted)
         return float(points.threshold[enough[-1]]) if enough.size else None
-    enough = np.flatnonzero(points.recall >= wanted)
-    return float(points.threshold[enough[0]]) if enough.size else None
+    # Recall only grows as the threshold falls.
+    first = int(np.searchsorted(points.recall, wanted, "left"))
+    return float(points.threshold[first]) if first < points.recall.size else None
 
 
 def wilson(part: int, whole: int) -> Interval | None:

@@ -19,8 +19,8 @@ from saucer.serving.errors import DetectionsError
 
 FORMAT_VERSION = 1
 """Of a stored LabelledSet; bytes of another version are refused."""
-DEFAULT_POINTS = 200
-"""Of a curve, where no other number is asked for."""
+DEFAULT_POINTS = 100
+"""Of a curve, where no other number is asked for; more look no better, and those of hundreds of classes are slow."""
 KEPT_POINTS = 200_000
 """Points of thinned curves, 20 bytes each, that a Loaded keeps; more are made anew for each call."""
 NAME_BYTES = 400

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saucer.evaluation.bad_cases import FaultKind, Faults, TruthState, bad_cases, fault_counts, truth_states
+from saucer.evaluation.bad_cases import FaultKind, Faults, TruthState, bad_cases, fault_rows, truth_states
 from saucer.evaluation.matching import Scored, match
 from saucer.evaluation.metrics import ThresholdCurves
 from saucer.evaluation.truth import from_coco
@@ -128,7 +128,7 @@ def test_a_range_of_scores_and_counts_without_a_list_agree_with_the_list(
     within = (whole.score >= np.float32(low / 20)) & (whole.score <= np.float32(high / 20))
     assert told(ranged) == [entry for entry, inside in zip(told(whole), within.tolist(), strict=True) if inside]
     for faults, scores in ((whole, None), (ranged, (low / 20, high / 20))):
-        counts = fault_counts(scored, level / 20, label=0, scores=scores)
+        counts = fault_rows(scored, level / 20, label=0, scores=scores).counts()
         assert counts.tolist() == np.bincount(faults.image, minlength=scored.images.size).tolist()
 
 
