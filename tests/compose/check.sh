@@ -16,6 +16,8 @@ mkdir -p "$work"
 say() { printf '\n== %s\n' "$*" >&2; }
 # Debian's docker-compose 1.29 knows no top-level name, and an API of its own age.
 export DOCKER_API_VERSION=1.41 COMPOSE_PROJECT_NAME=saucer
+# The ports lie among those that connections of this machine take for themselves, mostly on 127.0.0.1.
+export HOST_ADDRESS=${HOST_ADDRESS:-127.0.0.2}
 sed '/^name:/d' docker-compose.yml >"$work/docker-compose.yml"
 files=(--file "$work/docker-compose.yml")
 compose() { docker-compose "${files[@]}" --project-directory "$PWD" "$@"; }
