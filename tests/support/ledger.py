@@ -13,6 +13,7 @@ from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
+from tests.support.events import until
 from tests.support.servers import NewDatabase
 
 REGION, SPEC = "local", "cpu-2"
@@ -51,6 +52,19 @@ class Ledger:
 
     async def audit(self) -> Audit:
         return await self.billing.statements.audit()
+
+    async def until_one_waits_for_a_lock(self) -> None:
+        """Until a statement of this database waits for what another transaction holds."""
+
+        async def waits() -> bool:
+            async with self.database.reading() as connection:
+                waiting: bool = await connection.fetchval(
+                    "SELECT EXISTS (SELECT FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock')"
+                )
+            return waiting
+
+        await until(waits)
 
 
 def request_of(

@@ -132,7 +132,7 @@ class Transcoder:
             response = _error_response(_status_of(error, match.route.service))
         except ClientDisconnect:
             return
-        except Exception as error:
+        except Exception as error:  # a fault of ours: INTERNAL, with its trace in the log
             response = _error_response(to_status(name, error))
         requests_total.labels(name, str(response.status_code)).inc()
         await response(scope, receive, send)

@@ -200,7 +200,7 @@ class Consumer:
             return
         try:
             await self.handle(event)
-        except Exception as error:
+        except Exception as error:  # whatever a handler meets: tried again, then kept
             await self._failed(message, event, attempts, error)
         else:
             await message.ack()

@@ -250,7 +250,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                     request = given if isinstance(given, Message) else await _only(given)
                     check(request)
                     response: Message = await call(request, context)
-            except Exception as error:
+            except Exception as error:  # in wire form, whatever it is
                 await self._refuse(method, context, error)
             count_ok.inc()
             seconds.observe(time.perf_counter() - started)
@@ -285,7 +285,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 if self.stopping.is_set():
                     # Not the end of what is streamed: a client goes on where it was, with the next process.
                     raise UnavailableError("STOPPING", "The service is stopping; call again.")
-            except Exception as error:
+            except Exception as error:  # likewise
                 await self._refuse(method, context, error)
             else:
                 calls_total.labels(method, "OK").inc()
@@ -383,7 +383,7 @@ def _recorded(method: str, call: Handler, recorder: Recorder) -> Handler:
         await recorder.asked(call_id, auth.current(), method, request)
         try:
             response: Message = await call(request, context)
-        except Exception as error:
+        except Exception as error:  # its outcome is recorded, whatever it is
             await recorder.answered(call_id, code_pb2.Code.Name(to_status(method, error).code))
             raise
         await recorder.answered(call_id, "OK", response)

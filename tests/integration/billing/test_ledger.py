@@ -198,7 +198,7 @@ async def test_a_second_transaction_on_an_account_waits_for_the_first(ledger: Le
     async with ledger.database.transaction() as tx:
         await tx.connection.fetchrow("SELECT FROM account WHERE account_id = $1 FOR UPDATE", account_id)
         waiting = asyncio.create_task(ledger.second.holds.create(request_of(account_id)))
-        await asyncio.sleep(0.1)
+        await ledger.until_one_waits_for_a_lock()
         assert not waiting.done()
     await waiting
 
