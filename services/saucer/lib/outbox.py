@@ -204,12 +204,17 @@ class Relay:
         self._check_at_s = time.monotonic() + STREAM_CHECK_S
 
     async def _mark(self, positions: list[int], sequences: list[int], about: datetime | None) -> None:
-        """`about` is right to within RENEW_S: it only tells when a row may be forgotten."""
+        """`about` is right to within RENEW_S: it only tells when a row may be forgotten.
+
+        It does not wait for the disk, which would be kept from those who do: of marks that a crash of PostgreSQL loses,
+        the events are sent again (5).
+        """
         async with self._database.reading() as connection:
             await connection.execute(
                 """
                 UPDATE outbox SET sent_at = $3, sequence = sent.sequence
-                FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence)
+                FROM unnest($1::bigint[], $2::bigint[]) AS sent (position, sequence),
+                     set_config('synchronous_commit', 'off', true) AS until_the_end_of_the_statement
                 WHERE outbox.position = sent.position
                 """,
                 positions,
