@@ -117,10 +117,10 @@ async def list_holds(
     return [_hold(row) for row in rows]
 
 
-# See schema/006_grant_before_the_lock.sql.
+# See schema/008_grant_holds.sql.
 HOLD_STATEMENT = (
-    f"SELECT {_STORED}, account_version "  # noqa: S608 - column names
-    "FROM create_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+    "SELECT new_id, refused_for, missing, of_version "
+    "FROM grant_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 )
 
 
@@ -162,7 +162,8 @@ async def insert_holds(connection: Connection, account_id: str, asked: Sequence[
         [one.transfer_id for one in asked],
         [one.over_budget for one in asked],
     )
-    return [_hold(row) for row in rows]
+    by_id = {one.request.hold_id: one for one in asked}
+    return [_answered(by_id[row["new_id"]], row, now) for row in rows]
 
 
 async def insert_hold_of_group(
@@ -260,6 +261,41 @@ async def unused_holds(connection: Connection, before: datetime, limit: int) -> 
         limit,
     )
     return [row["hold_id"] for row in rows]
+
+
+def _answered(asked: Asked, row: asyncpg.Record, now: datetime) -> Hold:
+    """The hold as the statement has just written it."""
+    request, refusal = asked.request, Refusal(row["refused_for"]) if row["refused_for"] else None
+    return Hold(
+        hold_id=request.hold_id,
+        account_id=request.account_id,
+        work_kind=request.work_kind,
+        work_id=request.work_id,
+        start_number=request.start_number,
+        region_id=request.region_id,
+        spec_id=request.spec_id,
+        count=request.count,
+        currency=asked.spec.currency,
+        price_per_hour_micros=asked.spec.price_per_hour_micros,
+        amount_micros=asked.amount_micros,
+        missing_micros=row["missing"] or 0,
+        state=HoldState.REFUSED if refusal else HoldState.GRANTED,
+        refusal=refusal,
+        used=False,
+        charge_status=ChargeStatus.NOT_BILLING,
+        stop_ordered=False,
+        charged_ms=0,
+        settled_micros=0,
+        posted_micros=0,
+        released_micros=0,
+        lost_micros=0,
+        created_at=now,
+        resolved_at=None,
+        revision=1,
+        group_id=None,
+        granted_at=None if refusal else now,
+        account_version=row["of_version"],
+    )
 
 
 def _hold(row: asyncpg.Record) -> Hold:
