@@ -1,4 +1,4 @@
-"""`saucer deployment instances|traffic|events|versions|records`: what is known of one deployment."""
+"""`saucer deployment instances|traffic|events|versions|gate|records`: what is known of one deployment."""
 
 from datetime import UTC, datetime
 
@@ -6,6 +6,7 @@ import click
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, pages, pass_app
+from saucer.cli.errors import CliError
 from saucer.cli.output import enum_word, moment
 from saucer.publishing.v1 import publishing_pb2
 
@@ -89,15 +90,72 @@ def versions(app: App, deployment_id: str, limit: int) -> None:
     request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment_id)
     app.output.listing(
         "",
-        ("version", "model id", "thresholds", "asked for"),
+        ("version", "model id", "thresholds", "runtime", "replay", "asked for"),
         pages(app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
         lambda item: (
             item.number,
             item.model_id,
             ", ".join(f"{one.class_name} {one.threshold:.2f}" for one in item.thresholds),
+            item.gate.runtime,
+            _agreed(item.gate.parity) if item.HasField("gate") else "",
             moment(item, "create_time"),
         ),
     )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@click.argument("version_number", type=click.IntRange(min=1), metavar="[VERSION]", required=False)
+@pass_app
+def gate(app: App, deployment_id: str, version_number: int | None) -> None:
+    """The replay of a version, by default the newest: its runtime, and the images that differed most."""
+    request = publishing_pb2.ListDeploymentVersionsRequest(
+        deployment_id=deployment_id, page_size=1 if version_number is None else 1000
+    )
+    listed = app.connection.publishing.ListDeploymentVersions(request).versions
+    found = next((item for item in listed if version_number in (None, item.number)), None)
+    if found is None or not found.HasField("gate"):
+        raise CliError("That version has not been replayed.")
+    shown = found.gate
+    app.output.record(
+        "",
+        shown,
+        [
+            ("version", found.number),
+            ("replay", _agreed(shown.parity)),
+            ("replayed", moment(shown, "replay_time")),
+            ("runtime", shown.runtime),
+            ("why", shown.runtime_reason),
+            (
+                "tolerance",
+                f"{100 * shown.tolerance_share:g} % within {shown.tolerance_px:g} px of the model's input and "
+                f"{shown.tolerance_score:g} of a score",
+            ),
+        ],
+    )
+    if app.output.as_json:
+        return
+    app.output.table(
+        "What differed most",
+        ("image", "boxes", "unpaired", "only evaluated", "only served", "px", "score"),
+        [
+            (
+                item.image_id,
+                item.boxes,
+                item.unpaired,
+                item.only_evaluated,
+                item.only_served,
+                f"{item.box_px:.3g}",
+                f"{item.score:.3g}",
+            )
+            for item in shown.images
+        ],
+    )
+
+
+def _agreed(parity: publishing_pb2.Parity) -> str:
+    word = "passed" if parity.ok else "failed"
+    return f"{word}: {parity.paired} of {parity.boxes} boxes on {parity.images} images"
 
 
 @click.command(cls=Verb)

@@ -21,7 +21,7 @@ from saucer.cli.app import (
     pages,
     pass_app,
 )
-from saucer.cli.deployment_details import DEPLOYMENT, events, instances, records, traffic, versions
+from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
 from saucer.cli.output import Output, duration, enum_word, moment, money
@@ -114,6 +114,7 @@ deployment.add_command(instances)
 deployment.add_command(traffic)
 deployment.add_command(events)
 deployment.add_command(versions)
+deployment.add_command(gate)
 deployment.add_command(records)
 
 

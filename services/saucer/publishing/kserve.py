@@ -96,7 +96,12 @@ class _KServe:
         deployment, side = await self._find(request.name, request.version)
         number = side.version.number if side else deployment.version.number
         text = config_pbtxt(deployment.deployment_id, version=number)
-        return pb.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+        # What else there is, is between publishing and the model.
+        shown = [output for output in config.output if output.name in OUTPUTS]
+        del config.output[:]
+        config.output.extend(shown)
+        return pb.ModelConfigResponse(config=config)
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         deployment, side = await self._find(request.model_name, request.model_version)

@@ -48,6 +48,9 @@ class PublishingSettings(ServiceSettings):
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
+    # Whether the fastest runtime is found by measurement, once for each model and spec, and serves if the replay
+    # agrees; else the one of evaluations serves.
+    triton_choose_runtime: bool = True
     # What one token may ask for of one replica of publishing, at most a second's worth at once; more is
     # RESOURCE_EXHAUSTED.
     token_requests_per_s: float = Field(default=500.0, gt=0)
@@ -78,10 +81,11 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
         return Placement(
             client,
             objects,
-            model_repository=Path(triton.repository),
+            deployments.gates,
+            triton,
             work_folder=settings.work_folder / triton.triton_id,
-            threads=triton.threads,
             trial_s=settings.triton_trial_s,
+            choose_runtime=settings.triton_choose_runtime,
         )
 
     fleet = Fleet(deployments.tritons, settings.triton_control_key, place)

@@ -20,6 +20,7 @@ from saucer.publishing.domain import (
     UpdateRecord,
     Version,
 )
+from saucer.publishing.gate import Gate
 from saucer.publishing.traffic import PIECE, Piece
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import training_pb2
@@ -130,8 +131,10 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
     )
 
 
-def version_message(version: Version, created_at: datetime | None = None) -> publishing_pb2.Version:
-    """A version; of a list with the time at which it was asked for."""
+def version_message(
+    version: Version, created_at: datetime | None = None, gate: Gate | None = None
+) -> publishing_pb2.Version:
+    """A version; of a list with the time at which it was asked for, and its last replay."""
     return publishing_pb2.Version(
         number=version.number,
         model_id=version.model_id,
@@ -140,6 +143,35 @@ def version_message(version: Version, created_at: datetime | None = None) -> pub
         thresholds=_thresholds(version),
         parity=parity_message(version.parity) if version.parity else None,
         create_time=to_timestamp(created_at),
+        gate=_gate_message(gate) if gate else None,
+    )
+
+
+def _gate_message(gate: Gate) -> publishing_pb2.Gate:
+    return publishing_pb2.Gate(
+        parity=parity_message(gate.parity),
+        images=[
+            publishing_pb2.ImageDifference(
+                image_id=image.image_id,
+                boxes=image.boxes,
+                unpaired=image.boxes - image.paired,
+                only_evaluated=image.only_evaluated,
+                only_served=image.only_served,
+                box_px=image.box_px,
+                score=image.score,
+            )
+            for image in gate.worst
+        ],
+        runtime=gate.choice.runtime,
+        times=[
+            publishing_pb2.RuntimeTime(runtime=runtime, image_ms=took_ms)
+            for runtime, took_ms in gate.choice.measured_ms
+        ],
+        runtime_reason=gate.choice.reason,
+        tolerance_px=gate.tolerance.box_px,
+        tolerance_score=gate.tolerance.score,
+        tolerance_share=gate.tolerance.permille / 1000,
+        replay_time=to_timestamp(gate.replayed_at),
     )
 
 

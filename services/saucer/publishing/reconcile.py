@@ -358,7 +358,7 @@ def _places(deployment: Deployment) -> list[str]:
 def _disagreement(parity: Parity) -> str:
     return (
         f"Only {parity.paired} of {parity.boxes} boxes of the replay agree with the evaluation; worst: images "
-        f"{', '.join(str(image) for image in parity.worst_images)}."
+        f"{', '.join(str(image) for image in parity.worst_images)}; the version's gate says what differs."
     )
 
 

@@ -143,7 +143,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         )
         shown = found[: page.size]
         return publishing_pb2.ListDeploymentVersionsResponse(
-            versions=[version_message(version, created_at) for version, created_at in shown],
+            versions=[version_message(*item) for item in shown],
             next_page_token=page.token([shown[-1][0].number] if len(found) > page.size else None),
         )
 

@@ -6,6 +6,7 @@ reached over a network it is a way into its memory.
 
 import asyncio
 import contextlib
+import json
 import struct
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+
+from saucer.serving.choosing import Choice
+from saucer.serving.runtime import EVALUATED_WITH
 
 HEALTH_S = 2.0  # a server that does not answer by then counts as unavailable
 LOAD_S = 120.0  # a model that has not loaded by then has failed
@@ -33,6 +37,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _OUTPUT_TYPES = {"BOXES": np.float32, "SCORES": np.float32, "LABELS": np.int32, "COUNT": np.int32}
+_LENGTH_BYTES = 4  # of a string in KServe's raw form, before its bytes
 _AT_REST = ("", "UNAVAILABLE")  # states of a version that holds nothing
 
 
@@ -66,6 +71,15 @@ class Boxes:
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
     version: str  # the version that answered
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the process says that serves a model: with which runtime, and its last log lines (serving/journal.py)."""
+
+    process: str
+    choice: Choice
+    lines: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -169,6 +183,17 @@ class TritonClient:
         Raises InferRefused, ModelFailed, TritonUnavailable.
         """
         return _boxes(await self.forward(_infer_request(model, image, version), timeout_s))
+
+    async def report(self, model: str, version: str = "", timeout_s: float = INFER_S) -> Report:
+        """What one process says that serves the model. Raises ModelFailed, TritonUnavailable."""
+        request = _infer_request(model, b"", version)
+        request.outputs.add(name="REPORT")
+        answer = await self.forward(request, timeout_s)
+        if not answer.raw_output_contents:  # it was written before models made reports
+            return Report("", Choice(EVALUATED_WITH), ())
+        fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
+        choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])
+        return Report(fields["process"], choice, tuple(fields["lines"]))
 
     async def forward(self, request: pb.ModelInferRequest, timeout_s: float = INFER_S) -> pb.ModelInferResponse:
         """Triton's own answer to a KServe request. Raises InferRefused, ModelFailed, TritonUnavailable."""

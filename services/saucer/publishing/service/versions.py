@@ -14,7 +14,7 @@ from datetime import datetime
 from saucer.lib.auth import current
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, store, triton_store, version_store
+from saucer.publishing import domain, gate_store, store, triton_store, version_store
 from saucer.publishing.domain import (
     MOVABLE,
     SERVED,
@@ -26,6 +26,7 @@ from saucer.publishing.domain import (
     UpdateRecord,
     Version,
 )
+from saucer.publishing.gate import Gate
 from saucer.publishing.service.changes import owned, write
 from saucer.publishing.service.records import SAUCER, record
 from saucer.publishing.service.starts import Starts, checked_thresholds
@@ -182,11 +183,13 @@ class Versions:
 
     async def list_versions(
         self, deployment_id: str, *, before: int | None, limit: int
-    ) -> list[tuple[Version, datetime]]:
-        """With the times at which they were asked for; newest first. Raises NotFoundError."""
+    ) -> list[tuple[Version, datetime, Gate | None]]:
+        """With the times at which they were asked for and their last replays; newest first. Raises NotFoundError."""
         async with self._database.reading() as connection:
             await _seen(await store.get(connection, deployment_id), deployment_id)
-            return await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
+            gates = await gate_store.gates_of(connection, deployment_id)
+            found = await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
+        return [(version, created_at, gates.get(version.number)) for version, created_at in found]
 
     async def list_records(self, deployment_id: str, *, before: int | None, limit: int) -> list[UpdateRecord]:
         """Newest first. Raises NotFoundError."""

@@ -356,6 +356,7 @@ class Version(_message.Message):
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     model_id: _builtins.str
     evaluation_id: _builtins.str
@@ -371,6 +372,10 @@ class Version(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for; of a list."""
 
+    @_builtins.property
+    def gate(self) -> Global___Gate:
+        """Its last replay, whether it agreed or not; of a list."""
+
     def __init__(
         self,
         *,
@@ -381,14 +386,138 @@ class Version(_message.Message):
         thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
         parity: Global___Parity | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        gate: Global___Gate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "parity", b"parity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "create_time", b"create_time", "evaluation_id", b"evaluation_id", "model_id", b"model_id", "number", b"number", "parity", b"parity", "thresholds", b"thresholds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "create_time", b"create_time", "evaluation_id", b"evaluation_id", "gate", b"gate", "model_id", b"model_id", "number", b"number", "parity", b"parity", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Gate(_message.Message):
+    """The replay of a version, in full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARITY_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    RUNTIME_REASON_FIELD_NUMBER: _builtins.int
+    TOLERANCE_PX_FIELD_NUMBER: _builtins.int
+    TOLERANCE_SCORE_FIELD_NUMBER: _builtins.int
+    TOLERANCE_SHARE_FIELD_NUMBER: _builtins.int
+    REPLAY_TIME_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """With which it was served: onnxruntime, openvino or openvino_bf16. The first is the one of evaluations."""
+    runtime_reason: _builtins.str
+    """Why this runtime."""
+    tolerance_px: _builtins.float
+    """How far partners may be apart with this runtime: a side in pixels of the model's input (as many times more as the
+    image is larger), and the score.
+    """
+    tolerance_score: _builtins.float
+    tolerance_share: _builtins.float
+    """Of the boxes that count, so many must have a partner."""
+    @_builtins.property
+    def parity(self) -> Global___Parity: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageDifference]:
+        """The images that differed most, at most 10; worst first."""
+
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuntimeTime]:
+        """What each took for one image on the spec's machine, the fastest first; empty where it was not measured."""
+
+    @_builtins.property
+    def replay_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        parity: Global___Parity | None = ...,
+        images: _abc.Iterable[Global___ImageDifference] | None = ...,
+        runtime: _builtins.str = ...,
+        times: _abc.Iterable[Global___RuntimeTime] | None = ...,
+        runtime_reason: _builtins.str = ...,
+        tolerance_px: _builtins.float = ...,
+        tolerance_score: _builtins.float = ...,
+        tolerance_share: _builtins.float = ...,
+        replay_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "replay_time", b"replay_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "parity", b"parity", "replay_time", b"replay_time", "runtime", b"runtime", "runtime_reason", b"runtime_reason", "times", b"times", "tolerance_px", b"tolerance_px", "tolerance_score", b"tolerance_score", "tolerance_share", b"tolerance_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class RuntimeTime(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    IMAGE_MS_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    image_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        image_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_ms", b"image_ms", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuntimeTime: _TypeAlias = RuntimeTime  # noqa: Y015
+
+@_typing.final
+class ImageDifference(_message.Message):
+    """What differs in one image between the evaluation and what is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    UNPAIRED_FIELD_NUMBER: _builtins.int
+    ONLY_EVALUATED_FIELD_NUMBER: _builtins.int
+    ONLY_SERVED_FIELD_NUMBER: _builtins.int
+    BOX_PX_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.int
+    boxes: _builtins.int
+    """That count, of both sides together; of these, those without a partner."""
+    unpaired: _builtins.int
+    only_evaluated: _builtins.int
+    """Boxes that one side has, and the other nothing of that class near them."""
+    only_served: _builtins.int
+    box_px: _builtins.float
+    """Of the others: the largest distance of a side in pixels of the image, and of a score."""
+    score: _builtins.float
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.int = ...,
+        boxes: _builtins.int = ...,
+        unpaired: _builtins.int = ...,
+        only_evaluated: _builtins.int = ...,
+        only_served: _builtins.int = ...,
+        box_px: _builtins.float = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_px", b"box_px", "boxes", b"boxes", "image_id", b"image_id", "only_evaluated", b"only_evaluated", "only_served", b"only_served", "score", b"score", "unpaired", b"unpaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageDifference: _TypeAlias = ImageDifference  # noqa: Y015
 
 @_typing.final
 class UpdateRecord(_message.Message):
@@ -473,7 +602,7 @@ class Parity(_message.Message):
     boxes: _builtins.int
     """Boxes above 0.05, of both sides together."""
     paired: _builtins.int
-    """Of these, those with a partner on the other side: same class, IoU >= 0.99, score ± 0.01."""
+    """Of these, those with a partner on the other side: same class, box and score within the tolerance of the runtime."""
     paired_share: _builtins.float
     """paired ÷ boxes; 1 if there are none."""
     @_builtins.property
