@@ -1,4 +1,4 @@
-"""`saucer deployment instances|traffic|events|versions|gate|records`: what is known of one deployment."""
+"""`saucer deployment instances|traffic|logs|events|versions|gate|records`: what is known of one deployment."""
 
 from datetime import UTC, datetime
 
@@ -10,6 +10,8 @@ from saucer.cli.errors import CliError
 from saucer.cli.output import enum_word, moment
 from saucer.publishing.v1 import publishing_pb2
 
+# Among which the gate of one is looked for.
+NEWEST_VERSIONS = 1000
 DEPLOYMENT = click.argument("deployment_id", type=IDENTIFIER, metavar="DEPLOYMENT")
 
 
@@ -44,7 +46,19 @@ def traffic(app: App, deployment_id: str, since: datetime | None, until: datetim
     )
     app.output.listing(
         "",
-        ("from", "version", "requests", "errors", "a second", "p50 ms", "p95 ms", "p99 ms", "load"),
+        (
+            "from",
+            "version",
+            "requests",
+            "errors",
+            "a second",
+            "p50 ms",
+            "p95 ms",
+            "p99 ms",
+            "load",
+            "batch",
+            "queue ms",
+        ),
         app.connection.publishing.ListTrafficSamples(request).samples,
         lambda item: (
             moment(item, "start_time"),
@@ -56,7 +70,24 @@ def traffic(app: App, deployment_id: str, since: datetime | None, until: datetim
             f"{item.latency_p95_ms:.1f}",
             f"{item.latency_p99_ms:.1f}",
             f"{item.load:.2f}",
+            f"{item.batch_size:.2f}",
+            f"{item.queue_ms:.2f}",
         ),
+    )
+
+
+@click.command(cls=Verb)
+@DEPLOYMENT
+@limit_option()
+@pass_app
+def logs(app: App, deployment_id: str, limit: int) -> None:
+    """What its models said, the latest first."""
+    request = publishing_pb2.ListDeploymentLogLinesRequest(deployment_id=deployment_id)
+    app.output.listing(
+        "",
+        ("when", "version", "triton", "level", "message"),
+        pages(app.connection.publishing.ListDeploymentLogLines, request, "lines", limit),
+        lambda item: (moment(item, "log_time"), item.version_number, item.instance_id, item.level, item.message),
     )
 
 
@@ -110,12 +141,12 @@ def versions(app: App, deployment_id: str, limit: int) -> None:
 def gate(app: App, deployment_id: str, version_number: int | None) -> None:
     """The replay of a version, by default the newest: its runtime, and the images that differed most."""
     request = publishing_pb2.ListDeploymentVersionsRequest(
-        deployment_id=deployment_id, page_size=1 if version_number is None else 1000
+        deployment_id=deployment_id, page_size=1 if version_number is None else NEWEST_VERSIONS
     )
     listed = app.connection.publishing.ListDeploymentVersions(request).versions
     found = next((item for item in listed if version_number in (None, item.number)), None)
     if found is None or not found.HasField("gate"):
-        raise CliError("That version has not been replayed.")
+        raise CliError(f"That version has not been replayed, or is not one of the newest {NEWEST_VERSIONS}.")
     shown = found.gate
     app.output.record(
         "",

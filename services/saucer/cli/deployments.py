@@ -21,7 +21,7 @@ from saucer.cli.app import (
     pages,
     pass_app,
 )
-from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, records, traffic, versions
+from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, logs, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
 from saucer.cli.output import Output, duration, enum_word, moment, money
@@ -112,6 +112,7 @@ def deployment() -> None:
 
 deployment.add_command(instances)
 deployment.add_command(traffic)
+deployment.add_command(logs)
 deployment.add_command(events)
 deployment.add_command(versions)
 deployment.add_command(gate)

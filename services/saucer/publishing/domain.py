@@ -217,6 +217,26 @@ class DeploymentEvent:
 
 
 @dataclass(frozen=True)
+class LogLine:
+    """What a process said that serves a model, which numbers its lines from 1: INFO, WARNING or ERROR."""
+
+    number: int
+    level: str
+    message: str
+    logged_at: datetime
+
+
+@dataclass(frozen=True)
+class KeptLine:
+    """A line as it is kept: ascending positions, and whose it is."""
+
+    position: int
+    version_number: int
+    triton_id: str
+    line: LogLine
+
+
+@dataclass(frozen=True)
 class Triton:
     """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
 

@@ -23,6 +23,7 @@ from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
+from saucer.publishing.sampling import sample
 from saucer.publishing.service import Deployments
 from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import TRIAL_S
@@ -55,7 +56,7 @@ class PublishingSettings(ServiceSettings):
     # RESOURCE_EXHAUSTED.
     token_requests_per_s: float = Field(default=500.0, gt=0)
     token_megabytes_per_s: float = Field(default=200.0, gt=0)
-    # Series and events of deployments.
+    # Series, events and log lines of deployments.
     monitoring_keep_days: int = Field(default=7, ge=1, le=365)
     # Scratch, of this process alone.
     work_folder: Path
@@ -82,6 +83,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
             client,
             objects,
             deployments.gates,
+            deployments.monitoring,
             triton,
             work_folder=settings.work_folder / triton.triton_id,
             trial_s=settings.triton_trial_s,
@@ -99,6 +101,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
         deployments, fleet, Limits(settings.token_requests_per_s, settings.token_megabytes_per_s * 1_000_000)
     )
     process.background("tell_use", endpoint.tell_use())
+    process.background("sample", sample(fleet, deployments.monitoring))
     process.background("tell_traffic", endpoint.tell_traffic(replica))
     await process.serve(
         settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events], database

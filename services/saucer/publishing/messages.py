@@ -8,12 +8,14 @@ from saucer.billing.v1 import billing_pb2
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
 from saucer.lib.errors import InvalidArgumentError
+from saucer.publishing.batching import Counters
 from saucer.publishing.domain import (
     Candidate,
     Deployment,
     DeploymentEvent,
     Evaluation,
     Form,
+    KeptLine,
     Model,
     Parity,
     Triton,
@@ -217,8 +219,8 @@ def instances_message(deployment: Deployment, tritons: Sequence[Triton]) -> publ
     )
 
 
-def sample_message(piece: Piece) -> publishing_pb2.TrafficSample:
-    """Requests to one version in one piece of time."""
+def sample_message(piece: Piece, counted: Counters) -> publishing_pb2.TrafficSample:
+    """Requests to one version in one piece of time, and what Triton counted in it."""
     return publishing_pb2.TrafficSample(
         version_number=piece.version_number,
         start_time=to_timestamp(piece.began_at),
@@ -229,6 +231,19 @@ def sample_message(piece: Piece) -> publishing_pb2.TrafficSample:
         latency_p95_ms=piece.percentile_ms(0.95),
         latency_p99_ms=piece.percentile_ms(0.99),
         load=piece.load,
+        batch_size=counted.batch_size,
+        queue_ms=counted.queue_ms,
+    )
+
+
+def log_line_message(kept: KeptLine) -> publishing_pb2.DeploymentLogLine:
+    """What a model said."""
+    return publishing_pb2.DeploymentLogLine(
+        version_number=kept.version_number,
+        instance_id=kept.triton_id,
+        level=kept.line.level,
+        message=kept.line.message,
+        log_time=to_timestamp(kept.line.logged_at),
     )
 
 

@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -29,13 +30,15 @@ from prometheus_client import Counter
 
 from saucer import serving
 from saucer.lib.errors import DataLossError, DomainError, UnavailableError
+from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.publishing import repository
-from saucer.publishing.domain import Model, Parity, Triton
+from saucer.publishing.domain import LogLine, Model, Parity, Triton
 from saucer.publishing.gate import Gate, RuntimeChoice, explain, fall_back, make_gate
 from saucer.publishing.replay import Sample, choose_samples, replay
 from saucer.publishing.service.gates import Gates
-from saucer.publishing.triton import TritonClient, TritonUnavailable
+from saucer.publishing.service.monitoring import Monitoring
+from saucer.publishing.triton import ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.errors import ModelFolderError
 from saucer.serving.runtime import EVALUATED_WITH, RUNTIMES, TOLERANCES
 from saucer.serving.spec import ModelSpec
@@ -69,6 +72,13 @@ def read_name(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2] or 1)) if match else None
 
 
+def known_name(name: str) -> tuple[str, int]:
+    """The same, of a name that is ours."""
+    found = read_name(name)
+    assert found is not None, f"{name} is ours"
+    return found
+
+
 class Placement:
     """One Triton server, and its model repository as a folder. Belongs to one event loop."""
 
@@ -77,6 +87,7 @@ class Placement:
         triton: TritonClient,
         objects: Objects,
         gates: Gates,
+        monitoring: Monitoring,
         place: Triton,
         *,
         work_folder: Path,
@@ -91,6 +102,7 @@ class Placement:
         self._triton = triton
         self._objects = objects
         self._gates = gates
+        self._monitoring = monitoring
         self._place = place
         self._repository = Path(place.repository)
         self._work_folder = work_folder
@@ -116,9 +128,7 @@ class Placement:
             if not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
                 log.warning("runtime_disagrees", name=name, runtime=gate.choice.runtime, paired=gate.parity.paired)
                 gate, probe_key = await self._try(name, start_number, model, folder, samples, fall_back(gate))
-        named = read_name(name)
-        assert named is not None, "it is a name of ours"
-        await self._gates.keep(*named, model.model_id, self._place, gate)
+        await self._gates.keep(*known_name(name), model.model_id, self._place, gate)
         replays_total.labels(gate.parity.ok).inc()
         return gate.parity, probe_key
 
@@ -190,7 +200,9 @@ class Placement:
         """Loads it with the chosen runtime, or with the one that its machine chooses, and replays."""
         runtimes = [chosen.runtime] if chosen else self._runtimes
         input_size = await self._load(name, start_number, model, folder, runtimes)
-        found = (await self._triton.report(name, str(start_number))).choice
+        report = await self._triton.report(name, str(start_number))
+        await self._keep_lines(name, report.process, report.lines)
+        found = report.choice
         # A machine that lacks the chosen runtime takes the one of evaluations.
         choice = chosen if chosen is not None and chosen.runtime == found.runtime else explain(found)
         compared, probe_key = await replay(
@@ -228,8 +240,16 @@ class Placement:
                 runtimes=runtimes,
             ),
         )
-        await self._triton.load(name)
+        try:
+            await self._triton.load(name)
+        except ModelFailed as error:
+            line = LogLine(1, "ERROR", f"did not load: {error.reason}", datetime.now(UTC))
+            await self._keep_lines(name, new_id(), [line])
+            raise
         return (await asyncio.to_thread(ModelSpec.load, written)).input_size
+
+    async def _keep_lines(self, name: str, process: str, lines: Sequence[LogLine]) -> None:
+        await self._monitoring.store_lines(*known_name(name), self._place.triton_id, process, lines)
 
     async def _probe_image(self, key: str) -> bytes:
         """The kept test image; a plain one while the object store does not give it: whether it serves, any shows."""

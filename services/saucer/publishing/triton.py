@@ -9,6 +9,7 @@ import contextlib
 import json
 import struct
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import grpc
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from saucer.publishing.batching import Counters
+from saucer.publishing.domain import LogLine
 from saucer.serving.choosing import Choice
 from saucer.serving.runtime import EVALUATED_WITH
 
@@ -79,7 +82,7 @@ class Report:
 
     process: str
     choice: Choice
-    lines: tuple[dict[str, Any], ...]
+    lines: tuple[LogLine, ...]
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,20 @@ class TritonClient:
             return Report("", Choice(EVALUATED_WITH), ())
         fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
         choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])
-        return Report(fields["process"], choice, tuple(fields["lines"]))
+        return Report(fields["process"], choice, tuple(map(_line, fields["lines"])))
+
+    async def counters(self, timeout_s: float = HEALTH_S) -> dict[str, Counters]:
+        """What the server has counted of each model since it loaded it. Raises TritonUnavailable."""
+        try:
+            answer = await self._stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TritonUnavailable(_sentence(error)) from error
+        found: dict[str, Counters] = {}
+        for model in answer.model_stats:
+            queue = model.inference_stats.queue
+            counted = Counters(model.inference_count, model.execution_count, queue.count, queue.ns // 1000)
+            found[model.name] = found.get(model.name, Counters()).plus(counted)
+        return found
 
     async def forward(self, request: pb.ModelInferRequest, timeout_s: float = INFER_S) -> pb.ModelInferResponse:
         """Triton's own answer to a KServe request. Raises InferRefused, ModelFailed, TritonUnavailable."""
@@ -222,6 +238,11 @@ class TritonClient:
                 return ModelFailed(late) if await self.live() else TritonUnavailable(late)
             case _:
                 return ModelFailed(_sentence(error))
+
+
+def _line(fields: dict[str, Any]) -> LogLine:
+    logged_at = datetime.fromtimestamp(fields["time_s"], UTC)
+    return LogLine(fields["number"], fields["level"], fields["message"], logged_at)
 
 
 def _infer_request(model: str, image: bytes, version: str) -> pb.ModelInferRequest:

@@ -38,6 +38,8 @@ _journal = importlib.import_module(".serving.journal", __package__)
 _trial = importlib.import_module(".serving.trial", __package__)
 
 REPORT = "REPORT"
+REFUSALS_S = 10.0
+"""Between two lines about images that were refused: what comes from outside must not fill a log."""
 
 
 class TritonPythonModel:
@@ -48,6 +50,7 @@ class TritonPythonModel:
         threads = int(parameters.get("threads", {}).get("string_value", "1"))
         runtimes = parameters["runtimes"]["string_value"].split(",")
         self._journal = _journal.Journal()
+        self._refused, self._refusal_told_s = 0, -REFUSALS_S
         begun_s = time.perf_counter()
         # A model that ends this process while it loads would block its name in Triton for good.
         trial_s = float(parameters["trial_s"]["string_value"])
@@ -74,9 +77,6 @@ class TritonPythonModel:
         detections = iter(self._infer([image for images in prepared if isinstance(images, list) for image in images]))
         return [self._response(images, detections) for images in prepared]
 
-    def finalize(self) -> None:
-        self._log("INFO", "ends")
-
     def _prepare(self, request: Any) -> Any:
         """A request's prepared images, the reason why one of them cannot be read, or None if it asks for REPORT."""
         if list(request.requested_output_names()) == [REPORT]:
@@ -85,8 +85,14 @@ class TritonPythonModel:
         try:
             return [self._detector.prepare(item) for item in data.reshape(-1)]
         except _errors.UnreadableImage as error:
-            self._log("WARNING", f"an image was refused: {error.reason}")
+            self._tell_refusal(error.reason)
             return error
+
+    def _tell_refusal(self, reason: str) -> None:
+        self._refused += 1
+        if time.monotonic() - self._refusal_told_s >= REFUSALS_S:
+            self._log("WARNING", f"images were refused: {self._refused}; the last: {reason}")
+            self._refused, self._refusal_told_s = 0, time.monotonic()
 
     def _infer(self, images: list[Any]) -> list[Any]:
         try:

@@ -827,6 +827,8 @@ class TrafficSample(_message.Message):
     LATENCY_P95_MS_FIELD_NUMBER: _builtins.int
     LATENCY_P99_MS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
     version_number: _builtins.int
     requests: _builtins.int
     """That Triton was asked; those refused before that are in none."""
@@ -839,6 +841,11 @@ class TrafficSample(_message.Message):
     latency_p99_ms: _builtins.float
     load: _builtins.float
     """Requests in progress at a time, on average."""
+    batch_size: _builtins.float
+    """As Triton counts, which knows no errors, and has publishing's own probes among its requests: images computed
+    together, and the time that a request waited for that, on average. 0: nothing is known of it.
+    """
+    queue_ms: _builtins.float
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Of 15 seconds."""
@@ -855,10 +862,12 @@ class TrafficSample(_message.Message):
         latency_p95_ms: _builtins.float = ...,
         latency_p99_ms: _builtins.float = ...,
         load: _builtins.float = ...,
+        batch_size: _builtins.float = ...,
+        queue_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "load", b"load", "requests", b"requests", "requests_per_second", b"requests_per_second", "start_time", b"start_time", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "errors", b"errors", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "load", b"load", "queue_ms", b"queue_ms", "requests", b"requests", "requests_per_second", b"requests_per_second", "start_time", b"start_time", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -986,6 +995,90 @@ class ListDeploymentEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDeploymentEventsResponse: _TypeAlias = ListDeploymentEventsResponse  # noqa: Y015
+
+@_typing.final
+class DeploymentLogLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    LOG_TIME_FIELD_NUMBER: _builtins.int
+    version_number: _builtins.int
+    instance_id: _builtins.str
+    """Where the process was that said it."""
+    level: _builtins.str
+    """INFO, WARNING or ERROR."""
+    message: _builtins.str
+    @_builtins.property
+    def log_time(self) -> _timestamp_pb2.Timestamp:
+        """By the clock of the instance's machine."""
+
+    def __init__(
+        self,
+        *,
+        version_number: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        level: _builtins.str = ...,
+        message: _builtins.str = ...,
+        log_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log_time", b"log_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "level", b"level", "log_time", b"log_time", "message", b"message", "version_number", b"version_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentLogLine: _TypeAlias = DeploymentLogLine  # noqa: Y015
+
+@_typing.final
+class ListDeploymentLogLinesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentLogLinesRequest: _TypeAlias = ListDeploymentLogLinesRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentLogLinesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLogLine]: ...
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___DeploymentLogLine] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentLogLinesResponse: _TypeAlias = ListDeploymentLogLinesResponse  # noqa: Y015
 
 @_typing.final
 class Instance(_message.Message):
