@@ -23,13 +23,16 @@ def instances(app: App, deployment_id: str) -> None:
     request = publishing_pb2.ListInstancesRequest(deployment_id=deployment_id)
     app.output.listing(
         "",
-        ("triton", "version", "answers", "serves"),
+        ("triton", "version", "answers", "serves", "state", "since", "message"),
         app.connection.publishing.ListInstances(request).instances,
         lambda item: (
             item.instance_id,
             item.version_number,
             "yes" if item.live else "no",
             "yes" if item.serving else "no",
+            enum_word(item, "state"),
+            moment(item, "state_time"),
+            item.message,
         ),
     )
 

@@ -106,11 +106,11 @@ class _KServe:
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         deployment, side = await self._find(request.model_name, request.model_version)
         deployment = await self._endpoint.active(deployment.deployment_id)
-        answer, side = await self._endpoint.infer(
+        answer, version = await self._endpoint.infer(
             deployment, side or choose(deployment), _inner(request), context.time_remaining()
         )
         answer.model_name = deployment.deployment_id
-        answer.model_version = str(side.version.number)
+        answer.model_version = str(version.number)
         return answer
 
     async def _find(self, name: str, number: str) -> tuple[Deployment, Side | None]:

@@ -1,6 +1,6 @@
 """Domain to message and back, for requests, replies and events alike."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import datetime
 
@@ -13,6 +13,7 @@ from saucer.publishing.domain import (
     Candidate,
     Deployment,
     DeploymentEvent,
+    DeploymentState,
     Evaluation,
     Form,
     KeptLine,
@@ -112,6 +113,7 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         currency=deployment.currency,
         charged_ms=deployment.charged_ms,
         cost_micros=deployment.cost_micros,
+        serving_replicas=len(deployment.counted) if deployment.state is DeploymentState.ACTIVE else 0,
         parity=parity_message(deployment.version.parity) if deployment.version.parity else None,
         stop_time=to_timestamp(deployment.stop_at),
         idle_stop=to_duration(form.idle_stop_ms),
@@ -206,15 +208,20 @@ def record_message(record: UpdateRecord) -> publishing_pb2.UpdateRecord:
     )
 
 
-def instances_message(deployment: Deployment, tritons: Sequence[Triton]) -> publishing_pb2.ListInstancesResponse:
-    """What carries a deployment: where it serves, then where its candidate is."""
-    versions = [deployment.version, *([deployment.candidate.version] if deployment.candidate else [])]
+def instances_message(deployment: Deployment, live: Collection[str]) -> publishing_pb2.ListInstancesResponse:
+    """What carries a deployment: the version that serves, then its candidate. `live`: Tritons that answer."""
     return publishing_pb2.ListInstancesResponse(
         instances=[
             publishing_pb2.Instance(
-                instance_id=triton.triton_id, version_number=version.number, live=triton.live, serving=place == 0
+                instance_id=item.triton_id,
+                version_number=item.version_number,
+                live=item.triton_id in live,
+                serving=item.serving and item.version_number == deployment.version.number,
+                state=publishing_pb2.InstanceState.Value(f"INSTANCE_STATE_{item.state}"),
+                state_time=to_timestamp(item.since),
+                message=item.message,
             )
-            for place, (triton, version) in enumerate(zip(tritons, versions, strict=False))
+            for item in (*deployment.own_instances, *deployment.candidate_instances)
         ]
     )
 

@@ -165,7 +165,8 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         self, request: publishing_pb2.ListInstancesRequest, context: Context
     ) -> publishing_pb2.ListInstancesResponse:
         deployment = await self._deployments.get(request.deployment_id)
-        return instances_message(deployment, await self._deployments.tritons.of(deployment))
+        tritons = await self._deployments.tritons.list_tritons()
+        return instances_message(deployment, {triton.triton_id for triton, _ in tritons if triton.live})
 
     async def ListTrafficSamples(
         self, request: publishing_pb2.ListTrafficSamplesRequest, context: Context

@@ -327,7 +327,15 @@ class Script(
 
     def ListInstances(self, request: Any, context: Any) -> Any:
         return publishing_pb2.ListInstancesResponse(
-            instances=[publishing_pb2.Instance(instance_id="second", version_number=2, live=True)]
+            instances=[
+                publishing_pb2.Instance(
+                    instance_id="second",
+                    version_number=2,
+                    live=True,
+                    state=publishing_pb2.INSTANCE_STATE_LOST,
+                    message="its process is gone",
+                )
+            ]
         )
 
     def ListTrafficSamples(self, request: Any, context: Any) -> Any:
@@ -743,7 +751,8 @@ def test_a_versions_gate_shows_its_runtime_and_the_images_that_differ(cli: Cli, 
 
 def test_a_deployments_instances_traffic_log_and_events_are_listed(cli: Cli, script: Script) -> None:
     assert "images were refused: 3" in cli("deployment", "logs", DEPLOYMENT)
-    assert "second" in cli("deployment", "instances", DEPLOYMENT)
+    listed = cli("deployment", "instances", DEPLOYMENT)
+    assert all(word in listed for word in ("second", "lost", "its process is gone"))
     assert "12.3" in cli("deployment", "traffic", DEPLOYMENT, "--since", "2026-01-01")
     asked = script.requests[-1]
     assert asked.start_time.ToJsonString() == "2026-01-01T00:00:00Z"

@@ -153,6 +153,29 @@ UPDATE_ACTION_MOVED: UpdateAction.ValueType  # 10
 """Its Triton is drained, or does not answer: it is being loaded on another."""
 Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
 
+class _InstanceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InstanceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InstanceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INSTANCE_STATE_UNSPECIFIED: _InstanceState.ValueType  # 0
+    INSTANCE_STATE_LOADING: _InstanceState.ValueType  # 1
+    """Being put there, and replayed."""
+    INSTANCE_STATE_SERVING: _InstanceState.ValueType  # 2
+    INSTANCE_STATE_LOST: _InstanceState.ValueType  # 3
+    """It has served, and does not now; it is being brought back."""
+
+class InstanceState(_InstanceState, metaclass=_InstanceStateEnumTypeWrapper): ...
+
+INSTANCE_STATE_UNSPECIFIED: InstanceState.ValueType  # 0
+INSTANCE_STATE_LOADING: InstanceState.ValueType  # 1
+"""Being put there, and replayed."""
+INSTANCE_STATE_SERVING: InstanceState.ValueType  # 2
+INSTANCE_STATE_LOST: InstanceState.ValueType  # 3
+"""It has served, and does not now; it is being brought back."""
+Global___InstanceState: _TypeAlias = InstanceState  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A model, online."""
@@ -197,6 +220,7 @@ class Deployment(_message.Message):
     CANDIDATE_FIELD_NUMBER: _builtins.int
     IDLE_STOP_FIELD_NUMBER: _builtins.int
     IDLE_STOP_TIME_FIELD_NUMBER: _builtins.int
+    SERVING_REPLICAS_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -225,6 +249,8 @@ class Deployment(_message.Message):
     budget_micros: _builtins.int
     version_number: _builtins.int
     """The version that serves; model, evaluation, classes, thresholds and parity are its own."""
+    serving_replicas: _builtins.int
+    """Of the replicas, those that serve now; the counter advances by their share."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: until stopped."""
@@ -302,10 +328,11 @@ class Deployment(_message.Message):
         candidate: Global___Candidate | None = ...,
         idle_stop: _duration_pb2.Duration | None = ...,
         idle_stop_time: _timestamp_pb2.Timestamp | None = ...,
+        serving_replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "serving_replicas", b"serving_replicas", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +679,7 @@ class CreateDeploymentRequest(_message.Message):
     region_id: _builtins.str
     spec_id: _builtins.str
     replicas: _builtins.int
+    """Each on a Triton of its own. It serves with fewer, for less, until there is room for all."""
     billing_mode: _billing_pb2.BillingMode.ValueType
     resource_group_id: _builtins.str
     """Of PREPAID: whose capacity it takes."""
@@ -1082,18 +1110,31 @@ Global___ListDeploymentLogLinesResponse: _TypeAlias = ListDeploymentLogLinesResp
 
 @_typing.final
 class Instance(_message.Message):
+    """A version of a deployment on one Triton."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """The Triton's."""
     version_number: _builtins.int
     live: _builtins.bool
-    """It answered when it was last asked."""
+    """The Triton answered when it was last asked."""
     serving: _builtins.bool
-    """It is the version that serves; else the candidate, or where the deployment is being moved to."""
+    """It is SERVING, and of the version that serves: requests go there. Else it is the candidate's, or not SERVING."""
+    state: Global___InstanceState.ValueType
+    message: _builtins.str
+    """What went wrong when it was last tried."""
+    @_builtins.property
+    def state_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
     def __init__(
         self,
         *,
@@ -1101,10 +1142,13 @@ class Instance(_message.Message):
         version_number: _builtins.int = ...,
         live: _builtins.bool = ...,
         serving: _builtins.bool = ...,
+        state: Global___InstanceState.ValueType = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "live", b"live", "serving", b"serving", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "live", b"live", "message", b"message", "serving", b"serving", "state", b"state", "state_time", b"state_time", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
