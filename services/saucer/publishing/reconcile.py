@@ -62,6 +62,7 @@ CANDIDATE_LIMIT = timedelta(minutes=15)
 
 log = structlog.get_logger()
 deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that take or await room in Triton", ["state"])
+missing_gauge = Gauge("saucer_publishing_missing_replicas", "Replicas of ACTIVE deployments that do not serve")
 
 Act = Callable[[Deployment, Instance], Awaitable[None]]
 _S = DeploymentState
@@ -115,6 +116,7 @@ class Reconciler:
                 if loop.time() > held_until_s - ROUND_TIMEOUT_S - 2 * TICK_S:
                     await self._end_tasks()
                     deployments_gauge.clear()
+                    missing_gauge.set(0)
                 await asyncio.sleep(TICK_S)
         finally:
             await self._end_tasks()
@@ -178,6 +180,8 @@ class Reconciler:
     def _measure(self, deployments: list[Deployment]) -> None:
         for state in (*domain.PLACED, _S.QUEUED):
             deployments_gauge.labels(state).set(sum(deployment.state is state for deployment in deployments))
+        active = [deployment for deployment in deployments if deployment.state is _S.ACTIVE]
+        missing_gauge.set(sum(deployment.form.replicas - len(deployment.counted) for deployment in active))
         wanted = {_place(deployment, instance) for deployment in deployments for instance in deployment.instances}
         for gone in self._paused_until_s.keys() - wanted:
             del self._paused_until_s[gone]

@@ -1,6 +1,8 @@
 """Replicas on two real Tritons: both serve, either may die, and what is charged is the share that serves."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +16,7 @@ from saucer.lib.grpc_client import from_rpc
 from saucer.local.servers import TritonServer
 from saucer.publishing import reconcile
 from saucer.publishing.placement import model_name
+from saucer.publishing.triton import INFER_S
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
 from tests.integration.publishing.online import HOLD_MICROS, PRICE_MICROS, Online, jpeg, online
@@ -203,5 +206,27 @@ async def test_a_drained_replica_moves_while_all_serve_on(
             await asyncio.sleep(reconcile.RETIRE_AFTER_S + reconcile.LOOK_EVERY_S)
         assert (fewest, load.failures) == (2, [])
         assert [item.detail for item in await world.records(active)] == ["", "From local to third."]
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
+
+
+async def test_a_triton_that_hangs_delays_the_requests_that_it_has_and_draws_no_more(
+    world: Online, second: TritonServer
+) -> None:
+    async with world.serving():
+        await world.register("second", second)
+        active = await until_serving(world, await two_replicas(world), 2)
+        async with steady_load(world, active) as load:
+            os.killpg(second.pid, signal.SIGSTOP)
+            try:
+                begun_s, before = time.monotonic(), load.answers
+                await until_serving(world, active, 1)
+                hung_s, answers = time.monotonic() - begun_s, load.answers - before
+            finally:
+                os.killpg(second.pid, signal.SIGCONT)
+            await until_serving(world, active, 2)
+        assert not load.failures
+        assert load.longest_s < INFER_S + 5
+        assert answers >= 10 * hung_s, "one of two callers waits, and the other is answered"
         await world.stop(active)
         await world.until_state(active, "STOPPED")
