@@ -37,7 +37,8 @@ async def test_from_labelled_images_to_a_served_detector_and_its_bill(saucer: Sa
     deployment = await saucer.deploy(account, task.model_id)
     assert deployment.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, deployment
     assert deployment.parity.ok
-    assert deployment.parity.paired_share >= 0.995
+    # The least that any runtime is allowed.
+    assert deployment.parity.paired_share >= 0.95
 
     image = first_image(trained.data.folder)
     predict = publishing_pb2.PredictRequest(deployment_id=deployment.deployment_id, image=image)

@@ -1,4 +1,4 @@
-"""A tiny real ONNX graph with the inputs and outputs of a model folder."""
+"""Tiny real ONNX graphs with the inputs and outputs of a model folder."""
 
 from pathlib import Path
 from typing import Any
@@ -82,16 +82,53 @@ def write_model(folder: Path, spec: ModelSpec = SPEC) -> Path:
         "zero": np.array(0, np.float32),
         "box": np.array([[[16, 16, 48, 48]]], np.float32),
     }
+    return _write(folder, spec, nodes, "brightness", constants)
+
+
+def write_cells_model(folder: Path, spec: ModelSpec = SPEC) -> Path:
+    """A model that finds each of its 8 × 8 cells, wider by the cell's blue and red, higher by its green.
+
+    Blue and green are the scores, so that every pixel of an image moves a box or a score.
+    """
+    size, cells = spec.input_size, 8
+    side = size // cells
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[side, side], strides=[side, side]),
+        helper.make_node("Div", ["means", "white"], ["levels"]),
+        helper.make_node("Reshape", ["levels", "rows"], ["columns"]),
+        helper.make_node("Transpose", ["columns"], ["colours"], perm=[0, 2, 1]),
+        helper.make_node("Slice", ["colours", "first", "third", "last"], ["scores"]),
+        helper.make_node("MatMul", ["colours", "growth"], ["grown"]),
+        helper.make_node("Add", ["grown", "cells"], ["boxes"]),
+    ]
+    corners = [[side * x, side * y, side * (x + 1), side * (y + 1)] for y in range(cells) for x in range(cells)]
+    constants: dict[str, NDArray[Any]] = {
+        "white": np.array(255, np.float32),
+        "rows": np.array([0, 3, cells * cells], np.int64),
+        "first": np.array([0], np.int64),
+        "third": np.array([2], np.int64),
+        "last": np.array([2], np.int64),
+        "growth": np.array([[-side, 0, 0, 0], [0, -side, 0, side], [0, 0, side, 0]], np.float32),
+        "cells": np.array([corners], np.float32),
+    }
+    return _write(folder, spec, nodes, "cells", constants)
+
+
+def _write(
+    folder: Path, spec: ModelSpec, nodes: list[onnx.NodeProto], name: str, constants: dict[str, NDArray[Any]]
+) -> Path:
     size = spec.input_size
     graph = helper.make_graph(
         nodes,
-        "brightness",
+        name,
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", size, size, 3])],
         [
             helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["n", "a", 4]),
             helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", "a", 2]),
         ],
-        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+        [numpy_helper.from_array(value, constant) for constant, value in constants.items()],
     )
     folder.mkdir(parents=True, exist_ok=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -186,7 +186,7 @@ def lengthen(monkeypatch: pytest.MonkeyPatch, step: timedelta) -> None:
 
 @asynccontextmanager
 async def platform(
-    new_database: NewDatabase, nats_url: str, folder: Path, token_file: Path, data: Data, triton: Triton
+    new_database: NewDatabase, nats_url: str, folder: Path, token_file: Path, data: Data, *tritons: Triton
 ) -> AsyncIterator[Platform]:
     set_current(Principal("tester", Role.ADMINISTRATOR, None, "t", float("inf")))
     clock = ManualClock(START)
@@ -213,7 +213,9 @@ async def platform(
         tasks = Tasks(databases["task"], task_peers, scenes.load())
         training = Training(databases["training"], Objects(f"file://{folder}"), Bell())
         deployments = Deployments(databases["publishing"], publishing_peers)
-        await deployments.tritons.register(triton)
+        for triton in tritons:
+            await deployments.tritons.register(triton)
+            await deployments.tritons.report(triton.triton_id, live=True)
         handlers = {
             "billing": billing_consumers.handlers(billing),
             "task": task_consumers.handlers(tasks),

@@ -21,7 +21,7 @@ from saucer.cli.app import (
     pages,
     pass_app,
 )
-from saucer.cli.deployment_details import DEPLOYMENT, events, instances, records, traffic, versions
+from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, logs, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
 from saucer.cli.output import Output, duration, enum_word, moment, money
@@ -53,7 +53,7 @@ class ClassThreshold(click.ParamType[publishing_pb2.ClassThreshold]):
 @click.option("--name", help="Default: the model's.")
 @click.option("--region", "region_id", help="Default: the profile's.")
 @click.option("--spec", "spec_id", help="Default: the profile's.")
-@click.option("--replicas", type=int, default=1, show_default=True)
+@click.option("--replicas", type=int, default=1, show_default=True, help="Each on a Triton of its own.")
 @click.option("--billing-mode", type=enum_choice(_MODES), default="postpaid", show_default=True)
 @click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
 @click.option("--budget", type=MONEY, default=0, help="What all its starts together may cost at most: 12.50.")
@@ -112,8 +112,10 @@ def deployment() -> None:
 
 deployment.add_command(instances)
 deployment.add_command(traffic)
+deployment.add_command(logs)
 deployment.add_command(events)
 deployment.add_command(versions)
+deployment.add_command(gate)
 deployment.add_command(records)
 
 
@@ -194,7 +196,7 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
             ("error", found.error_message),
             ("replay", f"{agreed}: {'passed' if parity.ok else 'failed'}" if found.HasField("parity") else None),
             ("version", _versions(found)),
-            ("replicas", f"{found.replicas} of {found.spec_id} in {found.region_id}"),
+            ("replicas", f"{_replicas(found)} of {found.spec_id} in {found.region_id}"),
             ("cost", f"{money(found.cost_micros, found.currency)} for {duration(found.charged_ms / 1000)} of serving"),
             ("hold", money(found.hold_micros, found.currency)),
             ("missing", money(found.missing_micros, found.currency) if found.missing_micros else None),
@@ -209,6 +211,12 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
     )
     for warning in found.warnings:
         output.remark(f"Warning: {warning}")
+
+
+def _replicas(found: publishing_pb2.Deployment) -> str:
+    if found.state != publishing_pb2.DEPLOYMENT_STATE_ACTIVE:
+        return str(found.replicas)
+    return f"{found.replicas}, {found.serving_replicas} serving,"
 
 
 def _versions(found: publishing_pb2.Deployment) -> str:

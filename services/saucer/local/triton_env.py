@@ -104,7 +104,7 @@ def ensure_triton_environment(folder: Path, constraints: Path, say: Callable[[st
             return environment
         say(f"Making Triton's Python environment in {folder.name}.")
         venv.create(folder, clear=True, symlinks=True, with_pip=False)
-        say("Installing Triton and what served models need (about 120 MB to download the first time).")
+        say("Installing Triton and what served models need (about 180 MB to download the first time).")
         _install(environment, constraints)
         environment.lay_out_backend()
         _check_stub(environment)

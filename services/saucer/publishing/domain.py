@@ -1,11 +1,14 @@
 """A deployment: what it is, how its state may move, and what probes and orders make of it. No I/O."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-# A good probe proves at most this much time before it; what is longer ago is not charged.
+from saucer.publishing import instances
+from saucer.publishing.instances import Instance, InstanceState
+
+# A good probe of an instance proves at most this much time before it; what is longer ago is not charged.
 PROBE_GAP_LIMIT = timedelta(seconds=15)
 # While it serves, the counter is told this often.
 PROGRESS_EVERY = timedelta(minutes=1)
@@ -14,7 +17,7 @@ DEFAULT_THRESHOLD = 0.5
 # Between attempts to load: doubles up to the greatest.
 RETRY_FIRST = timedelta(seconds=1)
 RETRY_GREATEST = timedelta(seconds=60)
-# So often Triton may refuse a model that is being deployed; then the deployment has failed, with Triton's reason.
+# So often each Triton may refuse a model that is being deployed; then the deployment has failed, with Triton's reason.
 LOAD_ATTEMPTS = 3
 
 
@@ -39,7 +42,7 @@ AT_REST = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 PLACED = frozenset({_S.DEPLOYING, _S.ACTIVE, _S.DEGRADED, _S.STOPPING})
 # In these it may be updated: a new version may be what helps a DEGRADED one.
 SERVED = frozenset({_S.ACTIVE, _S.DEGRADED})
-# In these it may be placed on another Triton.
+# In these it may be placed on further Tritons, or others.
 MOVABLE = frozenset({_S.DEPLOYING, *SERVED})
 # In these there is nothing to unload.
 UNPLACED = frozenset({_S.PENDING, _S.WAITING, _S.QUEUED})
@@ -167,8 +170,6 @@ class Candidate:
     """A version beside the one that serves: loading and being replayed, then, once it is ready, with its share."""
 
     version: Version
-    # Another than the deployment's: it is being moved there.
-    triton_id: str
     # Of the traffic once it is ready; 0: as soon as it is ready, it takes the place of the one that serves.
     percent: int
     ready: bool
@@ -217,6 +218,26 @@ class DeploymentEvent:
 
 
 @dataclass(frozen=True)
+class LogLine:
+    """What a process said that serves a model, which numbers its lines from 1: INFO, WARNING or ERROR."""
+
+    number: int
+    level: str
+    message: str
+    logged_at: datetime
+
+
+@dataclass(frozen=True)
+class KeptLine:
+    """A line as it is kept: ascending positions, and whose it is."""
+
+    position: int
+    version_number: int
+    triton_id: str
+    line: LogLine
+
+
+@dataclass(frozen=True)
 class Triton:
     """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
 
@@ -232,8 +253,8 @@ class Triton:
     threads: int
     # Takes no more; what it has is moved elsewhere as soon as there is room.
     draining: bool = False
-    # Whether it answered when it was last asked.
-    live: bool = True
+    # Whether it answered when it was last asked; one that was never asked has not.
+    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,8 +268,8 @@ class Deployment:
     # The one that serves, or will.
     version: Version
     candidate: Candidate | None
-    # Where the version that serves is placed; empty: nowhere.
-    triton_id: str
+    # Of the version that serves, and of the candidate.
+    instances: tuple[Instance, ...]
     state: DeploymentState
     # Where a refused new start goes back to.
     former_state: DeploymentState | None
@@ -260,17 +281,14 @@ class Deployment:
     currency: str
     missing_micros: int
     charged_ms: int
-    # The last good probe while it is ACTIVE: the charge is counted up to here.
-    probed_at: datetime | None
+    # What is served and makes no whole millisecond of the counter yet, in microseconds of one instance.
+    charged_rest_us: int
     # When the counter was last told.
     progressed_at: datetime | None
     # The first time in this start.
     active_at: datetime | None
     # When a request last came, as far as that is stored; since when it serves, if that is later.
     used_at: datetime | None
-    # Failures since it last served, and when to try again.
-    attempts: int
-    retry_at: datetime | None
     stop_requested: bool
     end_reason: EndReason | None
     error_message: str
@@ -291,16 +309,38 @@ class Deployment:
         return self.state in AT_REST
 
     @property
+    def own_instances(self) -> list[Instance]:
+        """Of the version that serves, or will."""
+        return [item for item in self.instances if item.version_number == self.version.number]
+
+    @property
+    def candidate_instances(self) -> list[Instance]:
+        """Of the candidate."""
+        number = self.candidate.version.number if self.candidate else None
+        return [item for item in self.instances if item.version_number == number]
+
+    @property
+    def counted(self) -> list[Instance]:
+        """What is charged while it is ACTIVE: as many as there are replicas, at most."""
+        return instances.counted(self.own_instances, self.form.replicas)
+
+    @property
+    def probed_at(self) -> datetime | None:
+        """The last good probe of what serves; None: nothing does."""
+        return max((item.probed_at for item in self.own_instances if item.probed_at is not None), default=None)
+
+    @property
     def cost_micros(self) -> int:
         """Of the present start so far, as billing charges it (PRODUCT 6.3)."""
         return self.price_per_hour_micros * self.form.replicas * (self.charged_ms // 1000) // 3600
 
     @property
     def stop_at(self) -> datetime | None:
-        """When the max duration is reached if it serves without a gap; None: it has none, or does not serve."""
+        """When the max duration is reached if as many serve on as do now; None: it has none, or does not serve."""
         if self.state is not _S.ACTIVE or self.form.max_duration_ms is None or self.probed_at is None:
             return None
-        return self.probed_at + timedelta(milliseconds=self.form.max_duration_ms - self.charged_ms)
+        left_us = (self.form.max_duration_ms - self.charged_ms) * _unit_us(self) - self.charged_rest_us
+        return self.probed_at + timedelta(microseconds=-(-left_us // len(self.counted)))
 
     @property
     def idle_stop_at(self) -> datetime | None:
@@ -312,9 +352,12 @@ class Deployment:
     @property
     def warnings(self) -> tuple[str, ...]:
         """For people."""
+        found = []
         if self.form.max_duration_ms is None and not self.form.prepaid:
-            return ("It has no max duration: it runs, and is charged, until it is stopped.",)
-        return ()
+            found.append("It has no max duration: it runs, and is charged, until it is stopped.")
+        if self.state is _S.ACTIVE and len(self.counted) < self.form.replicas:
+            found.append(f"{describe_serving(self)} Only these are charged.")
+        return tuple(found)
 
 
 def choose_thresholds(
@@ -323,6 +366,14 @@ def choose_thresholds(
     """By class: the given one, else the evaluation's for the class, else its overall one, else the default."""
     fallback = DEFAULT_THRESHOLD if evaluation.recommended_overall is None else evaluation.recommended_overall
     return tuple((name, given.get(name, evaluation.recommended.get(name, fallback))) for name in classes)
+
+
+def describe_serving(deployment: Deployment) -> str:
+    """How many replicas serve, and whether the others wait for a Triton with room; for people."""
+    replicas = deployment.form.replicas
+    missing = replicas - len(deployment.own_instances)
+    waiting = f"; no Triton has room for {missing}" if missing > 0 else ""
+    return f"{len(deployment.counted)} of {replicas} replicas serve{waiting}."
 
 
 def transition(deployment: Deployment, state: DeploymentState, now: datetime) -> Deployment:
@@ -338,13 +389,18 @@ def transition(deployment: Deployment, state: DeploymentState, now: datetime) ->
         deployment,
         state=state,
         charge_status=charge,
-        # Only what is served between two good probes counts, so no time is carried over into or out of ACTIVE.
-        probed_at=now if state is _S.ACTIVE else None,
         candidate=deployment.candidate if state in SERVED else None,
-        triton_id=deployment.triton_id if state in PLACED else "",
+        instances=_kept(deployment, state),
         moved_at=now,
         ended_at=now if state in AT_REST else None,
     )
+
+
+def _kept(deployment: Deployment, state: DeploymentState) -> tuple[Instance, ...]:
+    """A candidate that is left behind is unloaded like anything that nobody wants."""
+    if state in SERVED:
+        return deployment.instances
+    return tuple(deployment.own_instances) if state in PLACED else ()
 
 
 # Starting
@@ -368,7 +424,7 @@ def create(
         form=form,
         version=Version(1, form.model_id, evaluation.evaluation_id, classes, thresholds),
         candidate=None,
-        triton_id="",
+        instances=(),
         state=_S.PENDING,
         former_state=None,
         charge_status=ChargeStatus.NOT_BILLING,
@@ -379,12 +435,10 @@ def create(
         currency="",
         missing_micros=0,
         charged_ms=0,
-        probed_at=None,
+        charged_rest_us=0,
         progressed_at=None,
         active_at=None,
         used_at=None,
-        attempts=0,
-        retry_at=None,
         stop_requested=False,
         end_reason=None,
         error_message="",
@@ -419,12 +473,11 @@ def _fresh(deployment: Deployment) -> Deployment:
         deployment,
         missing_micros=0,
         charged_ms=0,
+        charged_rest_us=0,
         progressed_at=None,
         active_at=None,
         used_at=None,
         version=replace(deployment.version, parity=None, probe_key=""),
-        attempts=0,
-        retry_at=None,
         stop_requested=False,
         end_reason=None,
         error_message="",
@@ -453,94 +506,174 @@ def start_again(deployment: Deployment, request_id: str, now: datetime, form: Fo
         start_request_id=request_id,
         form=form or deployment.form,
         charged_ms=0,
+        charged_rest_us=0,
     )
 
 
 # Serving
 
 
-def deploy(deployment: Deployment, triton_id: str, now: datetime) -> Deployment:
-    """There is room: it is being loaded."""
-    return replace(transition(deployment, _S.DEPLOYING, now), triton_id=triton_id, attempts=0, retry_at=None)
+def place(deployment: Deployment, plan: instances.Plan, now: datetime) -> Deployment:
+    """It gets further instances and loses others. QUEUED: once it has one, it is being deployed."""
+    number = deployment.version.number
+    added = [Instance(number, triton_id, InstanceState.LOADING, now) for triton_id in plan.added]
+    if deployment.state is _S.QUEUED:
+        return replace(transition(deployment, _S.DEPLOYING, now), instances=tuple(added)) if added else deployment
+    own = [*(item for item in deployment.own_instances if item not in plan.given_up), *added]
+    return _carry(deployment, replace(deployment, instances=(*own, *_beside(deployment, own, now))), now)
 
 
-def activate(deployment: Deployment, parity: Parity, probe_key: str, now: datetime) -> Deployment:
-    """The replay agreed: it serves, and the charge begins."""
-    version = replace(deployment.version, parity=parity, probe_key=probe_key)
-    return replace(_serving(deployment, now), version=version, active_at=now)
+def _beside(deployment: Deployment, own: Sequence[Instance], now: datetime) -> list[Instance]:
+    """The candidate's: where the version that serves is."""
+    if deployment.candidate is None:
+        return []
+    known = {item.triton_id: item for item in deployment.candidate_instances}
+    number = deployment.candidate.version.number
+    places = [item.triton_id for item in own]
+    return [known.get(key, Instance(number, key, InstanceState.LOADING, now)) for key in places]
 
 
-def recover(deployment: Deployment, now: datetime) -> Deployment:
-    """It serves again; the gap is not charged."""
-    return _serving(deployment, now)
+def is_placed(deployment: Deployment, leaving: Collection[str]) -> bool:
+    """Whether it has as many instances as it is to have, and none on a Triton that it is to leave."""
+    own = {item.triton_id for item in deployment.own_instances}
+    beside = {item.triton_id for item in deployment.candidate_instances}
+    followed = deployment.candidate is None or beside == own
+    return len(own) == deployment.form.replicas and own.isdisjoint(leaving) and followed
 
 
-def _serving(deployment: Deployment, now: datetime) -> Deployment:
-    return replace(
-        transition(deployment, _S.ACTIVE, now),
-        progressed_at=now,
-        used_at=now,
-        attempts=0,
-        retry_at=None,
-        error_message="",
-    )
+def activate(deployment: Deployment, instance: Instance, parity: Parity, probe_key: str, now: datetime) -> Deployment:
+    """The replay of an instance agreed: it serves. The first makes the deployment ACTIVE, and the charge begins."""
+    if instance.version_number == deployment.version.number:
+        passed = replace(deployment, version=_passed(deployment.version, parity, probe_key))
+    else:
+        assert deployment.candidate is not None, "an instance is of one of the two"
+        version = _passed(deployment.candidate.version, parity, probe_key)
+        passed = replace(deployment, candidate=replace(deployment.candidate, version=version))
+    return _serve(passed, instance, now)
 
 
-def degrade(deployment: Deployment, message: str, now: datetime) -> Deployment:
-    """A probe failed: nothing serves, nothing is charged."""
-    return replace(transition(deployment, _S.DEGRADED, now), error_message=message, attempts=0, retry_at=None)
+def _passed(version: Version, parity: Parity, probe_key: str) -> Version:
+    """The first replay is the one that is shown."""
+    return version if version.parity else replace(version, parity=parity, probe_key=probe_key)
 
 
-def count(deployment: Deployment, now: datetime) -> Deployment:
-    """A good probe of an ACTIVE deployment: the counter goes on, by no more than the limit, up to the max duration.
+def recover(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:
+    """An instance serves again; the gap is not charged."""
+    return _serve(deployment, instance, now)
+
+
+def _serve(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:
+    serving = Instance(instance.version_number, instance.triton_id, InstanceState.SERVING, now, probed_at=now)
+    return _carry(deployment, _with(deployment, serving), now)
+
+
+def lose(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
+    """A probe failed: it does not serve. Without another, nothing of the deployment does."""
+    lost = Instance(instance.version_number, instance.triton_id, InstanceState.LOST, now, message=message)
+    return _carry(deployment, _with(deployment, lost), now)
+
+
+def _with(deployment: Deployment, instance: Instance) -> Deployment:
+    changed = (instance if item.key == instance.key else item for item in deployment.instances)
+    return replace(deployment, instances=tuple(changed))
+
+
+def _carry(former: Deployment, changed: Deployment, now: datetime) -> Deployment:
+    """After a change of instances: the counter goes on, and the state follows.
+
+    On a Triton that counts already, counting goes on from where it stood, whichever version serves there now; on any
+    other it begins now. So at no time more than the wanted replicas count.
+    """
+    counted_to = {item.triton_id: item.probed_at for item in former.counted}
+    for item in changed.counted:
+        changed = _with(changed, replace(item, probed_at=counted_to.get(item.triton_id, now)))
+    if changed.probed_at is None:
+        return _degraded(changed, now) if changed.state is _S.ACTIVE else changed
+    return changed if changed.state is _S.ACTIVE else _active(changed, now)
+
+
+def _active(deployment: Deployment, now: datetime) -> Deployment:
+    active = transition(deployment, _S.ACTIVE, now)
+    return replace(active, progressed_at=now, active_at=deployment.active_at or now, used_at=now, error_message="")
+
+
+def _degraded(deployment: Deployment, now: datetime) -> Deployment:
+    """Nothing serves, nothing is charged."""
+    message = next((item.message for item in deployment.own_instances if item.message), "")
+    return replace(transition(deployment, _S.DEGRADED, now), error_message=message)
+
+
+def count(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:
+    """A good probe of an instance: the counter goes on by its share, by no more than the limit, up to the max duration.
 
     At the max duration, and at its idle stop, the deployment is STOPPING.
     """
-    assert deployment.probed_at is not None, "it is ACTIVE"
-    elapsed = max(timedelta(0), min(now - deployment.probed_at, PROBE_GAP_LIMIT))
-    charged_ms = deployment.charged_ms + elapsed // timedelta(milliseconds=1)
+    assert instance.probed_at is not None, "it is SERVING"
+    probed = _with(deployment, replace(instance, probed_at=max(now, instance.probed_at)))
+    if deployment.state is not _S.ACTIVE or instance not in deployment.counted:
+        return probed
+    elapsed = max(timedelta(0), min(now - instance.probed_at, PROBE_GAP_LIMIT))
+    served_us = deployment.charged_rest_us + elapsed // timedelta(microseconds=1)
+    charged_ms, rest_us = divmod(served_us, _unit_us(deployment))
+    grown = replace(probed, charged_ms=deployment.charged_ms + charged_ms, charged_rest_us=rest_us)
     limit_ms = deployment.form.max_duration_ms
-    if limit_ms is None or charged_ms < limit_ms:
-        if deployment.idle_stop_at is not None and now >= deployment.idle_stop_at:
-            return stop(replace(deployment, charged_ms=charged_ms), EndReason.IDLE, now)
-        due = deployment.progressed_at is None or now - deployment.progressed_at >= PROGRESS_EVERY
-        told_at = now if due else deployment.progressed_at
-        return replace(deployment, charged_ms=charged_ms, probed_at=now, progressed_at=told_at)
-    return stop(replace(deployment, charged_ms=limit_ms), EndReason.DURATION_REACHED, now)
+    if limit_ms is not None and grown.charged_ms >= limit_ms:
+        return stop(replace(grown, charged_ms=limit_ms, charged_rest_us=0), EndReason.DURATION_REACHED, now)
+    if deployment.idle_stop_at is not None and now >= deployment.idle_stop_at:
+        return stop(grown, EndReason.IDLE, now)
+    due = deployment.progressed_at is None or now - deployment.progressed_at >= PROGRESS_EVERY
+    return replace(grown, progressed_at=now) if due else grown
 
 
-def retry_after(deployment: Deployment, message: str, now: datetime) -> Deployment:
-    """Loading failed: the next attempt comes after a pause that grows."""
-    pause = min(RETRY_FIRST * 2 ** min(deployment.attempts, 16), RETRY_GREATEST)
-    return replace(deployment, attempts=deployment.attempts + 1, retry_at=now + pause, error_message=message)
+def _unit_us(deployment: Deployment) -> int:
+    """Microseconds of one instance that make a millisecond of the counter, which all replicas together advance."""
+    return 1000 * deployment.form.replicas
+
+
+def put_off(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
+    """An attempt failed: the next one comes after a pause that grows."""
+    pause = min(RETRY_FIRST * 2 ** min(instance.attempts, 16), RETRY_GREATEST)
+    later = replace(instance, attempts=instance.attempts + 1, retry_at=now + pause, message=message)
+    own = instance.version_number == deployment.version.number
+    # While another serves, the deployment has no error of its own.
+    told = message if own and deployment.state is not _S.ACTIVE else deployment.error_message
+    return replace(_with(deployment, later), error_message=told)
+
+
+def refuse_load(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
+    """A Triton does not serve the model: put off. FAILED once no Triton is left that may try what has never served."""
+    later = put_off(deployment, instance, message, now)
+    if later.state is _S.DEPLOYING and all(item.attempts >= LOAD_ATTEMPTS for item in later.own_instances):
+        return fail(deployment, EndReason.FAILED, f"Triton does not serve the model: {message}", now, None)
+    return later
 
 
 # Versions
 
 
 def propose(deployment: Deployment, version: Version, percent: int, now: datetime) -> Deployment:
-    """A version is to be loaded and replayed beside the one that serves."""
-    return _beside(deployment, version, deployment.triton_id, percent, now)
-
-
-def move(deployment: Deployment, triton_id: str, now: datetime) -> Deployment:
-    """The version that serves is to be loaded and replayed on another Triton, and then to serve from there."""
-    return _beside(deployment, deployment.version, triton_id, 0, now)
-
-
-def _beside(deployment: Deployment, version: Version, triton_id: str, percent: int, now: datetime) -> Deployment:
+    """A version is to be loaded and replayed beside the one that serves, wherever that is."""
     assert deployment.state in SERVED
     assert deployment.candidate is None
-    candidate = Candidate(replace(version, parity=None, probe_key=""), triton_id, percent, ready=False, proposed_at=now)
-    return replace(deployment, candidate=candidate)
+    candidate = Candidate(replace(version, parity=None, probe_key=""), percent, ready=False, proposed_at=now)
+    proposed = replace(deployment, candidate=candidate)
+    own = proposed.own_instances
+    return replace(proposed, instances=(*own, *_beside(proposed, own, now)))
 
 
-def pass_gate(deployment: Deployment, parity: Parity, probe_key: str) -> Deployment:
-    """The candidate's replay agreed: it gets its share, or, where none was asked for, all."""
+def may_be_ready(deployment: Deployment) -> bool:
+    """Whether a candidate that is not called ready yet serves wherever the other version does, and somewhere."""
+    if deployment.candidate is None or deployment.candidate.ready:
+        return False
+    serving = {item.triton_id for item in deployment.candidate_instances if item.serving}
+    return bool(serving) and {item.triton_id for item in deployment.own_instances if item.serving} <= serving
+
+
+def pass_gate(deployment: Deployment, now: datetime) -> Deployment:
+    """The candidate's replays agreed: it gets its share, or, where none was asked for, all."""
     assert deployment.candidate is not None
-    version = replace(deployment.candidate.version, parity=parity, probe_key=probe_key)
-    ready = replace(deployment, candidate=replace(deployment.candidate, version=version, ready=True))
-    return ready if deployment.candidate.percent else promote(ready)
+    ready = replace(deployment, candidate=replace(deployment.candidate, ready=True))
+    return ready if deployment.candidate.percent else promote(ready, now)
 
 
 def split(deployment: Deployment, percent: int) -> Deployment:
@@ -550,17 +683,18 @@ def split(deployment: Deployment, percent: int) -> Deployment:
     return replace(deployment, candidate=replace(deployment.candidate, percent=percent))
 
 
-def promote(deployment: Deployment) -> Deployment:
+def promote(deployment: Deployment, now: datetime) -> Deployment:
     """The candidate, which is ready, takes the place of the version that serves."""
     assert deployment.candidate is not None
     assert deployment.candidate.ready
-    candidate = deployment.candidate
-    return replace(deployment, version=candidate.version, triton_id=candidate.triton_id, candidate=None)
+    beside = tuple(deployment.candidate_instances)
+    promoted = replace(deployment, version=deployment.candidate.version, candidate=None, instances=beside)
+    return _carry(deployment, promoted, now)
 
 
 def abandon(deployment: Deployment) -> Deployment:
     """The version that serves goes on alone."""
-    return replace(deployment, candidate=None)
+    return replace(deployment, candidate=None, instances=tuple(deployment.own_instances))
 
 
 # Ending
@@ -578,13 +712,18 @@ def stop(deployment: Deployment, reason: EndReason, now: datetime) -> Deployment
         stop_requested=True,
         end_reason=reason,
         charge_status=_charge_after(reason),
-        attempts=0,
-        retry_at=None,
+        instances=tuple(replace(item, attempts=0, retry_at=None) for item in stopping.instances),
     )
 
 
+def unloaded(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:
+    """A Triton has nothing of it any more; with the last one it is STOPPED."""
+    left = tuple(item for item in deployment.instances if item.key != instance.key)
+    return replace(deployment, instances=left) if left else stopped(deployment, now)
+
+
 def stopped(deployment: Deployment, now: datetime) -> Deployment:
-    """Nothing of it is in Triton any more."""
+    """Nothing of it is in a Triton any more, or is waited for there."""
     return transition(deployment, _S.STOPPED, now)
 
 

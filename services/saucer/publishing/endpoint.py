@@ -11,11 +11,11 @@ import re
 import time
 import warnings
 from collections import Counter as CountOf
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import asyncpg
 import structlog
@@ -33,6 +33,7 @@ from saucer.lib.errors import (
 )
 from saucer.publishing.domain import Deployment, DeploymentState, Version
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.instances import Instance
 from saucer.publishing.limits import Limits
 from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
@@ -50,6 +51,8 @@ MAX_IN_FLIGHT_TOTAL = 128
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
 # For this long an ACTIVE deployment is not looked up again; one that stops answers for that much longer at most.
 KNOWN_S = 0.5
+# A place where a request failed is asked last for so long; by then it is known whether it serves.
+AVOID_S = 5.0
 # Deployments remembered; above it all are looked up anew.
 MAX_KNOWN = 10_000
 # Between two times at which it is stored which deployments were asked.
@@ -73,12 +76,24 @@ request_seconds = Histogram(
 T = TypeVar("T")
 
 
+class Place(NamedTuple):
+    """Where a version answers, in Triton's words."""
+
+    triton_id: str
+    name: str
+    start: str
+
+
+# The client of a place, the place, and how long it may take.
+Infer = Callable[[TritonClient, Place, float], Awaitable[T]]
+
+
 @dataclass(frozen=True)
 class Side:
-    """A version of a deployment, and where it answers: Triton's id, the name and the version there."""
+    """A version of a deployment, and where it answers."""
 
     version: Version
-    place: tuple[str, str, str]
+    places: tuple[Place, ...]
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,9 @@ class Endpoint:
         self._deployments = deployments
         self._fleet = fleet
         self._in_flight: CountOf[str] = CountOf()
+        # By place: requests that are with it, and when one last failed there.
+        self._busy: CountOf[Place] = CountOf()
+        self._failed_at_s: dict[Place, float] = {}
         self._known: dict[str, tuple[float, Deployment]] = {}
 
     async def predict(self, deployment_id: str, image: bytes, timeout_s: float | None) -> Prediction:
@@ -127,60 +145,90 @@ class Endpoint:
             self._limits.take(current().token_id, len(image), time.monotonic())
             deployment = await self.active(deployment_id)
             width, height = upright_size(image)
-            seconds = _deadline(timeout_s)
 
-            async def infer(triton: TritonClient, model: str, start: str) -> Boxes:
-                return await triton.infer(model, image, start, seconds)
+            async def infer(triton: TritonClient, place: Place, seconds: float) -> Boxes:
+                return await triton.infer(place.name, image, place.start, seconds)
 
-            found, side = await self._send(deployment, choose(deployment), infer)
-            version = side.version
+            found, version = await self._send(deployment, choose(deployment), infer, timeout_s)
             return Prediction(_detections(found, version), width, height, version.number)
 
     async def infer(
         self, deployment: Deployment, side: Side, request: pb.ModelInferRequest, timeout_s: float | None
-    ) -> tuple[pb.ModelInferResponse, Side]:
+    ) -> tuple[pb.ModelInferResponse, Version]:
         """Triton's answer to a KServe request, which gets the inner name here, and the version that gave it.
 
         Raises as predict() does.
         """
-        seconds = _deadline(timeout_s)
 
-        async def infer(triton: TritonClient, model: str, start: str) -> pb.ModelInferResponse:
-            request.model_name, request.model_version = model, start
+        async def infer(triton: TritonClient, place: Place, seconds: float) -> pb.ModelInferResponse:
+            request.model_name, request.model_version = place.name, place.start
             return await triton.forward(request, seconds)
 
         async with self._measured():
             self._limits.take(current().token_id, request.ByteSize(), time.monotonic())
-            return await self._send(deployment, side, infer)
+            return await self._send(deployment, side, infer, timeout_s)
 
     async def _send(
-        self, deployment: Deployment, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]
-    ) -> tuple[T, Side]:
-        """Asks one side; where it fails and another serves by now, that one: an inference changes nothing."""
-        self._used.add(deployment.deployment_id)
-        async with self._placed(deployment):
-            try:
-                return await self._ask(deployment, side, infer), side
-            except (ModelFailed, TritonUnavailable) as error:
-                self._known.pop(deployment.deployment_id, None)
-                serving = sides(await self.active(deployment.deployment_id))[0]
-                if serving.place == side.place:
-                    raise
-                log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
-                return await self._ask(deployment, serving, infer), serving
+        self, deployment: Deployment, side: Side, infer: Infer[T], timeout_s: float | None
+    ) -> tuple[T, Version]:
+        """Asks one instance of a side; where it fails, each of the others in turn: an inference changes nothing.
 
-    async def _ask(
-        self, deployment: Deployment, side: Side, infer: Callable[[TritonClient, str, str], Awaitable[T]]
-    ) -> T:
-        triton_id, name, start = side.place
+        Those of the version that serves are the last: what becomes of a candidate must not fail a request.
+        """
+        self._used.add(deployment.deployment_id)
+        ends_s = None if timeout_s is None else time.monotonic() + timeout_s
+        tried: set[Place] = set()
+        async with self._placed(deployment):
+            choice = self._choose_place(deployment, side.version.number, tried)
+            while choice is not None:
+                version, place = choice
+                tried.add(place)
+                try:
+                    return await self._ask(deployment, version, place, infer, _deadline(ends_s)), version
+                except (ModelFailed, TritonUnavailable) as error:
+                    if _deadline(ends_s) == 0.0:  # the caller's, which says nothing of the instance
+                        raise
+                    self._avoid(place)
+                    self._known.pop(deployment.deployment_id, None)
+                    deployment = await self.active(deployment.deployment_id)
+                    choice = self._choose_place(deployment, side.version.number, tried)
+                    if choice is None:
+                        raise
+                    log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
+            raise TritonUnavailable("no instance of it serves")
+
+    def _choose_place(
+        self, deployment: Deployment, version_number: int, tried: Collection[Place]
+    ) -> tuple[Version, Place] | None:
+        """The one with fewest requests of this process, in an order of chance; None: all were tried."""
+        now_s = time.monotonic()
+
+        def burden(choice: tuple[Version, Place]) -> tuple[bool, bool, int, float]:
+            version, place = choice
+            failed = now_s - self._failed_at_s.get(place, -AVOID_S) < AVOID_S
+            return (version.number != version_number, failed, self._busy[place], random.random())
+
+        choices = [(side.version, place) for side in sides(deployment) for place in side.places if place not in tried]
+        wanted = (version_number, deployment.version.number)
+        return min((choice for choice in choices if choice[0].number in wanted), key=burden, default=None)
+
+    def _avoid(self, place: Place) -> None:
+        if len(self._failed_at_s) >= MAX_KNOWN:
+            self._failed_at_s.clear()
+        self._failed_at_s[place] = time.monotonic()
+
+    async def _ask(self, deployment: Deployment, version: Version, place: Place, infer: Infer[T], seconds: float) -> T:
         begun_s, failed = time.perf_counter(), True
+        self._busy[place] += 1
         try:
-            answer = await infer(await self._fleet.client(triton_id), name, start)
+            answer = await infer(await self._fleet.client(place.triton_id), place, seconds)
             failed = False
         finally:
+            self._busy[place] -= 1
+            if not self._busy[place]:
+                del self._busy[place]
             duration_s = time.perf_counter() - begun_s
-            now = datetime.now(UTC)
-            self._traffic.record(deployment.deployment_id, side.version.number, duration_s, failed, now)
+            self._traffic.record(deployment.deployment_id, version.number, duration_s, failed, datetime.now(UTC))
         return answer
 
     async def tell_traffic(self, replica: str) -> None:
@@ -266,7 +314,7 @@ class Endpoint:
         except DomainError as error:
             outcome = error.reason
             raise
-        except Exception:
+        except Exception:  # whatever it is, it is counted, and goes on to whoever answers for it
             outcome = "INTERNAL"
             raise
         finally:
@@ -276,10 +324,10 @@ class Endpoint:
 
 def sides(deployment: Deployment) -> list[Side]:
     """What answers: the version that serves, and a candidate that is ready."""
-    found = [_side(deployment, deployment.version, deployment.triton_id)]
+    found = [_side(deployment, deployment.version, deployment.own_instances)]
     candidate = deployment.candidate
     if candidate is not None and candidate.ready:
-        found.append(_side(deployment, candidate.version, candidate.triton_id))
+        found.append(_side(deployment, candidate.version, deployment.candidate_instances))
     return found
 
 
@@ -291,9 +339,9 @@ def choose(deployment: Deployment) -> Side:
     return sides(deployment)[chosen]
 
 
-def _side(deployment: Deployment, version: Version, triton_id: str) -> Side:
-    name = model_name(deployment.deployment_id, version.number)
-    return Side(version, (triton_id, name, str(deployment.start_number)))
+def _side(deployment: Deployment, version: Version, instances: Sequence[Instance]) -> Side:
+    name, start = model_name(deployment.deployment_id, version.number), str(deployment.start_number)
+    return Side(version, tuple(Place(item.triton_id, name, start) for item in instances if item.serving))
 
 
 def _outer(reason: str, deployment_id: str) -> str:
@@ -310,8 +358,9 @@ def _detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
     return tuple(detections)
 
 
-def _deadline(timeout_s: float | None) -> float:
-    return INFER_S if timeout_s is None else min(timeout_s, INFER_S)
+def _deadline(ends_s: float | None) -> float:
+    """Seconds that one try may take, by what is left of the caller's deadline on the monotonic clock."""
+    return INFER_S if ends_s is None else max(0.0, min(ends_s - time.monotonic(), INFER_S))
 
 
 def upright_size(image: bytes) -> tuple[int, int]:

@@ -96,16 +96,21 @@ class _KServe:
         deployment, side = await self._find(request.name, request.version)
         number = side.version.number if side else deployment.version.number
         text = config_pbtxt(deployment.deployment_id, version=number)
-        return pb.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
+        config = text_format.Parse(text, model_config_pb2.ModelConfig())
+        # What else there is, is between publishing and the model.
+        shown = [output for output in config.output if output.name in OUTPUTS]
+        del config.output[:]
+        config.output.extend(shown)
+        return pb.ModelConfigResponse(config=config)
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         deployment, side = await self._find(request.model_name, request.model_version)
         deployment = await self._endpoint.active(deployment.deployment_id)
-        answer, side = await self._endpoint.infer(
+        answer, version = await self._endpoint.infer(
             deployment, side or choose(deployment), _inner(request), context.time_remaining()
         )
         answer.model_name = deployment.deployment_id
-        answer.model_version = str(side.version.number)
+        answer.model_version = str(version.number)
         return answer
 
     async def _find(self, name: str, number: str) -> tuple[Deployment, Side | None]:

@@ -23,6 +23,7 @@ from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
+from saucer.publishing.sampling import sample
 from saucer.publishing.service import Deployments
 from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import TRIAL_S
@@ -48,11 +49,14 @@ class PublishingSettings(ServiceSettings):
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
+    # Whether the fastest runtime is found by measurement, once for each model and spec, and serves if the replay
+    # agrees; else the one of evaluations serves.
+    triton_choose_runtime: bool = True
     # What one token may ask for of one replica of publishing, at most a second's worth at once; more is
     # RESOURCE_EXHAUSTED.
     token_requests_per_s: float = Field(default=500.0, gt=0)
     token_megabytes_per_s: float = Field(default=200.0, gt=0)
-    # Series and events of deployments.
+    # Series, events and log lines of deployments.
     monitoring_keep_days: int = Field(default=7, ge=1, le=365)
     # Scratch, of this process alone.
     work_folder: Path
@@ -78,10 +82,12 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
         return Placement(
             client,
             objects,
-            model_repository=Path(triton.repository),
+            deployments.gates,
+            deployments.monitoring,
+            triton,
             work_folder=settings.work_folder / triton.triton_id,
-            threads=triton.threads,
             trial_s=settings.triton_trial_s,
+            choose_runtime=settings.triton_choose_runtime,
         )
 
     fleet = Fleet(deployments.tritons, settings.triton_control_key, place)
@@ -95,6 +101,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
         deployments, fleet, Limits(settings.token_requests_per_s, settings.token_megabytes_per_s * 1_000_000)
     )
     process.background("tell_use", endpoint.tell_use())
+    process.background("sample", sample(fleet, deployments.monitoring))
     process.background("tell_traffic", endpoint.tell_traffic(replica))
     await process.serve(
         settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events], database

@@ -1,6 +1,6 @@
 """Domain to message and back, for requests, replies and events alike."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from datetime import datetime
 
@@ -8,18 +8,22 @@ from saucer.billing.v1 import billing_pb2
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import from_duration, to_duration, to_timestamp
 from saucer.lib.errors import InvalidArgumentError
+from saucer.publishing.batching import Counters
 from saucer.publishing.domain import (
     Candidate,
     Deployment,
     DeploymentEvent,
+    DeploymentState,
     Evaluation,
     Form,
+    KeptLine,
     Model,
     Parity,
     Triton,
     UpdateRecord,
     Version,
 )
+from saucer.publishing.gate import Gate
 from saucer.publishing.traffic import PIECE, Piece
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import training_pb2
@@ -109,6 +113,7 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         currency=deployment.currency,
         charged_ms=deployment.charged_ms,
         cost_micros=deployment.cost_micros,
+        serving_replicas=len(deployment.counted) if deployment.state is DeploymentState.ACTIVE else 0,
         parity=parity_message(deployment.version.parity) if deployment.version.parity else None,
         stop_time=to_timestamp(deployment.stop_at),
         idle_stop=to_duration(form.idle_stop_ms),
@@ -130,8 +135,10 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
     )
 
 
-def version_message(version: Version, created_at: datetime | None = None) -> publishing_pb2.Version:
-    """A version; of a list with the time at which it was asked for."""
+def version_message(
+    version: Version, created_at: datetime | None = None, gate: Gate | None = None
+) -> publishing_pb2.Version:
+    """A version; of a list with the time at which it was asked for, and its last replay."""
     return publishing_pb2.Version(
         number=version.number,
         model_id=version.model_id,
@@ -140,6 +147,35 @@ def version_message(version: Version, created_at: datetime | None = None) -> pub
         thresholds=_thresholds(version),
         parity=parity_message(version.parity) if version.parity else None,
         create_time=to_timestamp(created_at),
+        gate=_gate_message(gate) if gate else None,
+    )
+
+
+def _gate_message(gate: Gate) -> publishing_pb2.Gate:
+    return publishing_pb2.Gate(
+        parity=parity_message(gate.parity),
+        images=[
+            publishing_pb2.ImageDifference(
+                image_id=image.image_id,
+                boxes=image.boxes,
+                unpaired=image.boxes - image.paired,
+                only_evaluated=image.only_evaluated,
+                only_served=image.only_served,
+                box_px=image.box_px,
+                score=image.score,
+            )
+            for image in gate.worst
+        ],
+        runtime=gate.choice.runtime,
+        times=[
+            publishing_pb2.RuntimeTime(runtime=runtime, image_ms=took_ms)
+            for runtime, took_ms in gate.choice.measured_ms
+        ],
+        runtime_reason=gate.choice.reason,
+        tolerance_px=gate.tolerance.box_px,
+        tolerance_score=gate.tolerance.score,
+        tolerance_share=gate.tolerance.permille / 1000,
+        replay_time=to_timestamp(gate.replayed_at),
     )
 
 
@@ -172,21 +208,26 @@ def record_message(record: UpdateRecord) -> publishing_pb2.UpdateRecord:
     )
 
 
-def instances_message(deployment: Deployment, tritons: Sequence[Triton]) -> publishing_pb2.ListInstancesResponse:
-    """What carries a deployment: where it serves, then where its candidate is."""
-    versions = [deployment.version, *([deployment.candidate.version] if deployment.candidate else [])]
+def instances_message(deployment: Deployment, live: Collection[str]) -> publishing_pb2.ListInstancesResponse:
+    """What carries a deployment: the version that serves, then its candidate. `live`: Tritons that answer."""
     return publishing_pb2.ListInstancesResponse(
         instances=[
             publishing_pb2.Instance(
-                instance_id=triton.triton_id, version_number=version.number, live=triton.live, serving=place == 0
+                instance_id=item.triton_id,
+                version_number=item.version_number,
+                live=item.triton_id in live,
+                serving=item.serving and item.version_number == deployment.version.number,
+                state=publishing_pb2.InstanceState.Value(f"INSTANCE_STATE_{item.state}"),
+                state_time=to_timestamp(item.since),
+                message=item.message,
             )
-            for place, (triton, version) in enumerate(zip(tritons, versions, strict=False))
+            for item in (*deployment.own_instances, *deployment.candidate_instances)
         ]
     )
 
 
-def sample_message(piece: Piece) -> publishing_pb2.TrafficSample:
-    """Requests to one version in one piece of time."""
+def sample_message(piece: Piece, counted: Counters) -> publishing_pb2.TrafficSample:
+    """Requests to one version in one piece of time, and what Triton counted in it."""
     return publishing_pb2.TrafficSample(
         version_number=piece.version_number,
         start_time=to_timestamp(piece.began_at),
@@ -197,6 +238,19 @@ def sample_message(piece: Piece) -> publishing_pb2.TrafficSample:
         latency_p95_ms=piece.percentile_ms(0.95),
         latency_p99_ms=piece.percentile_ms(0.99),
         load=piece.load,
+        batch_size=counted.batch_size,
+        queue_ms=counted.queue_ms,
+    )
+
+
+def log_line_message(kept: KeptLine) -> publishing_pb2.DeploymentLogLine:
+    """What a model said."""
+    return publishing_pb2.DeploymentLogLine(
+        version_number=kept.version_number,
+        instance_id=kept.triton_id,
+        level=kept.line.level,
+        message=kept.line.message,
+        log_time=to_timestamp(kept.line.logged_at),
     )
 
 

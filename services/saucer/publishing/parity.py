@@ -1,24 +1,25 @@
 """Whether what is served is what was evaluated: the same images, the stored boxes against the served ones.
 
-A box counts if its score is at or above SCORE_FLOOR. It is paired if the other side has a box of the same class with
-IoU >= MIN_IOU and a score within MAX_SCORE_DIFFERENCE, each box having at most one partner. Partners are looked for
-among all boxes of the other side, those below the floor too: else a box at 0.0501 whose partner is at 0.0499 would
+A box counts if its score is at or above SCORE_FLOOR. It is paired if the other side has a box of the same class within
+the tolerance of the runtime that serves (serving/runtime.py), each box having at most one partner. Partners are looked
+for among all boxes of the other side, those below the floor too: else a box at 0.0501 whose partner is at 0.0499 would
 count as missing because of the floor alone.
+
+What differs, and by how much, is told of each box that counts against the nearest of its class on the other side; a box
+that overlaps none by COUNTERPART_IOU is found by one side only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saucer.publishing.domain import Parity
+from saucer.serving.runtime import Tolerance
 
 SCORE_FLOOR = 0.05
-MIN_IOU = 0.99
-MAX_SCORE_DIFFERENCE = 0.01
-MIN_PAIRED_SHARE = Fraction(995, 1000)
+COUNTERPART_IOU = 0.5
 # Named in the result, those with most unpaired boxes first.
 MAX_WORST_IMAGES = 10
 
@@ -34,29 +35,48 @@ class Found:
 
 @dataclass(frozen=True)
 class ImageParity:
-    """Of one image: boxes that count, of both sides together, and those of them that have a partner."""
+    """Of one image: boxes that count, of both sides together, and those of them that have a partner; boxes that one
+    side alone found; of the others, the largest distance of a side in pixels of the image, and of a score."""
 
     image_id: int
     boxes: int
     paired: int
+    only_evaluated: int = 0
+    only_served: int = 0
+    box_px: float = 0.0
+    score: float = 0.0
 
 
-def compare(image_id: int, stored: Found, served: Found) -> ImageParity:
-    """Pairs the boxes of one image, greedily: by stored score descending, each with the best IoU that is left."""
-    partner_of = _pair(stored, served)
+def compare(image_id: int, stored: Found, served: Found, tolerance: Tolerance, scale: float = 1.0) -> ImageParity:
+    """Pairs the boxes of one image, greedily: by stored score descending, each with the best IoU that is left.
+
+    `scale` is pixels of the image for one of the model's input, where that is more than one.
+    """
+    iou = iou_matrix(stored.boxes, served.boxes) if len(stored.scores) and len(served.scores) else None
+    partner_of = _pair(stored, served, iou, tolerance, scale)
     counts_stored, counts_served = stored.scores >= SCORE_FLOOR, served.scores >= SCORE_FLOOR
     has_partner = partner_of >= 0
     paired = int(np.sum(counts_stored & has_partner)) + int(np.sum(counts_served[partner_of[has_partner]]))
-    return ImageParity(image_id, int(np.sum(counts_stored)) + int(np.sum(counts_served)), paired)
+    only_evaluated, box_px, score = _distances(stored, served, iou, counts_stored)
+    only_served, other_px, other_score = _distances(served, stored, None if iou is None else iou.T, counts_served)
+    return ImageParity(
+        image_id,
+        boxes=int(np.sum(counts_stored)) + int(np.sum(counts_served)),
+        paired=paired,
+        only_evaluated=only_evaluated,
+        only_served=only_served,
+        box_px=max(box_px, other_px),
+        score=max(score, other_score),
+    )
 
 
-def judge(images: Sequence[ImageParity]) -> Parity:
-    """All images together."""
+def judge(images: Sequence[ImageParity], tolerance: Tolerance) -> Parity:
+    """All images together, which were compared within the tolerance."""
     boxes, paired = sum(image.boxes for image in images), sum(image.paired for image in images)
     unequal = [image for image in images if image.paired < image.boxes]
     unequal.sort(key=lambda image: (image.paired - image.boxes, image.image_id))
     return Parity(
-        ok=paired >= boxes * MIN_PAIRED_SHARE,
+        ok=1000 * paired >= boxes * tolerance.permille,
         images=len(images),
         boxes=boxes,
         paired=paired,
@@ -64,17 +84,43 @@ def judge(images: Sequence[ImageParity]) -> Parity:
     )
 
 
-def _pair(stored: Found, served: Found) -> NDArray[np.int64]:
+def choose_worst(images: Sequence[ImageParity]) -> tuple[ImageParity, ...]:
+    """Those that differ, at most MAX_WORST_IMAGES: most unpaired boxes first, then the largest distances."""
+    different = [image for image in images if image.paired < image.boxes or image.box_px > 0 or image.score > 0]
+    different.sort(key=lambda image: (image.paired - image.boxes, -image.box_px, -image.score, image.image_id))
+    return tuple(different[:MAX_WORST_IMAGES])
+
+
+def _distances(
+    own: Found, other: Found, iou: NDArray[np.float64] | None, counts: NDArray[np.bool_]
+) -> tuple[int, float, float]:
+    """Of the boxes that count: how many the other side has not, and of the rest the largest distances to its boxes."""
+    if iou is None:
+        return int(np.sum(counts)), 0.0, 0.0
+    same = np.where(own.labels[:, None] == other.labels[None, :], iou, 0.0)
+    nearest = np.argmax(same, axis=1)
+    has_one = counts & (np.max(same, axis=1) >= COUNTERPART_IOU)
+    found = nearest[has_one]
+    return (
+        int(np.sum(counts & ~has_one)),
+        float(np.max(np.abs(own.boxes[has_one] - other.boxes[found]), initial=0.0)),
+        float(np.max(np.abs(own.scores[has_one] - other.scores[found]), initial=0.0)),
+    )
+
+
+def _pair(
+    stored: Found, served: Found, iou: NDArray[np.float64] | None, tolerance: Tolerance, scale: float
+) -> NDArray[np.int64]:
     """For each stored box the index of its served partner, or -1."""
     partner_of = np.full(len(stored.scores), -1, np.int64)
-    if len(stored.scores) == 0 or len(served.scores) == 0:
+    if iou is None:
         return partner_of
-    iou = iou_matrix(stored.boxes, served.boxes)
-    scores, others = stored.scores.astype(np.float64)[:, None], served.scores.astype(np.float64)[None, :]
+    boxes, others = stored.boxes.astype(np.float64)[:, None, :], served.boxes.astype(np.float64)[None, :, :]
+    scores = stored.scores.astype(np.float64)[:, None] - served.scores.astype(np.float64)[None, :]
     fits = (
         (stored.labels[:, None] == served.labels[None, :])
-        & (iou >= MIN_IOU)
-        & (np.abs(scores - others) <= MAX_SCORE_DIFFERENCE)
+        & (np.max(np.abs(boxes - others), axis=-1) <= tolerance.box_px * max(1.0, scale))
+        & (np.abs(scores) <= tolerance.score)
     )
     free = np.ones(len(served.scores), bool)
     for index in np.argsort(-stored.scores, kind="stable"):

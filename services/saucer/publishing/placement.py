@@ -2,14 +2,26 @@
 
 Each version of a deployment has a name of its own in Triton, so that a candidate that blocks its name blocks no other;
 Triton's version number there is the deployment's start.
+
+How a model is put there:
+
+1. The first time on a spec, all RUNTIMES are tried on the machine that serves, and the fastest is taken
+   (serving/choosing.py); later the one that was taken then.
+2. Its shape is one copy with all threads that the Triton gives a model: that answers soonest. As many copies with a
+   thread each would answer some 15 % more images a second, for the memory of each.
+3. Test images are replayed, and compared within the tolerance of that runtime.
+4. If they do not agree, and it is not the runtime of evaluations, that one is loaded in its place and replayed. The
+   result and the choice are kept.
+5. What is brought back later gets the runtime that was kept, and no replay.
 """
 
 import asyncio
 import io
 import re
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
@@ -18,12 +30,17 @@ from prometheus_client import Counter
 
 from saucer import serving
 from saucer.lib.errors import DataLossError, DomainError, UnavailableError
+from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.publishing import repository
-from saucer.publishing.domain import Model, Parity
-from saucer.publishing.replay import choose_samples, replay
-from saucer.publishing.triton import TritonClient, TritonUnavailable
+from saucer.publishing.domain import LogLine, Model, Parity, Triton
+from saucer.publishing.gate import Gate, RuntimeChoice, explain, fall_back, make_gate
+from saucer.publishing.replay import Sample, choose_samples, replay
+from saucer.publishing.service.gates import Gates
+from saucer.publishing.service.monitoring import Monitoring
+from saucer.publishing.triton import ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.errors import ModelFolderError
+from saucer.serving.runtime import EVALUATED_WITH, RUNTIMES, TOLERANCES
 from saucer.serving.spec import ModelSpec
 from saucer.serving.triton_config import config_pbtxt
 
@@ -41,12 +58,25 @@ replays_total = Counter("saucer_publishing_replays_total", "Replays by whether t
 replays_total.labels(False)
 
 # The number is lacking in what was put there before deployments had versions.
-_NAME = re.compile(r"deployment_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:_\d+)?")
+_NAME = re.compile(r"deployment_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:_(\d+))?")
 
 
 def model_name(deployment_id: str, version_number: int) -> str:
     """What a version of a deployment is called inside Triton; its version there is the start number."""
     return f"deployment_{deployment_id}_{version_number}"
+
+
+def read_name(name: str) -> tuple[str, int] | None:
+    """The deployment's id and the version's number; None: it is not a name of ours."""
+    match = _NAME.fullmatch(name)
+    return (match[1], int(match[2] or 1)) if match else None
+
+
+def known_name(name: str) -> tuple[str, int]:
+    """The same, of a name that is ours."""
+    found = read_name(name)
+    assert found is not None, f"{name} is ours"
+    return found
 
 
 class Placement:
@@ -56,19 +86,27 @@ class Placement:
         self,
         triton: TritonClient,
         objects: Objects,
+        gates: Gates,
+        monitoring: Monitoring,
+        place: Triton,
         *,
-        model_repository: Path,
         work_folder: Path,
-        threads: int,
         trial_s: float,
+        choose_runtime: bool,
     ) -> None:
-        """`threads` is what one model may use on Triton's machine, `trial_s` what its first load may take there."""
+        """`place` is what is registered of it; `trial_s` is what a model's first load may take there.
+
+        Without `choose_runtime`, the runtime of evaluations serves what has not been measured yet.
+        """
         self._trial_s = trial_s
         self._triton = triton
         self._objects = objects
-        self._repository = model_repository
+        self._gates = gates
+        self._monitoring = monitoring
+        self._place = place
+        self._repository = Path(place.repository)
         self._work_folder = work_folder
-        self._threads = threads
+        self._runtimes = RUNTIMES if choose_runtime else (EVALUATED_WITH,)
         self._probe_images: dict[str, bytes] = {}
 
     async def put(self, name: str, start_number: int, model: Model, *, anew: bool) -> tuple[Parity, str]:
@@ -85,17 +123,22 @@ class Placement:
             samples = await choose_samples(self._objects, model, folder)
             if anew:
                 await self._triton.unload(name, HEAL_DRAIN_S)
-            await self._load(name, start_number, model, folder)
-            parity, probe_key = await replay(self._triton, self._objects, samples, name, str(start_number))
-        replays_total.labels(parity.ok).inc()
-        return parity, probe_key
+            chosen = await self._gates.chosen(model.model_id, self._place)
+            gate, probe_key = await self._try(name, start_number, model, folder, samples, chosen)
+            if not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
+                log.warning("runtime_disagrees", name=name, runtime=gate.choice.runtime, paired=gate.parity.paired)
+                gate, probe_key = await self._try(name, start_number, model, folder, samples, fall_back(gate))
+        await self._gates.keep(*known_name(name), model.model_id, self._place, gate)
+        replays_total.labels(gate.parity.ok).inc()
+        return gate.parity, probe_key
 
     async def put_back(self, name: str, start_number: int, model: Model) -> None:
         """Unloads and loads what does not serve any more. Raises as put() does."""
         await self._need_triton()
+        chosen = await self._gates.chosen(model.model_id, self._place)
         async with self._folder(name, start_number) as folder:
             await self._triton.unload(name, HEAL_DRAIN_S)
-            await self._load(name, start_number, model, folder)
+            await self._load(name, start_number, model, folder, [chosen.runtime if chosen else EVALUATED_WITH])
 
     async def live(self) -> bool:
         """Whether the server answers."""
@@ -145,8 +188,36 @@ class Placement:
         if not await self._triton.live():
             raise UnavailableError("TRITON_UNAVAILABLE", "Triton does not answer.")
 
-    async def _load(self, name: str, start_number: int, model: Model, folder: Path) -> None:
-        """Writes the model if it is not there, and loads it."""
+    async def _try(
+        self,
+        name: str,
+        start_number: int,
+        model: Model,
+        folder: Path,
+        samples: list[Sample],
+        chosen: RuntimeChoice | None,
+    ) -> tuple[Gate, str]:
+        """Loads it with the chosen runtime, or with the one that its machine chooses, and replays."""
+        runtimes = [chosen.runtime] if chosen else self._runtimes
+        input_size = await self._load(name, start_number, model, folder, runtimes)
+        report = await self._triton.report(name, str(start_number))
+        await self._keep_lines(name, report.process, report.lines)
+        found = report.choice
+        # A machine that lacks the chosen runtime takes the one of evaluations.
+        choice = chosen if chosen is not None and chosen.runtime == found.runtime else explain(found)
+        compared, probe_key = await replay(
+            self._triton,
+            self._objects,
+            samples,
+            name,
+            str(start_number),
+            TOLERANCES[choice.runtime],
+            input_size,
+        )
+        return make_gate(compared, choice), probe_key
+
+    async def _load(self, name: str, start_number: int, model: Model, folder: Path, runtimes: Sequence[str]) -> int:
+        """Writes the model if it is not there, and loads it; the side of its input in pixels."""
         if start_number not in await asyncio.to_thread(repository.list_versions, self._repository, name):
             for file in repository.MODEL_FILES:
                 if file not in model.files:
@@ -154,16 +225,31 @@ class Placement:
                 key, sha256 = model.files[file]
                 await self._objects.download(key, folder / file, sha256=sha256)
             await asyncio.to_thread(_check_classes, folder, model)
-        await asyncio.to_thread(
+        written = await asyncio.to_thread(
             repository.write_version,
             self._repository,
             name,
             start_number,
             files=folder,
             serving_source=Path(serving.__path__[0]),
-            config=config_pbtxt(name, version=start_number, threads=self._threads, trial_s=self._trial_s),
+            config=config_pbtxt(
+                name,
+                version=start_number,
+                threads=self._place.threads,
+                trial_s=self._trial_s,
+                runtimes=runtimes,
+            ),
         )
-        await self._triton.load(name)
+        try:
+            await self._triton.load(name)
+        except ModelFailed as error:
+            line = LogLine(1, "ERROR", f"did not load: {error.reason}", datetime.now(UTC))
+            await self._keep_lines(name, new_id(), [line])
+            raise
+        return (await asyncio.to_thread(ModelSpec.load, written)).input_size
+
+    async def _keep_lines(self, name: str, process: str, lines: Sequence[LogLine]) -> None:
+        await self._monitoring.store_lines(*known_name(name), self._place.triton_id, process, lines)
 
     async def _probe_image(self, key: str) -> bytes:
         """The kept test image; a plain one while the object store does not give it: whether it serves, any shows."""

@@ -3,22 +3,31 @@
 1. One replica acts, elected by a lease row; one that cannot prolong its lease ends what it does before the lease does.
 2. Each round looks at every deployment anew, and at most one action runs on each name in Triton; every action can be
    repeated from its beginning, so a crash needs no recovery of its own.
-3. QUEUED: when there is room, DEPLOYING. DEPLOYING: files are fetched and checked, the version is written aside and
-   renamed, loaded, and test images are replayed: ACTIVE, or FAILED.
-4. ACTIVE: a real inference every few seconds. A good one counts the time since the last; a bad one: DEGRADED.
-5. DEGRADED: judged once more, then unloaded and loaded (a killed backend process heals no other way; a restarted Triton
-   has forgotten its models), then judged: ACTIVE.
-6. A candidate beside an ACTIVE or DEGRADED one is put there as in 3, under a name of its own, and probed as in 4 once
-   it is ready; whatever goes wrong with it, it is rejected, and the other serves on.
-7. STOPPING: unloaded, removed, STOPPED.
-8. What is on a Triton that is drained, or does not answer for a while, is moved to another with room: loaded and
-   replayed there as a candidate is, and then served from there.
-9. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
-   every endpoint learns that it is not wanted any more.
+3. QUEUED: as soon as a Triton has room, DEPLOYING, with an instance there; of several replicas each on a Triton of its
+   own, the most free first. Fewer than are wanted are enough to begin with: what serves is paid for by its share of
+   the replicas, so waiting for the rest would give the user nothing for the same hold, and two deployments could wait
+   for each other. What is lacking is placed as soon as there is room, before what is QUEUED; until then the deployment
+   says how many serve. Only with no room for any it stays QUEUED, uncharged.
+4. An instance is LOADING: files are fetched and checked, the version is written aside and renamed, loaded, and test
+   images are replayed; then it is SERVING. The first one makes the deployment ACTIVE; one that fails, FAILED, unless
+   another serves or may yet.
+5. SERVING: a real inference every few seconds. A good one counts the time since the last, by the instance's share of
+   the replicas; at a bad one the instance is LOST, and with the last one the deployment DEGRADED.
+6. LOST: judged once more, then unloaded and loaded (a killed backend process heals no other way; a restarted Triton
+   has forgotten its models), then judged: SERVING. Meanwhile the endpoint asks the other instances.
+7. A candidate has an instance beside each of the deployment's, under a name of its own, put there as in 4 and probed as
+   in 5. Whatever goes wrong with it, it is rejected, and the other version serves on; but where that does not serve
+   either, it is the Triton that is in trouble, and the candidate's instance is LOST with the other.
+8. STOPPING: each instance is unloaded and removed; with the last one STOPPED. A Triton that does not answer is waited
+   for only while the instance there was thought to serve.
+9. What is on a Triton that is drained, or does not answer for a while, gets an instance on another with room; once that
+   serves, the old one is given up, one for one, so never fewer serve than before.
+10. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
+    every endpoint learns that it is not wanted any more.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
 import asyncpg
@@ -27,17 +36,18 @@ from prometheus_client import Gauge
 
 from saucer.lib.errors import DataLossError, DomainError, NotFoundError
 from saucer.publishing import domain
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity, Version
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.instances import Instance, InstanceState
 from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
 from saucer.publishing.service.serving import LEASE
-from saucer.publishing.triton import ModelFailed, TritonError
+from saucer.publishing.triton import ModelFailed, TritonError, TritonUnavailable
 
 # Between two looks at what is wanted; PostgreSQL answers one within this, or the round is given up.
 TICK_S = 0.5
 ROUND_TIMEOUT_S = 3.0
-# Between two probes of a deployment; sooner where its max duration ends sooner.
+# Between two probes of an instance; sooner where its max duration ends sooner.
 PROBE_EVERY = timedelta(seconds=2)
 # Between two looks at a Triton: whether it answers, and what it has that nobody wants.
 LOOK_EVERY_S = 2.0
@@ -52,14 +62,14 @@ CANDIDATE_LIMIT = timedelta(minutes=15)
 
 log = structlog.get_logger()
 deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that take or await room in Triton", ["state"])
+missing_gauge = Gauge("saucer_publishing_missing_replicas", "Replicas of ACTIVE deployments that do not serve")
 
-Act = Callable[[Deployment], Awaitable[None]]
+Act = Callable[[Deployment, Instance], Awaitable[None]]
 _S = DeploymentState
 _LOOK = "LOOK"
-_CANDIDATE = "CANDIDATE"
 _ORPHAN = "ORPHAN"
 # What is given up when nobody wants it any more: loading takes long.
-_LOADING = frozenset({_S.DEPLOYING, _S.DEGRADED, _CANDIDATE})
+_LONG = frozenset({InstanceState.LOADING, InstanceState.LOST})
 _AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError)
 
 
@@ -76,18 +86,16 @@ class Reconciler:
         # What runs now, by place in a Triton, and for what it was begun.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._doing: dict[str, str] = {}
-        # By place, and the loop's clock: not to be acted on before; last probed; not wanted since.
+        # By place, and the loop's clock: not to be acted on before; not wanted since.
         self._paused_until_s: dict[str, float] = {}
-        self._probed_at_s: dict[str, float] = {}
         self._unwanted_since_s: dict[str, float] = {}
         # By Triton, and the loop's clock: does not answer since.
         self._dead_since_s: dict[str, float] = {}
         self._look_at_s = 0.0
-        self._acts: dict[DeploymentState, Act] = {
-            _S.DEPLOYING: self._deploy,
-            _S.ACTIVE: self._probe,
-            _S.DEGRADED: self._heal,
-            _S.STOPPING: self._stop,
+        self._acts: Mapping[InstanceState, Act] = {
+            InstanceState.LOADING: self._load,
+            InstanceState.SERVING: self._probe,
+            InstanceState.LOST: self._heal,
         }
 
     async def run(self) -> None:
@@ -108,6 +116,7 @@ class Reconciler:
                 if loop.time() > held_until_s - ROUND_TIMEOUT_S - 2 * TICK_S:
                     await self._end_tasks()
                     deployments_gauge.clear()
+                    missing_gauge.set(0)
                 await asyncio.sleep(TICK_S)
         finally:
             await self._end_tasks()
@@ -126,28 +135,35 @@ class Reconciler:
     async def _round(self) -> None:
         deployments, now = await self._serving.wanted()
         self._measure(deployments)
-        await self._find_room([deployment for deployment in deployments if deployment.state is _S.QUEUED])
-        for deployment in deployments:
-            if deployment.state in self._acts and _is_due(deployment, now):
-                self._begin(_place(deployment), deployment.state, self._acts[deployment.state], deployment)
-            if deployment.candidate is not None:
-                self._look_at_candidate(deployment, now)
         now_s = asyncio.get_running_loop().time()
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_EVERY_S
-            for triton in await self._fleet.refresh():
-                if triton.triton_id not in self._tasks:
-                    self._spawn(triton.triton_id, _LOOK, self._look_at(triton.triton_id))
-            gone = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
-            for deployment in await self._tritons.movable(gone):
-                if not await self._versions.move(deployment, set(self._dead_since_s)):
-                    log.info("nowhere_to_move", deployment_id=deployment.deployment_id)
+            await self._look(deployments, now_s)
+        await self._find_room([deployment for deployment in deployments if deployment.state is _S.QUEUED])
+        for deployment in deployments:
+            await self._look_at_candidate(deployment, now)
+            for instance in deployment.instances:
+                if _is_due(deployment, instance, now):
+                    self._begin(deployment, instance)
+
+    async def _look(self, deployments: list[Deployment], now_s: float) -> None:
+        """At the Tritons, and at what is not where it is to be."""
+        tritons = await self._fleet.refresh()
+        for triton in tritons:
+            if triton.triton_id not in self._tasks:
+                self._spawn(triton.triton_id, _LOOK, self._look_at(triton.triton_id))
+        leaving = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
+        leaving |= {triton.triton_id for triton in tritons if triton.draining}
+        for deployment in deployments:
+            placed = deployment.state not in domain.MOVABLE or domain.is_placed(deployment, leaving)
+            if not placed and not await self._serving.place(deployment, self._holder, leaving):
+                log.info("no_room", deployment_id=deployment.deployment_id)
 
     async def _find_room(self, queued: list[Deployment]) -> None:
         full: set[tuple[str, str]] = set()
         for deployment in queued:
             spec = (deployment.form.region_id, deployment.form.spec_id)
-            if spec not in full and not await self._serving.deploy(deployment, self._holder, set(self._dead_since_s)):
+            if spec not in full and not await self._serving.place(deployment, self._holder, ()):
                 full.add(spec)
 
     async def _look_at(self, triton_id: str) -> None:
@@ -164,44 +180,46 @@ class Reconciler:
     def _measure(self, deployments: list[Deployment]) -> None:
         for state in (*domain.PLACED, _S.QUEUED):
             deployments_gauge.labels(state).set(sum(deployment.state is state for deployment in deployments))
-        wanted = {name for deployment in deployments for name in _places(deployment)}
-        for memory in (self._paused_until_s, self._probed_at_s):
-            for gone in memory.keys() - wanted:
-                del memory[gone]
+        active = [deployment for deployment in deployments if deployment.state is _S.ACTIVE]
+        missing_gauge.set(sum(deployment.form.replicas - len(deployment.counted) for deployment in active))
+        wanted = {_place(deployment, instance) for deployment in deployments for instance in deployment.instances}
+        for gone in self._paused_until_s.keys() - wanted:
+            del self._paused_until_s[gone]
         for name, doing in self._doing.items():
-            if doing == _CANDIDATE and name not in wanted:
+            if doing in _LONG and name not in wanted:
                 self._tasks[name].cancel()
 
-    def _look_at_candidate(self, deployment: Deployment, now: datetime) -> None:
-        assert deployment.candidate is not None
-        name = _candidate_place(deployment)
-        if not deployment.candidate.ready:
-            late = now - deployment.candidate.proposed_at > CANDIDATE_LIMIT
-            self._begin(name, _CANDIDATE, self._give_up if late else self._prepare, deployment)
-        elif self._probed_at_s.get(name, 0.0) + PROBE_EVERY.total_seconds() <= asyncio.get_running_loop().time():
-            self._probed_at_s[name] = asyncio.get_running_loop().time()
-            self._begin(name, _CANDIDATE, self._probe_candidate, deployment)
+    async def _look_at_candidate(self, deployment: Deployment, now: datetime) -> None:
+        if deployment.candidate is None or deployment.candidate.ready:
+            return
+        if domain.may_be_ready(deployment):
+            await self._versions.pass_gate(deployment)
+        elif now - deployment.candidate.proposed_at > CANDIDATE_LIMIT:
+            await self._versions.reject(deployment, "It was not ready in time.")
 
-    def _begin(self, name: str, doing: str, act: Act, deployment: Deployment) -> None:
-        if name in self._tasks:
+    def _begin(self, deployment: Deployment, instance: Instance) -> None:
+        place = _place(deployment, instance)
+        stopping = deployment.state is _S.STOPPING
+        if place in self._tasks:
             # Loading takes long, and nobody wants it any more.
-            if doing == _S.STOPPING and self._doing.get(name) in _LOADING:
-                self._tasks[name].cancel()
-        elif self._paused_until_s.get(name, 0.0) <= asyncio.get_running_loop().time():
-            self._spawn(name, doing, act(deployment))
+            if stopping and self._doing.get(place) in _LONG:
+                self._tasks[place].cancel()
+        elif self._paused_until_s.get(place, 0.0) <= asyncio.get_running_loop().time():
+            act = self._stop if stopping else self._acts[instance.state]
+            self._spawn(place, deployment.state if stopping else instance.state, act(deployment, instance))
 
     def _spawn(self, name: str, doing: str, work: Awaitable[None]) -> None:
         self._doing[name] = doing
         self._tasks[name] = asyncio.create_task(self._guard(name, work), name=f"reconcile {name}")
 
     async def _guard(self, name: str, work: Awaitable[None]) -> None:
-        """Runs an action. Whatever goes wrong with one deployment, the others are served on."""
+        """Runs an action."""
         try:
             await work
         except _AWAY as error:
             log.warning("action_put_off", name=name, error=repr(error))
             self._pause(name)
-        except Exception:
+        except Exception:  # whatever is wrong with one deployment, the others are served on
             log.exception("action_failed", name=name)
             self._pause(name)
         finally:
@@ -211,110 +229,108 @@ class Reconciler:
     def _pause(self, name: str) -> None:
         self._paused_until_s[name] = asyncio.get_running_loop().time() + PAUSE_S
 
-    # DEPLOYING
+    # LOADING
 
-    async def _deploy(self, deployment: Deployment) -> None:
-        model = await self._serving.model_of(deployment.version)
+    async def _load(self, deployment: Deployment, instance: Instance) -> None:
+        model = await self._serving.model_of(_version(deployment, instance))
         try:
-            placement = await self._fleet.placement(deployment.triton_id)
+            placement = await self._fleet.placement(instance.triton_id)
             parity, probe_key = await placement.put(
-                _name(deployment), deployment.start_number, model, anew=deployment.attempts > 0
+                _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
             )
         except (NotFoundError, DataLossError) as error:
-            await self._serving.fail(deployment, EndReason.FAILED, error.message)
+            await self._not_served(deployment, instance, EndReason.FAILED, error.message)
         except ModelFailed as error:
-            await self._load_failed(deployment, error.reason)
+            await self._load_failed(deployment, instance, error.reason)
         else:
             if parity.ok:
-                await self._serving.activate(deployment, parity, probe_key)
+                await self._serving.activate(deployment, instance, parity, probe_key)
             else:
-                await self._serving.fail(deployment, EndReason.PARITY_FAILED, _disagreement(parity), parity)
+                await self._not_served(deployment, instance, EndReason.PARITY_FAILED, _disagreement(parity), parity)
 
-    async def _load_failed(self, deployment: Deployment, reason: str) -> None:
-        log.warning("load_failed", deployment_id=deployment.deployment_id, attempts=deployment.attempts, error=reason)
-        if deployment.attempts + 1 >= domain.LOAD_ATTEMPTS:
-            await self._serving.fail(deployment, EndReason.FAILED, f"Triton does not serve the model: {reason}")
+    async def _load_failed(self, deployment: Deployment, instance: Instance, reason: str) -> None:
+        log.warning("load_failed", deployment_id=deployment.deployment_id, place=instance.key, error=reason)
+        if _is_own(deployment, instance):
+            await self._serving.refuse_load(deployment, instance, reason)
         else:
-            await self._serving.put_off(deployment, reason)
+            await self._not_served(deployment, instance, EndReason.FAILED, f"Triton does not serve the model: {reason}")
 
-    # ACTIVE and DEGRADED
+    async def _not_served(
+        self, deployment: Deployment, instance: Instance, reason: EndReason, message: str, parity: Parity | None = None
+    ) -> None:
+        """An instance cannot be served: the end of what has never served, and of a candidate that is not ready.
 
-    async def _probe(self, deployment: Deployment) -> None:
-        problem = await self._judge(deployment)
+        A candidate is not tried again: the other serves on, and the user, who is told at once, can ask again.
+        """
+        if deployment.state is _S.DEPLOYING:
+            await self._serving.fail(deployment, reason, message, parity)
+        elif deployment.candidate is not None and not deployment.candidate.ready and not _is_own(deployment, instance):
+            await self._versions.reject(deployment, message)
+        else:
+            await self._serving.put_off(deployment, instance, message)
+
+    # SERVING and LOST
+
+    async def _probe(self, deployment: Deployment, instance: Instance) -> None:
+        problem = await self._judge(deployment, instance)
         if problem is None:
-            await self._serving.count(deployment)
+            await self._serving.count(deployment, instance)
+        elif await self._is_alone_in_trouble(deployment, instance):
+            await self._versions.reject(deployment, f"It failed while it had a share of the traffic: {problem}")
         else:
-            log.warning("degraded", deployment_id=deployment.deployment_id, error=problem)
-            await self._serving.degrade(deployment, problem)
+            log.warning("instance_lost", deployment_id=deployment.deployment_id, place=instance.key, error=problem)
+            await self._serving.lose(deployment, instance, problem)
 
-    async def _judge(self, deployment: Deployment) -> str | None:
-        placement = await self._fleet.placement(deployment.triton_id)
-        return await placement.judge(_name(deployment), deployment.start_number, deployment.version.probe_key)
+    async def _is_alone_in_trouble(self, deployment: Deployment, instance: Instance) -> bool:
+        """Whether it is a candidate's, and the other version serves from the same Triton.
 
-    async def _heal(self, deployment: Deployment) -> None:
-        if await self._judge(deployment) is None:
-            await self._serving.recover(deployment)
+        While that does not serve either, it is Triton that is in trouble, and not the candidate.
+        """
+        beside = [item for item in deployment.own_instances if item.triton_id == instance.triton_id and item.serving]
+        return not _is_own(deployment, instance) and bool(beside) and await self._judge(deployment, beside[0]) is None
+
+    async def _judge(self, deployment: Deployment, instance: Instance) -> str | None:
+        placement = await self._fleet.placement(instance.triton_id)
+        probe_key = _version(deployment, instance).probe_key
+        return await placement.judge(_name(deployment, instance), deployment.start_number, probe_key)
+
+    async def _heal(self, deployment: Deployment, instance: Instance) -> None:
+        if await self._judge(deployment, instance) is None:
+            await self._serving.recover(deployment, instance)
             return
-        model = await self._serving.model_of(deployment.version)
+        model = await self._serving.model_of(_version(deployment, instance))
         try:
-            placement = await self._fleet.placement(deployment.triton_id)
-            await placement.put_back(_name(deployment), deployment.start_number, model)
-            problem = await self._judge(deployment)
+            placement = await self._fleet.placement(instance.triton_id)
+            await placement.put_back(_name(deployment, instance), deployment.start_number, model)
+            problem = await self._judge(deployment, instance)
         except ModelFailed as error:
             problem = error.reason
         if problem is None:
-            await self._serving.recover(deployment)
+            await self._serving.recover(deployment, instance)
         else:
-            await self._serving.put_off(deployment, problem)
-
-    # A candidate
-
-    async def _prepare(self, deployment: Deployment) -> None:
-        assert deployment.candidate is not None
-        model = await self._serving.model_of(deployment.candidate.version)
-        try:
-            placement = await self._fleet.placement(deployment.candidate.triton_id)
-            parity, probe_key = await placement.put(
-                _candidate_name(deployment), deployment.start_number, model, anew=False
-            )
-        except (NotFoundError, DataLossError) as error:
-            await self._versions.reject(deployment, error.message)
-        except ModelFailed as error:
-            # Not tried again: the other serves on, and the user, who is told at once, can ask again.
-            await self._versions.reject(deployment, f"Triton does not serve the model: {error.reason}")
-        else:
-            if parity.ok:
-                await self._versions.pass_gate(deployment, parity, probe_key)
-            else:
-                await self._versions.reject(deployment, _disagreement(parity))
-
-    async def _probe_candidate(self, deployment: Deployment) -> None:
-        assert deployment.candidate is not None
-        probe_key = deployment.candidate.version.probe_key
-        placement = await self._fleet.placement(deployment.candidate.triton_id)
-        problem = await placement.judge(_candidate_name(deployment), deployment.start_number, probe_key)
-        # While the other does not serve either, it is Triton that is in trouble, and not the candidate.
-        if problem is not None and await self._judge(deployment) is None:
-            await self._versions.reject(deployment, f"It failed while it had a share of the traffic: {problem}")
-
-    async def _give_up(self, deployment: Deployment) -> None:
-        await self._versions.reject(deployment, "It was not ready in time.")
+            await self._serving.put_off(deployment, instance, problem)
 
     # STOPPING, and what nobody wants
 
-    async def _stop(self, deployment: Deployment) -> None:
+    async def _stop(self, deployment: Deployment, instance: Instance) -> None:
         try:
-            await (await self._fleet.placement(deployment.triton_id)).remove(_name(deployment))
+            await (await self._fleet.placement(instance.triton_id)).remove(_name(deployment, instance))
         except ModelFailed as error:
-            await self._serving.put_off(deployment, error.reason)
+            await self._serving.put_off(deployment, instance, error.reason)
+        except TritonUnavailable:
+            if instance.serving:
+                raise
+            await self._serving.unloaded(deployment, instance)
         else:
-            await self._serving.stopped(deployment)
+            await self._serving.unloaded(deployment, instance)
 
     async def _find_orphans(self, triton_id: str) -> None:
         # Triton and the repository first: a deployment is in the database before anything of it is in them.
         placement = await self._fleet.placement(triton_id)
         held = {f"{triton_id}/{name}": (name, starts) for name, starts in (await placement.held()).items()}
-        wanted = {place: placed for placed in await self._serving.placed() for place in _places(placed)}
+        wanted = {
+            _place(placed, instance): placed for placed in await self._serving.placed() for instance in placed.instances
+        }
         now_s = asyncio.get_running_loop().time()
         unwanted = held.keys() - wanted.keys()
         for place in [place for place in self._unwanted_since_s if place.startswith(f"{triton_id}/")]:
@@ -331,40 +347,36 @@ class Reconciler:
                 self._spawn(place, _ORPHAN, placement.remove_starts(name, stale))
 
 
-def _name(deployment: Deployment) -> str:
-    return model_name(deployment.deployment_id, deployment.version.number)
+def _is_own(deployment: Deployment, instance: Instance) -> bool:
+    """Whether it is of the version that serves, or will; else it is the candidate's."""
+    return instance.version_number == deployment.version.number
 
 
-def _candidate_name(deployment: Deployment) -> str:
-    assert deployment.candidate is not None
-    return model_name(deployment.deployment_id, deployment.candidate.version.number)
+def _version(deployment: Deployment, instance: Instance) -> Version:
+    if _is_own(deployment, instance):
+        return deployment.version
+    assert deployment.candidate is not None, "an instance is of one of the two"
+    return deployment.candidate.version
 
 
-def _place(deployment: Deployment) -> str:
-    """Of the version that serves: which Triton, and the name there."""
-    return f"{deployment.triton_id}/{_name(deployment)}"
+def _name(deployment: Deployment, instance: Instance) -> str:
+    return model_name(deployment.deployment_id, instance.version_number)
 
 
-def _candidate_place(deployment: Deployment) -> str:
-    assert deployment.candidate is not None
-    return f"{deployment.candidate.triton_id}/{_candidate_name(deployment)}"
-
-
-def _places(deployment: Deployment) -> list[str]:
-    """All that Tritons are to have of it."""
-    return [_place(deployment), *([_candidate_place(deployment)] if deployment.candidate else [])]
+def _place(deployment: Deployment, instance: Instance) -> str:
+    """Which Triton, and the name there."""
+    return f"{instance.triton_id}/{_name(deployment, instance)}"
 
 
 def _disagreement(parity: Parity) -> str:
     return (
         f"Only {parity.paired} of {parity.boxes} boxes of the replay agree with the evaluation; worst: images "
-        f"{', '.join(str(image) for image in parity.worst_images)}."
+        f"{', '.join(str(image) for image in parity.worst_images)}; the version's gate says what differs."
     )
 
 
-def _is_due(deployment: Deployment, now: datetime) -> bool:
-    if deployment.state is not _S.ACTIVE:
-        return deployment.retry_at is None or deployment.retry_at <= now
-    assert deployment.probed_at is not None, "it is ACTIVE"
-    due_at = deployment.probed_at + PROBE_EVERY
-    return now >= min([due_at, *(at for at in (deployment.stop_at, deployment.idle_stop_at) if at is not None)])
+def _is_due(deployment: Deployment, instance: Instance, now: datetime) -> bool:
+    if deployment.state is _S.STOPPING or instance.probed_at is None:
+        return instance.retry_at is None or instance.retry_at <= now
+    ends = (at for at in (deployment.stop_at, deployment.idle_stop_at) if at is not None)
+    return now >= min([instance.probed_at + PROBE_EVERY, *ends])

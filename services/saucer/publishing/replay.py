@@ -10,11 +10,13 @@ import numpy as np
 
 from saucer.lib.errors import DataLossError
 from saucer.lib.objects import Objects
-from saucer.publishing.domain import Model, Parity
-from saucer.publishing.parity import Found, ImageParity, choose_evenly, compare, judge
+from saucer.publishing.domain import Model
+from saucer.publishing.parity import Found, ImageParity, choose_evenly, compare
 from saucer.publishing.triton import InferRefused, TritonClient
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
+from saucer.serving.header import stated_size
+from saucer.serving.runtime import Tolerance
 
 # Replayed at most, evenly chosen from those that were predicted; some five seconds on two processor cores.
 MAX_IMAGES = 200
@@ -85,9 +87,15 @@ def _file_names(manifest: Path, image_ids: Collection[int]) -> dict[int, str]:
 
 
 async def replay(
-    triton: TritonClient, objects: Objects, samples: list[Sample], model_name: str, version: str
-) -> tuple[Parity, str]:
-    """The comparison, and the key of the smallest image, which later probes send.
+    triton: TritonClient,
+    objects: Objects,
+    samples: list[Sample],
+    model_name: str,
+    version: str,
+    tolerance: Tolerance,
+    input_size: int,
+) -> tuple[list[ImageParity], str]:
+    """The comparison, image by image, and the key of the smallest image, which later probes send.
 
     An image that the model refuses has no served boxes. Raises ModelFailed, TritonUnavailable, and as Objects.get().
     """
@@ -101,10 +109,10 @@ async def replay(
             try:
                 answer = await triton.infer(model_name, image, version)
             except InferRefused:
-                served = _NOTHING
+                served, scale = _NOTHING, 1.0
             else:
-                served = Found(answer.boxes, answer.scores, answer.labels)
-        return await asyncio.to_thread(compare, sample.image_id, sample.stored, served)
+                served, scale = Found(answer.boxes, answer.scores, answer.labels), max(stated_size(image)) / input_size
+        return await asyncio.to_thread(compare, sample.image_id, sample.stored, served, tolerance, scale)
 
     tasks = [asyncio.ensure_future(one(sample)) for sample in samples]
     try:
@@ -113,7 +121,7 @@ async def replay(
         # After the first failure the others would only burden a server that is in trouble.
         for task in tasks:
             task.cancel()
-    return judge(compared), min(sizes, key=lambda key: (sizes[key], key))
+    return compared, min(sizes, key=lambda key: (sizes[key], key))
 
 
 _NOTHING = Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))

@@ -14,6 +14,7 @@ from saucer.publishing.messages import (
     deployment_message,
     event_message,
     instances_message,
+    log_line_message,
     read_billing_mode,
     read_form,
     read_thresholds,
@@ -143,7 +144,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         )
         shown = found[: page.size]
         return publishing_pb2.ListDeploymentVersionsResponse(
-            versions=[version_message(version, created_at) for version, created_at in shown],
+            versions=[version_message(*item) for item in shown],
             next_page_token=page.token([shown[-1][0].number] if len(found) > page.size else None),
         )
 
@@ -164,7 +165,8 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         self, request: publishing_pb2.ListInstancesRequest, context: Context
     ) -> publishing_pb2.ListInstancesResponse:
         deployment = await self._deployments.get(request.deployment_id)
-        return instances_message(deployment, await self._deployments.tritons.of(deployment))
+        tritons = await self._deployments.tritons.list_tritons()
+        return instances_message(deployment, {triton.triton_id for triton, _ in tritons if triton.live})
 
     async def ListTrafficSamples(
         self, request: publishing_pb2.ListTrafficSamplesRequest, context: Context
@@ -174,13 +176,26 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             from_timestamp(request.start_time) if request.HasField("start_time") else None,
             from_timestamp(request.end_time) if request.HasField("end_time") else None,
         )
-        return publishing_pb2.ListTrafficSamplesResponse(samples=[sample_message(piece) for piece in pieces])
+        return publishing_pb2.ListTrafficSamplesResponse(samples=[sample_message(*piece) for piece in pieces])
 
     async def ListDeploymentEvents(
         self, request: publishing_pb2.ListDeploymentEventsRequest, context: Context
     ) -> publishing_pb2.ListDeploymentEventsResponse:
         events = await self._deployments.monitoring.list_events(request.deployment_id)
         return publishing_pb2.ListDeploymentEventsResponse(events=[event_message(event) for event in events])
+
+    async def ListDeploymentLogLines(
+        self, request: publishing_pb2.ListDeploymentLogLinesRequest, context: Context
+    ) -> publishing_pb2.ListDeploymentLogLinesResponse:
+        page = read_page(request)
+        found = await self._deployments.monitoring.list_lines(
+            request.deployment_id, before=_number(page), limit=page.size + 1
+        )
+        shown = found[: page.size]
+        return publishing_pb2.ListDeploymentLogLinesResponse(
+            lines=[log_line_message(kept) for kept in shown],
+            next_page_token=page.token([shown[-1].position] if len(found) > page.size else None),
+        )
 
     async def RegisterTriton(
         self, request: publishing_pb2.RegisterTritonRequest, context: Context

@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from saucer.lib.postgres import Connection
+from saucer.publishing import instance_store
 from saucer.publishing.domain import (
     Candidate,
     ChargeStatus,
@@ -25,9 +26,11 @@ from saucer.publishing.domain import (
 _COLUMNS = (
     "deployment_id, account_id, request_id, form, version_number, model_id, evaluation_id, classes, thresholds, "
     "parity, probe_key, candidate, triton_id, state, former_state, charge_status, start_number, start_request_id, "
-    "hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, probed_at, progressed_at, active_at, "
-    "used_at, attempts, retry_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, revision"
+    "hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, charged_rest_us, probed_at, "
+    "progressed_at, active_at, used_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, "
+    "revision"
 )
+_READ = f"{_COLUMNS}, {instance_store.COLUMN}"
 
 # What an update writes, and how many there are in all; the last is the revision.
 _CHANGING = _COLUMNS.removeprefix("deployment_id, account_id, request_id, ").removesuffix(", revision")
@@ -133,10 +136,11 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
 
     Raises asyncpg.UniqueViolationError if it leaves its rest and the name is taken by now.
     """
+    await instance_store.put(connection, deployment.deployment_id, deployment.instances)
     row = await connection.fetchrow(
         f"""
         UPDATE deployment SET ({_CHANGING}, revision) = ({_PLACES}::bigint + 1)
-        WHERE deployment_id = $1 AND account_id = $2 AND request_id = $3 AND revision = ${_COUNT} RETURNING {_COLUMNS}
+        WHERE deployment_id = $1 AND account_id = $2 AND request_id = $3 AND revision = ${_COUNT} RETURNING {_READ}
         """,  # noqa: S608 - column names
         *_values(deployment),
     )
@@ -147,7 +151,7 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
 async def get(connection: Connection, deployment_id: str, *, lock: bool = False) -> Deployment | None:
     """A deployment; locked until the transaction ends, if asked."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM deployment WHERE deployment_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
+        f"SELECT {_READ} FROM deployment WHERE deployment_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
         deployment_id,
     )
     return _deployment(row) if row else None
@@ -156,7 +160,7 @@ async def get(connection: Connection, deployment_id: str, *, lock: bool = False)
 async def of_request(connection: Connection, account_id: str, request_id: str) -> Deployment | None:
     """The deployment that a request id made."""
     row = await connection.fetchrow(
-        f"SELECT {_COLUMNS} FROM deployment WHERE account_id = $1 AND request_id = $2",  # noqa: S608 - column names
+        f"SELECT {_READ} FROM deployment WHERE account_id = $1 AND request_id = $2",  # noqa: S608 - column names
         account_id,
         request_id,
     )
@@ -169,7 +173,7 @@ async def list_deployments(
     """Newest first."""
     rows = await connection.fetch(
         f"""
-        SELECT {_COLUMNS} FROM deployment
+        SELECT {_READ} FROM deployment
         WHERE account_id = $1 AND ($2::timestamptz IS NULL OR (created_at, deployment_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, deployment_id DESC LIMIT $4
         """,  # noqa: S608 - column names
@@ -187,7 +191,7 @@ async def in_states(
     """Those that have been in their state longest first; all of them without a limit."""
     rows = await connection.fetch(
         f"""
-        SELECT {_COLUMNS} FROM deployment
+        SELECT {_READ} FROM deployment
         WHERE state = ANY($1) AND state NOT IN ('STOPPED', 'FAILED', 'REFUSED')
         ORDER BY moved_at, deployment_id LIMIT $2
         """,  # noqa: S608 - column names
@@ -218,19 +222,6 @@ async def unmoved(connection: Connection, state: DeploymentState, before: dateti
         limit,
     )
     return [str(row["deployment_id"]) for row in rows]
-
-
-async def placed_on(connection: Connection, triton_ids: Collection[str]) -> list[Deployment]:
-    """Those that are to serve and are placed there; longest first."""
-    rows = await connection.fetch(
-        f"""
-        SELECT {_COLUMNS} FROM deployment
-        WHERE triton_id <> '' AND triton_id = ANY($1) AND state IN ('DEPLOYING', 'ACTIVE', 'DEGRADED')
-        ORDER BY moved_at, deployment_id
-        """,  # noqa: S608 - column names
-        list(triton_ids),
-    )
-    return [_deployment(row) for row in rows]
 
 
 # Which replica acts
@@ -299,8 +290,8 @@ def _values(deployment: Deployment) -> list[object]:
         json.dumps(deployment.version.thresholds),
         json.dumps(asdict(deployment.version.parity)) if deployment.version.parity else None,
         deployment.version.probe_key,
-        _candidate_json(deployment.candidate),
-        deployment.triton_id,
+        _candidate_json(deployment),
+        _one_triton(deployment),
         deployment.state,
         deployment.former_state,
         deployment.charge_status,
@@ -311,12 +302,11 @@ def _values(deployment: Deployment) -> list[object]:
         deployment.currency,
         deployment.missing_micros,
         deployment.charged_ms,
-        deployment.probed_at,
+        deployment.charged_rest_us,
+        deployment.probed_at if deployment.state is DeploymentState.ACTIVE else None,
         deployment.progressed_at,
         deployment.active_at,
         deployment.used_at,
-        deployment.attempts,
-        deployment.retry_at,
         deployment.stop_requested,
         deployment.end_reason,
         deployment.error_message,
@@ -327,6 +317,13 @@ def _values(deployment: Deployment) -> list[object]:
     ]
 
 
+def _one_triton(deployment: Deployment) -> str:
+    """Where it was probed last, or is at all: former code knows of one."""
+    own = deployment.own_instances
+    last = [item for item in own if item.probed_at == deployment.probed_at]
+    return last[0].triton_id if last else ""
+
+
 def pairs(values: list[list[object]]) -> tuple[tuple[str, float], ...]:
     """Thresholds by class, from JSON."""
     return tuple((str(name), float(str(threshold))) for name, threshold in values)
@@ -335,6 +332,7 @@ def pairs(values: list[list[object]]) -> tuple[tuple[str, float], ...]:
 def _deployment(row: asyncpg.Record) -> Deployment:
     form = json.loads(row["form"])
     fields = dict(row)
+    del fields["triton_id"], fields["probed_at"]  # the instances say so
     version = Version(
         fields.pop("version_number"),
         str(fields.pop("model_id")),
@@ -352,7 +350,8 @@ def _deployment(row: asyncpg.Record) -> Deployment:
             "request_id": str(row["request_id"]),
             "form": Form(**{**form, "thresholds": pairs(form["thresholds"])}),
             "version": version,
-            "candidate": _candidate(row["candidate"]),
+            "candidate": _candidate(row["candidate"], version),
+            "instances": instance_store.read(row["instances"]),
             "state": DeploymentState(row["state"]),
             "former_state": DeploymentState(row["former_state"]) if row["former_state"] else None,
             "charge_status": ChargeStatus(row["charge_status"]),
@@ -366,14 +365,18 @@ def _parity(fields: dict[str, Any] | None) -> Parity | None:
     return Parity(**{**fields, "worst_images": tuple(fields["worst_images"])}) if fields else None
 
 
-def _candidate_json(candidate: Candidate | None) -> str | None:
+def _candidate_json(deployment: Deployment) -> str | None:
+    candidate = deployment.candidate
     if candidate is None:
         return None
-    return json.dumps({**asdict(candidate), "proposed_at": candidate.proposed_at.isoformat()})
+    beside = deployment.candidate_instances
+    former = {"triton_id": beside[0].triton_id if beside else _one_triton(deployment)}
+    return json.dumps(asdict(candidate) | former | {"proposed_at": candidate.proposed_at.isoformat()})
 
 
-def _candidate(text: str | None) -> Candidate | None:
-    if text is None:
+def _candidate(text: str | None, own: Version) -> Candidate | None:
+    """For former code, what is moved to another Triton is a candidate of the same number; it is an instance."""
+    if text is None or json.loads(text)["version"]["number"] == own.number:
         return None
     fields = json.loads(text)
     version = fields["version"]
@@ -386,7 +389,6 @@ def _candidate(text: str | None) -> Candidate | None:
                 "parity": _parity(version["parity"]),
             }
         ),
-        fields["triton_id"],
         fields["percent"],
         fields["ready"],
         datetime.fromisoformat(fields["proposed_at"]),

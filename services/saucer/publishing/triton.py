@@ -6,8 +6,10 @@ reached over a network it is a way into its memory.
 
 import asyncio
 import contextlib
+import json
 import struct
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import grpc
@@ -15,6 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
+
+from saucer.publishing.batching import Counters
+from saucer.publishing.domain import LogLine
+from saucer.serving.choosing import Choice
+from saucer.serving.runtime import EVALUATED_WITH
 
 HEALTH_S = 2.0  # a server that does not answer by then counts as unavailable
 LOAD_S = 120.0  # a model that has not loaded by then has failed
@@ -33,6 +40,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _OUTPUT_TYPES = {"BOXES": np.float32, "SCORES": np.float32, "LABELS": np.int32, "COUNT": np.int32}
+_LENGTH_BYTES = 4  # of a string in KServe's raw form, before its bytes
 _AT_REST = ("", "UNAVAILABLE")  # states of a version that holds nothing
 
 
@@ -66,6 +74,15 @@ class Boxes:
     scores: NDArray[np.float32]
     labels: NDArray[np.int32]
     version: str  # the version that answered
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the process says that serves a model: with which runtime, and its last log lines (serving/journal.py)."""
+
+    process: str
+    choice: Choice
+    lines: tuple[LogLine, ...]
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,30 @@ class TritonClient:
         """
         return _boxes(await self.forward(_infer_request(model, image, version), timeout_s))
 
+    async def report(self, model: str, version: str = "", timeout_s: float = INFER_S) -> Report:
+        """What one process says that serves the model. Raises ModelFailed, TritonUnavailable."""
+        request = _infer_request(model, b"", version)
+        request.outputs.add(name="REPORT")
+        answer = await self.forward(request, timeout_s)
+        if not answer.raw_output_contents:  # it was written before models made reports
+            return Report("", Choice(EVALUATED_WITH), ())
+        fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
+        choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])
+        return Report(fields["process"], choice, tuple(map(_line, fields["lines"])))
+
+    async def counters(self, timeout_s: float = HEALTH_S) -> dict[str, Counters]:
+        """What the server has counted of each model since it loaded it. Raises TritonUnavailable."""
+        try:
+            answer = await self._stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise TritonUnavailable(_sentence(error)) from error
+        found: dict[str, Counters] = {}
+        for model in answer.model_stats:
+            queue = model.inference_stats.queue
+            counted = Counters(model.inference_count, model.execution_count, queue.count, queue.ns // 1000)
+            found[model.name] = found.get(model.name, Counters()).plus(counted)
+        return found
+
     async def forward(self, request: pb.ModelInferRequest, timeout_s: float = INFER_S) -> pb.ModelInferResponse:
         """Triton's own answer to a KServe request. Raises InferRefused, ModelFailed, TritonUnavailable."""
         try:
@@ -197,6 +238,11 @@ class TritonClient:
                 return ModelFailed(late) if await self.live() else TritonUnavailable(late)
             case _:
                 return ModelFailed(_sentence(error))
+
+
+def _line(fields: dict[str, Any]) -> LogLine:
+    logged_at = datetime.fromtimestamp(fields["time_s"], UTC)
+    return LogLine(fields["number"], fields["level"], fields["message"], logged_at)
 
 
 def _infer_request(model: str, image: bytes, version: str) -> pb.ModelInferRequest:

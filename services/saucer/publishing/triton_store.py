@@ -1,6 +1,5 @@
 """The SQL of registered Tritons, and of the room that they have."""
 
-from collections.abc import Collection
 from dataclasses import astuple
 
 import asyncpg
@@ -12,13 +11,14 @@ _COLUMNS = "triton_id, address, repository, region_id, spec_id, room, threads, d
 
 
 async def put(connection: Connection, triton: Triton) -> Triton:
-    """Registers it, or changes what is known of it; whether it is drained, and whether it is live, stay."""
+    """Registers it, or changes what is known of it; whether it is drained stays, and, at the same address, is live."""
     row = await connection.fetchrow(
         f"""
         INSERT INTO triton ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         ON CONFLICT (triton_id) DO UPDATE SET
             address = excluded.address, repository = excluded.repository, region_id = excluded.region_id,
-            spec_id = excluded.spec_id, room = excluded.room, threads = excluded.threads
+            spec_id = excluded.spec_id, room = excluded.room, threads = excluded.threads,
+            live = triton.live AND triton.address = excluded.address
         RETURNING {_COLUMNS}
         """,  # noqa: S608 - column names
         *astuple(triton),
@@ -48,29 +48,18 @@ async def list_tritons(connection: Connection) -> list[Triton]:
 
 
 async def used(connection: Connection) -> dict[str, int]:
-    """Deployments placed on each, those on their way there included; a candidate beside its own deployment is not."""
+    """Deployments that each has, those on their way there included; a candidate beside its own deployment is not."""
     rows: list[asyncpg.Record] = await connection.fetch(
-        """
-        SELECT triton_id, count(*) AS used FROM (
-            SELECT triton_id FROM deployment WHERE triton_id <> ''
-            UNION ALL
-            SELECT candidate ->> 'triton_id' FROM deployment
-            WHERE candidate IS NOT NULL AND candidate ->> 'triton_id' <> triton_id
-        ) AS placed (triton_id) GROUP BY triton_id
-        """
+        "SELECT triton_id, count(DISTINCT deployment_id) AS used FROM instance GROUP BY triton_id"
     )
     return {row["triton_id"]: row["used"] for row in rows}
 
 
-async def with_room(connection: Connection, region_id: str, spec_id: str, excluded: Collection[str]) -> Triton | None:
-    """The one of a spec with most room left; None: none has any."""
+async def room(connection: Connection, region_id: str, spec_id: str) -> dict[str, int]:
+    """Of those of a spec that answer and are not drained: how many more deployments each takes."""
     taken = await used(connection)
-    fitting = [
-        triton
+    return {
+        triton.triton_id: triton.room - taken.get(triton.triton_id, 0)
         for triton in await list_tritons(connection)
-        if (triton.region_id, triton.spec_id) == (region_id, spec_id)
-        and not triton.draining
-        and triton.triton_id not in excluded
-        and triton.room > taken.get(triton.triton_id, 0)
-    ]
-    return max(fitting, key=lambda triton: triton.room - taken.get(triton.triton_id, 0), default=None)
+        if (triton.region_id, triton.spec_id) == (region_id, spec_id) and triton.live and not triton.draining
+    }

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .boxes import select
 from .decode import decode
 from .letterbox import Placement, into_source, letterbox
-from .runtime import Network
+from .runtime import EVALUATED_WITH, Network
 from .spec import GRAPH_FILE, ModelSpec
 
 MAX_BATCH = 8
@@ -45,13 +45,13 @@ class Detector:
         self._network = network
 
     @classmethod
-    def load(cls, folder: str | Path, threads: int = 1) -> "Detector":
+    def load(cls, folder: str | Path, threads: int = 1, runtime: str = EVALUATED_WITH) -> "Detector":
         """Loads a model folder; `threads` is what the network may use.
 
-        Raises ModelFolderError if a file is missing or is not what this version reads.
+        Raises ModelFolderError if a file is missing or is not what this version reads, RuntimeUnusable.
         """
         path = Path(folder)
-        return cls(ModelSpec.load(path), Network(path / GRAPH_FILE, threads))
+        return cls(ModelSpec.load(path), Network(path / GRAPH_FILE, threads, runtime))
 
     def detect(self, images: Sequence[bytes]) -> list[ImageDetections]:
         """Detections of encoded images, one by one as they came.
@@ -80,11 +80,15 @@ class Detector:
         """Selects detections from the network's output [n, anchors, 4] and [n, anchors, classes] for `images`."""
         return [self._finish(*item) for item in zip(boxes, scores, images, strict=True)]
 
+    def compute_blank(self, batch: int) -> None:
+        """One call of the network alone, with this many blank images."""
+        size = self.spec.input_size
+        self._network(np.zeros((batch, size, size, 3), np.uint8))
+
     def warm(self, batches: Iterable[int] = range(1, MAX_BATCH + 1)) -> None:
         """Computes once at every batch size, so that no caller pays for first allocations."""
-        size = self.spec.input_size
         for batch in batches:
-            self._network(np.zeros((batch, size, size, 3), np.uint8))
+            self.compute_blank(batch)
 
     def _finish(self, boxes: NDArray[np.float32], scores: NDArray[np.float32], image: PreparedImage) -> ImageDetections:
         spec, placement = self.spec, image.placement

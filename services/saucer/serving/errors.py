@@ -13,5 +13,9 @@ class ModelFolderError(ValueError):
     """The model folder lacks a file, or model.json or the graph is not what this version reads."""
 
 
+class RuntimeUnusable(Exception):  # noqa: N818 - says what the machine is; callers read it as a finding
+    """This machine lacks the runtime, or what the runtime needs of the processor."""
+
+
 class DetectionsError(ValueError):
     """Stored detections are cut, of another format, inconsistent or over the limits."""

@@ -27,6 +27,7 @@ from saucer.lib.ids import new_id
 from saucer.local.servers import NatsServer
 from saucer.publishing.domain import DeploymentState, Evaluation, Model, Parity, Triton
 from saucer.publishing.domain import Form as DeploymentForm
+from saucer.publishing.instances import InstanceState
 from saucer.publishing.v1 import events_pb2 as publishing_events
 from saucer.task.domain import Form as TaskForm
 from saucer.task.v1 import events_pb2 as task_events
@@ -55,8 +56,9 @@ async def month(
     monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator["Month"]:
     lengthen(monkeypatch, STEP)
-    data, triton = Data(), Triton("local", "127.0.0.1:1", "/nowhere", REGION, SPEC, ROOM, 1)
-    async with platform(new_database, nats.uri, tmp_path, tokens.file(Role.SERVICE), data, triton) as services:
+    data = Data()
+    tritons = [Triton(name, "127.0.0.1:1", "/nowhere", REGION, SPEC, ROOM, 1) for name in ("first", "second")]
+    async with platform(new_database, nats.uri, tmp_path, tokens.file(Role.SERVICE), data, *tritons) as services:
         yield Month(services, data, Random())
 
 
@@ -150,7 +152,7 @@ class Month:
         if self.chance.random() < 0.15:
             hours = self.chance.choice((None, 5, 48))
             form = DeploymentForm(
-                f"d{self.started}", self.models[account_id], REGION, SPEC, 1, mode,
+                f"d{self.started}", self.models[account_id], REGION, SPEC, self.chance.randint(1, 2), mode,
                 hours * 3_600_000 if hours else None, (), group_id, budget,
             )  # fmt: skip
             await self.services.deployments.starts.create(new_id(), account_id, new_id(), form)
@@ -261,22 +263,23 @@ class Month:
         return True
 
     async def triton(self) -> None:
-        deployments = self.services.deployments
-        await deployments.serving.take_lease("one")
-        wanted, _ = await deployments.serving.wanted()
+        serving = self.services.deployments.serving
+        await serving.take_lease("one")
+        wanted, _ = await serving.wanted()
         for deployment in wanted:
-            if deployment.state is DeploymentState.QUEUED:
-                await deployments.serving.deploy(deployment, "one")
-            elif deployment.state is DeploymentState.DEPLOYING:
-                await deployments.serving.activate(deployment, Parity(True, 1, 1, 1, ()), "p")
-            elif deployment.state is DeploymentState.STOPPING:
-                await deployments.serving.stopped(deployment)
-            elif deployment.state is DeploymentState.DEGRADED:
-                await deployments.serving.recover(deployment)
-            elif self.chance.random() < 0.02:
-                await deployments.serving.degrade(deployment, "it does not answer")
-            else:
-                await deployments.serving.count(deployment)
+            if len(deployment.instances) < deployment.form.replicas:
+                await serving.place(deployment, "one", ())
+            for instance in deployment.instances:
+                if deployment.state is DeploymentState.STOPPING:
+                    await serving.unloaded(deployment, instance)
+                elif instance.state is InstanceState.LOADING:
+                    await serving.activate(deployment, instance, Parity(True, 1, 1, 1, ()), "p")
+                elif instance.state is InstanceState.LOST:
+                    await serving.recover(deployment, instance)
+                elif self.chance.random() < 0.02:
+                    await serving.lose(deployment, instance, "it does not answer")
+                else:
+                    await serving.count(deployment, instance)
 
     async def accidents(self) -> None:
         """Now and then a service is killed in the midst of its events, and starts again."""

@@ -327,6 +327,8 @@ async def online(
                 "triton_control_key": triton.control_key,
                 "triton_repository": triton.repository,
                 "triton_threads": 1,
+                # To try all takes seconds; tests/integration/publishing/test_runtimes.py does.
+                "triton_choose_runtime": False,
                 "region_id": "local",
                 "spec_id": "cpu-2",
             },

@@ -14,11 +14,12 @@ from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
 from saucer.publishing import domain, service, store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
+from saucer.publishing.instances import Instance, InstanceState, Plan
 from saucer.publishing.peers import Peers
 from saucer.publishing.service import Deployments
 from tests.support.servers import NewDatabase
 from tests.support.services import Tokens
-from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY
+from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, beside
 
 # Nobody listens there: a billing that does not answer.
 SILENT = "127.0.0.1:1"
@@ -78,16 +79,23 @@ def queue(deployment: Deployment) -> Deployment:
     return domain.queue(deployment, 7_200_000, 3_600_000, "EUR", NOW)
 
 
+def place(deployment: Deployment) -> Deployment:
+    return domain.place(queue(deployment), Plan(("local",)), NOW)
+
+
 def deploy(deployment: Deployment) -> Deployment:
-    return domain.retry_after(domain.deploy(queue(deployment), "local", NOW), "no such graph", NOW)
+    placed = place(deployment)
+    return domain.put_off(placed, at(placed), "no such graph", NOW)
 
 
 def activate(deployment: Deployment) -> Deployment:
-    return domain.activate(domain.deploy(queue(deployment), "local", NOW), PARITY, "system/a/images/0", NOW)
+    placed = place(deployment)
+    return domain.activate(placed, at(placed), PARITY, "system/a/images/0", NOW)
 
 
 def degrade(deployment: Deployment) -> Deployment:
-    return domain.degrade(activate(deployment), "Triton does not answer", NOW)
+    active = activate(deployment)
+    return domain.lose(active, at(active), "Triton does not answer", NOW)
 
 
 def stopping(deployment: Deployment) -> Deployment:
@@ -138,16 +146,31 @@ async def test_a_process_that_has_just_begun_gives_triton_a_chance_first(
 
 async def test_one_replica_acts_until_it_gives_the_lease_back(world: World) -> None:
     deployments = world.deployments
+    await deployments.tritons.report("local", live=True)
     deployment_id = await world.put(queue)
     assert await deployments.serving.take_lease("first")
     assert not await deployments.serving.take_lease("second")
-    assert not await deployments.serving.deploy(await world.get(deployment_id), "second")
+    assert not await deployments.serving.place(await world.get(deployment_id), "second", ())
     assert await deployments.serving.take_lease("first")
     await deployments.serving.release_lease("first")
     assert await deployments.serving.take_lease("second")
-    assert not await deployments.serving.deploy(await world.get(deployment_id), "first")
-    assert await deployments.serving.deploy(await world.get(deployment_id), "second")
+    assert not await deployments.serving.place(await world.get(deployment_id), "first", ())
+    assert await deployments.serving.place(await world.get(deployment_id), "second", ())
     assert (await world.get(deployment_id)).state is DeploymentState.DEPLOYING
+
+
+async def test_a_triton_takes_something_once_it_has_answered_at_its_present_address(world: World) -> None:
+    deployments = world.deployments
+    deployment_id = await world.put(queue)
+    await deployments.serving.take_lease("first")
+    moved = Triton("local", "127.0.0.1:2", "/nowhere", "local", "cpu-2", 1, 1)
+    assert not await deployments.serving.place(await world.get(deployment_id), "first", ())
+    await deployments.tritons.report("local", live=True)
+    assert not (await deployments.tritons.register(moved)).live
+    assert not await deployments.serving.place(await world.get(deployment_id), "first", ())
+    await deployments.tritons.report("local", live=True)
+    assert (await deployments.tritons.register(moved)).live
+    assert await deployments.serving.place(await world.get(deployment_id), "first", ())
 
 
 async def test_what_an_action_reports_late_changes_nothing(world: World) -> None:
@@ -156,13 +179,60 @@ async def test_what_an_action_reports_late_changes_nothing(world: World) -> None
     await world.deployments.obey_stop(deployment_id, 1, EndReason.ARREARS)
     before = await world.get(deployment_id)
     world.clock.advance(MOMENT)
+    serving, instance = world.deployments.serving, at(snapshot)
     for report in (
-        world.deployments.serving.count(snapshot),
-        world.deployments.serving.degrade(snapshot, "late"),
-        world.deployments.serving.recover(snapshot),
-        world.deployments.serving.activate(snapshot, PARITY, "late"),
-        world.deployments.serving.fail(snapshot, EndReason.FAILED, "late"),
+        serving.count(snapshot, instance),
+        serving.lose(snapshot, instance, "late"),
+        serving.recover(snapshot, instance),
+        serving.activate(snapshot, instance, PARITY, "late"),
+        serving.refuse_load(snapshot, instance, "late"),
+        serving.fail(snapshot, EndReason.FAILED, "late"),
     ):
         await report
     assert await world.get(deployment_id) == before
     assert await world.events() == ["DeploymentStopRequested"]
+
+
+async def test_what_an_action_reports_of_an_instance_that_has_changed_meanwhile_changes_nothing(world: World) -> None:
+    deployment_id = await world.put(activate)
+    snapshot, serving = await world.get(deployment_id), world.deployments.serving
+    world.clock.advance(MOMENT)
+    await serving.lose(snapshot, at(snapshot), "it does not answer")
+    lost = await world.get(deployment_id)
+    world.clock.advance(MOMENT)
+    await serving.count(snapshot, at(snapshot))
+    assert await world.get(deployment_id) == lost
+
+
+async def test_what_former_code_writes_of_its_one_triton_is_an_instance(world: World) -> None:
+    deployment_id = await world.put(activate)
+    probed_at = NOW + MOMENT
+
+    async def former(sql: str, *values: object) -> Deployment:
+        async with world.database.transaction() as tx:
+            await tx.connection.execute(f"UPDATE deployment SET {sql} WHERE deployment_id = $1", deployment_id, *values)
+        return await world.get(deployment_id)
+
+    async with world.database.transaction() as tx:
+        await tx.connection.execute("DELETE FROM instance")
+    adopted = await former("triton_id = triton_id")
+    assert adopted.instances == (Instance(1, "local", InstanceState.SERVING, NOW, NOW),)
+    counted = await former("probed_at = $2, charged_ms = 1000", probed_at)
+    assert (counted.probed_at, counted.charged_ms) == (probed_at, 1000)
+    candidate = '{"version": {"number": 2, "model_id": "m", "evaluation_id": "e", "classes": [], "thresholds": []'
+    candidate += ', "parity": null, "probe_key": ""}, "triton_id": "%s", "percent": 0, "ready": false'
+    candidate += ', "proposed_at": "2026-11-23T00:00:00+00:00"}'
+    proposed = await former("candidate = $2", candidate % "local")
+    assert beside(proposed).state is InstanceState.LOADING
+    promoted = await former("candidate = NULL, version_number = 2")
+    assert promoted.instances == (Instance(2, "local", InstanceState.SERVING, NOW, probed_at),)
+    # What it moves is a candidate of the same number for it.
+    moving = await former("candidate = $2", candidate % "other")
+    assert moving.candidate is None
+    assert {item.triton_id for item in moving.own_instances} == {"local", "other"}
+    degraded = await former(
+        "state = 'DEGRADED', charge_status = 'NOT_BILLING', probed_at = NULL, error_message = 'dead', candidate = NULL"
+    )
+    assert [(item.state, item.message) for item in degraded.instances] == [(InstanceState.LOST, "dead")]
+    stopped = await former("state = 'STOPPED', triton_id = '', ended_at = moved_at, end_reason = 'STOPPED_BY_USER'")
+    assert stopped.instances == ()

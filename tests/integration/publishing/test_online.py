@@ -200,6 +200,13 @@ async def test_a_replay_that_disagrees_with_the_evaluation_fails_the_deployment_
         assert failed.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_PARITY_FAILED
         assert not failed.parity.ok
         assert list(failed.parity.worst_images) == [8]
+        versions = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=failed.deployment_id)
+        listed = await world.publishing.ListDeploymentVersions(versions, metadata=world.owner(account_id))
+        gate = listed.versions[0].gate
+        assert (gate.runtime, gate.parity.ok) == ("onnxruntime", False)
+        (worst,) = gate.images
+        assert (worst.image_id, worst.boxes, worst.unpaired, worst.only_served, worst.box_px) == (8, 4, 4, 0, 0.0)
+        assert worst.score == pytest.approx((1 - 80 / 255) / 2, abs=0.01)
         assert failed.charged_ms == 0
         await world.resolved(account_id)
         assert await world.balance(account_id) == (HOLD_MICROS, 0)

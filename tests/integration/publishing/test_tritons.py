@@ -1,7 +1,6 @@
 """Several Tritons: where deployments go, and where they go on when one is drained or dies."""
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from nats.js import JetStreamContext
 
 from saucer.local.servers import TritonServer
-from saucer.local.triton_env import TritonEnvironment
 from saucer.publishing import reconcile
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
@@ -24,19 +22,6 @@ async def world(
 ) -> AsyncIterator[Online]:
     async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
         yield made
-
-
-@pytest.fixture
-async def second(
-    tmp_path: Path, triton: TritonServer, triton_environment: TritonEnvironment
-) -> AsyncIterator[TritonServer]:
-    """Another server, which opens its control calls to the same key."""
-    (tmp_path / "second").mkdir()
-    shutil.copy(triton.data_dir / "passwords.json", tmp_path / "second")
-    server = TritonServer(tmp_path / "second", tmp_path / "repository", triton_environment)
-    await server.start()
-    yield server
-    await server.stop()
 
 
 async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_request_and_a_dead_one_within_seconds(
@@ -66,9 +51,7 @@ async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_reques
             await asyncio.sleep(reconcile.RETIRE_AFTER_S + reconcile.LOOK_EVERY_S)
         assert not load.failures
         records = await world.records(first)
-        assert [publishing_pb2.UpdateAction.Name(item.action)[14:] for item in records] == [
-            "CREATED", "MOVED", "PROMOTED",
-        ]  # fmt: skip
+        assert [publishing_pb2.UpdateAction.Name(item.action)[14:] for item in records] == ["CREATED", "MOVED"]
         assert records[1].detail == "From local to second."
 
         drain.undo = True
@@ -85,3 +68,23 @@ async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_reques
         ]  # fmt: skip
         await world.stop(back)
         await world.until_state(back, "STOPPED")
+
+
+async def test_a_triton_that_was_never_asked_gets_nothing_until_it_has_answered(world: Online) -> None:
+    async with world.serving():
+        request = publishing_pb2.RegisterTritonRequest(
+            triton_id="absent",
+            address="127.0.0.1:1",
+            repository="/nowhere",
+            region_id="local",
+            spec_id="cpu-2",
+            room=1000,
+            threads=1,
+        )
+        assert not (await world.publishing.RegisterTriton(request, metadata=world.administrator)).live
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        assert await world.instances(active) == [("local", True, True)]
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")

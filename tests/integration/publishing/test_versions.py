@@ -48,9 +48,9 @@ def fragile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     copy = tmp_path / "fragile"
     shutil.copytree(Path(serving.__path__[0]), copy, ignore=shutil.ignore_patterns("__pycache__"))
     runtime = copy / "runtime.py"
-    fault = f'        if path.read_bytes() == {EXITS!r}:\n            __import__("os")._exit(3)\n'
+    fault = f'    if path.read_bytes() == {EXITS!r}:\n        __import__("os")._exit(3)\n'
     text = runtime.read_text()
-    place = "        import onnxruntime"
+    place = "    import onnxruntime"
     assert place in text
     runtime.write_text(text.replace(place, fault + place))
     monkeypatch.setattr(serving, "__path__", [str(copy)])

@@ -315,11 +315,27 @@ class Script(
         return publishing_pb2.ListUpdateRecordsResponse(records=[record])
 
     def ListDeploymentVersions(self, request: Any, context: Any) -> Any:
-        return publishing_pb2.ListDeploymentVersionsResponse(versions=[publishing_pb2.Version(number=2)])
+        gate = publishing_pb2.Gate(
+            parity=publishing_pb2.Parity(ok=True, images=9, boxes=40, paired=39),
+            images=[publishing_pb2.ImageDifference(image_id=77, boxes=4, unpaired=1, box_px=1.25)],
+            runtime="openvino_bf16",
+            runtime_reason="For one image there: openvino_bf16 7.2 ms, onnxruntime 18.3 ms.",
+        )
+        return publishing_pb2.ListDeploymentVersionsResponse(
+            versions=[publishing_pb2.Version(number=2, gate=gate), publishing_pb2.Version(number=1)]
+        )
 
     def ListInstances(self, request: Any, context: Any) -> Any:
         return publishing_pb2.ListInstancesResponse(
-            instances=[publishing_pb2.Instance(instance_id="second", version_number=2, live=True)]
+            instances=[
+                publishing_pb2.Instance(
+                    instance_id="second",
+                    version_number=2,
+                    live=True,
+                    state=publishing_pb2.INSTANCE_STATE_LOST,
+                    message="its process is gone",
+                )
+            ]
         )
 
     def ListTrafficSamples(self, request: Any, context: Any) -> Any:
@@ -330,6 +346,10 @@ class Script(
     def ListDeploymentEvents(self, request: Any, context: Any) -> Any:
         event = publishing_pb2.DeploymentEvent(start_number=1, kind="DEGRADED", message="no answer", count=3)
         return publishing_pb2.ListDeploymentEventsResponse(events=[event])
+
+    def ListDeploymentLogLines(self, request: Any, context: Any) -> Any:
+        line = publishing_pb2.DeploymentLogLine(version_number=2, level="WARNING", message="images were refused: 3")
+        return publishing_pb2.ListDeploymentLogLinesResponse(lines=[line])
 
     def RegisterTriton(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -715,12 +735,24 @@ def test_a_version_is_proposed_split_decided_about_and_rolled_back(cli: Cli, scr
     cli.fails("split", DEPLOYMENT, "40", "--promote")
     assert cli.json("rollback", DEPLOYMENT, "3")["versionNumber"] == 3
     assert "no such graph" in cli("deployment", "records", DEPLOYMENT)
-    assert "2" in cli("deployment", "versions", DEPLOYMENT)
+    assert "passed: 39 of 40 boxes on 9 images" in cli("deployment", "versions", DEPLOYMENT)
     assert "stopped" in cli("stop", DEPLOYMENT)
 
 
-def test_a_deployments_instances_traffic_and_events_are_listed(cli: Cli, script: Script) -> None:
-    assert "second" in cli("deployment", "instances", DEPLOYMENT)
+def test_a_versions_gate_shows_its_runtime_and_the_images_that_differ(cli: Cli, script: Script) -> None:
+    shown = cli("deployment", "gate", DEPLOYMENT)
+    assert "openvino_bf16 7.2 ms" in shown
+    assert "77" in shown
+    assert "1.25" in shown
+    assert cli.json("deployment", "gate", DEPLOYMENT, "2")["images"][0]["boxPx"] == 1.25
+    assert "has not been replayed" in cli.fails("deployment", "gate", DEPLOYMENT, "1")
+    assert "has not been replayed" in cli.fails("deployment", "gate", DEPLOYMENT, "3")
+
+
+def test_a_deployments_instances_traffic_log_and_events_are_listed(cli: Cli, script: Script) -> None:
+    assert "images were refused: 3" in cli("deployment", "logs", DEPLOYMENT)
+    listed = cli("deployment", "instances", DEPLOYMENT)
+    assert all(word in listed for word in ("second", "lost", "its process is gone"))
     assert "12.3" in cli("deployment", "traffic", DEPLOYMENT, "--since", "2026-01-01")
     asked = script.requests[-1]
     assert asked.start_time.ToJsonString() == "2026-01-01T00:00:00Z"

@@ -4,7 +4,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from saucer.publishing import domain
-from saucer.publishing.domain import Deployment, Evaluation, Form, Parity
+from saucer.publishing.domain import Deployment, DeploymentState, Evaluation, Form, Parity
+from saucer.publishing.instances import Instance, Plan
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 FORM = Form("cups", "m", "local", "cpu-2", 1, "POSTPAID", None, ())
@@ -21,6 +22,36 @@ def queued(**changes: object) -> Deployment:
     return domain.queue(pending(**changes), 7_200_000, 3_600_000, "EUR", NOW)
 
 
-def active(max_duration_ms: int | None = None) -> Deployment:
-    deploying = domain.deploy(queued(form=replace(FORM, max_duration_ms=max_duration_ms)), "local", NOW)
-    return domain.activate(deploying, PARITY, "system/a/images/0", NOW)
+def deploying(*triton_ids: str, max_duration_ms: int | None = None) -> Deployment:
+    """A replica on each Triton."""
+    form = replace(FORM, replicas=len(triton_ids), max_duration_ms=max_duration_ms)
+    return domain.place(queued(form=form), Plan(triton_ids), NOW)
+
+
+def active(*triton_ids: str, max_duration_ms: int | None = None) -> Deployment:
+    """Serving on each Triton; without any, on one that is called local."""
+    deployment = deploying(*(triton_ids or ("local",)), max_duration_ms=max_duration_ms)
+    for triton_id in triton_ids or ("local",):
+        deployment = domain.activate(deployment, at(deployment, triton_id), PARITY, "system/a/images/0", NOW)
+    return deployment
+
+
+def at(deployment: Deployment, triton_id: str = "local") -> Instance:
+    """Of the version that serves."""
+    (found,) = (item for item in deployment.own_instances if item.triton_id == triton_id)
+    return found
+
+
+def beside(deployment: Deployment, triton_id: str = "local") -> Instance:
+    """Of the candidate."""
+    (found,) = (item for item in deployment.candidate_instances if item.triton_id == triton_id)
+    return found
+
+
+def count(deployment: Deployment, now: datetime, *triton_ids: str) -> Deployment:
+    """A good probe on each Triton."""
+    for triton_id in triton_ids or ("local",):
+        deployment = domain.count(deployment, at(deployment, triton_id), now)
+        if deployment.state is DeploymentState.STOPPING:
+            break
+    return deployment

@@ -11,11 +11,15 @@ from saucer.publishing.parity import (
     Found,
     ImageParity,
     choose_evenly,
+    choose_worst,
     compare,
     iou_matrix,
     judge,
 )
+from saucer.serving.runtime import Tolerance
 
+# Where a runtime computes in fewer bits.
+TOLERANCE = Tolerance(box_px=0.5, score=0.01, permille=995)
 Row = tuple[tuple[float, float, float, float], float, int]
 BOX = (10.0, 10.0, 110.0, 110.0)
 
@@ -29,7 +33,7 @@ def found(*rows: Row) -> Found:
 
 
 def compared(stored: Found, served: Found) -> tuple[int, int]:
-    result = compare(1, stored, served)
+    result = compare(1, stored, served, TOLERANCE)
     return result.boxes, result.paired
 
 
@@ -118,15 +122,40 @@ def test_it_does_not_matter_which_side_has_more_where_no_box_has_two_possible_pa
 
 
 def test_the_share_has_an_exact_limit() -> None:
-    assert judge([ImageParity(1, 1000, 995)]).ok
-    assert not judge([ImageParity(1, 1000, 994)]).ok
-    nothing = judge([ImageParity(1, 0, 0)])
+    assert judge([ImageParity(1, 1000, 995)], TOLERANCE).ok
+    assert not judge([ImageParity(1, 1000, 994)], TOLERANCE).ok
+    nothing = judge([ImageParity(1, 0, 0)], TOLERANCE)
     assert (nothing.ok, nothing.paired_share, nothing.images) == (True, 1.0, 1)
+
+
+@pytest.mark.parametrize(("scale", "paired"), [(0.1, 0), (1.0, 0), (4.0, 2)])
+def test_a_larger_image_allows_as_much_more_and_a_smaller_one_no_less(scale: float, paired: int) -> None:
+    stored, served = found((BOX, 0.8, 0)), found(((12.0, 10.0, 112.0, 110.0), 0.8, 0))
+    assert compare(1, stored, served, TOLERANCE, scale).paired == paired
+
+
+def test_what_differs_is_told_by_how_much_and_boxes_of_one_side_apart() -> None:
+    far, moved = (500.0, 500.0, 600.0, 600.0), (12.0, 9.0, 111.0, 110.0)
+    result = compare(7, found((BOX, 0.8, 0), (far, 0.7, 1)), found((moved, 0.6, 0), (far, 0.7, 0)), TOLERANCE)
+    assert (result.boxes, result.paired, result.only_evaluated, result.only_served) == (4, 0, 1, 1)
+    assert result.box_px == 2.0
+    assert result.score == pytest.approx(0.2)
+
+
+def test_the_images_that_differ_most_come_first_and_those_that_do_not_are_left_out() -> None:
+    images = [
+        ImageParity(1, 10, 10),
+        ImageParity(2, 10, 10, box_px=0.2),
+        ImageParity(3, 10, 10, box_px=0.3, score=0.1),
+        ImageParity(4, 10, 8),
+        ImageParity(5, 10, 10, score=0.1),
+    ]
+    assert [image.image_id for image in choose_worst(images)] == [4, 3, 2, 5]
 
 
 def test_the_worst_images_come_first_and_are_few() -> None:
     images = [ImageParity(number, 20, 20 - number) for number in range(20)]
-    assert judge(images).worst_images == tuple(range(19, 19 - MAX_WORST_IMAGES, -1))
+    assert judge(images, TOLERANCE).worst_images == tuple(range(19, 19 - MAX_WORST_IMAGES, -1))
 
 
 @given(st.integers(0, 500), st.integers(1, 64))

@@ -16,7 +16,7 @@ from saucer.publishing.domain import (
     EndReason,
     Evaluation,
 )
-from tests.unit.publishing.examples import EVALUATION, NOW, PARITY, active, pending, queued
+from tests.unit.publishing.examples import EVALUATION, NOW, PARITY, active, at, count, deploying, pending, queued
 
 ALLOWED = {
     ("PENDING", "WAITING"),
@@ -54,7 +54,6 @@ def test_only_the_moves_of_the_table_are_allowed(source: DeploymentState, target
         assert moved.state is target
         assert (moved.ended_at is not None) == moved.at_rest
         assert (moved.charge_status is ChargeStatus.BILLING) == (target is DeploymentState.ACTIVE)
-        assert (moved.probed_at is not None) == (target is DeploymentState.ACTIVE)
     else:
         with pytest.raises(ValueError, match=f"from {source} to {target}"):
             domain.transition(start, target, NOW)
@@ -94,8 +93,11 @@ def test_a_refused_first_start_is_refused_and_a_refused_new_start_is_where_it_wa
 
 
 def test_a_new_start_that_is_granted_starts_with_nothing_of_the_former() -> None:
-    counted = domain.count(active(), NOW + timedelta(seconds=5))
-    failed = domain.fail(domain.degrade(counted, "dead", NOW), EndReason.FAILED, "dead", NOW, None)
+    counted = count(active(), NOW + timedelta(seconds=5))
+    degraded = domain.lose(counted, at(counted), "dead", NOW)
+    assert (degraded.state, degraded.error_message) == (DeploymentState.DEGRADED, "dead")
+    failed = domain.fail(degraded, EndReason.FAILED, "dead", NOW, None)
+    assert failed.instances == ()
     again = domain.start_again(failed, "again", NOW)
     assert again.charged_ms == 0, "the counter goes with the hold"
     assert domain.queue(again, 7_200_000, 3_600_000, "EUR", NOW) == replace(
@@ -112,28 +114,31 @@ def test_thresholds_are_the_given_then_the_recommended_then_one_half() -> None:
 
 
 def test_a_gap_between_probes_counts_up_to_its_limit_and_a_gap_in_serving_not_at_all() -> None:
-    late = domain.count(active(), NOW + 10 * PROBE_GAP_LIMIT)
+    late = count(active(), NOW + 10 * PROBE_GAP_LIMIT)
     assert late.charged_ms == PROBE_GAP_LIMIT // timedelta(milliseconds=1)
     hour = NOW + timedelta(hours=1)
-    back = domain.recover(domain.degrade(late, "dead", NOW + 11 * PROBE_GAP_LIMIT), hour)
+    degraded = domain.lose(late, at(late), "dead", NOW + 11 * PROBE_GAP_LIMIT)
+    back = domain.recover(degraded, at(degraded), hour)
     assert back.charged_ms == late.charged_ms
-    assert domain.count(back, hour + timedelta(seconds=2)).charged_ms == late.charged_ms + 2000
+    assert count(back, hour + timedelta(seconds=2)).charged_ms == late.charged_ms + 2000
     assert back.active_at == NOW
 
 
 def test_a_clock_that_goes_back_takes_nothing_off() -> None:
-    assert domain.count(active(), NOW - timedelta(hours=1)).charged_ms == 0
+    back = count(active(), NOW - timedelta(hours=1))
+    assert back.charged_ms == 0
+    assert count(back, NOW + timedelta(seconds=2)).charged_ms == 2000
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=40), st.integers(10_000, 120_000))
 def test_whatever_the_probes_it_is_charged_no_more_than_it_served_and_than_its_max_duration(
     gaps: list[int], max_duration_ms: int
 ) -> None:
-    deployment, now = active(max_duration_ms), NOW
+    deployment, now = active(max_duration_ms=max_duration_ms), NOW
     for gap in gaps:
         now += timedelta(milliseconds=gap)
         former = deployment
-        deployment = domain.count(deployment, now)
+        deployment = count(deployment, now)
         assert former.charged_ms <= deployment.charged_ms <= max_duration_ms
         if deployment.state is DeploymentState.STOPPING:
             assert (deployment.end_reason, deployment.charged_ms) == (EndReason.DURATION_REACHED, max_duration_ms)
@@ -146,18 +151,19 @@ def test_the_counter_is_told_once_a_minute() -> None:
     deployment = active()
     told = set()
     for seconds in range(0, 150, 2):
-        deployment = domain.count(deployment, NOW + timedelta(seconds=seconds))
+        deployment = count(deployment, NOW + timedelta(seconds=seconds))
         told.add(deployment.progressed_at)
     assert told == {NOW, NOW + PROGRESS_EVERY, NOW + 2 * PROGRESS_EVERY}
 
 
 def test_the_pause_between_attempts_grows_to_its_greatest() -> None:
-    deployment = domain.deploy(queued(), "local", NOW)
+    deployment = deploying("local")
     pauses = []
     for _ in range(100):
-        deployment = domain.retry_after(deployment, "no", NOW)
-        assert deployment.retry_at is not None
-        pauses.append(deployment.retry_at - NOW)
+        deployment = domain.put_off(deployment, at(deployment), "no", NOW)
+        retry_at = at(deployment).retry_at
+        assert retry_at is not None
+        pauses.append(retry_at - NOW)
     assert pauses[0] == domain.RETRY_FIRST
     assert pauses == sorted(pauses)
     assert pauses[-1] == domain.RETRY_GREATEST

@@ -13,6 +13,7 @@ from saucer.publishing import domain, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, write
+from saucer.publishing.service.gates import Gates
 from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.service.records import record
 from saucer.publishing.service.serving import Serving
@@ -49,6 +50,7 @@ class Deployments:
         self.tritons = Tritons(database)
         self.starts = Starts(database, peers, self.tritons)
         self.serving = Serving(database)
+        self.gates = Gates(database)
         self.monitoring = Monitoring(database)
         self.versions = Versions(database, self.starts)
 

@@ -11,7 +11,7 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import monitoring_store, spans, store
+from saucer.publishing import domain, monitoring_store, spans, store
 from saucer.publishing.domain import Deployment, DeploymentState
 from saucer.publishing.messages import deployment_message
 from saucer.publishing.v1 import events_pb2
@@ -59,18 +59,32 @@ async def write(tx: Transaction, former: Deployment, moved: Deployment, event: E
     event = event or _event_of(former, written)
     if event is not None:
         await publish(tx, written, event, await spans.passed(tx.connection, former, written))
-    if moved.state is not former.state or moved.error_message not in (former.error_message, ""):
+    happened = _happened(former, written)
+    if happened is not None:
         await monitoring_store.fold_event(
-            tx.connection, written.deployment_id, written.start_number, written.state, written.error_message, tx.now
+            tx.connection, written.deployment_id, written.start_number, written.state, happened, tx.now
         )
     if written.at_rest:
         ended_total.labels(written.end_reason or "REFUSED").inc()
     return written
 
 
+def _happened(former: Deployment, moved: Deployment) -> str | None:
+    """What the list of what happened says of a change; None: nothing."""
+    if moved.state is not former.state or moved.error_message not in (former.error_message, ""):
+        return moved.error_message
+    if moved.state is _S.ACTIVE and len(moved.counted) != len(former.counted):
+        return domain.describe_serving(moved)
+    return None
+
+
 def _event_of(former: Deployment, moved: Deployment) -> Event | None:
     if moved.state is former.state:
-        if (moved.version, moved.candidate) != (former.version, former.candidate):
+        if (moved.version, moved.candidate, len(moved.counted)) != (
+            former.version,
+            former.candidate,
+            len(former.counted),
+        ):
             return events_pb2.DeploymentChanged
         return None if moved.progressed_at == former.progressed_at else events_pb2.DeploymentProgressed
     return events_pb2.DeploymentEnded if moved.at_rest else _EVENTS.get(moved.state, events_pb2.DeploymentChanged)

@@ -1,12 +1,14 @@
 """What reconcile.py asks and reports: who acts, what Triton is to have, and what came of it there."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store, triton_store
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, Version
-from saucer.publishing.service.changes import Move, change, write
+from saucer.publishing import domain, instances, store, triton_store
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, UpdateAction, Version
+from saucer.publishing.instances import Instance
+from saucer.publishing.service.changes import change, write
+from saucer.publishing.service.records import SAUCER, record
 
 # How long an acting replica that died keeps the others waiting.
 LEASE = timedelta(seconds=10)
@@ -14,6 +16,7 @@ LEASE = timedelta(seconds=10)
 QUEUED_BATCH = 100
 
 _S = DeploymentState
+InstanceMove = Callable[[Deployment, Instance, datetime], Deployment]
 
 
 class Serving:
@@ -51,33 +54,52 @@ class Serving:
         assert model is not None, "it was there when the deployment was made, and models are not removed"
         return model
 
-    async def deploy(self, deployment: Deployment, holder: str, dead: Collection[str] = ()) -> bool:
-        """QUEUED to DEPLOYING, if there is room and the holder still acts. `dead`: Tritons that do not answer."""
+    async def place(self, deployment: Deployment, holder: str, leaving: Collection[str]) -> bool:
+        """Gives it the instances that it lacks where there is room, and takes away those that others replace.
+
+        Args:
+            leaving: Tritons that are drained, or have not answered for a while.
+
+        False: it lacks some still, since there is no room; or the holder acts no more.
+        """
         async with self._database.transaction() as tx:
             if not await store.lock_lease(tx.connection, holder):
                 return False
             present = await store.get(tx.connection, deployment.deployment_id, lock=True)
-            if present is None or present.state is not _S.QUEUED:
-                return False
+            assert present is not None, "deployments are not removed"
+            if present.state is not _S.QUEUED and present.state not in domain.MOVABLE:
+                return True
             form = present.form
-            triton = await triton_store.with_room(tx.connection, form.region_id, form.spec_id, dead)
-            if triton is None:
-                return False
-            await write(tx, present, domain.deploy(present, triton.triton_id, tx.now))
-            return True
+            room = await triton_store.room(tx.connection, form.region_id, form.spec_id)
+            plan = instances.plan(present.own_instances, form.replicas, leaving, room)
+            placed = await write(tx, present, domain.place(present, plan, tx.now))
+            going = [item.triton_id for item in present.own_instances if item.triton_id in leaving]
+            # Of those that go, some may have been replaced before.
+            replaced = max(0, len(present.own_instances) - form.replicas)
+            for source, target in zip(going[replaced:], plan.added, strict=False):
+                detail = f"From {source} to {target}."
+                await record(tx, present, UpdateAction.MOVED, author=SAUCER, detail=detail)
+            return sum(item.triton_id not in leaving for item in placed.own_instances) >= form.replicas
 
-    async def activate(self, deployment: Deployment, parity: Parity, probe_key: str) -> None:
-        """DEPLOYING to ACTIVE: the replay agreed."""
-        await self._report(deployment, {_S.DEPLOYING}, lambda at, now: domain.activate(at, parity, probe_key, now))
+    async def activate(self, deployment: Deployment, instance: Instance, parity: Parity, probe_key: str) -> None:
+        """An instance is loaded, and its replay agreed: it serves."""
+        await self._report(
+            deployment, instance, domain.MOVABLE, lambda at, it, now: domain.activate(at, it, parity, probe_key, now)
+        )
 
     async def fail(self, deployment: Deployment, reason: EndReason, message: str, parity: Parity | None = None) -> None:
-        """DEPLOYING or DEGRADED to FAILED: it cannot be served."""
-        states = {_S.DEPLOYING, _S.DEGRADED}
-        await self._report(deployment, states, lambda at, now: domain.fail(at, reason, message, now, parity))
+        """DEPLOYING to FAILED: it cannot be served."""
+        await change(
+            self._database,
+            deployment.deployment_id,
+            deployment.start_number,
+            {_S.DEPLOYING},
+            lambda at, now: domain.fail(at, reason, message, now, parity),
+        )
 
-    async def count(self, deployment: Deployment) -> None:
-        """A good probe of an ACTIVE deployment."""
-        await self._report(deployment, {_S.ACTIVE}, domain.count)
+    async def count(self, deployment: Deployment, instance: Instance) -> None:
+        """A good probe of an instance."""
+        await self._report(deployment, instance, domain.SERVED, domain.count)
 
     async def used(self, deployment_ids: Collection[str]) -> None:
         """Requests have come for these."""
@@ -85,30 +107,39 @@ class Serving:
             async with self._database.transaction() as tx:
                 await store.mark_used(tx.connection, deployment_ids, tx.now)
 
-    async def degrade(self, deployment: Deployment, message: str) -> None:
-        """ACTIVE to DEGRADED: a probe failed."""
-        await self._report(deployment, {_S.ACTIVE}, lambda at, now: domain.degrade(at, message, now))
+    async def lose(self, deployment: Deployment, instance: Instance, message: str) -> None:
+        """A probe of an instance failed."""
+        await self._report(deployment, instance, domain.SERVED, lambda at, it, now: domain.lose(at, it, message, now))
 
-    async def recover(self, deployment: Deployment) -> None:
-        """DEGRADED to ACTIVE: a probe is good again."""
-        await self._report(deployment, {_S.DEGRADED}, domain.recover)
+    async def recover(self, deployment: Deployment, instance: Instance) -> None:
+        """A probe of a lost instance is good again."""
+        await self._report(deployment, instance, domain.SERVED, domain.recover)
 
-    async def put_off(self, deployment: Deployment, message: str) -> None:
+    async def put_off(self, deployment: Deployment, instance: Instance, message: str) -> None:
         """An attempt failed: the next one comes after a pause."""
-        states = {_S.DEPLOYING, _S.DEGRADED, _S.STOPPING}
-        await self._report(deployment, states, lambda at, now: domain.retry_after(at, message, now))
+        await self._report(
+            deployment, instance, domain.PLACED, lambda at, it, now: domain.put_off(at, it, message, now)
+        )
 
-    async def stopped(self, deployment: Deployment) -> None:
-        """STOPPING to STOPPED: Triton has nothing of it."""
-        await self._report(deployment, {_S.STOPPING}, domain.stopped)
+    async def refuse_load(self, deployment: Deployment, instance: Instance, message: str) -> None:
+        """A Triton does not serve the model of an instance of the version that serves, or will."""
+        await self._report(
+            deployment, instance, domain.MOVABLE, lambda at, it, now: domain.refuse_load(at, it, message, now)
+        )
 
-    async def _report(self, deployment: Deployment, states: Collection[DeploymentState], move: Move) -> None:
-        def of_this_version(present: Deployment, now: datetime) -> Deployment:
-            return move(present, now) if _same(present, deployment) else present
+    async def unloaded(self, deployment: Deployment, instance: Instance) -> None:
+        """STOPPING: a Triton has nothing of it any more."""
+        await self._report(deployment, instance, {_S.STOPPING}, domain.unloaded)
 
-        await change(self._database, deployment.deployment_id, deployment.start_number, states, of_this_version)
+    async def _report(
+        self, deployment: Deployment, instance: Instance, states: Collection[DeploymentState], move: InstanceMove
+    ) -> None:
+        """Moves a start, unless the instance that was looked at is not wanted any more, or has changed meanwhile."""
 
+        def of_this_instance(present: Deployment, now: datetime) -> Deployment:
+            for item in present.instances:
+                if (item.key, item.since) == (instance.key, instance.since):
+                    return move(present, item, now)
+            return present
 
-def _same(present: Deployment, reported: Deployment) -> bool:
-    """Whether what serves is still what was looked at: not another version, nor elsewhere."""
-    return (present.version.number, present.triton_id) == (reported.version.number, reported.triton_id)
+        await change(self._database, deployment.deployment_id, deployment.start_number, states, of_this_instance)

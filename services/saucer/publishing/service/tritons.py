@@ -2,11 +2,8 @@
 
 from saucer.lib.errors import InvalidArgumentError, NotFoundError
 from saucer.lib.postgres import Database
-from saucer.publishing import store, triton_store
-from saucer.publishing.domain import Deployment, Form, Triton
-
-# One Triton holds one of each model.
-MAX_REPLICAS = 1
+from saucer.publishing import triton_store
+from saucer.publishing.domain import Form, Triton
 
 
 class Tritons:
@@ -39,13 +36,6 @@ class Tritons:
             used = await triton_store.used(connection)
             return [(found, used.get(found.triton_id, 0)) for found in await triton_store.list_tritons(connection)]
 
-    async def of(self, deployment: Deployment) -> list[Triton]:
-        """Those that have something of a deployment: where it serves, then where its candidate is."""
-        async with self._database.reading() as connection:
-            known = {found.triton_id: found for found in await triton_store.list_tritons(connection)}
-        ids = [deployment.triton_id, *([deployment.candidate.triton_id] if deployment.candidate else [])]
-        return [known[triton_id] for triton_id in ids if triton_id in known]
-
     async def check(self, form: Form) -> None:
         """Raises InvalidArgumentError: SPEC_NOT_SERVED, REPLICAS_UNAVAILABLE."""
         async with self._database.reading() as connection:
@@ -57,16 +47,10 @@ class Tritons:
                 f"spec_id: no Triton serves on {form.spec_id} in {form.region_id}; some do on "
                 f"{', '.join(served) or 'nothing'}.",
             )
-        if form.replicas > MAX_REPLICAS:
+        fitting = sum((found.spec_id, found.region_id) == (form.spec_id, form.region_id) for found in known)
+        if form.replicas > fitting:
             raise InvalidArgumentError(
                 "REPLICAS_UNAVAILABLE",
-                f"replicas: {MAX_REPLICAS} of each deployment can be served; not {form.replicas}.",
+                f"replicas: each needs a Triton of its own, and {fitting} serve on {form.spec_id} in {form.region_id}; "
+                f"not {form.replicas}.",
             )
-
-    async def movable(self, dead: set[str]) -> list[Deployment]:
-        """Deployments whose Triton is dead or drained, and that are not on their way elsewhere."""
-        async with self._database.reading() as connection:
-            leaving = dead | {
-                found.triton_id for found in await triton_store.list_tritons(connection) if found.draining
-            }
-            return await store.placed_on(connection, leaving) if leaving else []

@@ -1,36 +1,25 @@
 """Versions: another model in place, a share of the traffic, back again; and who changed what.
 
 1. A version is proposed beside the one that serves, which goes on: the deployment's candidate, one at a time.
-2. reconcile.py loads it under a name of its own in Triton and replays test images: it is ready, or rejected.
+2. reconcile.py loads it under a name of its own into every Triton that carries the deployment, and replays test images
+   there: once it serves wherever the other does it is ready, and where it does not load or agree it is rejected.
 3. Ready, it takes the place of the one that serves, or has a share of the traffic until it is promoted or abandoned.
 4. The endpoint picks a side for each request, so a promotion moves no model; what nobody wants any more is unloaded
    once every endpoint has learnt of it.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import datetime
 
 from saucer.lib.auth import current
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, store, triton_store, version_store
-from saucer.publishing.domain import (
-    MOVABLE,
-    SERVED,
-    Candidate,
-    Deployment,
-    DeploymentState,
-    Parity,
-    UpdateAction,
-    UpdateRecord,
-    Version,
-)
-from saucer.publishing.service.changes import owned, write
+from saucer.publishing import domain, gate_store, store, version_store
+from saucer.publishing.domain import SERVED, Candidate, Deployment, UpdateAction, UpdateRecord, Version
+from saucer.publishing.gate import Gate
+from saucer.publishing.service.changes import Move, owned, write
 from saucer.publishing.service.records import SAUCER, record
 from saucer.publishing.service.starts import Starts, checked_thresholds
-
-Change = Callable[[Deployment], Deployment]
 
 
 class Versions:
@@ -90,7 +79,7 @@ class Versions:
     async def split(self, request_id: str, deployment_id: str, percent: int) -> Deployment:
         """Gives the candidate another share. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE, NOT_READY."""
         return await self._of_candidate(
-            request_id, deployment_id, UpdateAction.SPLIT, lambda at: domain.split(at, percent), ready=True
+            request_id, deployment_id, UpdateAction.SPLIT, lambda at, _: domain.split(at, percent), ready=True
         )
 
     async def promote(self, request_id: str, deployment_id: str) -> Deployment:
@@ -99,10 +88,12 @@ class Versions:
 
     async def abandon(self, request_id: str, deployment_id: str) -> Deployment:
         """Takes the candidate away, ready or not. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE."""
-        return await self._of_candidate(request_id, deployment_id, UpdateAction.ABANDONED, domain.abandon, ready=False)
+        return await self._of_candidate(
+            request_id, deployment_id, UpdateAction.ABANDONED, lambda at, _: domain.abandon(at), ready=False
+        )
 
     async def _of_candidate(
-        self, request_id: str, deployment_id: str, action: UpdateAction, move: Change, *, ready: bool
+        self, request_id: str, deployment_id: str, action: UpdateAction, move: Move, *, ready: bool
     ) -> Deployment:
         async with self._database.transaction() as tx:
             deployment = await owned(tx, deployment_id)
@@ -113,58 +104,23 @@ class Versions:
                 raise FailedPreconditionError("NO_CANDIDATE", "There is no version beside the one that serves.")
             if ready and not candidate.ready:
                 raise FailedPreconditionError("NOT_READY", f"Version {candidate.version.number} is not ready yet.")
-            return await _move(tx, deployment, candidate, move(deployment), action, request_id=request_id)
+            return await _move(tx, deployment, candidate, move(deployment, tx.now), action, request_id=request_id)
 
     # For reconcile.py
 
-    async def pass_gate(self, deployment: Deployment, parity: Parity, probe_key: str) -> None:
-        """The candidate is loaded, and its replay agreed."""
+    async def pass_gate(self, deployment: Deployment) -> None:
+        """The candidate is loaded, and its replays agreed, wherever the other version serves."""
         await self._report(
-            deployment, UpdateAction.PROMOTED, lambda at: domain.pass_gate(at, parity, probe_key), ready=False
+            deployment,
+            UpdateAction.PROMOTED,
+            lambda at, now: domain.pass_gate(at, now) if domain.may_be_ready(at) else at,
         )
-
-    async def move(self, deployment: Deployment, dead: Collection[str]) -> bool:
-        """Lets it be loaded on another Triton, if one has room; False if none has.
-
-        What beside it is on its way on a Triton that is dead is given up for that. `dead`: those that do not answer.
-        """
-        async with self._database.transaction() as tx:
-            present = await store.get(tx.connection, deployment.deployment_id, lock=True)
-            assert present is not None, "deployments are not removed"
-            if present.triton_id != deployment.triton_id or present.state not in MOVABLE:
-                return True
-            if present.candidate is not None:
-                if present.candidate.triton_id not in dead:
-                    return True
-                detail = f"Its Triton {present.candidate.triton_id} does not answer."
-                abandoned = domain.abandon(present)
-                present = await _move(tx, present, present.candidate, abandoned, UpdateAction.REJECTED, detail=detail)
-            excluded = {*dead, present.triton_id}
-            triton = await triton_store.with_room(tx.connection, present.form.region_id, present.form.spec_id, excluded)
-            if triton is None:
-                return False
-            if present.state is DeploymentState.DEPLOYING:
-                await write(tx, present, replace(present, triton_id=triton.triton_id))
-                return True
-            moving = domain.move(present, triton.triton_id, tx.now)
-            assert moving.candidate is not None
-            detail = f"From {present.triton_id} to {triton.triton_id}."
-            await _move(tx, present, moving.candidate, moving, UpdateAction.MOVED, detail=detail)
-            return True
 
     async def reject(self, deployment: Deployment, message: str) -> None:
         """The candidate did not load, did not agree, or failed since: the version that serves goes on alone."""
-        await self._report(deployment, UpdateAction.REJECTED, domain.abandon, message)
+        await self._report(deployment, UpdateAction.REJECTED, lambda at, _: domain.abandon(at), message)
 
-    async def _report(
-        self,
-        deployment: Deployment,
-        action: UpdateAction,
-        move: Change,
-        detail: str = "",
-        *,
-        ready: bool | None = None,
-    ) -> None:
+    async def _report(self, deployment: Deployment, action: UpdateAction, move: Move, detail: str = "") -> None:
         asked = deployment.candidate
         assert asked is not None
         async with self._database.transaction() as tx:
@@ -174,19 +130,21 @@ class Versions:
             # Meanwhile it may have been abandoned, and the same version proposed again.
             if candidate is None or candidate.proposed_at != asked.proposed_at:
                 return
-            if ready is not None and candidate.ready is not ready:
-                return
-            await _move(tx, present, candidate, move(present), action, detail=detail)
+            moved = move(present, tx.now)
+            if moved != present:
+                await _move(tx, present, candidate, moved, action, detail=detail)
 
     # Reading
 
     async def list_versions(
         self, deployment_id: str, *, before: int | None, limit: int
-    ) -> list[tuple[Version, datetime]]:
-        """With the times at which they were asked for; newest first. Raises NotFoundError."""
+    ) -> list[tuple[Version, datetime, Gate | None]]:
+        """With the times at which they were asked for and their last replays; newest first. Raises NotFoundError."""
         async with self._database.reading() as connection:
             await _seen(await store.get(connection, deployment_id), deployment_id)
-            return await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
+            gates = await gate_store.gates_of(connection, deployment_id)
+            found = await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
+        return [(version, created_at, gates.get(version.number)) for version, created_at in found]
 
     async def list_records(self, deployment_id: str, *, before: int | None, limit: int) -> list[UpdateRecord]:
         """Newest first. Raises NotFoundError."""

@@ -153,6 +153,29 @@ UPDATE_ACTION_MOVED: UpdateAction.ValueType  # 10
 """Its Triton is drained, or does not answer: it is being loaded on another."""
 Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
 
+class _InstanceState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InstanceStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InstanceState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INSTANCE_STATE_UNSPECIFIED: _InstanceState.ValueType  # 0
+    INSTANCE_STATE_LOADING: _InstanceState.ValueType  # 1
+    """Being put there, and replayed."""
+    INSTANCE_STATE_SERVING: _InstanceState.ValueType  # 2
+    INSTANCE_STATE_LOST: _InstanceState.ValueType  # 3
+    """It has served, and does not now; it is being brought back."""
+
+class InstanceState(_InstanceState, metaclass=_InstanceStateEnumTypeWrapper): ...
+
+INSTANCE_STATE_UNSPECIFIED: InstanceState.ValueType  # 0
+INSTANCE_STATE_LOADING: InstanceState.ValueType  # 1
+"""Being put there, and replayed."""
+INSTANCE_STATE_SERVING: InstanceState.ValueType  # 2
+INSTANCE_STATE_LOST: InstanceState.ValueType  # 3
+"""It has served, and does not now; it is being brought back."""
+Global___InstanceState: _TypeAlias = InstanceState  # noqa: Y015
+
 @_typing.final
 class Deployment(_message.Message):
     """A model, online."""
@@ -197,6 +220,7 @@ class Deployment(_message.Message):
     CANDIDATE_FIELD_NUMBER: _builtins.int
     IDLE_STOP_FIELD_NUMBER: _builtins.int
     IDLE_STOP_TIME_FIELD_NUMBER: _builtins.int
+    SERVING_REPLICAS_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -225,6 +249,8 @@ class Deployment(_message.Message):
     budget_micros: _builtins.int
     version_number: _builtins.int
     """The version that serves; model, evaluation, classes, thresholds and parity are its own."""
+    serving_replicas: _builtins.int
+    """Of the replicas, those that serve now; the counter advances by their share."""
     @_builtins.property
     def max_duration(self) -> _duration_pb2.Duration:
         """Unset: until stopped."""
@@ -302,10 +328,11 @@ class Deployment(_message.Message):
         candidate: Global___Candidate | None = ...,
         idle_stop: _duration_pb2.Duration | None = ...,
         idle_stop_time: _timestamp_pb2.Timestamp | None = ...,
+        serving_replicas: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "serving_replicas", b"serving_replicas", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -356,6 +383,7 @@ class Version(_message.Message):
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     PARITY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    GATE_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     model_id: _builtins.str
     evaluation_id: _builtins.str
@@ -371,6 +399,10 @@ class Version(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was asked for; of a list."""
 
+    @_builtins.property
+    def gate(self) -> Global___Gate:
+        """Its last replay, whether it agreed or not; of a list."""
+
     def __init__(
         self,
         *,
@@ -381,14 +413,138 @@ class Version(_message.Message):
         thresholds: _abc.Iterable[Global___ClassThreshold] | None = ...,
         parity: Global___Parity | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        gate: Global___Gate | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "parity", b"parity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gate", b"gate", "parity", b"parity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "create_time", b"create_time", "evaluation_id", b"evaluation_id", "model_id", b"model_id", "number", b"number", "parity", b"parity", "thresholds", b"thresholds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["classes", b"classes", "create_time", b"create_time", "evaluation_id", b"evaluation_id", "gate", b"gate", "model_id", b"model_id", "number", b"number", "parity", b"parity", "thresholds", b"thresholds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Version: _TypeAlias = Version  # noqa: Y015
+
+@_typing.final
+class Gate(_message.Message):
+    """The replay of a version, in full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARITY_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    TIMES_FIELD_NUMBER: _builtins.int
+    RUNTIME_REASON_FIELD_NUMBER: _builtins.int
+    TOLERANCE_PX_FIELD_NUMBER: _builtins.int
+    TOLERANCE_SCORE_FIELD_NUMBER: _builtins.int
+    TOLERANCE_SHARE_FIELD_NUMBER: _builtins.int
+    REPLAY_TIME_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """With which it was served: onnxruntime, openvino or openvino_bf16. The first is the one of evaluations."""
+    runtime_reason: _builtins.str
+    """Why this runtime."""
+    tolerance_px: _builtins.float
+    """How far partners may be apart with this runtime: a side in pixels of the model's input (as many times more as the
+    image is larger), and the score.
+    """
+    tolerance_score: _builtins.float
+    tolerance_share: _builtins.float
+    """Of the boxes that count, so many must have a partner."""
+    @_builtins.property
+    def parity(self) -> Global___Parity: ...
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageDifference]:
+        """The images that differed most, at most 10; worst first."""
+
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuntimeTime]:
+        """What each took for one image on the spec's machine, the fastest first; empty where it was not measured."""
+
+    @_builtins.property
+    def replay_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        parity: Global___Parity | None = ...,
+        images: _abc.Iterable[Global___ImageDifference] | None = ...,
+        runtime: _builtins.str = ...,
+        times: _abc.Iterable[Global___RuntimeTime] | None = ...,
+        runtime_reason: _builtins.str = ...,
+        tolerance_px: _builtins.float = ...,
+        tolerance_score: _builtins.float = ...,
+        tolerance_share: _builtins.float = ...,
+        replay_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["parity", b"parity", "replay_time", b"replay_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "parity", b"parity", "replay_time", b"replay_time", "runtime", b"runtime", "runtime_reason", b"runtime_reason", "times", b"times", "tolerance_px", b"tolerance_px", "tolerance_score", b"tolerance_score", "tolerance_share", b"tolerance_share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gate: _TypeAlias = Gate  # noqa: Y015
+
+@_typing.final
+class RuntimeTime(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    IMAGE_MS_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    image_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        image_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_ms", b"image_ms", "runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RuntimeTime: _TypeAlias = RuntimeTime  # noqa: Y015
+
+@_typing.final
+class ImageDifference(_message.Message):
+    """What differs in one image between the evaluation and what is served."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    BOXES_FIELD_NUMBER: _builtins.int
+    UNPAIRED_FIELD_NUMBER: _builtins.int
+    ONLY_EVALUATED_FIELD_NUMBER: _builtins.int
+    ONLY_SERVED_FIELD_NUMBER: _builtins.int
+    BOX_PX_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    image_id: _builtins.int
+    boxes: _builtins.int
+    """That count, of both sides together; of these, those without a partner."""
+    unpaired: _builtins.int
+    only_evaluated: _builtins.int
+    """Boxes that one side has, and the other nothing of that class near them."""
+    only_served: _builtins.int
+    box_px: _builtins.float
+    """Of the others: the largest distance of a side in pixels of the image, and of a score."""
+    score: _builtins.float
+    def __init__(
+        self,
+        *,
+        image_id: _builtins.int = ...,
+        boxes: _builtins.int = ...,
+        unpaired: _builtins.int = ...,
+        only_evaluated: _builtins.int = ...,
+        only_served: _builtins.int = ...,
+        box_px: _builtins.float = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["box_px", b"box_px", "boxes", b"boxes", "image_id", b"image_id", "only_evaluated", b"only_evaluated", "only_served", b"only_served", "score", b"score", "unpaired", b"unpaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageDifference: _TypeAlias = ImageDifference  # noqa: Y015
 
 @_typing.final
 class UpdateRecord(_message.Message):
@@ -473,7 +629,7 @@ class Parity(_message.Message):
     boxes: _builtins.int
     """Boxes above 0.05, of both sides together."""
     paired: _builtins.int
-    """Of these, those with a partner on the other side: same class, IoU >= 0.99, score ± 0.01."""
+    """Of these, those with a partner on the other side: same class, box and score within the tolerance of the runtime."""
     paired_share: _builtins.float
     """paired ÷ boxes; 1 if there are none."""
     @_builtins.property
@@ -523,6 +679,7 @@ class CreateDeploymentRequest(_message.Message):
     region_id: _builtins.str
     spec_id: _builtins.str
     replicas: _builtins.int
+    """Each on a Triton of its own. It serves with fewer, for less, until there is room for all."""
     billing_mode: _billing_pb2.BillingMode.ValueType
     resource_group_id: _builtins.str
     """Of PREPAID: whose capacity it takes."""
@@ -698,6 +855,8 @@ class TrafficSample(_message.Message):
     LATENCY_P95_MS_FIELD_NUMBER: _builtins.int
     LATENCY_P99_MS_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
     version_number: _builtins.int
     requests: _builtins.int
     """That Triton was asked; those refused before that are in none."""
@@ -710,6 +869,11 @@ class TrafficSample(_message.Message):
     latency_p99_ms: _builtins.float
     load: _builtins.float
     """Requests in progress at a time, on average."""
+    batch_size: _builtins.float
+    """As Triton counts, which knows no errors, and has publishing's own probes among its requests: images computed
+    together, and the time that a request waited for that, on average. 0: nothing is known of it.
+    """
+    queue_ms: _builtins.float
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Of 15 seconds."""
@@ -726,10 +890,12 @@ class TrafficSample(_message.Message):
         latency_p95_ms: _builtins.float = ...,
         latency_p99_ms: _builtins.float = ...,
         load: _builtins.float = ...,
+        batch_size: _builtins.float = ...,
+        queue_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["errors", b"errors", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "load", b"load", "requests", b"requests", "requests_per_second", b"requests_per_second", "start_time", b"start_time", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "errors", b"errors", "latency_p50_ms", b"latency_p50_ms", "latency_p95_ms", b"latency_p95_ms", "latency_p99_ms", b"latency_p99_ms", "load", b"load", "queue_ms", b"queue_ms", "requests", b"requests", "requests_per_second", b"requests_per_second", "start_time", b"start_time", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -859,19 +1025,116 @@ class ListDeploymentEventsResponse(_message.Message):
 Global___ListDeploymentEventsResponse: _TypeAlias = ListDeploymentEventsResponse  # noqa: Y015
 
 @_typing.final
+class DeploymentLogLine(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    LOG_TIME_FIELD_NUMBER: _builtins.int
+    version_number: _builtins.int
+    instance_id: _builtins.str
+    """Where the process was that said it."""
+    level: _builtins.str
+    """INFO, WARNING or ERROR."""
+    message: _builtins.str
+    @_builtins.property
+    def log_time(self) -> _timestamp_pb2.Timestamp:
+        """By the clock of the instance's machine."""
+
+    def __init__(
+        self,
+        *,
+        version_number: _builtins.int = ...,
+        instance_id: _builtins.str = ...,
+        level: _builtins.str = ...,
+        message: _builtins.str = ...,
+        log_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log_time", b"log_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "level", b"level", "log_time", b"log_time", "message", b"message", "version_number", b"version_number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentLogLine: _TypeAlias = DeploymentLogLine  # noqa: Y015
+
+@_typing.final
+class ListDeploymentLogLinesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    deployment_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        deployment_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentLogLinesRequest: _TypeAlias = ListDeploymentLogLinesRequest  # noqa: Y015
+
+@_typing.final
+class ListDeploymentLogLinesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeploymentLogLine]: ...
+    def __init__(
+        self,
+        *,
+        lines: _abc.Iterable[Global___DeploymentLogLine] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeploymentLogLinesResponse: _TypeAlias = ListDeploymentLogLinesResponse  # noqa: Y015
+
+@_typing.final
 class Instance(_message.Message):
+    """A version of a deployment on one Triton."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
     VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     SERVING_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     instance_id: _builtins.str
+    """The Triton's."""
     version_number: _builtins.int
     live: _builtins.bool
-    """It answered when it was last asked."""
+    """The Triton answered when it was last asked."""
     serving: _builtins.bool
-    """It is the version that serves; else the candidate, or where the deployment is being moved to."""
+    """It is SERVING, and of the version that serves: requests go there. Else it is the candidate's, or not SERVING."""
+    state: Global___InstanceState.ValueType
+    message: _builtins.str
+    """What went wrong when it was last tried."""
+    @_builtins.property
+    def state_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when."""
+
     def __init__(
         self,
         *,
@@ -879,10 +1142,13 @@ class Instance(_message.Message):
         version_number: _builtins.int = ...,
         live: _builtins.bool = ...,
         serving: _builtins.bool = ...,
+        state: Global___InstanceState.ValueType = ...,
+        state_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["state_time", b"state_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "live", b"live", "serving", b"serving", "version_number", b"version_number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance_id", b"instance_id", "live", b"live", "message", b"message", "serving", b"serving", "state", b"state", "state_time", b"state_time", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,11 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.FromString,
                 _registered_method=True)
+        self.ListDeploymentLogLines = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/ListDeploymentLogLines',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesResponse.FromString,
+                _registered_method=True)
         self.RegisterTriton = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/RegisterTriton',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.RegisterTritonRequest.SerializeToString,
@@ -243,6 +248,14 @@ class PublishingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeploymentLogLines(self, request, context):
+        """What its models said: how they loaded, with which runtime, what they refused and what failed; the latest first. A
+        line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterTriton(self, request, context):
         """A Triton server that is to take deployments; the same id again changes what is known of it.
         """
@@ -360,6 +373,11 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     servicer.ListDeploymentEvents,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.SerializeToString,
+            ),
+            'ListDeploymentLogLines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeploymentLogLines,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesResponse.SerializeToString,
             ),
             'RegisterTriton': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterTriton,
@@ -772,6 +790,33 @@ class PublishingService:
             '/saucer.publishing.v1.PublishingService/ListDeploymentEvents',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeploymentLogLines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/ListDeploymentLogLines',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListDeploymentLogLinesResponse.FromString,
             options,
             channel_credentials,
             insecure,

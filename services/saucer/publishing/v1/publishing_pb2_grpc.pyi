@@ -67,6 +67,10 @@ class PublishingServiceStub:
     """
     ListDeploymentEvents: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentEventsRequest, _publishing_pb2.ListDeploymentEventsResponse]
     """What happened to it, the same again counted; the last 1,000, the latest first."""
+    ListDeploymentLogLines: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentLogLinesRequest, _publishing_pb2.ListDeploymentLogLinesResponse]
+    """What its models said: how they loaded, with which runtime, what they refused and what failed; the latest first. A
+    line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
+    """
     RegisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]
     """A Triton server that is to take deployments; the same id again changes what is known of it."""
     DrainTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]
@@ -123,6 +127,10 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """
     ListDeploymentEvents: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentEventsRequest, _publishing_pb2.ListDeploymentEventsResponse]  # type: ignore[assignment]
     """What happened to it, the same again counted; the last 1,000, the latest first."""
+    ListDeploymentLogLines: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListDeploymentLogLinesRequest, _publishing_pb2.ListDeploymentLogLinesResponse]  # type: ignore[assignment]
+    """What its models said: how they loaded, with which runtime, what they refused and what failed; the latest first. A
+    line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
+    """
     RegisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
     """A Triton server that is to take deployments; the same id again changes what is known of it."""
     DrainTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
@@ -260,6 +268,16 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.ListDeploymentEventsResponse, _abc.Awaitable[_publishing_pb2.ListDeploymentEventsResponse]]:
         """What happened to it, the same again counted; the last 1,000, the latest first."""
+
+    @_abc_1.abstractmethod
+    def ListDeploymentLogLines(
+        self,
+        request: _publishing_pb2.ListDeploymentLogLinesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.ListDeploymentLogLinesResponse, _abc.Awaitable[_publishing_pb2.ListDeploymentLogLinesResponse]]:
+        """What its models said: how they loaded, with which runtime, what they refused and what failed; the latest first. A
+        line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
+        """
 
     @_abc_1.abstractmethod
     def RegisterTriton(

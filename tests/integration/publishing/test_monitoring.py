@@ -1,0 +1,108 @@
+"""What the details of a deployment show besides requests: how they were batched, and what its models said."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.lib.clock import PostgresClock
+from saucer.lib.postgres import connect
+from saucer.lib.retention import forget
+from saucer.local.servers import TritonServer
+from saucer.publishing.monitoring_store import retention_rules
+from saucer.publishing.traffic import PIECE
+from saucer.publishing.v1 import publishing_pb2
+from tests.integration.publishing.online import Online, jpeg, online
+from tests.support.events import until
+from tests.support.services import ServiceRunner, Tokens
+
+# A piece of time may have just begun, and its end is stored a moment later.
+STORED_S = 2 * PIECE.total_seconds() + 5
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
+async def log_lines(
+    world: Online, deployment: publishing_pb2.Deployment, **page: Any
+) -> publishing_pb2.ListDeploymentLogLinesResponse:
+    request = publishing_pb2.ListDeploymentLogLinesRequest(deployment_id=deployment.deployment_id, **page)
+    return await world.publishing.ListDeploymentLogLines(request, metadata=world.owner(deployment.account_id))
+
+
+async def samples(world: Online, deployment: publishing_pb2.Deployment) -> Sequence[publishing_pb2.TrafficSample]:
+    request = publishing_pb2.ListTrafficSamplesRequest(deployment_id=deployment.deployment_id)
+    answer = await world.publishing.ListTrafficSamples(request, metadata=world.owner(deployment.account_id))
+    return answer.samples
+
+
+async def test_batches_and_waits_are_shown_beside_requests_and_lines_of_the_model_until_they_are_old(
+    world: Online,
+) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+
+        loaded = (await log_lines(world, active)).lines
+        assert len(loaded) == 1, "it is there as soon as the model serves"
+        assert loaded[0].message.startswith("serves with onnxruntime on 1 threads: trial ")
+        assert (loaded[0].level, loaded[0].version_number, loaded[0].instance_id) == ("INFO", 1, "local")
+
+        with pytest.raises(grpc.aio.AioRpcError, match="IMAGE"):
+            # Its header is good, so that it comes as far as the model.
+            await world.predict(active, jpeg(180)[:300] + bytes(50))
+        for _ in range(20):
+            await asyncio.gather(*(world.predict(active, jpeg(180)) for _ in range(16)))
+
+        async def counted() -> publishing_pb2.TrafficSample | None:
+            return next((item for item in await samples(world, active) if item.batch_size > 0), None)
+
+        shown = await until(counted, timeout_s=STORED_S)
+        assert 1 < shown.batch_size <= 8
+        assert 0 < shown.queue_ms < shown.latency_p99_ms
+
+        async def refusal() -> publishing_pb2.DeploymentLogLine | None:
+            newest = (await log_lines(world, active, page_size=1)).lines[0]
+            return newest if newest.level == "WARNING" else None
+
+        assert (
+            await until(refusal, timeout_s=STORED_S)
+        ).message == "images were refused: 1; the last: the image is damaged"
+        first = await log_lines(world, active, page_size=1)
+        second = await log_lines(world, active, page_size=1, page_token=first.next_page_token)
+        assert list(second.lines) == list(loaded)
+        assert not second.next_page_token
+
+        database = await connect(world.settings["database_url"], PostgresClock())
+        await forget("publishing", database, retention_rules(timedelta(days=1)))
+        assert len((await log_lines(world, active)).lines) == 2
+        await forget("publishing", database, retention_rules(timedelta(0)))
+        database.pool.terminate()
+        assert not (await log_lines(world, active)).lines
+        assert not await samples(world, active)
+
+
+async def test_a_model_that_does_not_load_has_a_line_that_says_why_which_no_other_account_reads(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id, graph=b"no graph"))
+        failed = await world.until_state(created, "FAILED", "ACTIVE")
+        line = (await log_lines(world, failed)).lines[0]
+        assert line.level == "ERROR"
+        assert line.message.startswith("did not load: ")
+        assert "model.onnx cannot be loaded" in line.message
+        request = publishing_pb2.ListDeploymentLogLinesRequest(deployment_id=failed.deployment_id)
+        stranger = world.owner(await world.account(0))
+        with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+            await world.publishing.ListDeploymentLogLines(request, metadata=stranger)

@@ -1,0 +1,130 @@
+"""With which runtime a model is served: the fastest where it serves, as long as the replay agrees; kept, and shown."""
+
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+from nats.js import JetStreamContext
+
+from saucer.local.servers import TritonServer
+from saucer.publishing.placement import model_name
+from saucer.publishing.triton import ModelFailed, TritonClient
+from saucer.publishing.v1 import publishing_pb2
+from saucer.serving.choosing import choose
+from saucer.serving.runtime import TOLERANCES, Tolerance
+from tests.integration.publishing.online import HOLD_MICROS, Online, online, signal_serving_process
+from tests.support.events import until
+from tests.support.graphs import write_cells_model
+from tests.support.pictures import pictures
+from tests.support.services import ServiceRunner, Tokens
+
+IMAGES = list(pictures(12, seed=7))
+NO_BF16 = "this processor does not compute in bfloat16"
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        made.settings["triton_choose_runtime"] = True
+        yield made
+
+
+async def model(world: Online, account_id: str) -> str:
+    return await world.model(account_id, made=write_cells_model(world.folder / "cells"), images=IMAGES)
+
+
+async def deployed(world: Online, account_id: str, model_id: str, name: str = "cups") -> publishing_pb2.Deployment:
+    created = await world.create(account_id, model_id, display_name=name)
+    active = await world.until_state(created, "ACTIVE", "FAILED")
+    assert active.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, active
+    return active
+
+
+async def gate_of(world: Online, deployment: publishing_pb2.Deployment) -> publishing_pb2.Gate:
+    request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment.deployment_id)
+    listed = await world.publishing.ListDeploymentVersions(request, metadata=world.owner(deployment.account_id))
+    return listed.versions[0].gate
+
+
+async def keep_choice(world: Online, model_id: str, runtime: str) -> None:
+    """As if it had been measured on this spec before."""
+    connection = await asyncpg.connect(world.settings["database_url"])
+    statement = "INSERT INTO model_runtime VALUES ($1, 'local', 'cpu-2', $2, '[]', 'It was the fastest.', now())"
+    await connection.execute(statement, model_id, runtime)
+    await connection.close()
+
+
+async def served_with(triton_client: TritonClient, deployment: publishing_pb2.Deployment) -> str:
+    """As its process says, once it answers."""
+
+    async def look() -> str | None:
+        try:
+            report = await triton_client.report(model_name(deployment.deployment_id, 1), "1")
+        except ModelFailed:
+            return None
+        return report.choice.runtime
+
+    return await until(look)
+
+
+async def test_the_fastest_is_found_once_for_a_model_and_spec_serves_and_is_shown(
+    world: Online, triton_client: TritonClient
+) -> None:
+    async with world.serving():
+        account_id = await world.account(2 * HOLD_MICROS)
+        model_id = await model(world, account_id)
+        first = await deployed(world, account_id, model_id)
+        gate = await gate_of(world, first)
+        times = {item.runtime: item.image_ms for item in gate.times}
+        assert {"onnxruntime", "openvino"} <= times.keys()
+        assert "openvino_bf16" in times or NO_BF16 in gate.runtime_reason
+        assert list(times.values()) == sorted(times.values())
+        assert min(times.values()) > 0
+        assert gate.runtime == choose(times) or f"With {choose(times)} only" in gate.runtime_reason
+        assert gate.tolerance_px == TOLERANCES[gate.runtime].box_px
+        assert gate.parity == first.parity
+        assert gate.HasField("replay_time")
+        assert await served_with(triton_client, first) == gate.runtime
+
+        again = await gate_of(world, await deployed(world, account_id, model_id, "plates"))
+        assert (again.runtime, again.times, again.runtime_reason) == (gate.runtime, gate.times, gate.runtime_reason)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "openvino_bf16"])
+async def test_what_is_brought_back_has_the_runtime_that_was_kept_and_one_that_is_lacking_that_of_evaluations(
+    world: Online, triton_client: TritonClient, runtime: str
+) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        model_id = await model(world, account_id)
+        await keep_choice(world, model_id, runtime)
+        active = await deployed(world, account_id, model_id)
+        gate = await gate_of(world, active)
+        lacking = NO_BF16 in gate.runtime_reason
+        assert gate.runtime == ("onnxruntime" if lacking else runtime)
+        assert lacking or gate.runtime_reason == "It was the fastest."
+        assert all(item.unpaired == 0 for item in gate.images)
+        signal_serving_process(active.deployment_id, signal.SIGKILL)
+        await world.until_state(active, "DEGRADED")
+        await world.until_state(active, "ACTIVE")
+        assert await served_with(triton_client, active) == gate.runtime
+
+
+async def test_where_the_boxes_of_the_faster_one_differ_too_much_that_of_evaluations_serves(
+    world: Online, triton_client: TritonClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "openvino", Tolerance(box_px=-1.0, score=-1.0, permille=995))
+    async with world.serving():
+        account_id = await world.account(2 * HOLD_MICROS)
+        model_id = await model(world, account_id)
+        await keep_choice(world, model_id, "openvino")
+        active = await deployed(world, account_id, model_id)
+        gate = await gate_of(world, active)
+        assert gate.runtime == await served_with(triton_client, active) == "onnxruntime"
+        assert f"With openvino only 0 of {gate.parity.boxes} boxes agreed" in gate.runtime_reason
+        again = await gate_of(world, await deployed(world, account_id, model_id, "plates"))
+        assert again.runtime_reason == gate.runtime_reason

@@ -1,0 +1,276 @@
+"""Replicas: where they are put, when one is given up for another, and what of them is charged."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from saucer.publishing import domain
+from saucer.publishing.domain import (
+    LOAD_ATTEMPTS,
+    PROBE_GAP_LIMIT,
+    Deployment,
+    DeploymentState,
+    EndReason,
+    Version,
+)
+from saucer.publishing.instances import Instance, InstanceState, Plan, plan
+from tests.unit.publishing.examples import NOW, PARITY, active, at, beside, count, deploying
+
+SECOND = timedelta(seconds=1)
+
+
+def held(text: str) -> list[Instance]:
+    """`a b! c?`: on a Triton each, b LOADING, c LOST; the later the younger."""
+    states = {"!": InstanceState.LOADING, "?": InstanceState.LOST}
+    return [
+        Instance(1, item[0], states.get(item[1:], InstanceState.SERVING), NOW + number * SECOND)
+        for number, item in enumerate(text.split())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("present", "replicas", "leaving", "room", "added", "given_up"),
+    [
+        ("", 1, "", {}, "", ""),
+        ("", 1, "", {"a": 0}, "", ""),
+        ("", 1, "", {"a": 1, "b": 2, "c": 2}, "b", ""),
+        ("", 2, "", {"a": 1, "b": 3, "c": 2}, "bc", ""),
+        ("", 3, "", {"a": 1, "b": 3}, "ba", ""),
+        ("a", 2, "", {"a": 9, "b": 1}, "b", ""),
+        ("a?", 1, "", {"b": 1}, "", ""),
+        # One that is left goes once another serves.
+        ("a", 1, "a", {}, "", ""),
+        ("a", 1, "a", {"b": 1}, "b", ""),
+        ("a b!", 1, "a", {"c": 1}, "", ""),
+        ("a b", 1, "a", {"c": 1}, "", "a"),
+        ("a? b", 1, "a", {}, "", "a"),
+        # One for one, and first what does not serve.
+        ("a b", 2, "ab", {"c": 1}, "c", ""),
+        ("a b c!", 2, "ab", {}, "", ""),
+        ("a b c", 2, "ab", {}, "", "b"),
+        ("a? b c", 2, "ab", {}, "", "a"),
+        ("a b c", 2, "a", {}, "", "a"),
+        # Back before it was replaced: the younger is too many, and rather one that does not serve.
+        ("a b", 1, "", {}, "", "b"),
+        ("a? b", 1, "", {}, "", "a"),
+        ("a b!", 1, "", {}, "", "b"),
+    ],
+)
+def test_a_replica_goes_where_most_is_free_and_is_given_up_once_another_serves_in_its_place(
+    present: str, replicas: int, leaving: str, room: Mapping[str, int], added: str, given_up: str
+) -> None:
+    made = plan(held(present), replicas, leaving, room)
+    assert made.added == tuple(added)
+    assert tuple(item.triton_id for item in made.given_up) == tuple(given_up)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(InstanceState)), unique_by=lambda item: item[0]),
+    st.integers(1, 4),
+    st.sets(st.sampled_from("abcdef")),
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)),
+)
+def test_no_plan_lets_fewer_serve_than_are_wanted_nor_two_share_a_triton(
+    states: list[tuple[str, InstanceState]], replicas: int, leaving: Collection[str], room: Mapping[str, int]
+) -> None:
+    present = [Instance(1, key, state, NOW) for key, state in states]
+    room = {key: free for key, free in room.items() if key not in leaving}
+    made = plan(present, replicas, leaving, room)
+    left = [item for item in present if item not in made.given_up]
+    places = [*(item.triton_id for item in left), *made.added]
+    assert len(places) == len(set(places))
+    assert all(room[key] > 0 for key in made.added)
+    served, serves = (sum(item.serving for item in some) for some in (present, left))
+    assert serves >= min(served, replicas)
+    assert len(left) >= min(len(present), replicas)
+    staying = [key for key in places if key not in leaving]
+    assert len(staying) <= max(replicas, len(present))
+    if len(staying) < replicas:
+        assert not {key for key in room if room[key] > 0} - set(places), "all the room is used"
+
+
+def test_of_two_replicas_one_is_enough_to_be_active_and_is_charged_by_half() -> None:
+    deployment = deploying("a", "b")
+    deployment = domain.activate(deployment, at(deployment, "a"), PARITY, "p", NOW)
+    assert deployment.state is DeploymentState.ACTIVE
+    assert any("1 of 2 replicas serve" in warning for warning in deployment.warnings)
+    deployment = count(deployment, NOW + 10 * SECOND, "a")
+    assert deployment.charged_ms == 5_000
+    deployment = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + 10 * SECOND)
+    assert not any("replicas serve" in warning for warning in deployment.warnings)
+    deployment = count(deployment, NOW + 14 * SECOND, "a", "b")
+    assert deployment.charged_ms == 9_000
+    deployment = domain.lose(deployment, at(deployment, "a"), "it does not answer", NOW + 15 * SECOND)
+    assert (deployment.state, deployment.error_message) == (DeploymentState.ACTIVE, "")
+    deployment = count(deployment, NOW + 16 * SECOND, "b")
+    assert deployment.charged_ms == 10_000
+    deployment = domain.lose(deployment, at(deployment, "b"), "nor does it", NOW + 17 * SECOND)
+    assert deployment.state is DeploymentState.DEGRADED
+    deployment = domain.recover(deployment, at(deployment, "a"), NOW + 20 * SECOND)
+    assert (deployment.state, deployment.charged_ms) == (DeploymentState.ACTIVE, 10_000)
+
+
+def test_the_max_duration_is_of_the_counter_and_so_lasts_twice_as_long_where_half_serves() -> None:
+    deployment = active("a", "b", max_duration_ms=10_000)
+    assert deployment.stop_at == NOW + 10 * SECOND
+    deployment = domain.lose(deployment, at(deployment, "b"), "dead", NOW)
+    assert deployment.stop_at == NOW + 20 * SECOND
+    deployment = count(deployment, NOW + 15 * SECOND, "a")
+    assert deployment.stop_at == NOW + 20 * SECOND
+    stopped = count(deployment, NOW + 20 * SECOND, "a")
+    assert (stopped.end_reason, stopped.charged_ms) == (EndReason.DURATION_REACHED, 10_000)
+
+
+@given(st.lists(st.integers(0, 3_000_000), max_size=40), st.integers(1, 5))
+def test_no_microsecond_is_lost_however_often_it_is_counted(gaps_us: list[int], replicas: int) -> None:
+    keys = "abcde"[:replicas]
+    deployment, now = active(*keys), NOW
+    for number, gap_us in enumerate(gaps_us):
+        now += timedelta(microseconds=gap_us)
+        deployment = count(deployment, now, keys[number % replicas])
+    deployment = count(deployment, now, *keys)
+    elapsed_us = (now - NOW) // timedelta(microseconds=1)
+    assert deployment.charged_ms * 1000 * replicas + deployment.charged_rest_us == replicas * elapsed_us
+
+
+def test_more_that_serve_than_are_wanted_cost_no_more() -> None:
+    deployment = domain.place(active("a"), Plan(("b",)), NOW)
+    deployment = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + SECOND)
+    deployment = count(deployment, NOW + 4 * SECOND, "a", "b")
+    assert deployment.charged_ms == 4_000
+    # What follows another is counted from where it follows, and not from its own last probe.
+    deployment = domain.place(deployment, Plan(given_up=(at(deployment, "a"),)), NOW + 6 * SECOND)
+    assert count(deployment, NOW + 8 * SECOND, "b").charged_ms == 6_000
+
+
+def test_a_candidate_is_ready_once_it_serves_wherever_the_other_version_does_and_goes_on_counting_there() -> None:
+    version = replace(active().version, number=2)
+    deployment = domain.propose(active("a", "b", "c"), version, 0, NOW)
+    deployment = domain.lose(deployment, at(deployment, "c"), "dead", NOW)
+    assert not domain.may_be_ready(deployment)
+    deployment = domain.activate(deployment, beside(deployment, "a"), PARITY, "p", NOW + SECOND)
+    assert not domain.may_be_ready(deployment)
+    deployment = count(deployment, NOW + 2 * SECOND, "a")
+    deployment = domain.activate(deployment, beside(deployment, "b"), PARITY, "p", NOW + 3 * SECOND)
+    assert domain.may_be_ready(deployment), "where the other does not serve either, it cannot"
+    promoted = domain.pass_gate(deployment, NOW + 3 * SECOND)
+    assert (promoted.version.number, promoted.candidate) == (2, None)
+    assert {item.key for item in promoted.instances} == {(2, "a"), (2, "b"), (2, "c")}
+    counted = count(promoted, NOW + 6 * SECOND, "a", "b")
+    assert counted.charged_ms == 2 * 6_000 // 3
+
+
+def test_what_is_placed_anew_takes_the_candidate_along_and_what_is_given_up_takes_it_away() -> None:
+    proposed = domain.propose(active("a"), replace(active().version, number=2), 10, NOW)
+    moving = domain.place(proposed, Plan(("b",)), NOW)
+    assert {item.key for item in moving.instances} == {(1, "a"), (2, "a"), (1, "b"), (2, "b")}
+    moving = domain.activate(moving, at(moving, "b"), PARITY, "p", NOW)
+    moved = domain.place(moving, Plan(given_up=(at(moving, "a"),)), NOW)
+    assert {item.key for item in moved.instances} == {(1, "b"), (2, "b")}
+    assert {item.key for item in domain.abandon(moved).instances} == {(1, "b")}
+
+
+def test_what_never_served_fails_once_every_triton_has_refused_it_and_what_serves_elsewhere_does_not() -> None:
+    deployment = deploying("a", "b")
+    for _ in range(LOAD_ATTEMPTS):
+        deployment = domain.refuse_load(deployment, at(deployment, "a"), "no", NOW)
+    assert deployment.state is DeploymentState.DEPLOYING
+    serving = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW)
+    assert domain.refuse_load(serving, at(serving, "a"), "no", NOW).state is DeploymentState.ACTIVE
+    for _ in range(LOAD_ATTEMPTS):
+        deployment = domain.refuse_load(deployment, at(deployment, "b"), "no", NOW)
+    assert (deployment.state, deployment.instances) == (DeploymentState.FAILED, ())
+
+
+def test_it_is_stopped_once_every_triton_has_unloaded_it() -> None:
+    deployment = domain.stop(active("a", "b"), EndReason.STOPPED_BY_USER, NOW)
+    deployment = domain.unloaded(deployment, at(deployment, "b"), NOW)
+    assert deployment.state is DeploymentState.STOPPING
+    deployment = domain.unloaded(deployment, at(deployment, "a"), NOW)
+    assert (deployment.state, deployment.instances) == (DeploymentState.STOPPED, ())
+
+
+class Served(RuleBasedStateMachine):
+    """Whatever happens to replicas and versions, in whatever order: the counter stays below the time that passed."""
+
+    deployment: Deployment
+
+    @initialize(replicas=st.integers(1, 3))
+    def begin(self, replicas: int) -> None:
+        self.deployment, self.now = active(*"abc"[:replicas]), NOW
+
+    @rule(gap_ms=st.integers(1, 20_000))
+    def time_passes(self, gap_ms: int) -> None:
+        self.now += timedelta(milliseconds=gap_ms)
+
+    @rule(which=st.integers(0, 9))
+    def a_probe_is_good(self, which: int) -> None:
+        found = [item for item in self.deployment.instances if item.serving]
+        if found:
+            self.deployment = domain.count(self.deployment, found[which % len(found)], self.now)
+
+    @rule(which=st.integers(0, 9))
+    def a_probe_is_bad(self, which: int) -> None:
+        found = [item for item in self.deployment.instances if item.serving]
+        if found:
+            self.deployment = domain.lose(self.deployment, found[which % len(found)], "dead", self.now)
+
+    @rule(which=st.integers(0, 9))
+    def one_serves(self, which: int) -> None:
+        found = [item for item in self.deployment.instances if not item.serving]
+        if found:
+            self.deployment = domain.activate(self.deployment, found[which % len(found)], PARITY, "p", self.now)
+
+    @rule(leaving=st.sets(st.sampled_from("abcde")), room=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 1)))
+    def it_is_placed(self, leaving: set[str], room: dict[str, int]) -> None:
+        made = plan(self.deployment.own_instances, self.deployment.form.replicas, leaving, room)
+        self.deployment = domain.place(self.deployment, made, self.now)
+
+    @precondition(lambda self: self.deployment.candidate is None)
+    @rule(percent=st.sampled_from([0, 10]))
+    def a_version_is_proposed(self, percent: int) -> None:
+        number = self.deployment.version.number + 1
+        version = Version(number, "m", "e", ("cup",), (("cup", 0.5),))
+        self.deployment = domain.propose(self.deployment, version, percent, self.now)
+
+    @precondition(lambda self: domain.may_be_ready(self.deployment))
+    @rule()
+    def it_is_ready(self) -> None:
+        self.deployment = domain.pass_gate(self.deployment, self.now)
+
+    @precondition(lambda self: self.deployment.candidate is not None and self.deployment.candidate.ready)
+    @rule()
+    def it_is_promoted(self) -> None:
+        self.deployment = domain.promote(self.deployment, self.now)
+
+    @precondition(lambda self: self.deployment.candidate is not None)
+    @rule()
+    def it_is_abandoned(self) -> None:
+        self.deployment = domain.abandon(self.deployment)
+
+    @invariant()
+    def it_is_active_exactly_while_something_of_its_version_serves(self) -> None:
+        serves = any(item.serving for item in self.deployment.own_instances)
+        assert self.deployment.state is (DeploymentState.ACTIVE if serves else DeploymentState.DEGRADED)
+        assert self.deployment.own_instances
+        assert all((item.probed_at is not None) == item.serving for item in self.deployment.instances)
+        assert len({item.key for item in self.deployment.instances}) == len(self.deployment.instances)
+
+    @invariant()
+    def it_is_charged_for_no_more_than_the_time_that_passed(self) -> None:
+        assert timedelta(milliseconds=self.deployment.charged_ms) <= self.now - NOW
+        counted = self.deployment.counted
+        assert len(counted) <= self.deployment.form.replicas
+        pending = [min(self.now - item.probed_at, PROBE_GAP_LIMIT) for item in counted if item.probed_at is not None]
+        possible = timedelta(milliseconds=self.deployment.charged_ms) + sum(pending, timedelta()) / max(
+            1, self.deployment.form.replicas
+        )
+        assert possible <= self.now - NOW
+
+
+TestServed = Served.TestCase
