@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import grpc
 import numpy as np
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
@@ -25,6 +26,7 @@ from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.auth import Role
 from saucer.lib.clock import to_timestamp
 from saucer.lib.config import ServiceSettings
+from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 from saucer.local.servers import TritonServer
@@ -243,7 +245,17 @@ class Online:
         request = publishing_pb2.UpdateDeploymentRequest(
             request_id=new_id(), deployment_id=deployment.deployment_id, model_id=model_id, **changes
         )
-        return await self.publishing.UpdateDeployment(request, metadata=self.owner(deployment.account_id))
+
+        async def ask() -> publishing_pb2.Deployment | None:
+            try:
+                return await self.publishing.UpdateDeployment(request, metadata=self.owner(deployment.account_id))
+            except grpc.aio.AioRpcError as error:
+                # Under load the event of its evaluation may be on its way for longer than the call waits.
+                if from_rpc(error).reason != "MODEL_NOT_EVALUATED":
+                    raise
+                return None
+
+        return await until(ask)
 
     async def records(self, deployment: publishing_pb2.Deployment) -> list[publishing_pb2.UpdateRecord]:
         """Oldest first."""

@@ -161,7 +161,12 @@ async def test_an_update_is_ready_once_it_serves_beside_every_replica_and_takes_
         model_id = await world.model(active.account_id)
         async with steady_load(world, active) as load:
             updated = await world.update(active, model_id)
-            assert (await states(world, updated))[1::2] == [("local", 2, "LOADING"), ("second", 2, "LOADING")]
+
+            async def beside() -> bool:
+                placed = [(key, number) for key, number, _ in await states(world, updated)]
+                return placed == [("local", 1), ("local", 2), ("second", 1), ("second", 2)]
+
+            await until(beside)
             settled = await world.until_settled(updated)
             assert (settled.version_number, settled.serving_replicas) == (2, 2)
             assert await states(world, settled) == [("local", 2, "SERVING"), ("second", 2, "SERVING")]
