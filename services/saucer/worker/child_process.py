@@ -21,7 +21,7 @@ START_S = 300.0
 MAX_LOG_BYTES = 10 * 1024 * 1024
 # Of that file, what is told when the child dies.
 TAIL_BYTES = 2_000
-PROGRAM = (sys.executable, "-m", "saucer.worker.child")
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "saucer.worker.child")
 
 log = structlog.get_logger()
 

@@ -23,9 +23,10 @@ from saucer.worker.stopping import Stopper
 
 Send = Callable[[Report], None]
 
-CHECKPOINT_ITERATIONS = 50
-CHECKPOINT_S = 30.0
-"""A lost worker loses at most this many iterations, and, but for one iteration or validation, this much time."""
+CHECKPOINT_ITERATIONS = 40
+CHECKPOINT_S = 25.0
+"""A lost worker is to lose at most 50 iterations or 30 s, whichever is less. A checkpoint counts once it is in the
+object store, so that what is left is for its upload and for the iteration or validation it waits for."""
 KEPT_CHECKPOINTS = 2
 """The newest; the one before stays while its successor is on its way to the parent's store."""
 PROGRESS_S = 0.5
