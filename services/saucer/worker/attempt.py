@@ -331,6 +331,8 @@ class Attempt:
                     self._stages.enter(report.stage.lower())
                 vitals.stage = STAGES[report.stage]
                 vitals.stage_progress = report.done / report.total if report.total else 0.0
+                if self._lease.run.config.model_id and report.total:
+                    vitals.iteration, vitals.iterations = report.done, report.total
                 if report.stage is not StageName.TRAINING:
                     vitals.time_left_ms = None
             case protocol.Progress():
