@@ -13,6 +13,7 @@ from __future__ import annotations  # some of grpc's classes exist only for type
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,7 @@ from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
 from saucer.worker import catalogue, transfer
 from saucer.worker import job as protocol
 from saucer.worker.child_process import ChildGoneError, ChildProcess
-from saucer.worker.heart import Heart, LeaseLostError, time_left_ms
+from saucer.worker.heart import Heart, LeaseLostError
 from saucer.worker.job import (
     BadMessageError,
     EndReason,
@@ -126,7 +127,7 @@ class Attempt:
         self._heart = Heart(stub, token, lease)
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
-        self._began: protocol.Progress | None = None
+        self._progresses = False
         self._stages = Stages()
 
     def release(self) -> None:
@@ -326,15 +327,7 @@ class Attempt:
         vitals = self._heart.vitals
         match report:
             case protocol.Stage():
-                if vitals.stage != STAGES[report.stage]:
-                    self._heart.hurry()
-                    self._stages.enter(report.stage.lower())
-                vitals.stage = STAGES[report.stage]
-                vitals.stage_progress = report.done / report.total if report.total else 0.0
-                if self._lease.run.config.model_id and report.total:
-                    vitals.iteration, vitals.iterations = report.done, report.total
-                if report.stage is not StageName.TRAINING:
-                    vitals.time_left_ms = None
+                self._entered(report)
             case protocol.Progress():
                 self._progressed(report)
             case protocol.Metrics():
@@ -358,21 +351,27 @@ class Attempt:
                 raise BadMessageError(report.type)
         return None
 
-    def _progressed(self, report: protocol.Progress) -> None:
-        if self._began is None:
+    def _entered(self, report: protocol.Stage) -> None:
+        vitals = self._heart.vitals
+        if vitals.stage != STAGES[report.stage]:
             self._heart.hurry()
-        began = self._began = self._began or report
+            self._stages.enter(report.stage.lower())
+        vitals.stage = STAGES[report.stage]
+        vitals.stage_progress = report.done / report.total if report.total else 0.0
+        if self._lease.run.config.model_id and report.total:
+            vitals.iteration, vitals.iterations = report.done, report.total
+        if report.stage is not StageName.TRAINING:
+            vitals.trained_by_s = None
+
+    def _progressed(self, report: protocol.Progress) -> None:
+        if not self._progresses:
+            self._heart.hurry()
+        self._progresses = True
         vitals = self._heart.vitals
         vitals.iteration, vitals.iterations, vitals.elapsed_ms = report.iteration, report.iterations, report.elapsed_ms
         vitals.epoch = report.iteration * report.epochs / report.iterations
         vitals.stage_progress = report.iteration / report.iterations
-        vitals.time_left_ms = time_left_ms(
-            iterations_left=report.iterations - report.iteration,
-            iterations_done=report.iteration - began.iteration,
-            trained_ms=report.elapsed_ms - began.elapsed_ms,
-            elapsed_ms=report.elapsed_ms,
-            max_duration_ms=from_duration(self._lease.run.config.max_duration),
-        )
+        vitals.trained_by_s = None if report.left_ms is None else time.monotonic() + report.left_ms / 1000
 
     def _result(self, result: protocol.Result) -> Ending:
         reason = REASONS.get(result.reason)

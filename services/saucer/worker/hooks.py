@@ -18,7 +18,8 @@ from torch import nn
 from saucer.worker import randomness
 from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState, load_weights
 from saucer.worker.errors import UserError
-from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, log_lines_cut
+from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, TrainJob, log_lines_cut
+from saucer.worker.pace import Pace, validations_left
 from saucer.worker.stopping import Stopper
 
 Send = Callable[[Report], None]
@@ -152,38 +153,38 @@ class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no type
 
 
 class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
-    """Sets the validation interval from what iterations and validations really take.
+    """Measures iterations and validations, and sets the validation interval from what they really take.
 
     Whole epochs where an epoch is short, parts of one where it is long, so that validation stays near
     VALIDATION_SHARE of the time, with MIN_VALIDATIONS over the run in any case. A resumed run keeps its pace; where
     `fixed`, no clock changes it.
     """
 
-    def __init__(self, state: RunState, epoch_iterations: int, iterations: int, *, fixed: bool) -> None:
+    def __init__(self, state: RunState, pace: Pace, epoch_iterations: int, iterations: int, *, fixed: bool) -> None:
         self._state = state
+        self._pace = pace
         self._epoch = epoch_iterations
         self._iterations = iterations
         self._fixed = fixed
-        self._iteration_s = 0.0
-        self._started_s = 0.0
+        self._ended_s = 0.0
 
     def before_train(self, runner: Any) -> None:
         self._set(runner, self._state.validation_interval or min(self._epoch, self._iterations // MIN_VALIDATIONS))
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        self._started_s = time.monotonic()
+        self._ended_s = time.monotonic()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        taken_s = time.monotonic() - self._started_s
-        self._iteration_s = taken_s if self._iteration_s == 0 else 0.9 * self._iteration_s + 0.1 * taken_s
-
-    def before_val(self, runner: Any) -> None:
-        self._started_s = time.monotonic()
+        self._pace.iteration(self._taken_s())
 
     def after_val(self, runner: Any) -> None:
-        validation_s = time.monotonic() - self._started_s
-        if not self._fixed and self._iteration_s > 0:
-            self._set(runner, self.interval(self._iteration_s, validation_s))
+        validation_s, iteration_s = self._taken_s(), self._pace.iteration_s
+        self._pace.validation(validation_s)
+        if not self._fixed and iteration_s is not None:
+            self._set(runner, self.interval(iteration_s, validation_s))
+
+    def _taken_s(self) -> float:
+        """Since the last iteration or validation."""
+        before_s, self._ended_s = self._ended_s, time.monotonic()
+        return self._ended_s - before_s
 
     def interval(self, iteration_s: float, validation_s: float) -> int:
         """Iterations between validations, for these durations."""
@@ -264,10 +265,14 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     priority = "LOWEST"
 
-    def __init__(self, epoch_iterations: int, epochs: int, iterations: int, stopper: Stopper, send: Send) -> None:
+    def __init__(
+        self, job: TrainJob, state: RunState, pace: Pace, epoch_iterations: int, stopper: Stopper, send: Send
+    ) -> None:
+        self._job = job
+        self._state = state
+        self._pace = pace
         self._epoch = epoch_iterations
-        self._epochs = epochs
-        self._iterations = iterations
+        self._iterations = job.epochs * epoch_iterations
         self._stopper = stopper
         self._send = send
         self._told_s = -math.inf
@@ -277,16 +282,29 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if time.monotonic() - self._told_s >= PROGRESS_S:
-            self._tell(runner.iter + 1)
+            self._tell(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
-        self._tell(runner.iter)
+        self._tell(runner, runner.iter)
 
-    def _tell(self, iteration: int) -> None:
+    def _tell(self, runner: Any, iteration: int) -> None:
         self._told_s = time.monotonic()
-        epoch = min(self._epochs, max(0, iteration - 1) // self._epoch + 1)
+        epochs = self._job.epochs
+        epoch = min(epochs, max(0, iteration - 1) // self._epoch + 1)
         elapsed_ms = self._stopper.clock.elapsed_ms
-        self._send(Progress(iteration, self._iterations, epoch, self._epochs, elapsed_ms))
+        left_ms = self._left_ms(iteration, elapsed_ms, validates=runner.val_loop is not None)
+        self._send(Progress(iteration, self._iterations, epoch, epochs, elapsed_ms, left_ms))
+
+    def _left_ms(self, iteration: int, elapsed_ms: int, *, validates: bool) -> int | None:
+        """By the pace of this attempt, the max duration at most."""
+        state = self._state
+        validations = validations_left(
+            iteration, self._iterations, state.validation_interval, state.validated_iteration
+        )
+        left_s = self._pace.left_s(self._iterations - iteration, validations if validates else 0)
+        if left_s is None:
+            return None
+        return max(0, min(math.ceil(1000 * left_s), self._job.max_duration_ms - elapsed_ms))
 
 
 class ResumeHook(Hook):  # type: ignore[misc]  # mmengine ships no types

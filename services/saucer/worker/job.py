@@ -195,7 +195,8 @@ class Stage:
 @dataclass(frozen=True)
 class Progress:
     """After training iterations: `iteration` are finished. `epoch` is the one being trained, from 1. `elapsed_ms` is
-    the time trained over all attempts, validation included."""
+    the time trained over all attempts, validation included; `left_ms` what is left of training, None while that is not
+    known."""
 
     type: ClassVar[str] = "progress"
     iteration: int
@@ -203,6 +204,7 @@ class Progress:
     epoch: int
     epochs: int
     elapsed_ms: int
+    left_ms: int | None = None
 
 
 @dataclass(frozen=True)

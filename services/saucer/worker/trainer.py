@@ -23,6 +23,7 @@ from saucer.worker.errors import HaltedError
 from saucer.worker.finish import finish
 from saucer.worker.hooks import Send
 from saucer.worker.job import EndReason, Halted, PredictJob, Result, Stage, StageName, TrainJob
+from saucer.worker.pace import Pace
 from saucer.worker.stopping import Stopper
 
 TRIAL_SIZE = 192
@@ -146,13 +147,14 @@ class _Attempt:
         job, stopper, state, send = self._job, self._stopper, self.state, self._send
         epoch = engine_config.epoch_iterations(job, prepared)
         iterations = job.epochs * epoch
+        pace = Pace()
         keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
         extra: list[Any] = [
             *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),
-            hooks.PaceHook(state, epoch, iterations, fixed=job.deterministic),
+            hooks.PaceHook(state, pace, epoch, iterations, fixed=job.deterministic),
             keeper,
-            hooks.ProgressHook(epoch, job.epochs, iterations, stopper, send),
+            hooks.ProgressHook(job, state, pace, epoch, stopper, send),
             hooks.ResumeHook(state, job.batch_size),
         ]
         if job.expected_accuracy is not None and prepared.validation is not None:
