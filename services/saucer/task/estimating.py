@@ -54,7 +54,8 @@ def estimate_ms(form: Form, config: Config, data: Data, machine: Machine, paces:
     like = _most_alike(form, config, paces)
     if not like:
         per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
-        share = PREDICTING_SHARE if config.model_id else 1.0
+        # Prediction is one process's, however many train together.
+        share = PREDICTING_SHARE if config.model_id else 1 / form.count
         return OVERHEAD_MS + round(1000 * share * work * per_megapixel)
     return round(
         statistics.median(pace.overhead_ms for pace in like)

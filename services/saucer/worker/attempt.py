@@ -109,7 +109,7 @@ class Attempt:
         objects: Objects,
         cache: transfer.ImageCache,
         workdir: Path,
-        child: Callable[[], Awaitable[ChildProcess]],
+        child: Callable[[int], Awaitable[ChildProcess]],
         threads: int,
         deterministic: bool = False,
         catalogue_url: str = catalogue.ZOO_URL,
@@ -167,7 +167,8 @@ class Attempt:
             job = await self._prepare()
             if isinstance(job, Ending):
                 return job
-            return await self._train(await self._child(), job)
+            processes = job.processes if isinstance(job, TrainJob) else 1
+            return await self._train(await self._child(processes), job)
         except (BadMessageError, transfer.BadManifestError, catalogue.CatalogueError) as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error), user_error=True)
         except ChildGoneError as error:
@@ -228,6 +229,7 @@ class Attempt:
             resume = self._workdir / "resume.pth"
             await self._objects.download(lease.checkpoint_key, resume, sha256=lease.checkpoint_sha256)
         weights = None if resume is not None else await self._fetch_weights(config)
+        finish_only = lease.finish_only or (self._heart.stopped.is_set() and resume is not None)
         return TrainJob(
             workdir=str(self._workdir / "job"),
             images=str(data.images),
@@ -247,10 +249,11 @@ class Attempt:
             max_duration_ms=from_duration(config.max_duration),
             elapsed_ms=from_duration(lease.elapsed),
             resume=_text(resume),
-            finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
+            finish_only=finish_only,
             threads=self._threads,
             classifies=config.classification,
             label_names=dict(config.label_names),
+            processes=1 if finish_only else max(1, lease.run.count),
             deterministic=self._deterministic,
         )
 

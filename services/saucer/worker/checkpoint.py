@@ -5,7 +5,7 @@ import os
 import pickle
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class RunState:
     `best_weights` is the state dict at the best validation, None before the first, and `best_map_50` its accuracy: a
     classifier's is top-1; `history` the metrics so far, as written to metrics.jsonl; `validated_iteration` that of the
     last whole validation; `validation_interval` in iterations, 0 before training began; `random` as
-    randomness.capture() gives it.
+    randomness.capture() gives it, and `others_random` of the other processes that train together.
     """
 
     iteration: int
@@ -62,6 +62,7 @@ class RunState:
     validated_iteration: int = 0
     validation_interval: int = 0
     random: dict[str, Any] | None = None
+    others_random: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

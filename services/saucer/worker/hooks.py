@@ -9,13 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmengine import dist
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 from mmengine.visualization import BaseVisBackend
 from torch import nn
 
-from saucer.worker import randomness
+from saucer.worker import randomness, ranks
 from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState, load_weights
 from saucer.worker.errors import UserError
 from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, TrainJob, log_lines_cut
@@ -82,7 +84,8 @@ class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def before_train(self, runner: Any) -> None:
         """Raises UserError if nothing fits: it is another network's."""
-        own = runner.model.state_dict()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = model.state_dict()
         weights = {
             name: tensor
             for name, tensor in load_weights(self._file).items()
@@ -90,7 +93,7 @@ class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         }
         if not any(name.startswith("backbone.") for name in weights):
             raise UserError("The weights to start from are another network's. Choose another starting point.")
-        runner.model.load_state_dict(weights, strict=False)
+        model.load_state_dict(weights, strict=False)
         runner.logger.info("%d of %d tensors come from %s", len(weights), len(own), self._file.name)
 
 
@@ -116,7 +119,7 @@ class StopHook(Hook):  # type: ignore[misc]  # mmengine ships no types
             raise UserError(
                 f"The loss became {loss} at iteration {runner.iter + 1}. Choose a lower lr or a longer warmup."
             )
-        if self._stopper.check() is not None:
+        if ranks.agreed(self._stopper.check()) is not None:
             runner.train_loop.stop_training = True
 
 
@@ -135,10 +138,11 @@ class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no type
     def _validate(self) -> dict[str, float]:
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
+        ranks.share_buffers(self.runner.model)
         self.runner.model.eval()
         self.val_loss.clear()
         for index, batch in enumerate(self.dataloader):
-            if self.stopper is not None and self.stopper.check() is not None:
+            if self.stopper is not None and ranks.agreed(self.stopper.check()) is not None:
                 self.runner.train_loop.stop_training = True
                 for metric in self.evaluator.metrics:
                     metric.results.clear()
@@ -179,7 +183,7 @@ class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         validation_s, iteration_s = self._taken_s(), self._pace.iteration_s
         self._pace.validation(validation_s)
         if not self._fixed and iteration_s is not None:
-            self._set(runner, self.interval(iteration_s, validation_s))
+            self._set(runner, ranks.agreed(self.interval(iteration_s, validation_s)))
 
     def _taken_s(self) -> float:
         """Since the last iteration or validation."""
@@ -223,7 +227,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.state.iteration = runner.iter + 1
         late = time.monotonic() - self._saved_s >= CHECKPOINT_S
-        if late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS:
+        if ranks.agreed(late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS):
             self._save(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
@@ -242,18 +246,21 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self.state.elapsed_ms = self._stopper.clock.elapsed_ms
-        self.state.random = randomness.capture()
         checkpoint[STATE_KEY] = {**vars(self.state), "history": list(self.state.history)}
         # Smoothing windows of log lines, and among them old reasons to stop; nothing that a resumed run may keep.
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
     def _save(self, runner: Any) -> None:
+        """By rank 0, with what it has not of the others."""
         iteration = self.state.iteration
+        self.state.random, *self.state.others_random = ranks.gathered(randomness.capture())
         name = f"checkpoint_{iteration}.pth"
         meta = {"epoch": runner.epoch, "iter": iteration}
         runner.save_checkpoint(str(self._folder), name, meta=meta, by_epoch=False, backend_args={"backend": BACKEND})
         self.last = self._folder / name
         self._saved_s, self._saved_iteration = time.monotonic(), iteration
+        if not dist.is_main_process():
+            return
         self._send(Checkpoint(str(self.last), iteration, self.state.elapsed_ms))
         saved = sorted(self._folder.glob("checkpoint_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
         for old in saved[:-KEPT_CHECKPOINTS]:
@@ -322,8 +329,10 @@ class ResumeHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         loop.dataloader.sampler.skip(runner.iter * self._batch_size)
         # Made now, since it draws a random number; mmengine's own wrapper makes it after the random states are back.
         loop.dataloader_iterator = iter(loop.dataloader)
-        if self._state.random is not None:
-            randomness.restore(self._state.random)
+        states = [self._state.random, *self._state.others_random]
+        own = states[dist.get_rank()] if dist.get_rank() < len(states) else None
+        if own is not None:
+            randomness.restore(own)
         if self._validation_is_due(runner):
             runner.val_loop.run()
 

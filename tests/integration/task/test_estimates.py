@@ -19,7 +19,9 @@ from tests.unit.task.examples import NOW
 TRAINED_MS, OVERHEAD_MS = 500_000, 40_000
 
 
-async def test_more_gpus_than_a_machine_has_are_refused_and_more_than_training_uses_are_said(world: World) -> None:
+async def test_more_gpus_than_a_machine_has_are_refused_and_a_batch_that_they_cannot_share_is_said(
+    world: World,
+) -> None:
     account_id, editor = await world.account(2 * HOLD_MICROS)
     form = world.form(account_id)
     form.count = 2
@@ -41,7 +43,11 @@ async def test_more_gpus_than_a_machine_has_are_refused_and_more_than_training_u
     await world.billing.CreateSpec(spec, metadata=world.administrator)
     form.spec_id = "gpu-2"
     quote = await world.tasks.QuoteTask(task_pb2.QuoteTaskRequest(form=form), metadata=editor)
-    assert "Training uses one GPU; 2 are charged." in quote.warnings
+    assert quote.config.batch_size % 2 == 0
+    assert not quote.warnings
+    form.batch_size = 5
+    quote = await world.tasks.QuoteTask(task_pb2.QuoteTaskRequest(form=form), metadata=editor)
+    assert list(quote.warnings) == ["A batch of 5 cannot be shared evenly by 2 GPUs; each takes 3."]
 
 
 async def test_the_second_run_of_a_kind_is_estimated_by_the_first(world: World, jetstream: JetStreamContext) -> None:

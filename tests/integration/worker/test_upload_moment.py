@@ -61,7 +61,7 @@ class Bench:
     jetstream: JetStreamContext
     children: list[ChildProcess] = field(default_factory=list)
 
-    async def child(self) -> ChildProcess:
+    async def child(self, processes: int) -> ChildProcess:
         if not self.children or not self.children[-1].alive:
             self.children.append(await ChildProcess.start(self.folder / "child.log"))
         return self.children[-1]
