@@ -1,4 +1,8 @@
-"""What the user left open, derived from the data, each value with its reason."""
+"""What the user left open, derived from the data, each value with its reason.
+
+What no form offers is the same in every training, and stands in worker/engine_config.py: the optimiser and its
+schedule, the augmentations, and the average of the weights (RTMDet's EMA), which is validated and becomes the model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
