@@ -69,6 +69,14 @@ def write(rows: Sequence[Row], file: Path) -> None:
     file.write_text(json.dumps([asdict(line) for line in rows], indent=2) + "\n")
 
 
+def told(line: Row) -> str:
+    """In one line of text."""
+    missed = "" if line.met else ", missed"
+    return (
+        f"{line.name}: {line.ours:.4g} against {line.reference:.4g} {line.unit}, {line.ratio:.3f} ({line.goal}{missed})"
+    )
+
+
 def show(bench: str, rows: Sequence[Row], console: Console) -> None:
     """As a table; a missed goal says so."""
     table = Table(title=bench, title_justify="left")

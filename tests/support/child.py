@@ -3,12 +3,12 @@
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from saucer.worker import child_process
 from saucer.worker.job import (
     Failure,
     Halted,
@@ -32,10 +32,10 @@ ANSWER_S = 240
 class Child:
     """Start it, `send` orders, wait for reports; all reports since the last job are in `reports`."""
 
-    def __init__(self, errors: Path) -> None:
+    def __init__(self, errors: Path, processes: int = 1) -> None:
         with errors.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "saucer.worker.child"],
+                child_process.program(processes),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -7,15 +7,18 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import asyncpg
+import grpc
 import pytest
 from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
+from saucer.local.process import choose_ports
+from saucer.local.servers import NatsServer
 from saucer.training.main import TrainingSettings, wire
 from tests.support.engine import JOURNAL
 from tests.support.events import publish
@@ -23,6 +26,9 @@ from tests.support.servers import NewDatabase
 from tests.support.services import Running, ServiceRunner, Tokens
 from tests.support.shapes import write_shapes
 from tests.support.training import SPEC, Start, object_store, store_shapes
+
+# Of a training process, from its start.
+SERVES_S = 60.0
 
 
 @dataclass
@@ -49,9 +55,9 @@ class Crew:
         return start
 
     async def worker(
-        self, name: str, region_id: str, replica: int = 0, address: str = ""
+        self, name: str, region_id: str, replica: int = 0, address: str = "", *engine: str
     ) -> asyncio.subprocess.Process:
-        """A real worker process. `address`: of something before the replica."""
+        """A real worker process. `address`: of something before the replica; `engine`: see tests.support.engine."""
         settings = {
             "SAUCER_TRAINING_ADDRESS": address or self.replicas[replica].address,
             "SAUCER_OBJECT_STORE_URL": self.object_store_url,
@@ -66,7 +72,7 @@ class Crew:
         }
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAUCER_")}
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.support.engine", "worker", env=environment | settings
+            *(sys.executable, "-m", "tests.support.engine", "worker", *engine), env=environment | settings
         )
 
     @contextlib.asynccontextmanager
@@ -99,6 +105,65 @@ async def kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     await process.wait()
+
+
+@dataclass
+class TrainingProcesses:
+    """Training as processes on one database, each at an address that it has again when it is started again."""
+
+    settings: dict[str, object]
+    folder: Path
+    running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+
+    async def start(self, name: str) -> Running:
+        """Until it serves."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        address = f"127.0.0.1:{choose_ports(folder / 'ports.json', ['grpc'])['grpc']}"
+        settings = self.settings | {"listen": address, "log_level": "ERROR"}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("SAUCER_")}
+        self.running[name] = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "saucer.training.main"),
+            env=environment | {f"SAUCER_{key.upper()}": str(value) for key, value in settings.items()},
+        )
+        channel = grpc.aio.insecure_channel(address)
+        await asyncio.wait_for(channel.channel_ready(), SERVES_S)
+        return Running(address, channel)
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL."""
+        await kill(self.running.pop(name))
+
+
+@pytest.fixture
+async def crew_of_processes(
+    new_database: NewDatabase, nats: NatsServer, jetstream: JetStreamContext, tokens: Tokens, tmp_path: Path
+) -> AsyncIterator[tuple[Crew, TrainingProcesses]]:
+    """Two replicas, "first" and "second", that are processes."""
+    url, objects = object_store(tmp_path)
+    (tmp_path / "journal").mkdir()
+    database_url = await new_database()
+    settings: dict[str, object] = {
+        "object_store_url": url,
+        "database_url": database_url,
+        "nats_url": nats.uri,
+        "public_keys_file": tokens.public_keys_file,
+        "token_file": tokens.file(Role.SERVICE),
+    }
+    processes = TrainingProcesses(settings, tmp_path)
+    database = None
+    try:
+        replicas = [await processes.start(name) for name in ("first", "second")]
+        start = await store_shapes(objects, write_shapes(tmp_path / "shapes", train=1, validation=1, test=1))
+        database = await asyncpg.connect(database_url)
+        yield Crew(replicas, url, database, jetstream, tokens, tmp_path, start), processes
+        for replica in replicas:
+            await replica.channel.close()
+    finally:
+        for name in list(processes.running):
+            await processes.kill(name)
+        if database is not None:
+            await database.close()
 
 
 @pytest.fixture

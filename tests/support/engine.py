@@ -1,18 +1,22 @@
-"""An engine of the tests' own in the worker's real child: iterations of a fixed length, checkpoints, and a journal.
+"""Engines in the worker's real child that keep a journal: one of the tests' own, with iterations of a fixed length and
+checkpoints, where a job has as many iterations as `epochs` says; and the real one.
 
-`python -m tests.support.engine` is the child, `python -m tests.support.engine worker` the real worker with that child.
-A job has as many iterations as `epochs` says. The journal, a folder named by ENGINE_JOURNAL, has a file for each run:
-a line for each iteration, `attempt iteration seconds`, and `twice` where two processes had the run at once.
+`python -m tests.support.engine` is the child with the first, `… real` with the second; `… worker` and `… worker real`
+are the real worker with that child. The journal, a folder named by ENGINE_JOURNAL, has a file for each run: a line for
+each iteration, `attempt iteration seconds`, and `twice` where two processes had the run at once.
 """
 
 import fcntl
+import itertools
 import os
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from saucer.worker import child, child_process
 from saucer.worker.errors import HaltedError
@@ -31,6 +35,8 @@ from saucer.worker.stopping import Stopper
 
 ITERATION_S = 0.05
 CHECKPOINT_EVERY = 10
+# A kill loses at most this much, whichever is less.
+LOST_ITERATIONS, LOST_S = 50, 30.0
 JOURNAL = "ENGINE_JOURNAL"
 
 
@@ -52,17 +58,39 @@ def read_journal(folder: Path, run_id: str) -> list[Line]:
     return lines
 
 
-def run(job: TrainJob, stopper: Stopper, precision: str, send: Callable[[Report], None]) -> Report:
-    """Trains nothing, for as long as training would take."""
+def check_losses(lines: Sequence[Line]) -> int:
+    """That no iteration was left out, and no break lost more than is promised; the number of breaks."""
+    breaks = 0
+    for before, after in itertools.pairwise(lines):
+        if after.attempt == before.attempt:
+            assert after.iteration == before.iteration + 1
+            continue
+        breaks += 1
+        again = [line for line in lines if line.attempt == before.attempt and line.iteration >= after.iteration]
+        print(f"attempt {before.attempt}: killed after {before.iteration}, {len(again)} iterations done again")
+        assert len(again) <= LOST_ITERATIONS
+        assert not again or before.at_s - again[0].at_s <= LOST_S
+    return breaks
+
+
+@contextmanager
+def _journal(job: Any) -> Iterator[Callable[[int], None]]:
+    """Takes finished iterations of an attempt."""
     run_id, _, attempt = Path(job.workdir).parent.name.rpartition("-")
-    done = int(Path(job.resume).read_text()) if job.resume else 0
-    workdir = Path(job.workdir)
-    workdir.mkdir(parents=True)
     with (Path(os.environ[JOURNAL]) / run_id).open("a", buffering=1) as journal:
         try:
             fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             journal.write("twice\n")
+        yield lambda iteration: print(attempt, iteration, time.time(), file=journal)
+
+
+def run(job: TrainJob, stopper: Stopper, precision: str, send: Callable[[Report], None]) -> Report:
+    """Trains nothing, for as long as training would take."""
+    done = int(Path(job.resume).read_text()) if job.resume else 0
+    workdir = Path(job.workdir)
+    workdir.mkdir(parents=True)
+    with _journal(job) as did:
         stopper.clock.resume_at(job.elapsed_ms)
         stopper.clock.start()
         send(Stage(StageName.TRAINING))
@@ -71,7 +99,7 @@ def run(job: TrainJob, stopper: Stopper, precision: str, send: Callable[[Report]
                 stopper.raise_if_halted()
                 time.sleep(ITERATION_S)
                 done += 1
-                journal.write(f"{attempt} {done} {time.time()}\n")
+                did(done)
                 send(Progress(done, job.epochs, done, job.epochs, stopper.clock.elapsed_ms))
                 if done % CHECKPOINT_EVERY == 0:
                     file = workdir / f"{done}.pth"
@@ -92,14 +120,40 @@ def _result(job: TrainJob, stopper: Stopper, workdir: Path, done: int) -> Result
     return Result(reason, files, done, stopper.clock.elapsed_ms, 0.5, stopper.stop_reason)
 
 
+def _keep_journal() -> None:
+    """Of the real engine, which is imported only by the child."""
+    answer = child._answer
+
+    def journaled(trainer: Any, job: Any, *rest: Any) -> Report:
+        hook = sys.modules["saucer.worker.hooks"].StopHook
+        after_train_iter = hook.after_train_iter
+
+        def did_and_told(self: Any, runner: Any, *arguments: Any, **named: Any) -> None:
+            did(runner.iter + 1)
+            after_train_iter(self, runner, *arguments, **named)
+
+        with _journal(job) as did:
+            hook.after_train_iter = did_and_told
+            try:
+                return answer(trainer, job, *rest)
+            finally:
+                hook.after_train_iter = after_train_iter
+
+    vars(child)["_answer"] = journaled
+
+
 def main() -> None:
     """The child, or the worker with it."""
-    if sys.argv[1:] == ["worker"]:
-        child_process.PROGRAM = (sys.executable, "-m", "tests.support.engine")
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["worker"]:
+        child_process.PROGRAM = (sys.executable, "-m", "tests.support.engine", *arguments[1:])
         from saucer.worker.main import main as worker  # noqa: PLC0415 - takes PROGRAM as it is now
 
         worker()
         return
+    if arguments == ["real"]:
+        _keep_journal()
+        child._exit(child.main())
     engine = types.ModuleType("saucer.worker.trainer")
     engine.__dict__.update(load_engine=lambda: None, faster_precision=lambda: "none", run=run)
     sys.modules["saucer.worker.trainer"] = engine

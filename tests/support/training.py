@@ -49,6 +49,7 @@ class Start:
     max_duration_ms: int = 3_600_000
     region_id: str = REGION
     spec_id: str = SPEC
+    count: int = 1
 
     @property
     def hold_id(self) -> str:
@@ -89,7 +90,7 @@ class Start:
                 dataset_version_id=derived_id("version", self.task_id),
                 region_id=self.region_id,
                 spec_id=self.spec_id,
-                count=1,
+                count=self.count,
             ),
             config=config,
             start_number=self.start_number,

@@ -5,6 +5,7 @@ The order of the checks is that of `check_annotations`; an annotation is reporte
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,23 @@ BOXES_AT_ONCE = 16_384
 # Places of images that are not among the accepted ones.
 REFUSED = -1
 _UNKNOWN = -2
+
+
+class Places:
+    """Of a source's images, by id: the place among the accepted ones, or REFUSED. What is added later counts."""
+
+    def __init__(self) -> None:
+        self._id = array("q")
+        self._place = array("q")
+
+    def add(self, image_id: int, place: int) -> None:
+        """One more."""
+        self._id.append(image_id)
+        self._place.append(place)
+
+    def of(self, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]; _UNKNOWN where there is no such image."""
+        return _look_up(image_ids, np.asarray(self._id), np.asarray(self._place))
 
 
 @dataclass(frozen=True)
@@ -88,24 +106,25 @@ def check_annotations(
     labels: Labels,
     name: str,
     kind: LabelKind,
-    place_of_image_id: Mapping[int, int],
+    places: Places,
     class_of_category_id: Mapping[int, int],
     images: AcceptedImages,
     report: Report,
 ) -> CheckedAnnotations:
     """Refuses what cannot be used, with its reason in the report under the source's `name`, and clips the rest.
 
-    `place_of_image_id` maps to the place in `images` (at least one), or to REFUSED.
+    `places` are those in `images`, of which there is one at least.
     """
     rows = _Rows(labels, name, report)
     if kind is LabelKind.BOXES:
         rows.refuse(rows.boxless[rows.left], ItemReason.MALFORMED_ANNOTATION, "It has no bbox.")
     rows.refuse(_repeats(rows.id[rows.left]), ItemReason.DUPLICATE_ID, "The annotation's id stands twice.")
-    place = _look_up(rows.image_id, place_of_image_id)
+    place = places.of(rows.image_id)
     rows.refuse(place[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_IMAGE, "No image has its image_id.")
     rows.refuse(place[rows.left] == REFUSED, ItemReason.IMAGE_REFUSED, "Its image was refused.")
     images_with_annotations = len(np.unique(place[rows.left]))
-    category = _look_up(rows.category_id, class_of_category_id)
+    ids = np.array(list(class_of_category_id), dtype=np.int64)
+    category = _look_up(rows.category_id, ids, np.array(list(class_of_category_id.values()), dtype=np.int64))
     rows.refuse(category[rows.left] == _UNKNOWN, ItemReason.UNKNOWN_CATEGORY, "No category has its category_id.")
     if kind is LabelKind.BOXES:
         if labels.normalised:
@@ -195,10 +214,10 @@ def _repeats(values: NDArray[np.generic]) -> NDArray[np.bool_]:
     return repeated
 
 
-def _look_up(values: NDArray[np.int64], table: Mapping[int, int]) -> NDArray[np.int64]:
-    if not table:
+def _look_up(values: NDArray[np.int64], keys: NDArray[np.int64], results: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The result of the last key that equals each value, or _UNKNOWN."""
+    if not len(keys):
         return np.full(len(values), _UNKNOWN, dtype=np.int64)
-    keys = np.array(sorted(table), dtype=np.int64)
-    results = np.array([table[key] for key in keys.tolist()], dtype=np.int64)
-    at = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+    order = np.argsort(keys, kind="stable")
+    at = order[np.maximum(np.searchsorted(keys, values, side="right", sorter=order) - 1, 0)]
     return np.where(keys[at] == values, results[at], _UNKNOWN)

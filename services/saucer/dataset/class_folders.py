@@ -76,10 +76,8 @@ def _places(images: Sequence[str]) -> list[_Place]:
 
 def _labels(images: Sequence[str], splits: Sequence[Split | None], report: Report) -> Labels:
     labels = Labels(file_of_image=list(images))
-    labels.images = [
-        ImageEntry(image, number, None, None, split)
-        for number, (image, split) in enumerate(zip(images, splits, strict=True))
-    ]
+    for number, (image, split) in enumerate(zip(images, splits, strict=True)):
+        labels.images.add(ImageEntry(image, number, None, None, split))
     labels.counts["images"] = len(images)
     report.images_read += len(images)
     return labels

@@ -197,7 +197,7 @@ def _add_image(labels: Labels, entry: dict[str, Any] | None, item: str, report: 
         if not isinstance(file_name, str) or not 0 < len(file_name) <= MAX_FILE_NAME_CHARS:
             raise _MalformedError(f"file_name is not a text of 1 to {MAX_FILE_NAME_CHARS} characters")
         item = file_name
-        labels.images.append(
+        labels.images.add(
             ImageEntry(
                 file_name,
                 _required(entry, "id"),

@@ -34,7 +34,7 @@ def read_draft(file: TextIO, report: Report) -> Labels:
     lines = iter(file)
     labels.categories = [CategoryEntry(number, name) for number, name in enumerate(json.loads(next(lines)))]
     for number, (sha256, width, height, split, source_name, own) in enumerate(_images(lines)):
-        labels.images.append(ImageEntry(sha256, number, width, height, Split(split) if split else None, source_name))
+        labels.images.add(ImageEntry(sha256, number, width, height, Split(split) if split else None, source_name))
         for label in own:
             box = label[1:5] if len(label) > 1 else None
             labels.annotations.add(

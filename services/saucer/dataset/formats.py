@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from saucer.dataset.annotations import Places
 from saucer.dataset.class_folders import are_class_folders, read_class_folders, read_images
 from saucer.dataset.coco import read_labels
 from saucer.dataset.domain import SourceFormat
@@ -44,7 +45,7 @@ class Source:
 
     file: LabelFile
     labels: Labels
-    place_of_id: dict[int, int] = field(default_factory=dict)
+    places: Places = field(default_factory=Places)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ only. Meant for a child process with limits on memory and time: a decoder that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,15 @@ from saucer.dataset.archive import safe_parts
 from saucer.dataset.domain import LabelKind, SourceFormat
 from saucer.dataset.formats import Source, read_sources
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
-from saucer.dataset.labels import AnnotationColumns, ImageEntry, LabelLimits
+from saucer.dataset.labels import AnnotationColumns, ImageColumns, ImageEntry, LabelLimits
 from saucer.dataset.layout import NotInFolderError, find_image
 from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
 from saucer.dataset.splits import Split, SplitImage, assign_splits
 from saucer.dataset.statistics import Columns, Statistics, describe
+
+SHA256_BYTES = 32
 
 
 class ImageSink(Protocol):
@@ -61,14 +64,37 @@ class ImportResult:
     report: Report
 
 
-@dataclass(frozen=True, slots=True)
 class _Accepted:
-    """`labels_turned` is the EXIF orientation by which the image's boxes have to be turned, 0 for none."""
+    """Accepted images, by their places: columns of machine numbers, since there may be many."""
 
-    facts: ImageFacts
-    split: Split | None
-    source_name: str
-    labels_turned: int
+    def __init__(self) -> None:
+        self.source_name: list[str] = []
+        self.split: list[Split | None] = []
+        self.width, self.height = array("q"), array("q")
+        # The EXIF orientation by which the image's boxes have to be turned, 0 for none.
+        self.turned = array("b")
+        self._sha256 = bytearray()
+
+    def add(self, facts: ImageFacts, split: Split | None, source_name: str, turned: int) -> None:
+        """One more."""
+        self.source_name.append(source_name)
+        self.split.append(split)
+        self.width.append(facts.width)
+        self.height.append(facts.height)
+        self.turned.append(turned)
+        self._sha256 += bytes.fromhex(facts.sha256)
+
+    def __len__(self) -> int:
+        return len(self.source_name)
+
+    def sha256(self, place: int) -> str:
+        """In hex."""
+        return self._sha256[SHA256_BYTES * place : SHA256_BYTES * (place + 1)].hex()
+
+    def by_hash(self) -> NDArray[np.int64]:
+        """Places by hash: int64 [n]."""
+        words = np.frombuffer(self._sha256, dtype=">u8").reshape(-1, SHA256_BYTES // 8)
+        return np.asarray(np.lexsort(words.T[::-1]), dtype=np.int64)
 
 
 def import_folder(
@@ -117,14 +143,15 @@ def import_folder(
         raise ImportRefusedError(
             ImportReason.NO_USABLE_IMAGE, "Not one image could be imported; the report says why.", report
         )
-    order = np.array(sorted(range(len(accepted)), key=lambda place: accepted[place].facts.sha256), dtype=np.int64)
+    order = accepted.by_hash()
     columns = _columns(accepted, order, sources, class_of_id, report)
     source_kind = found.source_format
     # The labels as read are in the columns now, and take as much memory again.
     del found, sources
-    images = [accepted[place] for place in order.tolist()]
-    splits = _assign_splits(images, columns, seed)
-    hashes = _write(manifest_path, listing_path, class_names, images, splits, columns)
+    splits = _assign_splits(accepted, order, columns, seed)
+    hashes = _write(
+        manifest_path, listing_path, class_names, lambda: _manifest_images(accepted, order, splits), columns
+    )
     statistics = describe(columns, splits, class_names)
     return ImportResult(
         manifest_path, hashes.file, hashes.content, source_kind, columns.kind, class_names, statistics, report
@@ -188,27 +215,25 @@ def _accept_images(
     report: Report,
     *,
     stored: bool,
-) -> list[_Accepted]:
+) -> _Accepted:
     """`stored`: images are no files here, but stored already under the hashes that are their names."""
     total = sum(len(source.labels.images) for source in sources)
     done = 0
-    accepted: list[_Accepted] = []
-    name_of_hash: dict[str, str] = {}
+    accepted = _Accepted()
+    place_of_hash: dict[bytes, int] = {}
     for source in sources:
-        source.place_of_id.update(dict.fromkeys(source.labels.malformed_image_ids, REFUSED))
+        for number in source.labels.malformed_image_ids:
+            source.places.add(number, REFUSED)
         names: set[str] = set()
-        ids: set[int] = set()
-        # Last first, and taken from the end: an entry that is dealt with need not lie in memory any longer.
         entries = source.labels.images
-        entries.sort(key=_entry_order, reverse=True)
-        while entries:
-            entry = entries.pop()
+        order = entries.order()
+        for row, repeated in zip(order, _repeated(np.asarray(entries.id)[order]), strict=True):
+            entry = entries[row]
             path: tuple[str, ...] = ()
+            place = REFUSED
             try:
-                if entry.id in ids:
+                if repeated:
                     raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, f"Image id {entry.id} stands twice.")
-                ids.add(entry.id)
-                source.place_of_id[entry.id] = REFUSED
                 parts = _checked_name(entry, names)
                 if stored:
                     facts = _stored_facts(entry)
@@ -218,24 +243,35 @@ def _accept_images(
                         data = read_image(file, limits)
                     facts = check_image(data, limits)
                 orientation = _labelled_orientation(entry, facts)
-                if facts.sha256 in name_of_hash:
+                # Half of it: enough to tell pictures apart, and a dictionary of whole ones takes a third more.
+                key = bytes.fromhex(facts.sha256)[: SHA256_BYTES // 2]
+                if place_of_hash.setdefault(key, len(accepted)) != len(accepted):
                     raise _ItemRefusedError(
-                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {name_of_hash[facts.sha256]}."
+                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {accepted.source_name[place_of_hash[key]]}."
                     )
             except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
                 report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
             else:
                 if not stored:
                     sink(facts.sha256, path)
-                name_of_hash[facts.sha256] = printable(entry.file_name)
-                source.place_of_id[entry.id] = len(accepted)
+                place = len(accepted)
                 report.turned_images += bool(orientation)
-                split = entry.split or source.file.split
                 source_name = printable(entry.source_name or entry.file_name)
-                accepted.append(_Accepted(facts, split, source_name, orientation))
+                accepted.add(facts, entry.split or source.file.split, source_name, orientation)
+            if not repeated:
+                source.places.add(entry.id, place)
             done += 1
             progress(done, total)
+        # What is accepted of them is in `accepted`.
+        source.labels.images = ImageColumns()
     return accepted
+
+
+def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of them stood before."""
+    repeated = np.ones(len(values), dtype=np.bool_)
+    repeated[np.unique(values, return_index=True)[1]] = False
+    return repeated
 
 
 def _stored_facts(entry: ImageEntry) -> ImageFacts:
@@ -249,11 +285,6 @@ class _ItemRefusedError(Exception):
         super().__init__(sentence)
         self.reason = reason
         self.sentence = sentence
-
-
-def _entry_order(entry: ImageEntry) -> tuple[int, str, int, int, int]:
-    rank = list(Split).index(entry.split) if entry.split else -1
-    return rank, entry.file_name, entry.id, entry.width or 0, entry.height or 0
 
 
 def _checked_name(entry: ImageEntry, names: set[str]) -> list[str]:
@@ -291,7 +322,7 @@ def _labelled_orientation(entry: ImageEntry, facts: ImageFacts) -> int:
 
 
 def _columns(
-    accepted: Sequence[_Accepted],
+    accepted: _Accepted,
     order: NDArray[np.int64],
     sources: Sequence[Source],
     class_of_id: dict[int, int],
@@ -299,18 +330,17 @@ def _columns(
 ) -> Columns:
     """The accepted boxes of all sources; images in `order`, boxes by image, class and place."""
     images = AcceptedImages(
-        width=np.array([image.facts.width for image in accepted], dtype=np.int64),
-        height=np.array([image.facts.height for image in accepted], dtype=np.int64),
-        turned=np.array([image.labels_turned for image in accepted], dtype=np.int64),
+        width=np.asarray(accepted.width),
+        height=np.asarray(accepted.height),
+        turned=np.array(accepted.turned, dtype=np.int64),
     )
     kind = label_kind(source.labels for source in sources)
     checked = []
     for source in sources:
         name = str(source.file.path)
-        checked.append(check_annotations(source.labels, name, kind, source.place_of_id, class_of_id, images, report))
+        checked.append(check_annotations(source.labels, name, kind, source.places, class_of_id, images, report))
         # What is accepted of them is in `checked`, and of many the rest would be in the way.
         source.labels.annotations = AnnotationColumns()
-        source.place_of_id.clear()
     row_of_place = np.empty(len(order), dtype=np.int64)
     row_of_place[order] = np.arange(len(order))
     image = row_of_place[np.concatenate([part.place for part in checked])]
@@ -330,32 +360,51 @@ def _columns(
     )
 
 
-def _assign_splits(images: Sequence[_Accepted], columns: Columns, seed: int) -> list[Split]:
-    # Columns are ordered by image. A set is kept once, however many images have it.
-    first = np.searchsorted(columns.image, np.arange(len(images) + 1))
+def _assign_splits(accepted: _Accepted, order: NDArray[np.int64], columns: Columns, seed: int) -> list[Split]:
+    """Of the images in `order`, which is the columns' too."""
+    first = np.searchsorted(columns.image, np.arange(len(order) + 1))
+    # A set is kept once, however many images have it.
     known: dict[frozenset[int], frozenset[int]] = {}
-    rows = []
-    for row, image in enumerate(images):
-        classes = frozenset(columns.category[first[row] : first[row + 1]].tolist())
-        rows.append(SplitImage(image.facts.sha256, known.setdefault(classes, classes), image.split))
-    return assign_splits(rows, seed)
+    classes = []
+    for row in range(len(order)):
+        own = frozenset(columns.category[first[row] : first[row + 1]].tolist())
+        classes.append(known.setdefault(own, own))
+    return assign_splits(_SplitImages(accepted, order, classes), seed)
+
+
+@dataclass(frozen=True)
+class _SplitImages(Sequence[SplitImage]):
+    """Made when they are asked for: as a list they would be the greatest part of an import's memory."""
+
+    accepted: _Accepted
+    order: NDArray[np.int64]
+    classes: Sequence[frozenset[int]]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, row: Any) -> Any:
+        place = int(self.order[row])
+        return SplitImage(self.accepted.sha256(place), self.classes[row], self.accepted.split[place])
+
+
+def _manifest_images(accepted: _Accepted, order: NDArray[np.int64], splits: Sequence[Split]) -> Iterator[ManifestImage]:
+    for place, split in zip(map(int, order), splits, strict=True):
+        yield ManifestImage(
+            accepted.sha256(place), accepted.width[place], accepted.height[place], split, accepted.source_name[place]
+        )
 
 
 def _write(
     path: Path,
     listing: Path,
     class_names: Sequence[str],
-    images: Sequence[_Accepted],
-    splits: Sequence[Split],
+    images: Callable[[], Iterator[ManifestImage]],
     columns: Columns,
 ) -> ManifestHashes:
-    rows = [
-        ManifestImage(image.facts.sha256, image.facts.width, image.facts.height, split, image.source_name)
-        for image, split in zip(images, splits, strict=True)
-    ]
     try:
-        write_listing(listing, rows, columns)
-        return write_manifest(path, class_names, rows, columns)
+        write_listing(listing, images(), columns)
+        return write_manifest(path, class_names, images(), columns)
     except BaseException:
         path.unlink(missing_ok=True)
         listing.unlink(missing_ok=True)

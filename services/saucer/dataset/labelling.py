@@ -36,6 +36,7 @@ from saucer.dataset.drafts import (
     with_classes,
 )
 from saucer.dataset.messages import draft_message
+from saucer.dataset.storage import images_prefix
 from saucer.dataset.v1 import events_pb2
 from saucer.lib.auth import current
 from saucer.lib.errors import (
@@ -46,7 +47,7 @@ from saucer.lib.errors import (
     ResourceExhaustedError,
 )
 from saucer.lib.ids import derived_id
-from saucer.lib.objects import Objects, system_prefix
+from saucer.lib.objects import Objects
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Connection, Database, Transaction
 
@@ -140,7 +141,7 @@ class Labelling:
 
     async def _image(self, account_id: str, image: ListedImage) -> bytes:
         try:
-            return await self._objects.get(f"{system_prefix(account_id)}/images/{image.sha256}", sha256=image.sha256)
+            return await self._objects.get(f"{images_prefix(account_id)}/{image.sha256}", sha256=image.sha256)
         except NotFoundError:
             log.warning("image_gone", account_id=account_id, image=image.sha256)
             return b""

@@ -30,6 +30,7 @@ MAX_CATEGORY_NAME_CHARS = 100
 
 _NO_BOX = (float("nan"),) * 4
 _SECTIONS = ("images", "annotations", "categories")
+_SPLITS = (None, *Split)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,49 @@ class ImageEntry(NamedTuple):
     height: int | None
     split: Split | None
     source_name: str | None = None
+
+
+@dataclass
+class ImageColumns:
+    """Images as they stand in the file, by row: of 100,000 of them a list of entries would take twice the memory."""
+
+    file_name: list[str] = field(default_factory=list)
+    id: array[int] = field(default_factory=lambda: array("q"))
+    # 0: the file does not say.
+    width: array[int] = field(default_factory=lambda: array("q"))
+    height: array[int] = field(default_factory=lambda: array("q"))
+    # 1, 2, … in the order of Split; 0: none.
+    split: array[int] = field(default_factory=lambda: array("b"))
+    source_name: dict[int, str] = field(default_factory=dict)
+
+    def add(self, entry: ImageEntry) -> None:
+        """One more."""
+        if entry.source_name is not None:
+            self.source_name[len(self.id)] = entry.source_name
+        self.file_name.append(entry.file_name)
+        self.id.append(entry.id)
+        self.width.append(entry.width or 0)
+        self.height.append(entry.height or 0)
+        self.split.append(_SPLITS.index(entry.split))
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    def __getitem__(self, row: int) -> ImageEntry:
+        return ImageEntry(
+            self.file_name[row],
+            self.id[row],
+            self.width[row] or None,
+            self.height[row] or None,
+            _SPLITS[self.split[row]],
+            self.source_name.get(row),
+        )
+
+    def order(self) -> NDArray[np.int64]:
+        """Rows by split, file name, id and size: int64 [n], whatever the order in the file."""
+        by_id = np.lexsort((self.height, self.width, self.id))
+        by_name = np.array(sorted(by_id.tolist(), key=self.file_name.__getitem__), dtype=np.int64)
+        return by_name[np.argsort(np.asarray(self.split)[by_name], kind="stable")]
 
 
 class CategoryEntry(NamedTuple):
@@ -95,8 +139,8 @@ class AnnotationColumns:
         return len(self.id)
 
     def boxes(self) -> NDArray[np.float64]:
-        """float64 [n, 4]: x, y, width, height, a copy."""
-        return np.array(self.box, dtype=np.float64).reshape(-1, 4)
+        """float64 [n, 4]: x, y, width, height; what is written to it is written to `box`."""
+        return np.asarray(self.box).reshape(-1, 4)
 
 
 @dataclass
@@ -107,7 +151,7 @@ class Labels:
     upright picture's sides, not in pixels. `file_of_image` names the label file of each image id, where each has one.
     """
 
-    images: list[ImageEntry] = field(default_factory=list)
+    images: ImageColumns = field(default_factory=ImageColumns)
     categories: list[CategoryEntry] = field(default_factory=list)
     annotations: AnnotationColumns = field(default_factory=AnnotationColumns)
     # Ids of malformed images, so that their annotations are reported as such.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from saucer.dataset.statistics import Columns
 _COPY_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-def write_listing(path: Path, images: Sequence[ManifestImage], columns: Columns) -> None:
+def write_listing(path: Path, images: Iterable[ManifestImage], columns: Columns) -> None:
     """Rows in the text format of PostgreSQL's COPY, without the set's id: place, sha256, width, height, split,
     source_name, labels, labelled."""
-    first = np.searchsorted(columns.image, np.arange(len(images) + 1))
+    first = np.searchsorted(columns.image, np.arange(len(columns.width) + 1))
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row, image in enumerate(images):
             labels = [_label(columns, at) for at in range(first[row], first[row + 1])]

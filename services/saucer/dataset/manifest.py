@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class ManifestHashes:
 
 
 def write_manifest(
-    path: Path, class_names: Sequence[str], images: Sequence[ManifestImage], columns: Columns
+    path: Path, class_names: Sequence[str], images: Iterable[ManifestImage], columns: Columns
 ) -> ManifestHashes:
     """Writes the manifest line by line; both hashes are SHA-256 in hex.
 
@@ -58,7 +58,7 @@ def write_manifest(
 
 
 def _lines(
-    class_names: Sequence[str], images: Sequence[ManifestImage], columns: Columns
+    class_names: Sequence[str], images: Iterable[ManifestImage], columns: Columns
 ) -> Iterator[tuple[bytes, bytes]]:
     """Each line as written, and as it enters the content's hash."""
     categories = [{"id": number, "name": name} for number, name in enumerate(class_names)]

@@ -67,7 +67,7 @@ def read_per_image(
         except UnreadableLabelsError as error:
             report.refuse(ItemKind.IMAGE, ItemReason.UNREADABLE_LABELS, image, str(error))
             continue
-        labels.images.append(ImageEntry(image, number, found.width, found.height, split_of(image)))
+        labels.images.add(ImageEntry(image, number, found.width, found.height, split_of(image)))
         for entry in found.boxes:
             labels.annotations.add(len(labels.annotations), number, entry.category, entry.box, crowd=entry.crowd)
         _refuse_beyond(

@@ -41,6 +41,7 @@ from saucer.dataset.domain import (
     succeeded,
 )
 from saucer.dataset.messages import import_event_message, version_message
+from saucer.dataset.storage import images_prefix
 from saucer.dataset.v1 import events_pb2
 from saucer.lib.auth import current
 from saucer.lib.errors import (
@@ -59,6 +60,7 @@ from saucer.lib.postgres import Connection, Database, Transaction
 # Taken in one round; more wait for the next.
 SWEEP_BATCH = 100
 PROOF_BATCH = 100
+COUNT_BATCH = 100
 _PROBE = b"Saucer may write here."
 
 log = structlog.get_logger()
@@ -108,6 +110,25 @@ class Datasets:
         """What an import has stored, whether it succeeds or not."""
         async with self._database.transaction() as tx:
             await store.add_stored(tx.connection, account_id, size_bytes)
+
+    async def uncounted_accounts(self) -> list[str]:
+        """Whose images may lack in the count; those beyond COUNT_BATCH come later."""
+        async with self._database.reading() as connection:
+            return await store.uncounted_accounts(connection, limit=COUNT_BATCH)
+
+    async def count_stored(self, account_id: str) -> bool:
+        """Counts what an account's images take in the object store, which imports from before the count did not.
+
+        False: an import stored some meanwhile; it is to be done again. Raises UnavailableError.
+        """
+        async with self._database.reading() as connection:
+            before_bytes = await store.stored_bytes(connection, account_id)
+        images = self._objects.listed(images_prefix(account_id))
+        counted_bytes = sum([image.size_bytes async for image in images])
+        async with self._database.transaction() as tx:
+            return await store.set_counted(
+                tx.connection, account_id, counted_bytes, before_bytes=before_bytes, now=tx.now
+            )
 
     async def prove_store(self, account_id: str, probe_id: str) -> None:
         """Writes, reads and removes an object below both prefixes of an account; then imports are taken for it.

@@ -73,11 +73,11 @@ def stratify(images: Sequence[SplitImage], shares: Mapping[Split, float], seed: 
             members[label].append(row)
     wanted = {label: _wanted(len(rows), shares) for label, rows in members.items()}
     open_images = {label: len(rows) for label, rows in members.items()}
-    result: dict[int, Split] = {}
+    result: list[Split | None] = [None] * len(images)
     while open_images:
         rarest = min(open_images, key=lambda label: (open_images[label], label))
         for row in members[rarest]:
-            if row in result:
+            if result[row] is not None:
                 continue
             split = max(shares, key=lambda s: (wanted[rarest][s], wanted[_ANY][s], shares[s]))
             result[row] = split
@@ -85,12 +85,14 @@ def stratify(images: Sequence[SplitImage], shares: Mapping[Split, float], seed: 
                 wanted[label][split] -= 1
                 open_images[label] -= 1
         open_images = {label: count for label, count in open_images.items() if count}
-    _spread(result, labels, members, list(shares))
-    return [result[row] for row in range(len(images))]
+    shared = [split for split in result if split is not None]
+    _spread(shared, labels, members, list(shares))
+    return shared
 
 
 def _hash(seed: int, key: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+    # The beginning is enough to put them in an order.
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]
 
 
 def _wanted(count: int, shares: Mapping[Split, float]) -> dict[Split, float]:
@@ -103,7 +105,7 @@ def _wanted(count: int, shares: Mapping[Split, float]) -> dict[Split, float]:
 
 
 def _spread(
-    result: dict[int, Split],
+    result: list[Split],
     labels: Sequence[frozenset[int]],
     members: Mapping[int, Sequence[int]],
     splits: Sequence[Split],
@@ -112,7 +114,7 @@ def _spread(
     image of a split by that."""
     spread = {label for label, rows in members.items() if len(rows) >= MIN_IMAGES_TO_SPREAD}
     counts = {label: dict.fromkeys(splits, 0) for label in spread}
-    for row, split in result.items():
+    for row, split in enumerate(result):
         for label in labels[row] & spread:
             counts[label][split] += 1
     order = sorted(spread, key=lambda label: (len(members[label]), label))
@@ -122,7 +124,7 @@ def _spread(
 
 
 def _move(
-    result: dict[int, Split],
+    result: list[Split],
     labels: Sequence[frozenset[int]],
     members: Mapping[int, Sequence[int]],
     counts: Mapping[int, dict[Split, int]],

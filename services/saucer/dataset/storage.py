@@ -1,4 +1,4 @@
-"""How much an account may still store: what one import takes of it.
+"""Where an account's images are stored, and how much it may still store: what one import takes of it.
 
 A process that is killed in an import forgets what that has stored: the count may be lower than the truth, never higher.
 """
@@ -6,6 +6,12 @@ A process that is killed in an import forgets what that has stored: the count ma
 import threading
 
 from saucer.dataset.domain import ImportFailedError
+from saucer.lib.objects import system_prefix
+
+
+def images_prefix(account_id: str) -> str:
+    """Where an account's images lie, each under its hash."""
+    return f"{system_prefix(account_id)}/images"
 
 
 class Room:

@@ -36,9 +36,12 @@ _VERSION = (
 
 
 async def insert_account_store(connection: Connection, account_id: str, prefix: str, now: datetime) -> None:
-    """Not proven yet. Changes nothing if it exists."""
+    """Not proven yet, without an image. Changes nothing if it exists."""
     await connection.execute(
-        "INSERT INTO account_store (account_id, prefix, created_at) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+        """
+        INSERT INTO account_store (account_id, prefix, created_at, counted_at) VALUES ($1, $2, $3, $3)
+        ON CONFLICT DO NOTHING
+        """,
         account_id,
         prefix,
         now,
@@ -95,6 +98,45 @@ async def add_stored(connection: Connection, account_id: str, size_bytes: int) -
     """Images that were stored for the first time."""
     await connection.execute(
         "UPDATE account_store SET stored_bytes = stored_bytes + $2 WHERE account_id = $1", account_id, size_bytes
+    )
+
+
+_IMPORTING = "SELECT FROM import i WHERE i.account_id = a.account_id AND i.state = 'IMPORTING'"
+
+
+async def uncounted_accounts(connection: Connection, *, limit: int) -> list[str]:
+    """Whose images may lack in the count, and for whom nothing is imported; oldest first."""
+    rows = await connection.fetch(
+        f"""
+        SELECT account_id FROM account_store a WHERE counted_at IS NULL AND NOT EXISTS ({_IMPORTING})
+        ORDER BY created_at LIMIT $1
+        """,  # noqa: S608 - SQL of this file
+        limit,
+    )
+    return [str(row["account_id"]) for row in rows]
+
+
+async def stored_bytes(connection: Connection, account_id: str) -> int:
+    """As counted so far."""
+    return int(await connection.fetchval("SELECT stored_bytes FROM account_store WHERE account_id = $1", account_id))
+
+
+async def set_counted(
+    connection: Connection, account_id: str, counted_bytes: int, *, before_bytes: int, now: datetime
+) -> bool:
+    """False, and nothing changes, where an import counts or counted in the meantime."""
+    return bool(
+        await connection.fetchval(
+            f"""
+            UPDATE account_store a SET stored_bytes = $2, counted_at = $4
+            WHERE account_id = $1 AND counted_at IS NULL AND stored_bytes = $3 AND NOT EXISTS ({_IMPORTING})
+            RETURNING true
+            """,  # noqa: S608 - SQL of this file
+            account_id,
+            counted_bytes,
+            before_bytes,
+            now,
+        )
     )
 
 

@@ -37,7 +37,7 @@ from saucer.dataset.listing import write_listing_of
 from saucer.dataset.roots import Roots
 from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
-from saucer.dataset.storage import Room
+from saucer.dataset.storage import Room, images_prefix
 from saucer.lib.clock import wait_at_most
 from saucer.lib.errors import DataLossError, NotFoundError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
@@ -202,7 +202,7 @@ class ImportWorker:
             await self._labelling.write_draft(work, source)
         else:
             source = await fetch(work, self._datasets, self._roots, self._objects, source)
-        prefix = f"{system_prefix(work.account_id)}/images"
+        prefix = images_prefix(work.account_id)
         job = await self._job(work, folder, source)
         images_folder = Path(job.source if source.is_dir() else job.unpacked)
         stored = Room(await self._datasets.storage_left(work.account_id))
@@ -298,10 +298,12 @@ def _changed() -> ImportFailedError:
 
 
 async def housekeeping(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
-    """Until cancelled: proves stores that could not be proven yet, removes what has expired or was left behind; once,
-    lists the images of versions that were imported before there were such lists."""
+    """Until cancelled: proves stores that could not be proven yet, counts what was stored before there was a count,
+    removes what has expired or was left behind; once, lists the images of versions that were imported before there were
+    such lists."""
     chores: list[Callable[[], Awaitable[object]]] = [
         lambda: _prove_stores(datasets),
+        lambda: _count_stored(datasets),
         datasets.sweep_uploads,
         lambda: _sweep_folders(datasets, work_folder),
     ]
@@ -321,6 +323,11 @@ async def housekeeping(datasets: Datasets, objects: Objects, work_folder: Path) 
 async def _prove_stores(datasets: Datasets) -> None:
     for account_id in await datasets.unproven_accounts():
         await datasets.prove_store(account_id, new_id())
+
+
+async def _count_stored(datasets: Datasets) -> None:
+    for account_id in await datasets.uncounted_accounts():
+        await datasets.count_stored(account_id)
 
 
 async def _list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> None:

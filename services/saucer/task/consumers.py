@@ -45,7 +45,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
             await tasks.meet_model(read_model(ended.model, run.config))
         pace = read_pace(run)
         if pace is not None:
-            await tasks.learn_pace(pace)
+            await tasks.learn_pace(pace, predicts=bool(run.config.model_id))
         await tasks.end_run(
             run.task_id,
             run.start_number,

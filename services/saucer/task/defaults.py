@@ -1,4 +1,8 @@
-"""What the user left open, derived from the data, each value with its reason."""
+"""What the user left open, derived from the data, each value with its reason.
+
+What no form offers is the same in every training, and stands in worker/engine_config.py: the optimiser and its
+schedule, the augmentations, and the average of the weights (RTMDet's EMA), which is validated and becomes the model.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +117,7 @@ def derive(
     if why:
         notes.append(Derived("starting_point", point, why))
     input_size = choose("input_size", form.input_size, *_input_size(scene, data, machine))
-    batch_size = choose("batch_size", form.batch_size, *_batch_size(data, machine))
+    batch_size = choose("batch_size", form.batch_size, *_batch_size(data, machine, form.count))
     per_epoch = -(-data.training_images // batch_size)
     epochs = choose("epochs", form.epochs, *_epochs(per_epoch, len(classes)))
     iterations = epochs * per_epoch
@@ -179,11 +183,12 @@ def _first_at_least(sizes: Sequence[int], wanted: float) -> int:
     return next((size for size in sizes if size >= wanted), sizes[-1])
 
 
-def _batch_size(data: Data, machine: Machine) -> tuple[int, str]:
-    most = 8 if machine.gpus == 0 else 16 * machine.gpus
+def _batch_size(data: Data, machine: Machine, count: int) -> tuple[int, str]:
+    """The processes of one training, `count` of them, share it evenly."""
+    most = (8 if machine.gpus == 0 else 16 * machine.gpus) * count
     if data.training_images >= most * 4:
         return most, "what the spec takes"
-    size = max(1, min(most, data.training_images // 4 or 1))
+    size = max(1, min(most, data.training_images // 4) // count) * count
     return size, f"so that {data.training_images} training images make at least four batches"
 
 

@@ -171,9 +171,11 @@ def read_progress(run: training_pb2.Run) -> Progress:
 
 
 def read_pace(run: training_pb2.Run) -> Pace | None:
-    """What a run took; None if it trained nothing, or not all of what its counters say was its own."""
+    """What a run took; None if it left nothing, or not all of what its counters say was its own."""
     config, elapsed_ms = run.config, from_duration(run.elapsed)
-    work = megapixels(run.iteration, config.batch_size, config.input_size)
+    # Of a run that predicts, its iterations are the images.
+    images = run.iterations if config.model_id else run.iteration * config.batch_size
+    work = megapixels(images, config.input_size)
     if config.resume or run.attempt != 1 or not work or not elapsed_ms or not run.model_id:
         return None
     return Pace(

@@ -1,20 +1,15 @@
-"""A task that evaluates a model on other data: what its run is given, and how long that may take."""
+"""A task that evaluates a model on other data: what its run is given."""
 
 from saucer.task.defaults import (
     DEFAULT_MAX_DURATION_MS,
     DEFAULT_OUTPUT_PATH,
     Data,
     Derived,
-    Machine,
     check_labels,
     label_names,
 )
 from saucer.task.domain import Config, Form, KnownModel, Refused
-from saucer.task.estimating import CPU_S_PER_MEGAPIXEL, GPU_S_PER_MEGAPIXEL, OVERHEAD_MS
 from saucer.task.scenes import Scene
-
-# Of what one image of an iteration takes: no way back, and a runtime made for inference.
-PREDICTING_SHARE = 0.1
 
 
 def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) -> tuple[Config, tuple[Derived, ...]]:
@@ -48,7 +43,7 @@ def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) ->
             seed=0,
             expected_accuracy=None,
             max_duration_ms=form.max_duration_ms or DEFAULT_MAX_DURATION_MS,
-            starting_point="",
+            starting_point=model.starting_point,
             output_path=form.output_path or DEFAULT_OUTPUT_PATH,
             resume=False,
             model_id=model.model_id,
@@ -57,10 +52,3 @@ def configure(form: Form, model: KnownModel, scene: Scene | None, data: Data) ->
         ),
         notes,
     )
-
-
-def estimate_ms(config: Config, data: Data, machine: Machine) -> int:
-    """Of the whole run, before anything was measured on this spec."""
-    megapixels = config.input_size**2 * (data.validation_images + data.test_images) / 1e6
-    per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
-    return OVERHEAD_MS + round(1000 * PREDICTING_SHARE * megapixels * per_megapixel)

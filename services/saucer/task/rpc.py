@@ -53,8 +53,11 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
         warnings = []
         if estimated_ms > config.max_duration_ms:
             warnings.append("The estimate exceeds the max duration; training will be stopped before its last epoch.")
-        if request.form.count > 1:
-            warnings.append(f"Training uses one GPU; {request.form.count} are charged.")
+        if config.batch_size % request.form.count:
+            count, share = request.form.count, -(-config.batch_size // request.form.count)
+            warnings.append(
+                f"A batch of {config.batch_size} cannot be shared evenly by {count} GPUs; each takes {share}."
+            )
         if quote.missing_micros:
             warnings.append(f"{quote.missing_micros} micros are missing; top up before you create the task.")
         return task_pb2.TaskQuote(

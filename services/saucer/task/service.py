@@ -165,10 +165,10 @@ class Tasks:
         async with self._database.transaction() as tx:
             await store.insert_model(tx.connection, model)
 
-    async def learn_pace(self, pace: Pace) -> None:
-        """A run took so long; again changes nothing."""
+    async def learn_pace(self, pace: Pace, *, predicts: bool) -> None:
+        """A run took so long that trains or only predicts; again changes nothing."""
         async with self._database.transaction() as tx:
-            await store.insert_pace(tx.connection, pace)
+            await store.insert_pace(tx.connection, pace, predicts=predicts)
 
     async def _insert(
         self,
@@ -439,10 +439,10 @@ class Tasks:
     async def quote(self, account_id: str, form: Form) -> tuple[Quote, Config, tuple[Derived, ...], int]:
         """What it would cost, and how long it would take in ms. Raises as create() does."""
         config, derived, quote, data = await self._plan(account_id, form)
-        if config.model_id:
-            return quote, config, derived, predicting.estimate_ms(config, data, quote.machine)
         async with self._database.reading() as connection:
-            paces = await store.paces(connection, form.region_id, form.spec_id, form.count, LOOKED_AT)
+            paces = await store.paces(
+                connection, form.region_id, form.spec_id, form.count, LOOKED_AT, predicts=bool(config.model_id)
+            )
         return quote, config, derived, estimate_ms(form, config, data, quote.machine, paces)
 
     async def get(self, task_id: str) -> Task:

@@ -27,6 +27,9 @@ _COLUMNS = (
     "error_message, missing_micros, model_id, evaluation_id, test_accuracy, created_at, updated_at, ended_at, "
     "deleted_at, revision"
 )
+_PACE = [column.name for column in fields(Pace)]
+# Of runs that train, and of runs that only predict.
+_PACES = {False: "pace", True: "prediction_pace"}
 
 
 async def insert(connection: Connection, task: Task) -> bool:
@@ -205,20 +208,24 @@ async def get_model(connection: Connection, model_id: str) -> KnownModel | None:
     )
 
 
-async def insert_pace(connection: Connection, pace: Pace) -> None:
+async def insert_pace(connection: Connection, pace: Pace, *, predicts: bool) -> None:
     """A second time changes nothing."""
-    columns = [column.name for column in fields(Pace)]
-    places = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
+    places = ", ".join(f"${number}" for number in range(1, len(_PACE) + 1))
     await connection.execute(
-        f"INSERT INTO pace ({', '.join(columns)}) VALUES ({places}) ON CONFLICT DO NOTHING",  # noqa: S608 - columns
-        *(getattr(pace, column) for column in columns),
+        f"INSERT INTO {_PACES[predicts]} ({', '.join(_PACE)}) VALUES ({places}) ON CONFLICT DO NOTHING",  # noqa: S608 - names
+        *(getattr(pace, column) for column in _PACE),
     )
 
 
-async def paces(connection: Connection, region_id: str, spec_id: str, count: int, limit: int) -> list[Pace]:
-    """Of a spec, the newest first."""
+async def paces(
+    connection: Connection, region_id: str, spec_id: str, count: int, limit: int, *, predicts: bool
+) -> list[Pace]:
+    """Of a spec, of runs that train or that only predict, the newest first."""
     rows = await connection.fetch(
-        "SELECT * FROM pace WHERE (region_id, spec_id, count) = ($1, $2, $3) ORDER BY ended_at DESC LIMIT $4",
+        f"""
+        SELECT {", ".join(_PACE)} FROM {_PACES[predicts]} WHERE (region_id, spec_id, count) = ($1, $2, $3)
+        ORDER BY ended_at DESC LIMIT $4
+        """,  # noqa: S608 - names of columns and tables
         region_id,
         spec_id,
         count,

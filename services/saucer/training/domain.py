@@ -423,6 +423,15 @@ def tells(before: Run, after: Run, now: datetime) -> bool:
     )
 
 
+def as_of(run: Run, now: datetime) -> Run:
+    """What is told of it at `now`: since the last heartbeat less time is left."""
+    left_ms, beat_at = run.progress.time_left_ms, run.meter.beat_at
+    if left_ms is None or beat_at is None:
+        return run
+    left_ms -= (now - beat_at) // timedelta(milliseconds=1)
+    return replace(run, progress=replace(run.progress, time_left_ms=max(0, left_ms)))
+
+
 def told(run: Run, now: datetime) -> Run:
     """After RunStarted or RunProgressed."""
     return replace(run, told_at=now, told_epoch=int(run.progress.epoch))

@@ -8,17 +8,17 @@
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import asyncpg
 import structlog
 from prometheus_client import Counter
 
 from saucer.lib.errors import DomainError
-from saucer.lib.objects import Objects, system_prefix
-from saucer.lib.postgres import Connection, Database
+from saucer.lib.objects import Objects
+from saucer.lib.postgres import Database
+from saucer.training.store import leftovers as store
+from saucer.training.store.leftovers import Left
 
 SWEEP_S = 3600.0
 # Tasks looked at together; the next follow at once.
@@ -38,37 +38,20 @@ async def remove_for_ever(database: Database, objects: Objects, keep: timedelta)
         await asyncio.sleep(SWEEP_S)
 
 
-@dataclass(frozen=True)
-class Left:
-    """What a run says of its objects."""
-
-    run_id: str
-    account_id: str
-    # None while it has not ended.
-    ended_at: datetime | None
-    attempt: int
-    finished_with_files: bool
-    checkpoint_key: str | None
-
-    @property
-    def prefix(self) -> str:
-        """Of all its attempts, see Run.artifact_prefix."""
-        return f"{system_prefix(self.account_id)}/runs/{self.run_id}"
-
-
 async def remove_leftovers(database: Database, objects: Objects, keep: timedelta) -> None:
     """One round, of runs that ended `keep` ago. Raises UnavailableError."""
     number = BATCH
     while number == BATCH:
         async with database.reading() as connection:
             before = await database.clock.now(connection) - keep
-            tasks = [await _runs_of(connection, task_id) for task_id in await _unswept(connection, before)]
+            unswept = await store.unswept_tasks(connection, before, BATCH)
+            tasks = [await store.runs_of(connection, task_id) for task_id in unswept]
         for runs in tasks:
             old = [run for run in runs if run.ended_at is not None and run.ended_at < before]
             for run in old:
                 await _remove(objects, run, newest=runs[-1])
             async with database.reading() as connection:
-                await _mark(connection, old, await database.clock.now(connection))
+                await store.mark_swept(connection, [run.run_id for run in old], await database.clock.now(connection))
         number = len(tasks)
 
 
@@ -83,34 +66,3 @@ def is_named(key: str, run: Left, newest: Left) -> bool:
     """Whether an object of a run that has ended may be asked for; `newest` is the last run of its task."""
     finished_with = run.finished_with_files and key.rpartition("/")[0] == f"{run.prefix}/attempt-{run.attempt}"
     return finished_with or key == newest.checkpoint_key
-
-
-async def _unswept(connection: Connection, ended_before: datetime) -> list[str]:
-    """Tasks with a run that ended before, and whose leftovers were not removed yet."""
-    rows = await connection.fetch(
-        """
-        SELECT DISTINCT task_id FROM run
-        WHERE state = 'ENDED' AND files_swept_at IS NULL AND ended_at < $1 LIMIT $2
-        """,
-        ended_before,
-        BATCH,
-    )
-    return [row["task_id"] for row in rows]
-
-
-async def _runs_of(connection: Connection, task_id: str) -> list[Left]:
-    """By start."""
-    rows = await connection.fetch(
-        """
-        SELECT run_id, account_id, ended_at, attempt, model_id IS NOT NULL AS finished_with_files, checkpoint_key
-        FROM run WHERE task_id = $1 ORDER BY start_number
-        """,
-        task_id,
-    )
-    return [Left(**{**row, "run_id": str(row["run_id"]), "account_id": str(row["account_id"])}) for row in rows]
-
-
-async def _mark(connection: Connection, runs: Sequence[Left], now: datetime) -> None:
-    await connection.execute(
-        "UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", [run.run_id for run in runs], now
-    )

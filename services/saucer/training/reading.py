@@ -8,7 +8,7 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.objects import CHUNK_BYTES, Objects
 from saucer.lib.postgres import Database
 from saucer.training.bell import Bell
-from saucer.training.domain import LogLine, LogSearch, MetricPoint, Model, Run, RunState
+from saucer.training.domain import LogLine, LogSearch, MetricPoint, Model, Run, RunState, as_of
 from saucer.training.fleet import WORKER_GONE, Queue, Worker
 from saucer.training.store import models, queue, runs, told, workers
 
@@ -32,17 +32,20 @@ class Reading:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
             run = await runs.get_run(connection, run_id)
+            now = await self._database.clock.now(connection)
         if run is None:
             raise NotFoundError("run", run_id)
         current().own("run", run_id, run.request.account_id)
-        return run
+        return as_of(run, now)
 
     async def list_runs(
         self, account_id: str, *, task_id: str | None, after: tuple[datetime, str] | None, limit: int
     ) -> list[Run]:
         """Newest first."""
         async with self._database.reading() as connection:
-            return await runs.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
+            found = await runs.list_runs(connection, account_id, task_id=task_id, after=after, limit=limit)
+            now = await self._database.clock.now(connection)
+        return [as_of(run, now) for run in found]
 
     async def list_metrics(self, run_id: str, *, after: int, limit: int) -> list[MetricPoint]:
         """By sequence. Raises NotFoundError."""

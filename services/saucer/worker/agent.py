@@ -80,6 +80,8 @@ class Agent:
         self._deterministic = deterministic
         self._catalogue_url = catalogue_url
         self._child: ChildProcess | None = None
+        # Of several processes, while its attempt lasts.
+        self._group: ChildProcess | None = None
         self._starting = asyncio.Lock()
         self._attempt: Attempt | None = None
         # No further run is leased.
@@ -144,6 +146,18 @@ class Agent:
                     wait_s = min(2 * wait_s, RESTART_GREATEST_S)
             return self._child
 
+    async def _child_of(self, processes: int) -> ChildProcess:
+        """The one that waits; or a group of several, which nobody knew of before and which ends with its attempt."""
+        if processes == 1:
+            return await self._ready_child()
+        self._group = await ChildProcess.start(self._child_log, processes)
+        return self._group
+
+    async def _drop_group(self) -> None:
+        group, self._group = self._group, None
+        if group is not None:
+            await group.kill()
+
     async def _drop_child(self) -> None:
         child, self._child = self._child, None
         if child is not None:
@@ -188,7 +202,7 @@ class Agent:
             objects=self._objects,
             cache=self._cache,
             workdir=workdir,
-            child=self._ready_child,
+            child=self._child_of,
             threads=self._threads,
             deterministic=self._deterministic,
             catalogue_url=self._catalogue_url,
@@ -209,6 +223,7 @@ class Agent:
             log.exception("attempt_failed", run_id=run.run_id, attempt=run.attempt)
         finally:
             self._attempt = None
+            await self._drop_group()
             attempts_total.labels(outcome).inc()
             log.info("attempt_ended", run_id=run.run_id, attempt=run.attempt, outcome=outcome)
             if not keep_child:

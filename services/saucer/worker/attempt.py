@@ -13,6 +13,7 @@ from __future__ import annotations  # some of grpc's classes exist only for type
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +38,7 @@ from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
 from saucer.worker import catalogue, transfer
 from saucer.worker import job as protocol
 from saucer.worker.child_process import ChildGoneError, ChildProcess
-from saucer.worker.heart import Heart, LeaseLostError, time_left_ms
+from saucer.worker.heart import Heart, LeaseLostError
 from saucer.worker.job import (
     BadMessageError,
     EndReason,
@@ -108,7 +109,7 @@ class Attempt:
         objects: Objects,
         cache: transfer.ImageCache,
         workdir: Path,
-        child: Callable[[], Awaitable[ChildProcess]],
+        child: Callable[[int], Awaitable[ChildProcess]],
         threads: int,
         deterministic: bool = False,
         catalogue_url: str = catalogue.ZOO_URL,
@@ -126,7 +127,7 @@ class Attempt:
         self._heart = Heart(stub, token, lease)
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
-        self._began: protocol.Progress | None = None
+        self._progresses = False
         self._stages = Stages()
 
     def release(self) -> None:
@@ -166,7 +167,8 @@ class Attempt:
             job = await self._prepare()
             if isinstance(job, Ending):
                 return job
-            return await self._train(await self._child(), job)
+            processes = job.processes if isinstance(job, TrainJob) else 1
+            return await self._train(await self._child(processes), job)
         except (BadMessageError, transfer.BadManifestError, catalogue.CatalogueError) as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error), user_error=True)
         except ChildGoneError as error:
@@ -227,6 +229,7 @@ class Attempt:
             resume = self._workdir / "resume.pth"
             await self._objects.download(lease.checkpoint_key, resume, sha256=lease.checkpoint_sha256)
         weights = None if resume is not None else await self._fetch_weights(config)
+        finish_only = lease.finish_only or (self._heart.stopped.is_set() and resume is not None)
         return TrainJob(
             workdir=str(self._workdir / "job"),
             images=str(data.images),
@@ -246,10 +249,11 @@ class Attempt:
             max_duration_ms=from_duration(config.max_duration),
             elapsed_ms=from_duration(lease.elapsed),
             resume=_text(resume),
-            finish_only=lease.finish_only or (self._heart.stopped.is_set() and resume is not None),
+            finish_only=finish_only,
             threads=self._threads,
             classifies=config.classification,
             label_names=dict(config.label_names),
+            processes=1 if finish_only else max(1, lease.run.count),
             deterministic=self._deterministic,
         )
 
@@ -326,13 +330,7 @@ class Attempt:
         vitals = self._heart.vitals
         match report:
             case protocol.Stage():
-                if vitals.stage != STAGES[report.stage]:
-                    self._heart.hurry()
-                    self._stages.enter(report.stage.lower())
-                vitals.stage = STAGES[report.stage]
-                vitals.stage_progress = report.done / report.total if report.total else 0.0
-                if report.stage is not StageName.TRAINING:
-                    vitals.time_left_ms = None
+                self._entered(report)
             case protocol.Progress():
                 self._progressed(report)
             case protocol.Metrics():
@@ -356,21 +354,27 @@ class Attempt:
                 raise BadMessageError(report.type)
         return None
 
-    def _progressed(self, report: protocol.Progress) -> None:
-        if self._began is None:
+    def _entered(self, report: protocol.Stage) -> None:
+        vitals = self._heart.vitals
+        if vitals.stage != STAGES[report.stage]:
             self._heart.hurry()
-        began = self._began = self._began or report
+            self._stages.enter(report.stage.lower())
+        vitals.stage = STAGES[report.stage]
+        vitals.stage_progress = report.done / report.total if report.total else 0.0
+        if self._lease.run.config.model_id and report.total:
+            vitals.iteration, vitals.iterations = report.done, report.total
+        if report.stage is not StageName.TRAINING:
+            vitals.trained_by_s = None
+
+    def _progressed(self, report: protocol.Progress) -> None:
+        if not self._progresses:
+            self._heart.hurry()
+        self._progresses = True
         vitals = self._heart.vitals
         vitals.iteration, vitals.iterations, vitals.elapsed_ms = report.iteration, report.iterations, report.elapsed_ms
         vitals.epoch = report.iteration * report.epochs / report.iterations
         vitals.stage_progress = report.iteration / report.iterations
-        vitals.time_left_ms = time_left_ms(
-            iterations_left=report.iterations - report.iteration,
-            iterations_done=report.iteration - began.iteration,
-            trained_ms=report.elapsed_ms - began.elapsed_ms,
-            elapsed_ms=report.elapsed_ms,
-            max_duration_ms=from_duration(self._lease.run.config.max_duration),
-        )
+        vitals.trained_by_s = None if report.left_ms is None else time.monotonic() + report.left_ms / 1000
 
     def _result(self, result: protocol.Result) -> Ending:
         reason = REASONS.get(result.reason)

@@ -5,7 +5,7 @@ import os
 import pickle
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from numpy._core.multiarray import _reconstruct
 from saucer.worker.errors import CheckpointError
 
 BACKEND = "saucer-atomic"
+# The object store's checksum of the whole file is what a checkpoint is checked by; a second one took as long as all the
+# rest of writing it.
+torch.serialization.set_crc32_options(compute_crc32=False)
 
 
 def _no_method(owner: object, name: str) -> None:
@@ -49,7 +52,7 @@ class RunState:
     `best_weights` is the state dict at the best validation, None before the first, and `best_map_50` its accuracy: a
     classifier's is top-1; `history` the metrics so far, as written to metrics.jsonl; `validated_iteration` that of the
     last whole validation; `validation_interval` in iterations, 0 before training began; `random` as
-    randomness.capture() gives it.
+    randomness.capture() gives it, and `others_random` of the other processes that train together.
     """
 
     iteration: int
@@ -62,6 +65,7 @@ class RunState:
     validated_iteration: int = 0
     validation_interval: int = 0
     random: dict[str, Any] | None = None
+    others_random: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

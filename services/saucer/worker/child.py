@@ -6,8 +6,10 @@
 4. SIGTERM is the order to stop without finishing: save a checkpoint, answer `halted`, and end. SIGINT is ignored: a
    terminal sends it to the whole group, and the parent decides.
 5. When standard input ends, the parent is dead and its lease will be: the child ends at once and saves nothing.
+6. Started by torch.distributed's launcher, it is one of several that do one job together, and then end: see ranks.py.
 """
 
+import ctypes
 import os
 import queue
 import signal
@@ -34,6 +36,9 @@ from saucer.worker.job import (
 from saucer.worker.stopping import Stopper, TrainingClock
 
 EXIT_PARENT_GONE = 3
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""In the environment of what torch.distributed's launcher started."""
+PR_SET_PDEATHSIG = 1
 MAX_DETAIL_CHARACTERS = 8_000
 """A failure's traceback is cut there, keeping its end."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -128,8 +133,11 @@ def main() -> int:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     outlet = Outlet(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    inbox = Inbox(sys.stdin.buffer, outlet)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if LAUNCHED in os.environ:
+        _end_with_launcher()
+        return _first_of_group(outlet) if os.environ["RANK"] == "0" else _other_of_group()
+    inbox = Inbox(sys.stdin.buffer, outlet)
     signal.signal(signal.SIGTERM, lambda *_: inbox.terminate())
 
     # Only now: these imports take seconds, and stray prints of theirs must not reach the protocol.
@@ -141,6 +149,45 @@ def main() -> int:
     while (taken := inbox.next_job()) is not None:
         outlet.send(_answer(trainer, *taken, precision, outlet))
     return 0
+
+
+def _first_of_group(outlet: Outlet) -> int:
+    inbox = Inbox(sys.stdin.buffer, outlet)
+    trainer, ranks = _engine_of_group()
+    group = ranks.Group()
+    precision = trainer.faster_precision()
+    group.watch(outlet.send)
+    outlet.send(Ready(os.getpid(), precision))
+    taken = inbox.next_job()
+    if taken is not None:
+        ranks.agreed((taken[0], precision))
+        outlet.send(_answer(trainer, *taken, precision, outlet))
+    return 0
+
+
+def _other_of_group() -> int:
+    trainer, ranks = _engine_of_group()
+    group = ranks.Group()
+    job, precision = ranks.agreed(None)
+    try:
+        trainer.follow(job, precision)
+    except Exception as error:  # whatever it is, the first rank tells it
+        group.fail(failure(error, job))
+        return 1
+    return 0
+
+
+def _engine_of_group() -> tuple[Any, Any]:
+    from saucer.worker import ranks, trainer  # noqa: PLC0415 - as in main
+
+    trainer.load_engine()
+    return trainer, ranks
+
+
+def _end_with_launcher() -> None:
+    """Makes SIGKILL of the launcher this process's too."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _answer(trainer: Any, job: Job, stopper: Stopper, precision: str, outlet: Outlet) -> Report:

@@ -21,7 +21,13 @@ START_S = 300.0
 MAX_LOG_BYTES = 10 * 1024 * 1024
 # Of that file, what is told when the child dies.
 TAIL_BYTES = 2_000
-PROGRAM = (sys.executable, "-m", "saucer.worker.child")
+PROGRAM: tuple[str, ...] = (sys.executable, "-m", "saucer.worker.child")
+# Of several processes, for one job: the first holds what there is to say. None is started again, the attempt is.
+LAUNCHER = (
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+    # Whatever the machine's name resolves to.
+    "--local-addr=127.0.0.1",
+)
 
 log = structlog.get_logger()
 
@@ -39,16 +45,21 @@ class ChildProcess:
         self.precision = ""
 
     @classmethod
-    async def start(cls, log_file: Path) -> "ChildProcess":
-        """Starts a child and waits until it can take a job. Raises ChildGoneError if it never can."""
+    async def start(cls, log_file: Path, processes: int = 1) -> "ChildProcess":
+        """Starts a child and waits until it can take a job. Raises ChildGoneError if it never can.
+
+        Of several processes it is a group's launcher, and takes one job: see ranks.py.
+        """
         errors = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         try:
             process = await asyncio.create_subprocess_exec(
-                *PROGRAM,
+                *program(processes),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=MAX_LINE_BYTES + 1,
+                # A Ctrl-C is for the worker, and the launcher would take it too.
+                start_new_session=processes > 1,
             )
         finally:
             os.close(errors)
@@ -117,6 +128,11 @@ class ChildProcess:
         name = signal.Signals(-code).name
         hint = " The machine may be out of memory: choose a smaller batch_size or a larger spec." if code == -9 else ""
         return f"The training process was ended by {name}.{hint}"
+
+
+def program(processes: int) -> tuple[str, ...]:
+    """Of a child, or of the launcher of so many."""
+    return PROGRAM if processes == 1 else (*LAUNCHER, f"--nproc-per-node={processes}", *PROGRAM[1:])
 
 
 def _tail(file: Path) -> str:

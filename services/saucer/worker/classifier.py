@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from saucer.worker import ranks
 from saucer.worker.backbone import OUT_CHANNELS, PIXEL_MEAN, PIXEL_STD
 from saucer.worker.hooks import TOP_1
 from saucer.worker.transforms import LoadLetterboxed
@@ -89,10 +90,14 @@ class LabelledImages(Dataset[dict[str, Any]]):
 class TopOneMetric(BaseMetric):  # type: ignore[misc]  # mmengine ships no types
     """The share of labelled images whose best answer is right; 0 without one."""
 
+    def __init__(self) -> None:
+        super().__init__(collect_device=ranks.COLLECT)
+
     def process(self, data_batch: Any, data_samples: Any) -> None:
-        self.results += [pair for pair in data_samples if pair[0] != UNLABELLED]
+        self.results += data_samples
 
     def compute_metrics(self, results: list[tuple[int, int]]) -> dict[str, float]:
+        results = [pair for pair in results if pair[0] != UNLABELLED]
         return {TOP_1: sum(label == answer for label, answer in results) / len(results) if results else 0.0}
 
 

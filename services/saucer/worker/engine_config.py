@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import ConfigDict
+from mmengine.device import get_device
 
 from saucer.worker.backbone import OUT_CHANNELS, PIXEL_MEAN, PIXEL_STD
 from saucer.worker.hooks import MONITORS
@@ -57,7 +58,7 @@ SIZES: Mapping[StartingPoint, Size] = {
 
 def epoch_iterations(job: TrainJob, splits: Splits) -> int:
     """Iterations of one pass over the training split."""
-    return math.ceil(len(splits.train.images) / job.batch_size)
+    return math.ceil(len(splits.train.images) / (job.batch_share * job.processes))
 
 
 def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
         "default_hooks": {"logger": {"type": "LoggerHook", "interval": LOG_ITERATIONS, "log_metric_by_epoch": False}},
         "log_processor": {"by_epoch": False, "window_size": LOG_ITERATIONS},
         "env_cfg": {"mp_cfg": {"opencv_num_threads": 1}},
-        "randomness": {"seed": job.seed},
+        "randomness": {"seed": job.seed, "diff_rank_seed": True},
     }
     if splits.validation is not None:
         config |= {
@@ -101,6 +102,10 @@ def build(job: TrainJob, splits: Splits, precision: str) -> dict[str, Any]:
             else {"type": "ValidationMetric", "annotations": str(splits.validation.annotations)},
             "val_cfg": {"type": "StoppableValLoop"},
         }
+    if job.processes > 1:
+        config["launcher"] = "pytorch"
+        # device_ids: the model is on its process's device already, and a CPU has none.
+        config["cfg"] = {"model_wrapper_cfg": {"type": "MMDistributedDataParallel", "device_ids": None}}
     return config
 
 
@@ -130,6 +135,8 @@ def model(job: TrainJob) -> ConfigDict:
         mean, std, channels = [103.53, 116.28, 123.675], [57.375, 57.12, 58.395], size.channels
     detector = {
         "type": "RTMDet",
+        # Of several processes: one set of statistics over the whole batch, which torch has for GPUs alone.
+        "use_syncbn": get_device() != "cpu",
         "data_preprocessor": {"type": "DetDataPreprocessor", "mean": mean, "std": std, "bgr_to_rgb": lite0},
         "backbone": backbone,
         "neck": {
@@ -209,7 +216,7 @@ def _train_loader(job: TrainJob, splits: Splits) -> dict[str, Any]:
         {"type": "PackDetInputs"},
     ]
     return {
-        "batch_size": job.batch_size,
+        "batch_size": job.batch_share,
         "num_workers": 0,
         "sampler": {"type": "InfiniteSampler", "shuffle": True},
         "dataset": {
@@ -227,7 +234,7 @@ def _validation_loader(job: TrainJob, splits: Splits) -> dict[str, Any]:
     assert splits.validation is not None
     meta_keys = ["img_id", "img_path", "ori_shape", "img_shape", "scale_factor"]
     return {
-        "batch_size": job.batch_size,
+        "batch_size": job.batch_share,
         "num_workers": 0,
         "sampler": {"type": "DefaultSampler", "shuffle": False},
         "dataset": {
@@ -247,7 +254,7 @@ def _validation_loader(job: TrainJob, splits: Splits) -> dict[str, Any]:
 def _class_loader(job: TrainJob, split: Split, *, trains: bool = True) -> dict[str, Any]:
     sampler = {"type": "InfiniteSampler", "shuffle": True} if trains else {"type": "DefaultSampler", "shuffle": False}
     return {
-        "batch_size": job.batch_size,
+        "batch_size": job.batch_share,
         "num_workers": 0,
         "sampler": sampler,
         "dataset": {

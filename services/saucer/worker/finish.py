@@ -100,7 +100,7 @@ def _write_weights(job: TrainJob, detector: nn.Module, state: RunState, path: Pa
 
 def _write_config(job: TrainJob, splits: Splits, state: RunState, folder: Path) -> Path:
     """The engine's configuration, with paths that mean something to the user instead of this worker's."""
-    neutral = dataclasses.replace(job, workdir="work", images="images", resume=None, finish_only=False)
+    neutral = dataclasses.replace(job, workdir="work", images="images", resume=None, finish_only=False, processes=1)
     if neutral.weights is not None:
         neutral = dataclasses.replace(neutral, weights=Path(neutral.weights).name)
 

@@ -9,7 +9,6 @@
 from __future__ import annotations  # some of grpc's classes exist only for type checkers
 
 import asyncio
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -54,7 +53,8 @@ class Vitals:
     iterations: int = 0
     epoch: float = 0.0
     elapsed_ms: int = 0
-    time_left_ms: int | None = None
+    # When training will have ended, by time.monotonic(): what is told later says less.
+    trained_by_s: float | None = None
     best_map_50: float | None = None
 
 
@@ -164,7 +164,7 @@ class Heart:
             iterations=vitals.iterations,
             epoch=vitals.epoch,
             elapsed=to_duration(vitals.elapsed_ms),
-            time_left=to_duration(vitals.time_left_ms),
+            time_left=to_duration(_left_ms(vitals.trained_by_s)),
             best_map_50=vitals.best_map_50,
             metrics=[self._metrics[index] for index in range(min(BATCH_METRICS, len(self._metrics)))],
             log=[self._lines[index] for index in range(min(BATCH_LINES, len(self._lines)))],
@@ -188,11 +188,5 @@ class Heart:
             return answer
 
 
-def time_left_ms(
-    *, iterations_left: int, iterations_done: int, trained_ms: int, elapsed_ms: int, max_duration_ms: int
-) -> int | None:
-    """What is left of training at the pace of this attempt, the max duration at most; None before the first."""
-    if iterations_done <= 0:
-        return None
-    by_pace = math.ceil(iterations_left * trained_ms / iterations_done)
-    return max(0, min(by_pace, max_duration_ms - elapsed_ms))
+def _left_ms(until_s: float | None) -> int | None:
+    return None if until_s is None else max(0, round(1000 * (until_s - time.monotonic())))

@@ -9,23 +9,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from mmengine import dist
 from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
 from mmengine.registry import LOOPS
 from mmengine.runner import ValLoop
 from mmengine.visualization import BaseVisBackend
 from torch import nn
 
-from saucer.worker import randomness
+from saucer.worker import randomness, ranks
 from saucer.worker.checkpoint import BACKEND, STATE_KEY, RunState, load_weights
 from saucer.worker.errors import UserError
-from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, log_lines_cut
+from saucer.worker.job import Checkpoint, Log, Metrics, Progress, Report, Stage, StageName, TrainJob, log_lines_cut
+from saucer.worker.pace import Pace, validations_left
 from saucer.worker.stopping import Stopper
 
 Send = Callable[[Report], None]
 
-CHECKPOINT_ITERATIONS = 50
-CHECKPOINT_S = 30.0
-"""A lost worker loses at most this many iterations, and, but for one iteration or validation, this much time."""
+CHECKPOINT_ITERATIONS = 40
+CHECKPOINT_S = 25.0
+"""A lost worker is to lose at most 50 iterations or 30 s, whichever is less. A checkpoint counts once it is in the
+object store, so that what is left is for its upload and for the iteration or validation it waits for."""
 KEPT_CHECKPOINTS = 2
 """The newest; the one before stays while its successor is on its way to the parent's store."""
 PROGRESS_S = 0.5
@@ -80,7 +84,8 @@ class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def before_train(self, runner: Any) -> None:
         """Raises UserError if nothing fits: it is another network's."""
-        own = runner.model.state_dict()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = model.state_dict()
         weights = {
             name: tensor
             for name, tensor in load_weights(self._file).items()
@@ -88,7 +93,7 @@ class WeightsHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         }
         if not any(name.startswith("backbone.") for name in weights):
             raise UserError("The weights to start from are another network's. Choose another starting point.")
-        runner.model.load_state_dict(weights, strict=False)
+        model.load_state_dict(weights, strict=False)
         runner.logger.info("%d of %d tensors come from %s", len(weights), len(own), self._file.name)
 
 
@@ -114,7 +119,7 @@ class StopHook(Hook):  # type: ignore[misc]  # mmengine ships no types
             raise UserError(
                 f"The loss became {loss} at iteration {runner.iter + 1}. Choose a lower lr or a longer warmup."
             )
-        if self._stopper.check() is not None:
+        if ranks.agreed(self._stopper.check()) is not None:
             runner.train_loop.stop_training = True
 
 
@@ -133,10 +138,11 @@ class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no type
     def _validate(self) -> dict[str, float]:
         self.runner.call_hook("before_val")
         self.runner.call_hook("before_val_epoch")
+        ranks.share_buffers(self.runner.model)
         self.runner.model.eval()
         self.val_loss.clear()
         for index, batch in enumerate(self.dataloader):
-            if self.stopper is not None and self.stopper.check() is not None:
+            if self.stopper is not None and ranks.agreed(self.stopper.check()) is not None:
                 self.runner.train_loop.stop_training = True
                 for metric in self.evaluator.metrics:
                     metric.results.clear()
@@ -151,38 +157,38 @@ class StoppableValLoop(ValLoop):  # type: ignore[misc]  # mmengine ships no type
 
 
 class PaceHook(Hook):  # type: ignore[misc]  # mmengine ships no types
-    """Sets the validation interval from what iterations and validations really take.
+    """Measures iterations and validations, and sets the validation interval from what they really take.
 
     Whole epochs where an epoch is short, parts of one where it is long, so that validation stays near
     VALIDATION_SHARE of the time, with MIN_VALIDATIONS over the run in any case. A resumed run keeps its pace; where
     `fixed`, no clock changes it.
     """
 
-    def __init__(self, state: RunState, epoch_iterations: int, iterations: int, *, fixed: bool) -> None:
+    def __init__(self, state: RunState, pace: Pace, epoch_iterations: int, iterations: int, *, fixed: bool) -> None:
         self._state = state
+        self._pace = pace
         self._epoch = epoch_iterations
         self._iterations = iterations
         self._fixed = fixed
-        self._iteration_s = 0.0
-        self._started_s = 0.0
+        self._ended_s = 0.0
 
     def before_train(self, runner: Any) -> None:
         self._set(runner, self._state.validation_interval or min(self._epoch, self._iterations // MIN_VALIDATIONS))
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        self._started_s = time.monotonic()
+        self._ended_s = time.monotonic()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        taken_s = time.monotonic() - self._started_s
-        self._iteration_s = taken_s if self._iteration_s == 0 else 0.9 * self._iteration_s + 0.1 * taken_s
-
-    def before_val(self, runner: Any) -> None:
-        self._started_s = time.monotonic()
+        self._pace.iteration(self._taken_s())
 
     def after_val(self, runner: Any) -> None:
-        validation_s = time.monotonic() - self._started_s
-        if not self._fixed and self._iteration_s > 0:
-            self._set(runner, self.interval(self._iteration_s, validation_s))
+        validation_s, iteration_s = self._taken_s(), self._pace.iteration_s
+        self._pace.validation(validation_s)
+        if not self._fixed and iteration_s is not None:
+            self._set(runner, ranks.agreed(self.interval(iteration_s, validation_s)))
+
+    def _taken_s(self) -> float:
+        """Since the last iteration or validation."""
+        before_s, self._ended_s = self._ended_s, time.monotonic()
+        return self._ended_s - before_s
 
     def interval(self, iteration_s: float, validation_s: float) -> int:
         """Iterations between validations, for these durations."""
@@ -221,7 +227,7 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.state.iteration = runner.iter + 1
         late = time.monotonic() - self._saved_s >= CHECKPOINT_S
-        if late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS:
+        if ranks.agreed(late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS):
             self._save(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
@@ -240,18 +246,21 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         self.state.elapsed_ms = self._stopper.clock.elapsed_ms
-        self.state.random = randomness.capture()
         checkpoint[STATE_KEY] = {**vars(self.state), "history": list(self.state.history)}
         # Smoothing windows of log lines, and among them old reasons to stop; nothing that a resumed run may keep.
         checkpoint["message_hub"] = {"log_scalars": {}, "runtime_info": {}, "resumed_keys": {}}
 
     def _save(self, runner: Any) -> None:
+        """By rank 0, with what it has not of the others."""
         iteration = self.state.iteration
+        self.state.random, *self.state.others_random = ranks.gathered(randomness.capture())
         name = f"checkpoint_{iteration}.pth"
         meta = {"epoch": runner.epoch, "iter": iteration}
         runner.save_checkpoint(str(self._folder), name, meta=meta, by_epoch=False, backend_args={"backend": BACKEND})
         self.last = self._folder / name
         self._saved_s, self._saved_iteration = time.monotonic(), iteration
+        if not dist.is_main_process():
+            return
         self._send(Checkpoint(str(self.last), iteration, self.state.elapsed_ms))
         saved = sorted(self._folder.glob("checkpoint_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
         for old in saved[:-KEPT_CHECKPOINTS]:
@@ -263,10 +272,14 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     priority = "LOWEST"
 
-    def __init__(self, epoch_iterations: int, epochs: int, iterations: int, stopper: Stopper, send: Send) -> None:
+    def __init__(
+        self, job: TrainJob, state: RunState, pace: Pace, epoch_iterations: int, stopper: Stopper, send: Send
+    ) -> None:
+        self._job = job
+        self._state = state
+        self._pace = pace
         self._epoch = epoch_iterations
-        self._epochs = epochs
-        self._iterations = iterations
+        self._iterations = job.epochs * epoch_iterations
         self._stopper = stopper
         self._send = send
         self._told_s = -math.inf
@@ -276,16 +289,29 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if time.monotonic() - self._told_s >= PROGRESS_S:
-            self._tell(runner.iter + 1)
+            self._tell(runner, runner.iter + 1)
 
     def after_train(self, runner: Any) -> None:
-        self._tell(runner.iter)
+        self._tell(runner, runner.iter)
 
-    def _tell(self, iteration: int) -> None:
+    def _tell(self, runner: Any, iteration: int) -> None:
         self._told_s = time.monotonic()
-        epoch = min(self._epochs, max(0, iteration - 1) // self._epoch + 1)
+        epochs = self._job.epochs
+        epoch = min(epochs, max(0, iteration - 1) // self._epoch + 1)
         elapsed_ms = self._stopper.clock.elapsed_ms
-        self._send(Progress(iteration, self._iterations, epoch, self._epochs, elapsed_ms))
+        left_ms = self._left_ms(iteration, elapsed_ms, validates=runner.val_loop is not None)
+        self._send(Progress(iteration, self._iterations, epoch, epochs, elapsed_ms, left_ms))
+
+    def _left_ms(self, iteration: int, elapsed_ms: int, *, validates: bool) -> int | None:
+        """By the pace of this attempt, the max duration at most."""
+        state = self._state
+        validations = validations_left(
+            iteration, self._iterations, state.validation_interval, state.validated_iteration
+        )
+        left_s = self._pace.left_s(self._iterations - iteration, validations if validates else 0)
+        if left_s is None:
+            return None
+        return max(0, min(math.ceil(1000 * left_s), self._job.max_duration_ms - elapsed_ms))
 
 
 class ResumeHook(Hook):  # type: ignore[misc]  # mmengine ships no types
@@ -303,8 +329,10 @@ class ResumeHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         loop.dataloader.sampler.skip(runner.iter * self._batch_size)
         # Made now, since it draws a random number; mmengine's own wrapper makes it after the random states are back.
         loop.dataloader_iterator = iter(loop.dataloader)
-        if self._state.random is not None:
-            randomness.restore(self._state.random)
+        states = [self._state.random, *self._state.others_random]
+        own = states[dist.get_rank()] if dist.get_rank() < len(states) else None
+        if own is not None:
+            randomness.restore(own)
         if self._validation_is_due(runner):
             runner.val_loop.run()
 

@@ -21,6 +21,7 @@ INPUT_SIZE_RANGE = (64, 1280)
 EPOCHS_RANGE = (1, 10_000)
 LR_RANGE = (1e-6, 1.0)
 BATCH_SIZE_RANGE = (1, 512)
+PROCESSES_RANGE = (1, 64)
 WARMUP_RANGE = (0, 100_000)
 
 
@@ -107,6 +108,8 @@ class TrainJob:
     """Annotations label whole images and have no box; the accuracy is top-1."""
     label_names: Mapping[str, str] = field(default_factory=dict)
     """Class by name in the annotations, where they differ."""
+    processes: int = 1
+    """That train together, on a GPU each where there are any, and share each batch."""
     deterministic: bool = False
     """Nothing depends on a clock or on the order in which threads add up: a run, resumed or not, ends with the same
     bits. fp32, validations at a fixed pace, and of torch's algorithms only deterministic ones."""
@@ -121,6 +124,7 @@ class TrainJob:
         _in_range("epochs", self.epochs, EPOCHS_RANGE)
         _in_range("lr", self.lr, LR_RANGE)
         _in_range("batch_size", self.batch_size, BATCH_SIZE_RANGE)
+        _in_range("processes", self.processes, PROCESSES_RANGE)
         _in_range("warmup_iterations", self.warmup_iterations, WARMUP_RANGE)
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise BadMessageError("classes must be at least one, each named once")
@@ -128,6 +132,11 @@ class TrainJob:
             raise BadMessageError(f"expected_accuracy {self.expected_accuracy} is not in (0, 1]")
         if self.finish_only and self.resume is None:
             raise BadMessageError("finish_only needs a checkpoint in resume")
+
+    @property
+    def batch_share(self) -> int:
+        """Images of a batch that each process takes; the whole batch is rounded up to a multiple."""
+        return -(-self.batch_size // self.processes)
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,8 @@ class Stage:
 @dataclass(frozen=True)
 class Progress:
     """After training iterations: `iteration` are finished. `epoch` is the one being trained, from 1. `elapsed_ms` is
-    the time trained over all attempts, validation included."""
+    the time trained over all attempts, validation included; `left_ms` what is left of training, None while that is not
+    known."""
 
     type: ClassVar[str] = "progress"
     iteration: int
@@ -203,6 +213,7 @@ class Progress:
     epoch: int
     epochs: int
     elapsed_ms: int
+    left_ms: int | None = None
 
 
 @dataclass(frozen=True)

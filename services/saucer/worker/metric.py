@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from saucer.serving.detections import Detections
+from saucer.worker import ranks
 
 MAX_DETECTIONS_PER_IMAGE = 100
 """COCO's own limit."""
@@ -71,7 +72,7 @@ class ValidationMetric(BaseMetric):  # type: ignore[misc]  # mmengine ships no t
     default_prefix = "coco"
 
     def __init__(self, annotations: str) -> None:
-        super().__init__(collect_device="cpu")
+        super().__init__(collect_device=ranks.COLLECT)
         self._truth = load_truth(Path(annotations))
 
     def process(self, data_batch: Any, data_samples: Any) -> None:

@@ -33,7 +33,6 @@ def run(job: PredictJob, stopper: Stopper, threads: int, send: Send) -> Result:
     """Predicts the job's splits. Raises HaltedError at any order to stop."""
     send(Stage(StageName.PREPARING))
     deadline_s = time.monotonic() + job.max_duration_ms / 1000
-    stopper.clock.start()
 
     def raise_if_stopped() -> None:
         if stopper.check() is EndReason.STOPPED:
@@ -41,9 +40,12 @@ def run(job: PredictJob, stopper: Stopper, threads: int, send: Send) -> Result:
 
     folder = Path(job.workdir) / "result"
     folder.mkdir(parents=True, exist_ok=True)
+    detector, predicted = Detector.load(Path(job.model), threads), splits.predicted(job)
+    # Now: what was loaded takes no longer for more images, and the elapsed time is what estimates learn from.
+    stopper.clock.start()
     found = predict_splits(
-        Detector.load(Path(job.model), threads),
-        splits.predicted(job),
+        detector,
+        predicted,
         folder,
         deadline_s=deadline_s,
         raise_if_halted=raise_if_stopped,

@@ -1,9 +1,11 @@
 """One job from data to result, in the child process."""
 
+import dataclasses
 import gc
 import importlib
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,19 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine import dist
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
-from saucer.worker import checkpoint, engine_config, hooks, precision, splits, stand_ins
+from saucer.worker import checkpoint, engine_config, hooks, precision, ranks, splits, stand_ins
 from saucer.worker import predict as predicting
 from saucer.worker.checkpoint import RunState
 from saucer.worker.errors import HaltedError
 from saucer.worker.finish import finish
 from saucer.worker.hooks import Send
 from saucer.worker.job import EndReason, Halted, PredictJob, Result, Stage, StageName, TrainJob
-from saucer.worker.stopping import Stopper
+from saucer.worker.pace import Pace
+from saucer.worker.stopping import Stopper, TrainingClock
 
 TRIAL_SIZE = 192
 TRIAL_BATCH = 4
@@ -50,10 +54,8 @@ def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Ha
 
     Raises UserError, CheckpointError, ExportError, or what the engine raises.
     """
-    torch.set_num_threads(_threads(job.threads))
-    torch.use_deterministic_algorithms(job.deterministic)
-    torch.backends.cudnn.deterministic = job.deterministic
-    Path(job.workdir).mkdir(parents=True, exist_ok=True)
+    ranks.check_gpus(job.processes)
+    _prepare_torch(job)
     attempt = _Attempt(job, stopper, faster, send)
     with _logging(Path(job.workdir) / "log.txt", send) as logger:
         try:
@@ -63,6 +65,22 @@ def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Ha
         finally:
             del attempt
             gc.collect()
+
+
+def follow(job: TrainJob, faster: str) -> None:
+    """Trains as one of several processes but the first, which orders stops and finishes. Raises as run() does."""
+    job = dataclasses.replace(job, workdir=str(Path(job.workdir) / f"rank-{dist.get_rank()}"))
+    _prepare_torch(job)
+    nothing: Send = lambda _: None  # noqa: E731 - the first tells
+    with _logging(Path(job.workdir) / "log.txt", nothing) as logger:
+        _Attempt(job, Stopper(TrainingClock(time.monotonic), job.max_duration_ms), faster, nothing).follow(logger)
+
+
+def _prepare_torch(job: TrainJob) -> None:
+    Path(job.workdir).mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(max(1, _threads(job.threads) // job.processes))
+    torch.use_deterministic_algorithms(job.deterministic)
+    torch.backends.cudnn.deterministic = job.deterministic
 
 
 def predict(job: PredictJob, stopper: Stopper, send: Send) -> Result | Halted:
@@ -96,9 +114,10 @@ class _Attempt:
         prepared = splits.prepare(self._job)
         self._stopper.raise_if_halted()
         iterations = self._job.epochs * engine_config.epoch_iterations(self._job, prepared)
-        reason = self._reason_not_to_train(iterations, validates=prepared.validation is not None)
+        reason = ranks.agreed(self._reason_not_to_train(iterations, validates=prepared.validation is not None))
         if reason is None:
             detector = self._train(prepared, logger)
+            torch.set_num_threads(_threads(self._job.threads))
             self._stopper.raise_if_halted()
             reason = self._stopper.check() or self._accuracy_reached() or EndReason.COMPLETED
         else:
@@ -126,6 +145,12 @@ class _Attempt:
             self.saved,
         )
 
+    def follow(self, logger: logging.Logger) -> None:
+        """What go() does together with the other processes."""
+        prepared = splits.prepare(self._job)
+        if ranks.agreed(None) is None:
+            self._train(prepared, logger)
+
     def _accuracy_reached(self) -> EndReason | None:
         best, expected = self.state.best_map_50, self._job.expected_accuracy
         reached = best is not None and expected is not None and best >= expected
@@ -146,14 +171,15 @@ class _Attempt:
         job, stopper, state, send = self._job, self._stopper, self.state, self._send
         epoch = engine_config.epoch_iterations(job, prepared)
         iterations = job.epochs * epoch
+        pace = Pace()
         keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
         extra: list[Any] = [
             *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),
-            hooks.PaceHook(state, epoch, iterations, fixed=job.deterministic),
+            hooks.PaceHook(state, pace, epoch, iterations, fixed=job.deterministic),
             keeper,
-            hooks.ProgressHook(epoch, job.epochs, iterations, stopper, send),
-            hooks.ResumeHook(state, job.batch_size),
+            hooks.ProgressHook(job, state, pace, epoch, stopper, send),
+            hooks.ResumeHook(state, job.batch_share),
         ]
         if job.expected_accuracy is not None and prepared.validation is not None:
             extra.append(engine_config.early_stopping(job, job.expected_accuracy))
@@ -179,6 +205,7 @@ class _Attempt:
                 if handler not in logger.handlers:
                     handler.close()
             self.saved = str(keeper.last) if keeper.last is not None else self.saved
+        ranks.wait_for_all()
         return hooks.averaged(runner)
 
 

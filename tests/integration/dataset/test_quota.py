@@ -1,5 +1,7 @@
 """What an account may store: uploads are refused, and imports end, beyond the quota that billing tells."""
 
+import asyncio
+
 import asyncpg
 import grpc
 import pytest
@@ -8,6 +10,7 @@ from nats.js import JetStreamContext
 from saucer.billing.v1 import billing_pb2
 from saucer.billing.v1 import events_pb2 as billing_events
 from saucer.dataset.v1 import dataset_pb2
+from saucer.dataset.work import HOUSEKEEPING_S
 from saucer.lib.grpc_client import from_rpc
 from tests.integration.dataset.client import Client
 from tests.support.events import event, publish, until
@@ -46,4 +49,25 @@ async def test_what_exceeds_the_accounts_storage_is_refused_until_it_has_more(
     for _ in range(2):
         assert (await dataset.import_path("shapes")).state == dataset_pb2.IMPORT_STATE_SUCCEEDED
     assert await left_bytes() == 10, "each image counts once, however many imports have it"
+
+    # As code from before there was a count leaves an account, in the midst of an import.
+    importing = """
+        UPDATE import SET state = 'IMPORTING', dataset_version_id = NULL, ended_at = NULL,
+            claim_token = gen_random_uuid(), claim_expires_at = clock_timestamp() + interval '1 hour'
+        WHERE import_id = (SELECT import_id FROM import WHERE state = 'SUCCEEDED' ORDER BY created_at LIMIT 1)
+        RETURNING import_id
+    """
+    import_id = await database.fetchval(importing)
+    await database.execute("UPDATE account_store SET stored_bytes = 0, counted_at = NULL")
+    await asyncio.sleep(HOUSEKEEPING_S + 1)
+    counted = "SELECT stored_bytes FROM account_store WHERE account_id = $1"
+    assert await database.fetchval(counted, dataset.account_id) == 0, "what an import stores is not counted twice"
+    ended = """
+        UPDATE import SET state = 'FAILED', error_reason = 'X', ended_at = created_at, claim_token = NULL,
+            claim_expires_at = NULL
+        WHERE import_id = $1
+    """
+    await database.execute(ended, import_id)
+    await until(lambda: database.fetchval("SELECT bool_and(counted_at IS NOT NULL) FROM account_store"))
+    assert await left_bytes() == 10, "images from before are counted"
     await database.close()

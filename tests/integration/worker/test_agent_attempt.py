@@ -2,7 +2,7 @@
 
 from __future__ import annotations  # some of grpc's classes exist only for type checkers
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from tests.support.shapes import write_shapes
 from tests.support.training import ScriptedWorker, Start, object_store, store_shapes
 
 
-async def no_child() -> ChildProcess:
+async def no_child(processes: int) -> ChildProcess:
     raise ChildGoneError("The training process was ended by SIGKILL.")
 
 
@@ -36,6 +36,7 @@ class Bench:
     objects: Objects
     folder: Path
     jetstream: JetStreamContext
+    child: Callable[[int], Awaitable[ChildProcess]] = no_child
 
     async def attempt(self, start: Start) -> Attempt:
         """The next of this start, queued here if it is the first."""
@@ -50,7 +51,7 @@ class Bench:
             objects=self.objects,
             cache=ImageCache(self.folder / "images", self.objects, 1_000_000),
             workdir=self.folder,
-            child=no_child,
+            child=self.child,
             threads=1,
         )
 
@@ -101,6 +102,19 @@ async def test_a_lost_child_or_missing_data_costs_an_attempt_and_the_run_is_queu
     run = await bench.run(start)
     assert (run.state, run.attempt) == (training_pb2.RUN_STATE_QUEUED, 1)
     assert run.error_message
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_run_of_several_gpus_asks_for_as_many_processes(bench: Bench, count: int) -> None:
+    asked: list[int] = []
+
+    async def child(processes: int) -> ChildProcess:
+        asked.append(processes)
+        return await no_child(processes)
+
+    bench.child = child
+    assert await (await bench.attempt(replace(await shapes(bench, train=1), count=count))).go() == "failed"
+    assert asked == [count]
 
 
 async def test_a_stop_before_the_child_has_the_job_ends_the_run_without_a_model(bench: Bench) -> None:

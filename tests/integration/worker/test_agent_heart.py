@@ -16,7 +16,7 @@ from saucer.lib.auth import Role
 from saucer.lib.grpc_client import TokenFile, channel
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2_grpc
-from saucer.worker.heart import HALT_MARGIN_S, Heart, LeaseLostError, time_left_ms
+from saucer.worker.heart import HALT_MARGIN_S, Heart, LeaseLostError
 from saucer.worker.transfer import Uploaded
 from tests.support.events import publish, until
 from tests.support.services import Running, ServiceRunner, Tokens
@@ -106,17 +106,12 @@ async def test_a_stop_is_seen_and_a_checkpoint_is_known_once_it_was_accepted(
     assert (bench.worker.lease.checkpoint_key, bench.worker.lease.finish_only) == (key, True)
 
 
-def test_the_time_left_goes_by_the_pace_of_this_attempt_and_by_the_max_duration() -> None:
-    def left(done: int, max_duration_ms: int) -> int | None:
-        return time_left_ms(
-            iterations_left=100,
-            iterations_done=done,
-            trained_ms=5_000,
-            elapsed_ms=30_000,
-            max_duration_ms=max_duration_ms,
-        )
-
-    assert left(0, 60_000) is None
-    assert left(50, 60_000) == 10_000
-    assert left(50, 35_000) == 5_000
-    assert left(50, 20_000) == 0
+async def test_the_time_left_runs_down_between_what_the_child_tells(bench: Bench) -> None:
+    heart = bench.heart()
+    heart.vitals.trained_by_s = time.monotonic() + 10
+    first = heart._request().time_left.ToMilliseconds()
+    await asyncio.sleep(0.2)
+    second = heart._request().time_left.ToMilliseconds()
+    assert 9_500 < second <= first - 200 < 10_000
+    heart.vitals.trained_by_s = time.monotonic() - 1
+    assert heart._request().time_left.ToMilliseconds() == 0

@@ -4,7 +4,6 @@
 """
 
 import asyncio
-import itertools
 import random
 from collections import Counter
 
@@ -15,15 +14,13 @@ from saucer.lib.stream import STREAM
 from saucer.training.charging import LEASE_MS
 from saucer.training.domain import MAX_ATTEMPTS
 from tests.support.crew import Crew, kill
-from tests.support.engine import read_journal
+from tests.support.engine import check_losses, read_journal
 from tests.support.events import until
 from tests.support.policy import check_each_choice
 
 # Iterations of a run, at 20 a second.
 JOB_ITERATIONS = 20
 KILLED_JOB_ITERATIONS = 60
-# A kill loses at most this much.
-LOST_ITERATIONS, LOST_S = 50, 30.0
 SOAK = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 
@@ -86,15 +83,7 @@ async def test_of_workers_that_are_killed_no_run_is_lost_or_done_twice_and_no_ga
         assert row["model_id"] is not None or row["lost_attempts"] > MAX_ATTEMPTS or row["checkpoint_key"] is None
         wall_ms = (row["ended_at"] - row["started_at"]).total_seconds() * 1000
         assert row["charged_ms"] <= wall_ms - row["lost_attempts"] * (LEASE_MS - 1000), "a gap was charged"
-        lines = read_journal(crew.journal, start.run_id)
-        for before, after in itertools.pairwise(lines):
-            if after.attempt == before.attempt:
-                assert after.iteration == before.iteration + 1
-                continue
-            resumed_at = after.iteration - 1
-            again = [line for line in lines if line.attempt == before.attempt and line.iteration > resumed_at]
-            assert len(again) <= LOST_ITERATIONS
-            assert not again or before.at_s - again[0].at_s <= LOST_S
+        check_losses(read_journal(crew.journal, start.run_id))
     subject = f"saucer.training.v1.RunEnded.{account_id}.>"
 
     async def told() -> bool:

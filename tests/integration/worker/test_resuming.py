@@ -16,8 +16,8 @@ from tests.support.shapes import CLASSES, write_shapes
 EPOCH_ITERATIONS = 10
 EPOCHS = 6
 ITERATIONS = EPOCHS * EPOCH_ITERATIONS
-# Checkpoints come every 50 iterations, and validations every 10: there both are due.
-CHECKPOINT = 50
+# Checkpoints come every 40 iterations, and validations every 10: there both are due.
+CHECKPOINT = 40
 
 pytestmark = pytest.mark.timeout(400)
 

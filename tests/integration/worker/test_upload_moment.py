@@ -25,8 +25,10 @@ from tests.support.services import Running, ServiceRunner, Tokens
 from tests.support.shapes import write_shapes
 from tests.support.training import ScriptedWorker, Start, object_store, store_shapes
 
-# Checkpoints come every 50 iterations: the second is the one whose upload does not end.
-FIRST, SECOND = 50, 100
+# Checkpoints come every 40 iterations: the second is the one whose upload does not end.
+FIRST, SECOND = 40, 80
+# A kill loses no more, in the midst of an upload either.
+LOST_ITERATIONS = 50
 EPOCH_ITERATIONS, EPOCHS = 12, 9
 
 pytestmark = pytest.mark.timeout(400)
@@ -59,7 +61,7 @@ class Bench:
     jetstream: JetStreamContext
     children: list[ChildProcess] = field(default_factory=list)
 
-    async def child(self) -> ChildProcess:
+    async def child(self, processes: int) -> ChildProcess:
         if not self.children or not self.children[-1].alive:
             self.children.append(await ChildProcess.start(self.folder / "child.log"))
         return self.children[-1]
@@ -114,9 +116,11 @@ async def test_killed_during_the_upload_of_a_checkpoint_a_run_ends_with_the_same
 
     store = HeldUpload(bench.objects.url)
     await publish(bench.jetstream, start.queued())
-    killed = asyncio.ensure_future((await bench.attempt(start, store)).go())
+    attempt = await bench.attempt(start, store)
+    killed = asyncio.ensure_future(attempt.go())
     await store.held.wait()
     await bench.children[-1].kill()
+    assert attempt._heart.vitals.iteration - FIRST <= LOST_ITERATIONS
     killed.cancel()  # nothing is told, as by a machine that is gone
     await asyncio.gather(killed, return_exceptions=True)
 

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 from saucer.task.defaults import Data, Machine
-from saucer.task.estimating import NEWEST, Pace, estimate_ms, megapixels
+from saucer.task.estimating import NEWEST, OVERHEAD_MS, Pace, estimate_ms, megapixels
 from tests.unit.task.examples import NOW, config, form
 
 CPU = Machine(gpus=0, cpu_cores=2)
 DATA = Data("d", "m", "0" * 64, "i", ("cup",), 100, 20, 20, 640, 480, 0.03)
 CONFIG = config()
-ITERATIONS = CONFIG.epochs * 13
-WORK = megapixels(ITERATIONS, CONFIG.batch_size, CONFIG.input_size)
+WORK = megapixels(CONFIG.epochs * 13 * CONFIG.batch_size, CONFIG.input_size)
 PACE = Pace("r", "local", "cpu-2", 1, "imagenet-lite0", False, "d", 192, 1000.0, 20_000, NOW)
 
 
@@ -44,3 +43,10 @@ def test_one_odd_run_does_not_count_and_old_ones_are_forgotten() -> None:
     odd = replace(PACE, ms_per_megapixel=50_000.0)
     old = [replace(PACE, ms_per_megapixel=1.0)] * 50
     assert estimated(odd, *[PACE] * (NEWEST - 1), *old) == estimated(PACE)
+
+
+def test_a_prediction_is_expected_to_take_what_its_images_take() -> None:
+    predicting = replace(CONFIG, model_id="m", epochs=0, batch_size=0)
+    work = megapixels(DATA.validation_images + DATA.test_images, CONFIG.input_size)
+    assert estimate_ms(form(), predicting, DATA, CPU, [PACE]) == round(20_000 + 1000 * work)
+    assert OVERHEAD_MS < estimate_ms(form(), predicting, DATA, CPU, []) < estimated()

@@ -120,6 +120,14 @@ def test_a_lost_run_shows_what_its_checkpoint_keeps() -> None:
     assert domain.lose(running(iteration=40), NOW, "gone").progress.iteration == 0
 
 
+def test_of_the_time_left_what_passed_since_the_heartbeat_is_taken() -> None:
+    run = running()
+    told = replace(run, progress=replace(run.progress, time_left_ms=2_500))
+    later = [domain.as_of(told, NOW + number * SECOND).progress.time_left_ms for number in range(4)]
+    assert later == [2_500, 1_500, 500, 0]
+    assert domain.as_of(run, NOW + SECOND) == run, "nothing is told before the first estimate"
+
+
 def test_a_lease_that_no_heartbeat_followed_does_not_count_as_lost() -> None:
     run = domain.lose(leased(), NOW + SECOND, "gone")
     assert (run.state, run.lost_attempts, run.queued_at) == (RunState.QUEUED, 0, NOW)

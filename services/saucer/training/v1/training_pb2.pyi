@@ -223,6 +223,7 @@ class Run(_message.Message):
     progress: _builtins.float
     """Of the whole run, 0 to 1."""
     iteration: _builtins.int
+    """Of a run that only predicts: images."""
     iterations: _builtins.int
     epoch: _builtins.float
     best_map_50: _builtins.float
@@ -244,7 +245,7 @@ class Run(_message.Message):
     def config(self) -> Global___TrainingConfig: ...
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
-        """Trained time, over all attempts."""
+        """Trained time, over all attempts; of a run that only predicts, the time that its images took."""
 
     @_builtins.property
     def time_left(self) -> _duration_pb2.Duration:

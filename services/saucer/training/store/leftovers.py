@@ -1,0 +1,56 @@
+"""The SQL of what runs left in the object store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from saucer.lib.objects import system_prefix
+from saucer.lib.postgres import Connection
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run says of its objects."""
+
+    run_id: str
+    account_id: str
+    # None while it has not ended.
+    ended_at: datetime | None
+    attempt: int
+    finished_with_files: bool
+    checkpoint_key: str | None
+
+    @property
+    def prefix(self) -> str:
+        """Of all its attempts, see Run.artifact_prefix."""
+        return f"{system_prefix(self.account_id)}/runs/{self.run_id}"
+
+
+async def unswept_tasks(connection: Connection, ended_before: datetime, limit: int) -> list[str]:
+    """Tasks with a run that ended before, and whose leftovers were not removed yet."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT task_id FROM run
+        WHERE state = 'ENDED' AND files_swept_at IS NULL AND ended_at < $1 LIMIT $2
+        """,
+        ended_before,
+        limit,
+    )
+    return [row["task_id"] for row in rows]
+
+
+async def runs_of(connection: Connection, task_id: str) -> list[Left]:
+    """By start."""
+    rows = await connection.fetch(
+        """
+        SELECT run_id, account_id, ended_at, attempt, model_id IS NOT NULL AS finished_with_files, checkpoint_key
+        FROM run WHERE task_id = $1 ORDER BY start_number
+        """,
+        task_id,
+    )
+    return [Left(**{**row, "run_id": str(row["run_id"]), "account_id": str(row["account_id"])}) for row in rows]
+
+
+async def mark_swept(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
+    """Their leftovers are removed."""
+    await connection.execute("UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", run_ids, now)
