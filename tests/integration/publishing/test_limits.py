@@ -62,7 +62,7 @@ class World:
 @pytest.fixture
 async def world(new_database: NewDatabase, tokens: Tokens) -> AsyncIterator[World]:
     clock = ManualClock(NOW)
-    database = await connect(await new_database(), clock, pool_size=2)
+    database = await connect(await new_database(), clock, pool_size=4)
     await migrate(database, "saucer.lib", "saucer.publishing")
     async with grpc.aio.insecure_channel(SILENT) as channel:
         peers = Peers(channel, TokenFile(tokens.file(Role.SERVICE)))
@@ -217,8 +217,10 @@ async def test_reports_of_several_instances_at_once_count_each_second_of_each_on
     for _ in range(30):
         world.clock.advance(MOMENT)
         found = await world.get(deployment_id)
-        await asyncio.gather(*(serving.count(found, instance) for instance in found.instances))
-    assert (await world.get(deployment_id)).charged_ms == 30_000
+        reports = [serving.count(found, instance) for instance in found.instances]
+        await asyncio.gather(*reports, serving.used({deployment_id}))
+    counted = await world.get(deployment_id)
+    assert (counted.charged_ms, len(counted.instances)) == (30_000, 2)
 
 
 async def test_what_former_code_writes_of_its_one_triton_is_an_instance(world: World) -> None:
