@@ -150,8 +150,11 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
 
 async def get(connection: Connection, deployment_id: str, *, lock: bool = False) -> Deployment | None:
     """A deployment; locked until the transaction ends, if asked."""
+    if lock:
+        # First: a statement that waits for the row would read the instances as they were before it waited.
+        await connection.execute("SELECT FROM deployment WHERE deployment_id = $1 FOR UPDATE", deployment_id)
     row = await connection.fetchrow(
-        f"SELECT {_READ} FROM deployment WHERE deployment_id = $1 {'FOR UPDATE' if lock else ''}",  # noqa: S608 - column names
+        f"SELECT {_READ} FROM deployment WHERE deployment_id = $1",  # noqa: S608 - column names
         deployment_id,
     )
     return _deployment(row) if row else None

@@ -1,5 +1,6 @@
 """Every state that waits has a limit and a typed end, on a clock that the test moves; and one replica acts."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -61,7 +62,7 @@ class World:
 @pytest.fixture
 async def world(new_database: NewDatabase, tokens: Tokens) -> AsyncIterator[World]:
     clock = ManualClock(NOW)
-    database = await connect(await new_database(), clock, pool_size=2)
+    database = await connect(await new_database(), clock, pool_size=4)
     await migrate(database, "saucer.lib", "saucer.publishing")
     async with grpc.aio.insecure_channel(SILENT) as channel:
         peers = Peers(channel, TokenFile(tokens.file(Role.SERVICE)))
@@ -202,6 +203,24 @@ async def test_what_an_action_reports_of_an_instance_that_has_changed_meanwhile_
     world.clock.advance(MOMENT)
     await serving.count(snapshot, at(snapshot))
     assert await world.get(deployment_id) == lost
+
+
+async def test_reports_of_several_instances_at_once_count_each_second_of_each_once(world: World) -> None:
+    def two(deployment: Deployment) -> Deployment:
+        form = replace(deployment.form, replicas=2)
+        placed = domain.place(queue(replace(deployment, form=form)), Plan(("first", "second")), NOW)
+        for triton_id in ("first", "second"):
+            placed = domain.activate(placed, at(placed, triton_id), PARITY, "system/a/images/0", NOW)
+        return placed
+
+    deployment_id, serving = await world.put(two), world.deployments.serving
+    for _ in range(30):
+        world.clock.advance(MOMENT)
+        found = await world.get(deployment_id)
+        reports = [serving.count(found, instance) for instance in found.instances]
+        await asyncio.gather(*reports, serving.used({deployment_id}))
+    counted = await world.get(deployment_id)
+    assert (counted.charged_ms, len(counted.instances)) == (30_000, 2)
 
 
 async def test_what_former_code_writes_of_its_one_triton_is_an_instance(world: World) -> None:
