@@ -188,11 +188,14 @@ class TritonClient:
         return _boxes(await self.forward(_infer_request(model, image, version), timeout_s))
 
     async def report(self, model: str, version: str = "", timeout_s: float = INFER_S) -> Report:
-        """What one process says that serves the model. Raises ModelFailed, TritonUnavailable."""
+        """What one process says that serves the model.
+
+        Raises ModelFailed, TritonUnavailable; InferRefused by what was loaded before models made reports.
+        """
         request = _infer_request(model, b"", version)
         request.outputs.add(name="REPORT")
         answer = await self.forward(request, timeout_s)
-        if not answer.raw_output_contents:  # it was written before models made reports
+        if not answer.raw_output_contents:  # its files were written then, its configuration since
             return Report("", Choice(EVALUATED_WITH), ())
         fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
         choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])

@@ -200,9 +200,7 @@ async def test_a_replay_that_disagrees_with_the_evaluation_fails_the_deployment_
         assert failed.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_PARITY_FAILED
         assert not failed.parity.ok
         assert list(failed.parity.worst_images) == [8]
-        versions = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=failed.deployment_id)
-        listed = await world.publishing.ListDeploymentVersions(versions, metadata=world.owner(account_id))
-        gate = listed.versions[0].gate
+        gate = await world.gate_of(failed)
         assert (gate.runtime, gate.parity.ok) == ("onnxruntime", False)
         (worst,) = gate.images
         assert (worst.image_id, worst.boxes, worst.unpaired, worst.only_served, worst.box_px) == (8, 4, 4, 0, 0.0)
