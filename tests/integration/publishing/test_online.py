@@ -172,7 +172,9 @@ def _use_plain_client(url: str, headers: dict[str, str], model: str) -> None:
     assert client.is_server_ready(headers=headers)
     assert client.is_model_ready(model, headers=headers)
     assert client.get_model_metadata(model, headers=headers).inputs[0].name == "IMAGE"
-    assert client.get_model_config(model, headers=headers).config.max_batch_size == 8
+    config = client.get_model_config(model, headers=headers).config
+    assert config.max_batch_size == 8
+    assert [output.name for output in config.output] == ["BOXES", "SCORES", "LABELS", "COUNT"]
     image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
     image.set_data_from_numpy(np.array([[jpeg(180, 64, 64)]], dtype=object))
     result = client.infer(model, [image], headers=headers)
@@ -181,6 +183,8 @@ def _use_plain_client(url: str, headers: dict[str, str], model: str) -> None:
     assert result.as_numpy("LABELS").tolist() == [[1, 0]]
     assert result.as_numpy("COUNT").tolist() == [[2]]
     assert result.get_response().model_name == model
+    with pytest.raises(InferenceServerException, match="not REPORT"):
+        client.infer(model, [image], headers=headers, outputs=[tritonclient.grpc.InferRequestedOutput("REPORT")])
     with pytest.raises(InferenceServerException, match="no deployment"):
         client.infer(new_id(), [image], headers=headers)
     client.close()
