@@ -27,14 +27,19 @@ def pictures(count: int, seed: int = 5) -> Iterator[bytes]:
     for number in range(count):
         sides = np.exp(chance.uniform(np.log(8), np.log(MAX_SIDE_PX), 2)).astype(int)
         width, height = EDGES[number] if number < len(EDGES) else sides
-        kind, options = WRITERS[number % len(WRITERS)]
-        mode = "RGB" if kind in ("JPEG", "BMP") else MODES[number % len(MODES)]
-        exif = Image.Exif()
-        # Out of step with the writers, so that each meets every orientation.
-        exif[EXIF_ORIENTATION] = 1 + number // len(WRITERS) % 8
-        encoded = io.BytesIO()
-        _scene(int(width), int(height), chance).convert(mode).save(encoded, kind, exif=exif, **options)
-        yield encoded.getvalue()
+        yield written(number, _scene(int(width), int(height), chance))
+
+
+def written(number: int, scene: Image.Image) -> bytes:
+    """A scene in the form whose turn it is: its format, and an orientation that EXIF states."""
+    kind, options = WRITERS[number % len(WRITERS)]
+    mode = "RGB" if kind in ("JPEG", "BMP") else MODES[number % len(MODES)]
+    exif = Image.Exif()
+    # Out of step with the writers, so that each meets every orientation.
+    exif[EXIF_ORIENTATION] = 1 + number // len(WRITERS) % 8
+    encoded = io.BytesIO()
+    scene.convert(mode).save(encoded, kind, exif=exif, **options)
+    return encoded.getvalue()
 
 
 def _scene(width: int, height: int, chance: np.random.Generator) -> Image.Image:

@@ -11,7 +11,7 @@ How a model is put there:
    thread each would answer some 15 % more images a second, for the memory of each.
 3. Test images are replayed, and compared within the tolerance of that runtime.
 4. If they do not agree, and it is not the runtime of evaluations, that one is loaded in its place and replayed. The
-   result and the choice are kept.
+   result is kept, and once it is good, the choice.
 5. What is brought back later gets the runtime that was kept, and no replay.
 """
 
@@ -128,7 +128,9 @@ class Placement:
             if not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
                 log.warning("runtime_disagrees", name=name, runtime=gate.choice.runtime, paired=gate.parity.paired)
                 gate, probe_key = await self._try(name, start_number, model, folder, samples, fall_back(gate))
-        await self._gates.keep(*known_name(name), model.model_id, self._place, gate)
+        await self._gates.keep(*known_name(name), self._place, gate)
+        if gate.parity.ok and len(self._runtimes) > 1:
+            await self._gates.choose(model.model_id, self._place, gate.choice)
         replays_total.labels(gate.parity.ok).inc()
         return gate.parity, probe_key
 

@@ -188,11 +188,15 @@ class TritonClient:
         return _boxes(await self.forward(_infer_request(model, image, version), timeout_s))
 
     async def report(self, model: str, version: str = "", timeout_s: float = INFER_S) -> Report:
-        """What one process says that serves the model. Raises ModelFailed, TritonUnavailable."""
+        """What one process says that serves the model; nothing, if it was written before models made reports.
+
+        Raises ModelFailed, TritonUnavailable.
+        """
         request = _infer_request(model, b"", version)
         request.outputs.add(name="REPORT")
-        answer = await self.forward(request, timeout_s)
-        if not answer.raw_output_contents:  # it was written before models made reports
+        try:
+            answer = await self.forward(request, timeout_s)
+        except InferRefused:  # it has no such output, or takes the request for an image
             return Report("", Choice(EVALUATED_WITH), ())
         fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
         choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])

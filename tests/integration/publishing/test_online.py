@@ -172,7 +172,9 @@ def _use_plain_client(url: str, headers: dict[str, str], model: str) -> None:
     assert client.is_server_ready(headers=headers)
     assert client.is_model_ready(model, headers=headers)
     assert client.get_model_metadata(model, headers=headers).inputs[0].name == "IMAGE"
-    assert client.get_model_config(model, headers=headers).config.max_batch_size == 8
+    config = client.get_model_config(model, headers=headers).config
+    assert config.max_batch_size == 8
+    assert [output.name for output in config.output] == ["BOXES", "SCORES", "LABELS", "COUNT"]
     image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
     image.set_data_from_numpy(np.array([[jpeg(180, 64, 64)]], dtype=object))
     result = client.infer(model, [image], headers=headers)
@@ -181,6 +183,8 @@ def _use_plain_client(url: str, headers: dict[str, str], model: str) -> None:
     assert result.as_numpy("LABELS").tolist() == [[1, 0]]
     assert result.as_numpy("COUNT").tolist() == [[2]]
     assert result.get_response().model_name == model
+    with pytest.raises(InferenceServerException, match="not REPORT"):
+        client.infer(model, [image], headers=headers, outputs=[tritonclient.grpc.InferRequestedOutput("REPORT")])
     with pytest.raises(InferenceServerException, match="no deployment"):
         client.infer(new_id(), [image], headers=headers)
     client.close()
@@ -200,9 +204,7 @@ async def test_a_replay_that_disagrees_with_the_evaluation_fails_the_deployment_
         assert failed.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_PARITY_FAILED
         assert not failed.parity.ok
         assert list(failed.parity.worst_images) == [8]
-        versions = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=failed.deployment_id)
-        listed = await world.publishing.ListDeploymentVersions(versions, metadata=world.owner(account_id))
-        gate = listed.versions[0].gate
+        gate = await world.gate_of(failed)
         assert (gate.runtime, gate.parity.ok) == ("onnxruntime", False)
         (worst,) = gate.images
         assert (worst.image_id, worst.boxes, worst.unpaired, worst.only_served, worst.box_px) == (8, 4, 4, 0, 0.0)

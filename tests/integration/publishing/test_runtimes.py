@@ -4,7 +4,6 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import asyncpg
 import pytest
 from nats.js import JetStreamContext
 
@@ -44,20 +43,6 @@ async def deployed(world: Online, account_id: str, model_id: str, name: str = "c
     return active
 
 
-async def gate_of(world: Online, deployment: publishing_pb2.Deployment) -> publishing_pb2.Gate:
-    request = publishing_pb2.ListDeploymentVersionsRequest(deployment_id=deployment.deployment_id)
-    listed = await world.publishing.ListDeploymentVersions(request, metadata=world.owner(deployment.account_id))
-    return listed.versions[0].gate
-
-
-async def keep_choice(world: Online, model_id: str, runtime: str) -> None:
-    """As if it had been measured on this spec before."""
-    connection = await asyncpg.connect(world.settings["database_url"])
-    statement = "INSERT INTO model_runtime VALUES ($1, 'local', 'cpu-2', $2, '[]', 'It was the fastest.', now())"
-    await connection.execute(statement, model_id, runtime)
-    await connection.close()
-
-
 async def served_with(triton_client: TritonClient, deployment: publishing_pb2.Deployment) -> str:
     """As its process says, once it answers."""
 
@@ -78,7 +63,7 @@ async def test_the_fastest_is_found_once_for_a_model_and_spec_serves_and_is_show
         account_id = await world.account(2 * HOLD_MICROS)
         model_id = await model(world, account_id)
         first = await deployed(world, account_id, model_id)
-        gate = await gate_of(world, first)
+        gate = await world.gate_of(first)
         times = {item.runtime: item.image_ms for item in gate.times}
         assert {"onnxruntime", "openvino"} <= times.keys()
         assert "openvino_bf16" in times or NO_BF16 in gate.runtime_reason
@@ -90,7 +75,7 @@ async def test_the_fastest_is_found_once_for_a_model_and_spec_serves_and_is_show
         assert gate.HasField("replay_time")
         assert await served_with(triton_client, first) == gate.runtime
 
-        again = await gate_of(world, await deployed(world, account_id, model_id, "plates"))
+        again = await world.gate_of(await deployed(world, account_id, model_id, "plates"))
         assert (again.runtime, again.times, again.runtime_reason) == (gate.runtime, gate.times, gate.runtime_reason)
 
 
@@ -101,9 +86,9 @@ async def test_what_is_brought_back_has_the_runtime_that_was_kept_and_one_that_i
     async with world.serving():
         account_id = await world.account()
         model_id = await model(world, account_id)
-        await keep_choice(world, model_id, runtime)
+        await world.keep_choice(model_id, runtime)
         active = await deployed(world, account_id, model_id)
-        gate = await gate_of(world, active)
+        gate = await world.gate_of(active)
         lacking = NO_BF16 in gate.runtime_reason
         assert gate.runtime == ("onnxruntime" if lacking else runtime)
         assert lacking or gate.runtime_reason == "It was the fastest."
@@ -121,10 +106,21 @@ async def test_where_the_boxes_of_the_faster_one_differ_too_much_that_of_evaluat
     async with world.serving():
         account_id = await world.account(2 * HOLD_MICROS)
         model_id = await model(world, account_id)
-        await keep_choice(world, model_id, "openvino")
+        await world.keep_choice(model_id, "openvino")
         active = await deployed(world, account_id, model_id)
-        gate = await gate_of(world, active)
+        gate = await world.gate_of(active)
         assert gate.runtime == await served_with(triton_client, active) == "onnxruntime"
         assert f"With openvino only 0 of {gate.parity.boxes} boxes agreed" in gate.runtime_reason
-        again = await gate_of(world, await deployed(world, account_id, model_id, "plates"))
-        assert again.runtime_reason == gate.runtime_reason
+        again = await world.gate_of(await deployed(world, account_id, model_id, "plates"))
+        assert (again.runtime, again.runtime_reason) == ("onnxruntime", gate.runtime_reason)
+
+
+async def test_what_is_served_while_nothing_is_measured_is_measured_later(world: Online) -> None:
+    account_id = await world.account(2 * HOLD_MICROS)
+    async with world.serving(triton_choose_runtime=False):
+        model_id = await model(world, account_id)
+        gate = await world.gate_of(await deployed(world, account_id, model_id))
+        assert (gate.runtime, list(gate.times)) == ("onnxruntime", [])
+        assert gate.runtime_reason == "It was not measured against others."
+    async with world.serving():
+        assert (await world.gate_of(await deployed(world, account_id, model_id, "plates"))).times

@@ -16,7 +16,9 @@ from tritonclient.grpc import service_pb2_grpc
 from saucer.local.servers import TritonServer
 from saucer.local.triton_env import TritonEnvironment
 from saucer.publishing import repository
-from saucer.publishing.triton import InferRefused, ModelFailed, ModelState, TritonClient, TritonUnavailable
+from saucer.publishing.triton import InferRefused, ModelFailed, ModelState, Report, TritonClient, TritonUnavailable
+from saucer.serving.choosing import Choice
+from saucer.serving.runtime import EVALUATED_WITH
 from tests.support.triton_models import echo_config, write_echo
 
 Write = Callable[..., None]
@@ -74,6 +76,14 @@ async def test_a_loaded_model_answers_boxes_scores_and_labels(
     assert found.version == "7"
     assert await triton_client.ready(model, "7")
     assert ModelState(model, "7", "READY", "") in await triton_client.index()
+
+
+async def test_a_model_from_before_reports_says_nothing_and_serves_with_the_runtime_of_evaluations(
+    triton_client: TritonClient, model: str, write: Write
+) -> None:
+    write(1)
+    await triton_client.load(model)
+    assert await triton_client.report(model) == Report("", Choice(EVALUATED_WITH), ())
 
 
 async def test_an_image_without_objects_answers_empty_arrays(

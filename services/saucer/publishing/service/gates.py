@@ -17,11 +17,12 @@ class Gates:
         async with self._database.reading() as connection:
             return await gate_store.get_choice(connection, model_id, triton.region_id, triton.spec_id)
 
-    async def keep(self, deployment_id: str, version_number: int, model_id: str, triton: Triton, gate: Gate) -> None:
-        """What was found of a version on a Triton; if it agreed, its runtime serves the model there from now on."""
+    async def choose(self, model_id: str, triton: Triton, choice: RuntimeChoice) -> None:
+        """On the Triton's spec the model is served so from now on."""
+        async with self._database.transaction() as tx:
+            await gate_store.put_choice(tx.connection, model_id, triton.region_id, triton.spec_id, choice, tx.now)
+
+    async def keep(self, deployment_id: str, version_number: int, triton: Triton, gate: Gate) -> None:
+        """What was found of a version on a Triton."""
         async with self._database.transaction() as tx:
             await gate_store.put_gate(tx.connection, deployment_id, version_number, triton.triton_id, gate, tx.now)
-            if gate.parity.ok:
-                await gate_store.put_choice(
-                    tx.connection, model_id, triton.region_id, triton.spec_id, gate.choice, tx.now
-                )
