@@ -200,10 +200,14 @@ def _fit_boxes(rows: _Rows, place: NDArray[np.int64], images: AcceptedImages, re
 def _same_boxes(rows: _Rows, place: NDArray[np.int64], category: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Mask over `left` of all but the first of equal boxes."""
     left = rows.left
+    # Sorted where they lie, since copies of all keys would be the most memory that an import takes.
+    rank = np.full(len(rows.id), -1, dtype=np.int64)
+    rank[left] = np.arange(len(left))
     keys = [rows.crowd, *rows.box.T, category, place]
-    by_key = np.lexsort([key[left] for key in keys])
+    by_key = np.lexsort([rank, *keys])
+    by_key = by_key[rank[by_key] >= 0]
     repeated = np.zeros(len(left), dtype=np.bool_)
-    repeated[by_key] = np.logical_and.reduce([_repeats(key[left][by_key]) for key in keys])
+    repeated[rank[by_key]] = np.logical_and.reduce([_repeats(key[by_key]) for key in keys])
     return repeated
 
 

@@ -28,6 +28,8 @@ MAX_STDERR_BYTES = 4096
 _PASSED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG")
 # One core for one import; and each thread's stack counts against the memory.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "1"}
+# What a large array leaves goes back to the system at once: glibc would raise the size from which it does.
+_GIVEN_BACK = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 
 log = structlog.get_logger()
 
@@ -78,7 +80,7 @@ async def run_child(
         stderr=asyncio.subprocess.PIPE,
         limit=MAX_LINE_BYTES,
         cwd="/",
-        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ONE_THREAD,
+        env={name: os.environ[name] for name in _PASSED_ON if name in os.environ} | _ONE_THREAD | _GIVEN_BACK,
         start_new_session=True,  # a Ctrl-C is for the service, which ends its children itself
     )
     assert process.stdout is not None

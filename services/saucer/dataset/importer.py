@@ -31,6 +31,7 @@ from saucer.dataset.layout import NotInFolderError, find_image
 from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
+from saucer.dataset.seen import Seen, number_of_hash, number_of_text
 from saucer.dataset.splits import Split, SplitImage, assign_splits
 from saucer.dataset.statistics import Columns, Statistics, describe
 
@@ -90,6 +91,11 @@ class _Accepted:
     def sha256(self, place: int) -> str:
         """In hex."""
         return self._sha256[SHA256_BYTES * place : SHA256_BYTES * (place + 1)].hex()
+
+    def name_of(self, sha256: str) -> str:
+        """Of the image that has this hash."""
+        words = np.frombuffer(self._sha256, dtype=">u8")[:: SHA256_BYTES // 8]
+        return self.source_name[int(np.argmax(words == number_of_hash(sha256)))]
 
     def by_hash(self) -> NDArray[np.int64]:
         """Places by hash: int64 [n]."""
@@ -220,11 +226,11 @@ def _accept_images(
     total = sum(len(source.labels.images) for source in sources)
     done = 0
     accepted = _Accepted()
-    place_of_hash: dict[bytes, int] = {}
+    pictures = Seen()
     for source in sources:
         for number in source.labels.malformed_image_ids:
             source.places.add(number, REFUSED)
-        names: set[str] = set()
+        names = Seen()
         entries = source.labels.images
         order = entries.order()
         for row, repeated in zip(order, _repeated(np.asarray(entries.id)[order]), strict=True):
@@ -243,11 +249,9 @@ def _accept_images(
                         data = read_image(file, limits)
                     facts = check_image(data, limits)
                 orientation = _labelled_orientation(entry, facts)
-                # Half of it: enough to tell pictures apart, and a dictionary of whole ones takes a third more.
-                key = bytes.fromhex(facts.sha256)[: SHA256_BYTES // 2]
-                if place_of_hash.setdefault(key, len(accepted)) != len(accepted):
+                if not pictures.add(number_of_hash(facts.sha256)):
                     raise _ItemRefusedError(
-                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {accepted.source_name[place_of_hash[key]]}."
+                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {accepted.name_of(facts.sha256)}."
                     )
             except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
                 report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
@@ -287,17 +291,14 @@ class _ItemRefusedError(Exception):
         self.sentence = sentence
 
 
-def _checked_name(entry: ImageEntry, names: set[str]) -> list[str]:
+def _checked_name(entry: ImageEntry, names: Seen) -> list[str]:
     parts = safe_parts(entry.file_name)
     if parts is None:
         raise _ItemRefusedError(ItemReason.CLIMBING_PATH, "The file name leads out of the folder.")
     if not parts:
         raise _ItemRefusedError(ItemReason.MISSING_IMAGE, "The file name names no file.")
-    plain = "/".join(parts)
-    if plain in names:
+    if not names.add(number_of_text("/".join(parts))):
         raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, "The file name stands twice.")
-    # The entry's own text where it is the same, which then lies in memory once.
-    names.add(entry.file_name if entry.file_name == plain else plain)
     return parts
 
 
