@@ -49,13 +49,15 @@ async def _ends_of_pieces() -> AsyncIterator[datetime]:
 
 
 async def _fetch(triton: TritonClient, triton_id: str, began_at: datetime, monitoring: Monitoring) -> None:
-    ours = [(name, counters) for name, counters in (await triton.counters()).items() if read_name(name) is not None]
+    counters_of = await triton.counters()
+    # In one order, since another replica writes the same rows at the same time.
+    ours = sorted(name for name in counters_of if read_name(name) is not None)
     readings = []
-    for name, counters in ours:
+    for name in ours:
         deployment_id, version_number = known_name(name)
-        readings.append((deployment_id, Reading(version_number, began_at, triton_id, counters)))
+        readings.append((deployment_id, Reading(version_number, began_at, triton_id, counters_of[name])))
     await monitoring.store_readings(readings)
-    await asyncio.gather(*(_fetch_lines(triton, triton_id, name, monitoring) for name, _ in ours))
+    await asyncio.gather(*(_fetch_lines(triton, triton_id, name, monitoring) for name in ours))
 
 
 async def _fetch_lines(triton: TritonClient, triton_id: str, name: str, monitoring: Monitoring) -> None:
