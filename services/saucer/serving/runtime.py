@@ -7,8 +7,8 @@ where the processor has it.
 Tried with RTMDet over EfficientNet-Lite0 at 192 px, trained to a mAP@0.50 of 0.91, on 160 images of 640 px with 15,400
 boxes that score 0.05 or more: `openvino` is at most 0.0002 px of the input and 0.000002 of a score from `onnxruntime`.
 Of `openvino_bf16`'s boxes half are within 0.17 px, 97 % within its tolerance; the rest are those of which suppression
-keeps another of several that overlap. Its mAP@0.50:0.95 is 0.540 for 0.538. Of a detector that was hardly trained, whose
-boxes overlap more, 96.4 % of 34,900 boxes are (test_served_images.py, 500 images), and all of `openvino`'s.
+keeps another of several that overlap. Its mAP@0.50:0.95 is 0.540 for 0.538. Of a detector that was hardly trained,
+whose boxes overlap more, 96.4 % of 34,900 boxes are (test_served_images.py, 500 images), and all of `openvino`'s.
 """
 
 from collections.abc import Callable, Mapping
