@@ -20,7 +20,7 @@ PATIENCE_S = 300
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])])
 async def test_a_kill_of_mmdetection_loses_at_most_fifty_iterations_or_thirty_seconds(crew: Crew, kills: int) -> None:
     seed = random.randrange(10**6)
     print("seed", seed)

@@ -91,6 +91,7 @@ def test_a_process_that_is_killed_takes_the_others_with_it(group: Child, job: Tr
     assert not Path(f"/proc/{first}").exists()
 
 
+@pytest.mark.soak
 def test_a_launcher_that_is_killed_leaves_no_process_behind(group: Child, job: TrainJob, folder: Path) -> None:
     group.send(dataclasses.replace(job, workdir=str(folder / "orphans"), epochs=500))
     group.wait_for(Progress)
