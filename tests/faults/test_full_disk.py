@@ -32,16 +32,38 @@ SILENT_S = 2.0
 WAL_MESSAGE = "SELECT pg_logical_emit_message(true, 'filling', repeat('x', 1000000))"
 
 
+async def accepts(uri: str) -> bool:
+    """Whether PostgreSQL is there, if need be once it has recovered: that may find room by dropping its old log."""
+    while True:
+        try:
+            connection = await asyncpg.connect(uri)
+        except asyncpg.CannotConnectNowError:
+            await asyncio.sleep(0.05)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        else:
+            connection.terminate()
+            return True
+
+
+async def fill_log(uri: str) -> None:
+    """Until something fails."""
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection = await asyncpg.connect(uri)
+        try:
+            while True:
+                await connection.execute(WAL_MESSAGE)
+        finally:
+            connection.terminate()
+
+
 @asynccontextmanager
 async def full_under_postgres(saucer: Saucer) -> AsyncIterator[None]:
     """Not even the rest of PostgreSQL's log has room, so that it ends; later it is started, as a supervisor would."""
     postgres = saucer.stack.postgres
     with full(postgres.data_dir):
-        connection = await asyncpg.connect(postgres.admin_uri)
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            while True:
-                await connection.execute(WAL_MESSAGE)
-        connection.terminate()
+        while await accepts(postgres.admin_uri):
+            await fill_log(postgres.admin_uri)
         yield
     await postgres.stop()
     await postgres.start()
