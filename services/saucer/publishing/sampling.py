@@ -27,17 +27,27 @@ from saucer.publishing.triton import TritonClient, TritonError
 REPORT_S = 2.0
 
 log = structlog.get_logger()
+_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError)
 
 
 async def sample(fleet: Fleet, monitoring: Monitoring) -> None:
     """Until cancelled."""
     async for began_at in _ends_of_pieces():
+        await sample_piece(fleet, monitoring, began_at)
+
+
+async def sample_piece(fleet: Fleet, monitoring: Monitoring, began_at: datetime) -> None:
+    """Once, of all that answer. One that fails keeps nothing of the others back."""
+    try:
+        live = [triton.triton_id for triton in await fleet.refresh() if triton.live]
+    except _AWAY as error:
+        log.warning("not_sampled", error=repr(error))
+        return
+    for triton_id in live:
         try:
-            for triton in await fleet.refresh():
-                if triton.live:
-                    await _fetch(await fleet.client(triton.triton_id), triton.triton_id, began_at, monitoring)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError) as error:
-            log.warning("not_sampled", error=repr(error))
+            await _fetch(await fleet.client(triton_id), triton_id, began_at, monitoring)
+        except _AWAY as error:
+            log.warning("not_sampled", triton_id=triton_id, error=repr(error))
 
 
 async def _ends_of_pieces() -> AsyncIterator[datetime]:

@@ -9,18 +9,15 @@ import asyncpg
 from saucer.billing.domain import ChargeStatus, Hold, HoldRequest, HoldState, Refusal, Spec, WorkKind
 from saucer.lib.postgres import Connection
 
-_STORED = (
+# The version of the account is, of a granted hold, in its transfer.
+_HOLD = (
     "hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency, "
     "price_per_hour_micros, amount_micros, missing_micros, state, refusal, used, charge_status, stop_ordered, "
     "charged_ms, settled_micros, posted_micros, released_micros, lost_micros, created_at, resolved_at, revision, "
-    "group_id, granted_at"
-)
-# Of a granted hold, its transfer says it.
-_ACCOUNT_VERSION = (
+    "group_id, granted_at, "
     "coalesce(nullif(account_version, 0), (SELECT t.account_version FROM transfer t "
     "WHERE t.hold_id = hold.hold_id AND t.kind = 'HOLD'), 0) AS account_version"
 )
-_HOLD = f"{_STORED}, {_ACCOUNT_VERSION}"
 
 
 async def get_hold(connection: Connection, hold_id: str, *, lock: bool = False) -> Hold | None:
