@@ -4,9 +4,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-from saucer.evaluation.matching import Scored, Verdict, at_score_precision
 from saucer.evaluation.metrics import Counts
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth
@@ -54,7 +52,7 @@ def compare(
 
     Both must be of the same test set. Raises ValueError for a threshold that is not a number.
     """
-    before, after = errors_by_image(base.scored, threshold), errors_by_image(other.scored, threshold)
+    before, after = base.errors_by_image.at(threshold), other.errors_by_image.at(threshold)
     gain = before - after
     shown = {
         Change.BETTER: gain > 0,
@@ -81,15 +79,6 @@ def compare(
         ),
         total=places.size,
     )
-
-
-def errors_by_image(scored: Scored, threshold: float) -> NDArray[np.int64]:
-    """FP + FN (M7) of each image, int64 [m]."""
-    at = at_score_precision(threshold)
-    wrong = (scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED) & (scored.score >= at)
-    lost = ~scored.truth_crowd & ~(scored.found_score >= at)
-    images = scored.images.size
-    return np.bincount(scored.image[wrong], minlength=images) + np.bincount(scored.truth_image[lost], minlength=images)
 
 
 def _errors(counts: Counts) -> int:

@@ -27,8 +27,6 @@ from saucer.evaluation.truth import Truth
 
 AP_RECALLS = np.linspace(0.0, 1.0, 101)
 """Recalls at which COCO reads the precision (M4), from cocoeval.Params."""
-KEPT_POINT_BYTES = 40
-"""Of a detection whose score is a point of its class's curve and of that of all classes."""
 ALL, SMALL, MEDIUM, LARGE = range(4)
 """Places of COCO's size classes in its arrays: any, below 32², below 96², from 96² square pixels."""
 
@@ -184,9 +182,7 @@ class ThresholdCurves:
     takes one raises ValueError if it is not a number. A class is given by its index; IndexError beyond the classes.
     """
 
-    def __init__(self, scored: Scored, *, keep_points: bool = False) -> None:
-        """`keep_points`: the next points() of a curve need no work, and KEPT_POINT_BYTES for each distinct score."""
-        self._points: dict[int | None, PrPoints] | None = {} if keep_points else None
+    def __init__(self, scored: Scored) -> None:
         classes = int(scored.class_count)
         truths = np.bincount(scored.truth_label[~scored.truth_crowd], minlength=classes)
         order = np.lexsort((*ascending(scored.image), *falling(scored.score), *ascending(scored.label)))
@@ -222,12 +218,7 @@ class ThresholdCurves:
 
     def points(self, label: int | None = None) -> PrPoints:
         """The precision-recall curve of a class, or of all together; no points where there is no truth."""
-        if self._points is not None and label in self._points:
-            return self._points[label]
-        points = (self._overall if label is None else self._classes[label]).points()
-        if self._points is not None:
-            self._points[label] = points
-        return points
+        return (self._overall if label is None else self._classes[label]).points()
 
     def ap_50_above_threshold(self, threshold: float) -> list[float | None]:
         """AP at IoU 0.5 of each class, of the detections with score >= threshold alone; None without truth."""
@@ -238,6 +229,26 @@ class ThresholdCurves:
         """Mean of the above over the classes that have truth; None if none has."""
         values = [value for value in self.ap_50_above_threshold(threshold) if value is not None]
         return math.fsum(values) / len(values) if values else None
+
+
+class ErrorsByImage:
+    """FP + FN (M7) of each image at any threshold, found among those that make them alone."""
+
+    def __init__(self, scored: Scored) -> None:
+        wrong = np.flatnonzero((scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED))
+        wrong = wrong[np.argsort(scored.score[wrong])]
+        self._wrong_score, self._wrong_image = scored.score[wrong], scored.image[wrong]
+        truth = np.flatnonzero(~scored.truth_crowd)
+        truth = truth[np.argsort(scored.found_score[truth])]
+        self._found_score, self._truth_image = scored.found_score[truth], scored.truth_image[truth]
+        self._images = scored.images.size
+
+    def at(self, threshold: float) -> NDArray[np.int64]:
+        """int64 [images]. Raises ValueError for a threshold that is not a number."""
+        at = at_score_precision(threshold)
+        wrong = self._wrong_image[np.searchsorted(self._wrong_score, at, "left") :]
+        lost = self._truth_image[: np.searchsorted(self._found_score, at, "left")]
+        return np.bincount(wrong, minlength=self._images) + np.bincount(lost, minlength=self._images)
 
 
 @dataclass(frozen=True, slots=True)

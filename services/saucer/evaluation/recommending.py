@@ -48,36 +48,57 @@ class Recommendation:
     test: Counts | None
 
 
-def recommend(
-    validation: ThresholdCurves, test: ThresholdCurves, classes: int, goals: Mapping[Goal, float | None]
-) -> list[Recommendation]:
-    """Each goal for all classes together, then for each class; `goals` maps to the precision or recall wanted."""
-    found = []
-    for label in (None, *range(classes)):
-        points = validation.points(label)
-        for goal, wanted in goals.items():
-            threshold = choose(points, goal, wanted)
-            counts = (None, None) if threshold is None else (validation.at(label, threshold), test.at(label, threshold))
-            found.append(Recommendation(label, goal, wanted, threshold, *counts))
-    return found
+class Choices:
+    """The thresholds of one curve that a goal can choose (M12): few of its points, so any goal is answered at once."""
 
-
-def choose(points: PrPoints, goal: Goal, wanted: float | None = None) -> float | None:
-    """The threshold of a curve that serves the goal; None where none does (M12)."""
-    if goal is Goal.BEST_F1:
+    def __init__(self, points: PrPoints) -> None:
         total = points.precision + points.recall
-        if not (total > 0).any():
-            return None
         f1 = np.divide(2 * points.precision * points.recall, total, out=np.zeros_like(total), where=total > 0)
+        best = f1.max(initial=0.0)
         # Equal F1 may differ in the last digit, since precision and recall were rounded before.
-        return float(points.threshold[int((f1 >= f1.max() * (1 - 1e-12)).argmax())])
-    assert wanted is not None, "a precision or a recall is wanted"
-    if goal is Goal.PRECISION:
-        enough = np.flatnonzero(points.precision >= wanted)
-        return float(points.threshold[enough[-1]]) if enough.size else None
-    # Recall only grows as the threshold falls.
-    first = int(np.searchsorted(points.recall, wanted, "left"))
-    return float(points.threshold[first]) if first < points.recall.size else None
+        self._best_f1 = float(points.threshold[int((f1 >= best * (1 - 1e-12)).argmax())]) if best > 0 else None
+        # The last point that reaches a precision is above all that follow it.
+        best_after = np.append(np.maximum.accumulate(points.precision[:0:-1])[::-1], -np.inf)[: points.precision.size]
+        self._precise = points.only(points.precision > best_after)
+        # Recall only grows as the threshold falls; of equal ones the first has fewer false detections.
+        self._complete = points.only(np.append(True, points.recall[1:] > points.recall[:-1])[: points.recall.size])
+
+    def of(self, goal: Goal, wanted: float | None = None) -> float | None:
+        """The threshold that serves the goal; None where none does. `wanted`: None for the best F1 alone."""
+        if goal is Goal.BEST_F1:
+            return self._best_f1
+        assert wanted is not None, "a precision or a recall is wanted"
+        if goal is Goal.PRECISION:
+            reaching = int(np.searchsorted(-self._precise.precision, -wanted, "right"))
+            return float(self._precise.threshold[reaching - 1]) if reaching else None
+        first = int(np.searchsorted(self._complete.recall, wanted, "left"))
+        return float(self._complete.threshold[first]) if first < self._complete.recall.size else None
+
+
+class Recommender:
+    """Recommends thresholds on one set of curves; what they offer is worked out once."""
+
+    def __init__(self, curves: ThresholdCurves, classes: int) -> None:
+        self._curves = curves
+        self._choices = {label: Choices(curves.points(label)) for label in (None, *range(classes))}
+
+    def best_f1(self) -> dict[int | None, float | None]:
+        """The threshold with the best F1, overall (None) and by class."""
+        return {label: choices.of(Goal.BEST_F1) for label, choices in self._choices.items()}
+
+    def recommend(self, test: ThresholdCurves, goals: Mapping[Goal, float | None]) -> list[Recommendation]:
+        """Each goal for all classes together, then for each class; `goals` maps to the precision or recall wanted."""
+        found = []
+        for label, choices in self._choices.items():
+            for goal, wanted in goals.items():
+                threshold = choices.of(goal, wanted)
+                counts = (
+                    (None, None)
+                    if threshold is None
+                    else (self._curves.at(label, threshold), test.at(label, threshold))
+                )
+                found.append(Recommendation(label, goal, wanted, threshold, *counts))
+        return found
 
 
 def wilson(part: int, whole: int) -> Interval | None:

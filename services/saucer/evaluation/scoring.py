@@ -12,15 +12,13 @@ from saucer.evaluation.domain import DEFAULT_THRESHOLD, CannotScoreError, ClassF
 from saucer.evaluation.manifest import Manifest, ManifestError, read_manifest
 from saucer.evaluation.matching import MismatchError, match
 from saucer.evaluation.metrics import ThresholdCurves, coco_metrics
-from saucer.evaluation.recommending import Goal, choose
+from saucer.evaluation.recommending import Recommender
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth, TruthError, from_coco, statistics
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
 
 NOTHING_TO_SCORE = "The test split has no image, so there is nothing to evaluate on; the model itself is usable."
-
-_Thresholds = dict[int | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def score(
         with _refusing("No threshold can be chosen on the validation split"):
             labels = from_coco(document.split("validation"), classes)
             validated = judge(labels, Detections.from_bytes(validation))
-        chosen = recommended(ThresholdCurves(validated), len(classes))
+        chosen = Recommender(ThresholdCurves(validated), len(classes)).best_f1()
         at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
         stored = scored.to_bytes(), validated.to_bytes(), test_set.to_bytes()
     return Scoring(Summary(_with_thresholds(fixed.result(), chosen), at_default), *stored)
@@ -124,11 +122,6 @@ def _counted(truth: Truth) -> Figures:
     )
 
 
-def _with_thresholds(figures: Figures, chosen: _Thresholds) -> Figures:
+def _with_thresholds(figures: Figures, chosen: Mapping[int | None, float | None]) -> Figures:
     classes = (replace(entry, recommended_threshold=chosen[label]) for label, entry in enumerate(figures.classes))
     return replace(figures, recommended_threshold=chosen[None], classes=tuple(classes))
-
-
-def recommended(curves: ThresholdCurves, classes: int) -> _Thresholds:
-    """The threshold with the best F1, overall (None) and by class (M12)."""
-    return {label: choose(curves.points(label), Goal.BEST_F1) for label in (None, *range(classes))}

@@ -26,7 +26,7 @@ from saucer.evaluation.exporting import ExportFormat, export
 from saucer.evaluation.matching import StoredFormError
 from saucer.evaluation.messages import evaluation_message
 from saucer.evaluation.reading import BadCase, CaseFilter, LabelledImage, ScoreHistogram, SuspectedLabel
-from saucer.evaluation.recommending import Goal, Recommendation, recommend
+from saucer.evaluation.recommending import Goal, Recommendation
 from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.thinning import ThinnedPoints
@@ -206,13 +206,12 @@ class Evaluations:
             NotFoundError, FailedPreconditionError: not succeeded, or scored before the validation split was kept.
         """
         _, loaded = await self._succeeded(evaluation_id)
-        classes = loaded.truth.classes
-        if loaded.validation is None:
+        if loaded.recommender is None:
             raise FailedPreconditionError(
                 "VALIDATION_NOT_KEPT",
                 "The evaluation was made before the validation split was kept; those of new models have thresholds.",
             )
-        return classes, await asyncio.to_thread(recommend, loaded.validation, loaded.curves, len(classes), goals)
+        return loaded.truth.classes, await asyncio.to_thread(loaded.recommender.recommend, loaded.curves, goals)
 
     async def bad_cases(
         self,

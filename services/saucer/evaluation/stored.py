@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.columns import packed
-from saucer.evaluation.matching import NEVER, Scored, StoredFormError, Verdict, at_score_precision
-from saucer.evaluation.metrics import KEPT_POINT_BYTES, ThresholdCurves
+from saucer.evaluation.matching import Scored, StoredFormError, at_score_precision
+from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
+from saucer.evaluation.recommending import Recommender
 from saucer.evaluation.thinning import ThinnedPoints, thin
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
@@ -78,10 +79,7 @@ class LabelledSet:
 class Loaded:
     """A finished evaluation in memory, from which any threshold is answered in milliseconds.
 
-    Whether an image is a bad case depends on the threshold alone (M10): it has a wrong detection that reaches it, or a
-    truth whose best detection does not. Both limits are kept for each image.
-
-    `validation`: the curves of the validation split; None where the scoring did not keep it.
+    `recommender`: of the validation split; None where the scoring did not keep it.
     """
 
     def __init__(
@@ -92,23 +90,19 @@ class Loaded:
         self.detections = detections
         self.scored = scored
         self.curves = ThresholdCurves(scored)
-        self.validation = None if validation is None else ThresholdCurves(validation, keep_points=True)
+        self.recommender = (
+            None if validation is None else Recommender(ThresholdCurves(validation), len(self.truth.classes))
+        )
         self._thinned: tuple[int, list[ThinnedPoints]] | None = None
         self._validation_rows = 0 if validation is None else validation.score.size
         self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
         self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
-        wrong = (scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED)
-        self._worst_wrong = np.full(scored.images.size, NEVER, np.float32)
-        np.maximum.at(self._worst_wrong, scored.image[wrong], scored.score[wrong])
-        best = np.maximum(scored.found_score, np.maximum(scored.confused_score, scored.poor_score))
-        counts = ~scored.truth_crowd
-        self._weakest_truth = np.full(scored.images.size, np.inf, np.float32)
-        np.minimum.at(self._weakest_truth, scored.truth_image[counts], best[counts])
+        self.errors_by_image = ErrorsByImage(scored)
 
     def bad_images(self, threshold: float) -> int:
-        """How many images are bad cases: bad_cases(scored, threshold).image_ids() without listing a fault."""
-        at = at_score_precision(threshold)
-        return int(((self._worst_wrong >= at) | (self._weakest_truth < at)).sum())
+        """How many images are bad cases (M10): those with an error, since of a truth that is not found and no miss a
+        wrong detection is told."""
+        return int(np.count_nonzero(self.errors_by_image.at(threshold)))
 
     def thinned(self, max_points: int) -> list[ThinnedPoints]:
         """The curve of each class, of at most so many points (at least 2).
@@ -126,9 +120,6 @@ class Loaded:
     def warm(self) -> None:
         """Makes what the calls with their own defaults ask for, so that the first one need not."""
         self.thinned(DEFAULT_POINTS)
-        if self.validation is not None:
-            for label in (None, *range(len(self.truth.classes))):
-                self.validation.points(label)
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -149,14 +140,14 @@ class Loaded:
             if isinstance(value, np.ndarray)
         ]
         curves = (self.scored.score.size + self._validation_rows) * 2 * (self.scored.score.itemsize + 8)
-        by_image = (self.scored.score.size + self.scored.truth_label.size) * 8
+        # Row numbers; scores and images of errors.
+        by_image = (self.scored.score.size + self.scored.truth_label.size) * (8 + 8)
         thinned = min(self.scored.score.size, KEPT_POINTS) * 20
         return (
             sum(column.nbytes for column in columns)
             + curves
             + by_image
             + thinned
-            + self._validation_rows * KEPT_POINT_BYTES
             + NAME_BYTES * self.scored.images.size
         )
 

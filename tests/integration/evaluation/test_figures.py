@@ -16,13 +16,13 @@ from nats.js import JetStreamContext
 
 from saucer.evaluation import service
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
-from saucer.evaluation.comparing import errors_by_image
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import CocoNumbers
 from saucer.evaluation.main import EvaluationSettings, wire
 from saucer.evaluation.matching import match
-from saucer.evaluation.metrics import Counts
-from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended
+from saucer.evaluation.metrics import Counts, ErrorsByImage
+from saucer.evaluation.recommending import Recommender
+from saucer.evaluation.scoring import NOTHING_TO_SCORE
 from saucer.evaluation.suspecting import SuspectKind, suspects
 from saucer.evaluation.thinning import thin
 from saucer.evaluation.v1 import evaluation_pb2
@@ -125,7 +125,7 @@ async def test_figures_are_those_of_the_pure_functions_at_any_threshold(world: W
     check_figures(told, model.test, 0.5)
     for threshold in THRESHOLDS:
         check_figures(await at(world, told.evaluation_id, threshold), model.test, threshold)
-    chosen = recommended(model.validation.curves, len(told.classes))
+    chosen = Recommender(model.validation.curves, len(told.classes)).best_f1()
     assert value(told, "recommended_threshold") == chosen[None]
     assert [value(entry, "recommended_threshold") for entry in told.classes] == [
         chosen[label] for label in range(len(told.classes))
@@ -197,7 +197,7 @@ async def test_thresholds_are_chosen_on_the_validation_split_and_told_of_the_tes
     model, told = await scored(world)
     best = await recommended_by(world, told.evaluation_id)
     assert [entry.class_name for entry in best] == ["", *model.test.truth.classes]
-    chosen = recommended(model.validation.curves, len(told.classes))
+    chosen = Recommender(model.validation.curves, len(told.classes)).best_f1()
     assert [value(entry, "threshold") for entry in best] == list(chosen.values())
     for label, entry in zip((None, *range(len(told.classes))), best, strict=True):
         if entry.HasField("threshold"):
@@ -354,8 +354,8 @@ async def test_a_model_is_compared_with_another_of_the_same_test_split(world: Wo
     assert compared.evaluation == await at(world, told.evaluation_id, 0.7)
     assert compared.base == await at(world, base.evaluation_id, 0.7)
     assert [entry.class_name for entry in compared.classes] == list(first.test.truth.classes)
-    before = errors_by_image(first.test.scored, 0.7)
-    after = errors_by_image(match(first.test.truth, weaker), 0.7)
+    before = ErrorsByImage(first.test.scored).at(0.7)
+    after = ErrorsByImage(match(first.test.truth, weaker)).at(0.7)
     changed = {int(first.test.truth.images[place]) for place in np.flatnonzero(before != after)}
     assert {image.image_id for image in compared.images} == changed
     assert compared.total_size == len(changed) == compared.better_images + compared.worse_images

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saucer.evaluation.comparing import Change, ImageChange, compare, errors_by_image, same_test_set
+from saucer.evaluation.comparing import Change, ImageChange, compare, same_test_set
 from saucer.evaluation.matching import match
-from saucer.evaluation.metrics import ThresholdCurves
+from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth, from_coco
 from saucer.serving.detections import Detections
@@ -70,6 +70,6 @@ def test_errors_of_the_images_add_up_to_those_of_the_set(seed: int, threshold: f
     labels, classes, detections = generate(seed)
     scored = match(from_coco(labels, classes), detections)
     counts = ThresholdCurves(scored).overall(threshold)
-    errors = errors_by_image(scored, threshold)
+    errors = ErrorsByImage(scored).at(threshold)
     assert errors.sum() == counts.false_positives + counts.false_negatives
     assert errors.dtype == np.int64

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import Counts, ThresholdCurves
-from saucer.evaluation.recommending import Goal, choose, recommend, wilson
+from saucer.evaluation.recommending import Choices, Goal, Recommender, wilson
 from saucer.evaluation.thinning import PrPoints
 from saucer.evaluation.truth import from_coco
 from tests.unit.evaluation.generated import generate
@@ -36,9 +36,9 @@ NOTHING = PrPoints(np.empty(0, np.float32), np.empty(0), np.empty(0))
     ],
 )
 def test_thresholds_by_hand(goal: Goal, wanted: float | None, threshold: float | None) -> None:
-    chosen = choose(POINTS, goal, wanted)
+    chosen = Choices(POINTS).of(goal, wanted)
     assert chosen == (None if threshold is None else pytest.approx(threshold))
-    assert choose(NOTHING, goal, wanted) is None
+    assert Choices(NOTHING).of(goal, wanted) is None
 
 
 def test_intervals_by_hand() -> None:
@@ -76,7 +76,7 @@ def test_chosen_on_one_split_it_is_the_first_or_last_score_that_serves_and_told_
     test = ThresholdCurves(match(from_coco(labels, classes), detections.above(0.4)))
     goals = {Goal.BEST_F1: None, Goal.PRECISION: wanted, Goal.RECALL: wanted}
     scores = sorted(set(detections.score.tolist()))
-    for found in recommend(validation, test, len(classes), goals):
+    for found in Recommender(validation, len(classes)).recommend(test, goals):
 
         def at(threshold: float, label: int | None = found.label) -> Counts:
             return validation.at(label, threshold)

@@ -11,7 +11,8 @@ from saucer.evaluation.domain import CannotScoreError
 from saucer.evaluation.manifest import manifest_of
 from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import ThresholdCurves, coco_metrics
-from saucer.evaluation.scoring import NOTHING_TO_SCORE, recommended, score
+from saucer.evaluation.recommending import Recommender
+from saucer.evaluation.scoring import NOTHING_TO_SCORE, score
 from saucer.evaluation.stored import load
 from saucer.evaluation.truth import from_coco
 from saucer.serving.detections import Detections
@@ -34,7 +35,7 @@ def test_the_recommended_threshold_has_the_best_f1_of_all(seed: int) -> None:
     document, classes, _ = generate(seed)
     truth, detections = from_coco(document, classes), detections_of(seed)
     curves = ThresholdCurves(match(truth, detections))
-    for label, chosen in recommended(curves, len(classes)).items():
+    for label, chosen in Recommender(curves, len(classes)).best_f1().items():
 
         def f1(threshold: float, label: int | None = label) -> float:
             counts = curves.overall(threshold) if label is None else curves.of_class(label, threshold)
@@ -69,7 +70,10 @@ def test_of_equal_f1_the_highest_threshold_is_recommended() -> None:
     )
     truth = from_coco(document, ["cup"])
     assert {ThresholdCurves(match(truth, found)).overall(threshold).f1 for threshold in (0.9, 0.4)} == {0.5}
-    assert recommended(ThresholdCurves(match(truth, found)), 1) == {None: pytest.approx(0.9), 0: pytest.approx(0.9)}
+    assert Recommender(ThresholdCurves(match(truth, found)), 1).best_f1() == {
+        None: pytest.approx(0.9),
+        0: pytest.approx(0.9),
+    }
 
 
 @pytest.mark.parametrize("seed", SEEDS)
