@@ -179,7 +179,7 @@ def lengthen(monkeypatch: pytest.MonkeyPatch, step: timedelta) -> None:
     monkeypatch.setattr("saucer.training.charging.STALL_MS", step_ms)
     monkeypatch.setattr("saucer.training.domain.STALL_LOST", 2 * step)
     monkeypatch.setattr("saucer.training.domain.FINISH_LIMIT", 2 * step)
-    monkeypatch.setattr("saucer.publishing.domain.PROBE_GAP_LIMIT", step)
+    monkeypatch.setattr("saucer.publishing.lifecycle.PROBE_GAP_LIMIT", step)
     # What a killed service had not acknowledged comes again soon, in real time.
     monkeypatch.setattr("saucer.lib.consumer.ACK_WAIT_S", 1.0)
 

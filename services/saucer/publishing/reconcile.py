@@ -35,7 +35,7 @@ import structlog
 from prometheus_client import Gauge
 
 from saucer.lib.errors import DataLossError, DomainError, NotFoundError
-from saucer.publishing import domain
+from saucer.publishing import domain, lifecycle
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance, InstanceState
@@ -155,7 +155,7 @@ class Reconciler:
         leaving = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
         leaving |= {triton.triton_id for triton in tritons if triton.draining}
         for deployment in deployments:
-            placed = deployment.state not in domain.MOVABLE or domain.is_placed(deployment, leaving)
+            placed = deployment.state not in domain.MOVABLE or lifecycle.is_placed(deployment, leaving)
             if not placed and not await self._serving.place(deployment, self._holder, leaving):
                 log.info("no_room", deployment_id=deployment.deployment_id)
 
@@ -192,7 +192,7 @@ class Reconciler:
     async def _look_at_candidate(self, deployment: Deployment, now: datetime) -> None:
         if deployment.candidate is None or deployment.candidate.ready:
             return
-        if domain.may_be_ready(deployment):
+        if lifecycle.may_be_ready(deployment):
             await self._versions.pass_gate(deployment)
         elif now - deployment.candidate.proposed_at > CANDIDATE_LIMIT:
             await self._versions.reject(deployment, "It was not ready in time.")

@@ -13,7 +13,7 @@ from saucer.lib.clock import ManualClock
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
-from saucer.publishing import domain, service, store
+from saucer.publishing import lifecycle, service, store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
 from saucer.publishing.instances import Instance, InstanceState, Plan
 from saucer.publishing.peers import Peers
@@ -36,7 +36,9 @@ class World:
     async def put(self, move: Callable[[Deployment], Deployment]) -> str:
         """A deployment in the state that `move` gives it."""
         form, evaluation = replace(FORM, model_id=new_id()), replace(EVALUATION, evaluation_id=new_id())
-        made = domain.create(new_id(), new_id(), new_id(), form, evaluation, ("cup",), (("cup", 0.3),), self.clock.time)
+        made = lifecycle.create(
+            new_id(), new_id(), new_id(), form, evaluation, ("cup",), (("cup", 0.3),), self.clock.time
+        )
         async with self.database.transaction() as tx:
             await tx.connection.execute("TRUNCATE deployment CASCADE")
             await store.insert(tx.connection, made)
@@ -77,30 +79,30 @@ def stay(deployment: Deployment) -> Deployment:
 
 
 def queue(deployment: Deployment) -> Deployment:
-    return domain.queue(deployment, 7_200_000, 3_600_000, "EUR", NOW)
+    return lifecycle.queue(deployment, 7_200_000, 3_600_000, "EUR", NOW)
 
 
 def place(deployment: Deployment) -> Deployment:
-    return domain.place(queue(deployment), Plan(("local",)), NOW)
+    return lifecycle.place(queue(deployment), Plan(("local",)), NOW)
 
 
 def deploy(deployment: Deployment) -> Deployment:
     placed = place(deployment)
-    return domain.put_off(placed, at(placed), "no such graph", NOW)
+    return lifecycle.put_off(placed, at(placed), "no such graph", NOW)
 
 
 def activate(deployment: Deployment) -> Deployment:
     placed = place(deployment)
-    return domain.activate(placed, at(placed), PARITY, "system/a/images/0", NOW)
+    return lifecycle.activate(placed, at(placed), PARITY, "system/a/images/0", NOW)
 
 
 def degrade(deployment: Deployment) -> Deployment:
     active = activate(deployment)
-    return domain.lose(active, at(active), "Triton does not answer", NOW)
+    return lifecycle.lose(active, at(active), "Triton does not answer", NOW)
 
 
 def stopping(deployment: Deployment) -> Deployment:
-    return domain.stop(activate(deployment), EndReason.STOPPED_BY_USER, NOW)
+    return lifecycle.stop(activate(deployment), EndReason.STOPPED_BY_USER, NOW)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +210,9 @@ async def test_what_an_action_reports_of_an_instance_that_has_changed_meanwhile_
 async def test_reports_of_several_instances_at_once_count_each_second_of_each_once(world: World) -> None:
     def two(deployment: Deployment) -> Deployment:
         form = replace(deployment.form, replicas=2)
-        placed = domain.place(queue(replace(deployment, form=form)), Plan(("first", "second")), NOW)
+        placed = lifecycle.place(queue(replace(deployment, form=form)), Plan(("first", "second")), NOW)
         for triton_id in ("first", "second"):
-            placed = domain.activate(placed, at(placed, triton_id), PARITY, "system/a/images/0", NOW)
+            placed = lifecycle.activate(placed, at(placed, triton_id), PARITY, "system/a/images/0", NOW)
         return placed
 
     deployment_id, serving = await world.put(two), world.deployments.serving

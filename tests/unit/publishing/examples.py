@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from saucer.publishing import domain
+from saucer.publishing import lifecycle
 from saucer.publishing.domain import Deployment, DeploymentState, Evaluation, Form, Parity
 from saucer.publishing.instances import Instance, Plan
 
@@ -14,25 +14,25 @@ PARITY = Parity(True, 64, 100, 100, ())
 
 
 def pending(**changes: object) -> Deployment:
-    made = domain.create("d", "a", "r", FORM, EVALUATION, ("cup", "plate"), (("cup", 0.3), ("plate", 0.4)), NOW)
+    made = lifecycle.create("d", "a", "r", FORM, EVALUATION, ("cup", "plate"), (("cup", 0.3), ("plate", 0.4)), NOW)
     return replace(made, **changes)  # type: ignore[arg-type] # one dict for all types
 
 
 def queued(**changes: object) -> Deployment:
-    return domain.queue(pending(**changes), 7_200_000, 3_600_000, "EUR", NOW)
+    return lifecycle.queue(pending(**changes), 7_200_000, 3_600_000, "EUR", NOW)
 
 
 def deploying(*triton_ids: str, max_duration_ms: int | None = None) -> Deployment:
     """A replica on each Triton."""
     form = replace(FORM, replicas=len(triton_ids), max_duration_ms=max_duration_ms)
-    return domain.place(queued(form=form), Plan(triton_ids), NOW)
+    return lifecycle.place(queued(form=form), Plan(triton_ids), NOW)
 
 
 def active(*triton_ids: str, max_duration_ms: int | None = None) -> Deployment:
     """Serving on each Triton; without any, on one that is called local."""
     deployment = deploying(*(triton_ids or ("local",)), max_duration_ms=max_duration_ms)
     for triton_id in triton_ids or ("local",):
-        deployment = domain.activate(deployment, at(deployment, triton_id), PARITY, "system/a/images/0", NOW)
+        deployment = lifecycle.activate(deployment, at(deployment, triton_id), PARITY, "system/a/images/0", NOW)
     return deployment
 
 
@@ -51,7 +51,7 @@ def beside(deployment: Deployment, triton_id: str = "local") -> Instance:
 def count(deployment: Deployment, now: datetime, *triton_ids: str) -> Deployment:
     """A good probe on each Triton."""
     for triton_id in triton_ids or ("local",):
-        deployment = domain.count(deployment, at(deployment, triton_id), now)
+        deployment = lifecycle.count(deployment, at(deployment, triton_id), now)
         if deployment.state is DeploymentState.STOPPING:
             break
     return deployment

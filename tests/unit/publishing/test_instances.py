@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from saucer.publishing import domain
+from saucer.publishing import lifecycle
 from saucer.publishing.domain import (
     LOAD_ATTEMPTS,
     PROBE_GAP_LIMIT,
@@ -96,29 +96,29 @@ def test_no_plan_lets_fewer_serve_than_are_wanted_nor_two_share_a_triton(
 
 def test_of_two_replicas_one_is_enough_to_be_active_and_is_charged_by_half() -> None:
     deployment = deploying("a", "b")
-    deployment = domain.activate(deployment, at(deployment, "a"), PARITY, "p", NOW)
+    deployment = lifecycle.activate(deployment, at(deployment, "a"), PARITY, "p", NOW)
     assert deployment.state is DeploymentState.ACTIVE
     assert any("1 of 2 replicas serve" in warning for warning in deployment.warnings)
     deployment = count(deployment, NOW + 10 * SECOND, "a")
     assert deployment.charged_ms == 5_000
-    deployment = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + 10 * SECOND)
+    deployment = lifecycle.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + 10 * SECOND)
     assert not any("replicas serve" in warning for warning in deployment.warnings)
     deployment = count(deployment, NOW + 14 * SECOND, "a", "b")
     assert deployment.charged_ms == 9_000
-    deployment = domain.lose(deployment, at(deployment, "a"), "it does not answer", NOW + 15 * SECOND)
+    deployment = lifecycle.lose(deployment, at(deployment, "a"), "it does not answer", NOW + 15 * SECOND)
     assert (deployment.state, deployment.error_message) == (DeploymentState.ACTIVE, "")
     deployment = count(deployment, NOW + 16 * SECOND, "b")
     assert deployment.charged_ms == 10_000
-    deployment = domain.lose(deployment, at(deployment, "b"), "nor does it", NOW + 17 * SECOND)
+    deployment = lifecycle.lose(deployment, at(deployment, "b"), "nor does it", NOW + 17 * SECOND)
     assert deployment.state is DeploymentState.DEGRADED
-    deployment = domain.recover(deployment, at(deployment, "a"), NOW + 20 * SECOND)
+    deployment = lifecycle.recover(deployment, at(deployment, "a"), NOW + 20 * SECOND)
     assert (deployment.state, deployment.charged_ms) == (DeploymentState.ACTIVE, 10_000)
 
 
 def test_the_max_duration_is_of_the_counter_and_so_lasts_twice_as_long_where_half_serves() -> None:
     deployment = active("a", "b", max_duration_ms=10_000)
     assert deployment.stop_at == NOW + 10 * SECOND
-    deployment = domain.lose(deployment, at(deployment, "b"), "dead", NOW)
+    deployment = lifecycle.lose(deployment, at(deployment, "b"), "dead", NOW)
     assert deployment.stop_at == NOW + 20 * SECOND
     deployment = count(deployment, NOW + 15 * SECOND, "a")
     assert deployment.stop_at == NOW + 20 * SECOND
@@ -139,26 +139,26 @@ def test_no_microsecond_is_lost_however_often_it_is_counted(gaps_us: list[int], 
 
 
 def test_more_that_serve_than_are_wanted_cost_no_more() -> None:
-    deployment = domain.place(active("a"), Plan(("b",)), NOW)
-    deployment = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + SECOND)
+    deployment = lifecycle.place(active("a"), Plan(("b",)), NOW)
+    deployment = lifecycle.activate(deployment, at(deployment, "b"), PARITY, "p", NOW + SECOND)
     deployment = count(deployment, NOW + 4 * SECOND, "a", "b")
     assert deployment.charged_ms == 4_000
     # What follows another is counted from where it follows, and not from its own last probe.
-    deployment = domain.place(deployment, Plan(given_up=(at(deployment, "a"),)), NOW + 6 * SECOND)
+    deployment = lifecycle.place(deployment, Plan(given_up=(at(deployment, "a"),)), NOW + 6 * SECOND)
     assert count(deployment, NOW + 8 * SECOND, "b").charged_ms == 6_000
 
 
 def test_a_candidate_is_ready_once_it_serves_wherever_the_other_version_does_and_goes_on_counting_there() -> None:
     version = replace(active().version, number=2)
-    deployment = domain.propose(active("a", "b", "c"), version, 0, NOW)
-    deployment = domain.lose(deployment, at(deployment, "c"), "dead", NOW)
-    assert not domain.may_be_ready(deployment)
-    deployment = domain.activate(deployment, beside(deployment, "a"), PARITY, "p", NOW + SECOND)
-    assert not domain.may_be_ready(deployment)
+    deployment = lifecycle.propose(active("a", "b", "c"), version, 0, NOW)
+    deployment = lifecycle.lose(deployment, at(deployment, "c"), "dead", NOW)
+    assert not lifecycle.may_be_ready(deployment)
+    deployment = lifecycle.activate(deployment, beside(deployment, "a"), PARITY, "p", NOW + SECOND)
+    assert not lifecycle.may_be_ready(deployment)
     deployment = count(deployment, NOW + 2 * SECOND, "a")
-    deployment = domain.activate(deployment, beside(deployment, "b"), PARITY, "p", NOW + 3 * SECOND)
-    assert domain.may_be_ready(deployment), "where the other does not serve either, it cannot"
-    promoted = domain.pass_gate(deployment, NOW + 3 * SECOND)
+    deployment = lifecycle.activate(deployment, beside(deployment, "b"), PARITY, "p", NOW + 3 * SECOND)
+    assert lifecycle.may_be_ready(deployment), "where the other does not serve either, it cannot"
+    promoted = lifecycle.pass_gate(deployment, NOW + 3 * SECOND)
     assert (promoted.version.number, promoted.candidate) == (2, None)
     assert {item.key for item in promoted.instances} == {(2, "a"), (2, "b"), (2, "c")}
     counted = count(promoted, NOW + 6 * SECOND, "a", "b")
@@ -166,32 +166,32 @@ def test_a_candidate_is_ready_once_it_serves_wherever_the_other_version_does_and
 
 
 def test_what_is_placed_anew_takes_the_candidate_along_and_what_is_given_up_takes_it_away() -> None:
-    proposed = domain.propose(active("a"), replace(active().version, number=2), 10, NOW)
-    moving = domain.place(proposed, Plan(("b",)), NOW)
+    proposed = lifecycle.propose(active("a"), replace(active().version, number=2), 10, NOW)
+    moving = lifecycle.place(proposed, Plan(("b",)), NOW)
     assert {item.key for item in moving.instances} == {(1, "a"), (2, "a"), (1, "b"), (2, "b")}
-    moving = domain.activate(moving, at(moving, "b"), PARITY, "p", NOW)
-    moved = domain.place(moving, Plan(given_up=(at(moving, "a"),)), NOW)
+    moving = lifecycle.activate(moving, at(moving, "b"), PARITY, "p", NOW)
+    moved = lifecycle.place(moving, Plan(given_up=(at(moving, "a"),)), NOW)
     assert {item.key for item in moved.instances} == {(1, "b"), (2, "b")}
-    assert {item.key for item in domain.abandon(moved).instances} == {(1, "b")}
+    assert {item.key for item in lifecycle.abandon(moved).instances} == {(1, "b")}
 
 
 def test_what_never_served_fails_once_every_triton_has_refused_it_and_what_serves_elsewhere_does_not() -> None:
     deployment = deploying("a", "b")
     for _ in range(LOAD_ATTEMPTS):
-        deployment = domain.refuse_load(deployment, at(deployment, "a"), "no", NOW)
+        deployment = lifecycle.refuse_load(deployment, at(deployment, "a"), "no", NOW)
     assert deployment.state is DeploymentState.DEPLOYING
-    serving = domain.activate(deployment, at(deployment, "b"), PARITY, "p", NOW)
-    assert domain.refuse_load(serving, at(serving, "a"), "no", NOW).state is DeploymentState.ACTIVE
+    serving = lifecycle.activate(deployment, at(deployment, "b"), PARITY, "p", NOW)
+    assert lifecycle.refuse_load(serving, at(serving, "a"), "no", NOW).state is DeploymentState.ACTIVE
     for _ in range(LOAD_ATTEMPTS):
-        deployment = domain.refuse_load(deployment, at(deployment, "b"), "no", NOW)
+        deployment = lifecycle.refuse_load(deployment, at(deployment, "b"), "no", NOW)
     assert (deployment.state, deployment.instances) == (DeploymentState.FAILED, ())
 
 
 def test_it_is_stopped_once_every_triton_has_unloaded_it() -> None:
-    deployment = domain.stop(active("a", "b"), EndReason.STOPPED_BY_USER, NOW)
-    deployment = domain.unloaded(deployment, at(deployment, "b"), NOW)
+    deployment = lifecycle.stop(active("a", "b"), EndReason.STOPPED_BY_USER, NOW)
+    deployment = lifecycle.unloaded(deployment, at(deployment, "b"), NOW)
     assert deployment.state is DeploymentState.STOPPING
-    deployment = domain.unloaded(deployment, at(deployment, "a"), NOW)
+    deployment = lifecycle.unloaded(deployment, at(deployment, "a"), NOW)
     assert (deployment.state, deployment.instances) == (DeploymentState.STOPPED, ())
 
 
@@ -212,46 +212,46 @@ class Served(RuleBasedStateMachine):
     def a_probe_is_good(self, which: int) -> None:
         found = [item for item in self.deployment.instances if item.serving]
         if found:
-            self.deployment = domain.count(self.deployment, found[which % len(found)], self.now)
+            self.deployment = lifecycle.count(self.deployment, found[which % len(found)], self.now)
 
     @rule(which=st.integers(0, 9))
     def a_probe_is_bad(self, which: int) -> None:
         found = [item for item in self.deployment.instances if item.serving]
         if found:
-            self.deployment = domain.lose(self.deployment, found[which % len(found)], "dead", self.now)
+            self.deployment = lifecycle.lose(self.deployment, found[which % len(found)], "dead", self.now)
 
     @rule(which=st.integers(0, 9))
     def one_serves(self, which: int) -> None:
         found = [item for item in self.deployment.instances if not item.serving]
         if found:
-            self.deployment = domain.activate(self.deployment, found[which % len(found)], PARITY, "p", self.now)
+            self.deployment = lifecycle.activate(self.deployment, found[which % len(found)], PARITY, "p", self.now)
 
     @rule(leaving=st.sets(st.sampled_from("abcde")), room=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 1)))
     def it_is_placed(self, leaving: set[str], room: dict[str, int]) -> None:
         made = plan(self.deployment.own_instances, self.deployment.form.replicas, leaving, room)
-        self.deployment = domain.place(self.deployment, made, self.now)
+        self.deployment = lifecycle.place(self.deployment, made, self.now)
 
     @precondition(lambda self: self.deployment.candidate is None)
     @rule(percent=st.sampled_from([0, 10]))
     def a_version_is_proposed(self, percent: int) -> None:
         number = self.deployment.version.number + 1
         version = Version(number, "m", "e", ("cup",), (("cup", 0.5),))
-        self.deployment = domain.propose(self.deployment, version, percent, self.now)
+        self.deployment = lifecycle.propose(self.deployment, version, percent, self.now)
 
-    @precondition(lambda self: domain.may_be_ready(self.deployment))
+    @precondition(lambda self: lifecycle.may_be_ready(self.deployment))
     @rule()
     def it_is_ready(self) -> None:
-        self.deployment = domain.pass_gate(self.deployment, self.now)
+        self.deployment = lifecycle.pass_gate(self.deployment, self.now)
 
     @precondition(lambda self: self.deployment.candidate is not None and self.deployment.candidate.ready)
     @rule()
     def it_is_promoted(self) -> None:
-        self.deployment = domain.promote(self.deployment, self.now)
+        self.deployment = lifecycle.promote(self.deployment, self.now)
 
     @precondition(lambda self: self.deployment.candidate is not None)
     @rule()
     def it_is_abandoned(self) -> None:
-        self.deployment = domain.abandon(self.deployment)
+        self.deployment = lifecycle.abandon(self.deployment)
 
     @invariant()
     def it_is_active_exactly_while_something_of_its_version_serves(self) -> None:

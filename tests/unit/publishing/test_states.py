@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saucer.publishing import domain
+from saucer.publishing import domain, lifecycle
 from saucer.publishing.domain import (
     PROBE_GAP_LIMIT,
     PROGRESS_EVERY,
@@ -64,7 +64,7 @@ def test_only_the_moves_of_the_table_are_allowed(source: DeploymentState, target
 def test_a_stop_ends_at_once_what_triton_has_nothing_of_and_asks_it_of_the_rest(
     state: DeploymentState, reason: EndReason
 ) -> None:
-    stopped = domain.stop(replace(pending(), state=state), reason, NOW)
+    stopped = lifecycle.stop(replace(pending(), state=state), reason, NOW)
     if state in domain.UNPLACED:
         assert (stopped.state, stopped.end_reason) == (DeploymentState.STOPPED, reason)
     elif state in domain.AT_REST or state is DeploymentState.STOPPING:
@@ -72,21 +72,21 @@ def test_a_stop_ends_at_once_what_triton_has_nothing_of_and_asks_it_of_the_rest(
         assert stopped.end_reason is None
     else:
         assert (stopped.state, stopped.end_reason, stopped.stop_requested) == (DeploymentState.STOPPING, reason, True)
-        assert domain.stop(stopped, EndReason.ARREARS, NOW) == stopped, "the first reason stays"
-        assert domain.stopped(stopped, NOW).end_reason is reason
+        assert lifecycle.stop(stopped, EndReason.ARREARS, NOW) == stopped, "the first reason stays"
+        assert lifecycle.stopped(stopped, NOW).end_reason is reason
 
 
 def test_arrears_show_in_the_charge_status_until_a_new_start_is_granted() -> None:
-    stopped = domain.stopped(domain.stop(active(), EndReason.ARREARS, NOW), NOW)
+    stopped = lifecycle.stopped(lifecycle.stop(active(), EndReason.ARREARS, NOW), NOW)
     assert stopped.charge_status is ChargeStatus.STOPPED_FOR_ARREARS
-    again = domain.queue(domain.start_again(stopped, "again", NOW), 2, 1, "EUR", NOW)
+    again = lifecycle.queue(lifecycle.start_again(stopped, "again", NOW), 2, 1, "EUR", NOW)
     assert again.charge_status is ChargeStatus.NOT_BILLING
 
 
 def test_a_refused_first_start_is_refused_and_a_refused_new_start_is_where_it_was() -> None:
-    assert domain.refuse(pending(), "short", 1, NOW).state is DeploymentState.REFUSED
-    stopped = domain.stopped(domain.stop(active(), EndReason.STOPPED_BY_USER, NOW), NOW)
-    back = domain.refuse(domain.start_again(stopped, "again", NOW), "short", 1, NOW)
+    assert lifecycle.refuse(pending(), "short", 1, NOW).state is DeploymentState.REFUSED
+    stopped = lifecycle.stopped(lifecycle.stop(active(), EndReason.STOPPED_BY_USER, NOW), NOW)
+    back = lifecycle.refuse(lifecycle.start_again(stopped, "again", NOW), "short", 1, NOW)
     assert (back.state, back.end_reason) == (DeploymentState.STOPPED, EndReason.STOPPED_BY_USER)
     assert back.version.parity == PARITY
     assert back.start_number == 2, "a refused hold's id is used up"
@@ -94,13 +94,13 @@ def test_a_refused_first_start_is_refused_and_a_refused_new_start_is_where_it_wa
 
 def test_a_new_start_that_is_granted_starts_with_nothing_of_the_former() -> None:
     counted = count(active(), NOW + timedelta(seconds=5))
-    degraded = domain.lose(counted, at(counted), "dead", NOW)
+    degraded = lifecycle.lose(counted, at(counted), "dead", NOW)
     assert (degraded.state, degraded.error_message) == (DeploymentState.DEGRADED, "dead")
-    failed = domain.fail(degraded, EndReason.FAILED, "dead", NOW, None)
+    failed = lifecycle.fail(degraded, EndReason.FAILED, "dead", NOW, None)
     assert failed.instances == ()
-    again = domain.start_again(failed, "again", NOW)
+    again = lifecycle.start_again(failed, "again", NOW)
     assert again.charged_ms == 0, "the counter goes with the hold"
-    assert domain.queue(again, 7_200_000, 3_600_000, "EUR", NOW) == replace(
+    assert lifecycle.queue(again, 7_200_000, 3_600_000, "EUR", NOW) == replace(
         queued(), start_number=2, start_request_id="again", revision=again.revision
     )
 
@@ -117,8 +117,8 @@ def test_a_gap_between_probes_counts_up_to_its_limit_and_a_gap_in_serving_not_at
     late = count(active(), NOW + 10 * PROBE_GAP_LIMIT)
     assert late.charged_ms == PROBE_GAP_LIMIT // timedelta(milliseconds=1)
     hour = NOW + timedelta(hours=1)
-    degraded = domain.lose(late, at(late), "dead", NOW + 11 * PROBE_GAP_LIMIT)
-    back = domain.recover(degraded, at(degraded), hour)
+    degraded = lifecycle.lose(late, at(late), "dead", NOW + 11 * PROBE_GAP_LIMIT)
+    back = lifecycle.recover(degraded, at(degraded), hour)
     assert back.charged_ms == late.charged_ms
     assert count(back, hour + timedelta(seconds=2)).charged_ms == late.charged_ms + 2000
     assert back.active_at == NOW
@@ -160,13 +160,13 @@ def test_the_pause_between_attempts_grows_to_its_greatest() -> None:
     deployment = deploying("local")
     pauses = []
     for _ in range(100):
-        deployment = domain.put_off(deployment, at(deployment), "no", NOW)
+        deployment = lifecycle.put_off(deployment, at(deployment), "no", NOW)
         retry_at = at(deployment).retry_at
         assert retry_at is not None
         pauses.append(retry_at - NOW)
-    assert pauses[0] == domain.RETRY_FIRST
+    assert pauses[0] == lifecycle.RETRY_FIRST
     assert pauses == sorted(pauses)
-    assert pauses[-1] == domain.RETRY_GREATEST
+    assert pauses[-1] == lifecycle.RETRY_GREATEST
 
 
 def test_the_cost_is_the_floor_of_whole_seconds() -> None:

@@ -9,7 +9,7 @@ import structlog
 from saucer.lib.auth import current
 from saucer.lib.errors import DomainError, NotFoundError
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, store, version_store
+from saucer.publishing import lifecycle, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, write
@@ -68,7 +68,7 @@ class Deployments:
 
     async def obey_stop(self, deployment_id: str, start_number: int, reason: EndReason) -> None:
         """Billing orders the stop of a start. Raises NotFoundError."""
-        await change(self._database, deployment_id, start_number, None, lambda at, now: domain.stop(at, reason, now))
+        await change(self._database, deployment_id, start_number, None, lambda at, now: lifecycle.stop(at, reason, now))
 
     # Ending
 
@@ -76,7 +76,7 @@ class Deployments:
         """Asks for the stop; at rest, or while it is stopping already, nothing changes."""
         async with self._database.transaction() as tx:
             deployment = await owned(tx, deployment_id)
-            stopped = domain.stop(deployment, EndReason.STOPPED_BY_USER, tx.now)
+            stopped = lifecycle.stop(deployment, EndReason.STOPPED_BY_USER, tx.now)
             if stopped != deployment and not await version_store.has_record(tx.connection, deployment_id, request_id):
                 author = current().subject
                 await record(tx, deployment, UpdateAction.STOPPED, author=author, request_id=request_id)
@@ -98,7 +98,7 @@ class Deployments:
             await self.starts.ask_again(deployment_id)
         await self._end_waiting(_S.WAITING, WAITING_LIMIT, "The resource group had no free capacity in time")
         for deployment_id in await self._unmoved(_S.STOPPING, STOPPING_LIMIT):
-            await change(self._database, deployment_id, None, {_S.STOPPING}, domain.stopped)
+            await change(self._database, deployment_id, None, {_S.STOPPING}, lifecycle.stopped)
         if limits:
             await self._end_waiting(_S.QUEUED, QUEUED_LIMIT, "No Triton had room in time; start it again.")
             await self._end_waiting(_S.DEPLOYING, DEPLOYING_LIMIT, "It was not online in time")
@@ -111,7 +111,7 @@ class Deployments:
     async def _end_waiting(self, state: DeploymentState, limit: timedelta, message: str) -> None:
         def end(at: Deployment, now: datetime) -> Deployment:
             text = f"{message}: {at.error_message}" if at.error_message else message
-            return domain.fail(at, EndReason.WAITED_TOO_LONG, text, now, None)
+            return lifecycle.fail(at, EndReason.WAITED_TOO_LONG, text, now, None)
 
         for deployment_id in await self._unmoved(state, limit):
             await change(self._database, deployment_id, None, {state}, end)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, instances, store, triton_store
+from saucer.publishing import domain, instances, lifecycle, store, triton_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, UpdateAction, Version
 from saucer.publishing.instances import Instance
 from saucer.publishing.service.changes import change, write
@@ -72,7 +72,7 @@ class Serving:
             form = present.form
             room = await triton_store.room(tx.connection, form.region_id, form.spec_id)
             plan = instances.plan(present.own_instances, form.replicas, leaving, room)
-            placed = await write(tx, present, domain.place(present, plan, tx.now))
+            placed = await write(tx, present, lifecycle.place(present, plan, tx.now))
             going = [item.triton_id for item in present.own_instances if item.triton_id in leaving]
             # Of those that go, some may have been replaced before.
             replaced = max(0, len(present.own_instances) - form.replicas)
@@ -84,7 +84,7 @@ class Serving:
     async def activate(self, deployment: Deployment, instance: Instance, parity: Parity, probe_key: str) -> None:
         """An instance is loaded, and its replay agreed: it serves."""
         await self._report(
-            deployment, instance, domain.MOVABLE, lambda at, it, now: domain.activate(at, it, parity, probe_key, now)
+            deployment, instance, domain.MOVABLE, lambda at, it, now: lifecycle.activate(at, it, parity, probe_key, now)
         )
 
     async def fail(self, deployment: Deployment, reason: EndReason, message: str, parity: Parity | None = None) -> None:
@@ -94,12 +94,12 @@ class Serving:
             deployment.deployment_id,
             deployment.start_number,
             {_S.DEPLOYING},
-            lambda at, now: domain.fail(at, reason, message, now, parity),
+            lambda at, now: lifecycle.fail(at, reason, message, now, parity),
         )
 
     async def count(self, deployment: Deployment, instance: Instance) -> None:
         """A good probe of an instance."""
-        await self._report(deployment, instance, domain.SERVED, domain.count)
+        await self._report(deployment, instance, domain.SERVED, lifecycle.count)
 
     async def used(self, deployment_ids: Collection[str]) -> None:
         """Requests have come for these."""
@@ -109,27 +109,29 @@ class Serving:
 
     async def lose(self, deployment: Deployment, instance: Instance, message: str) -> None:
         """A probe of an instance failed."""
-        await self._report(deployment, instance, domain.SERVED, lambda at, it, now: domain.lose(at, it, message, now))
+        await self._report(
+            deployment, instance, domain.SERVED, lambda at, it, now: lifecycle.lose(at, it, message, now)
+        )
 
     async def recover(self, deployment: Deployment, instance: Instance) -> None:
         """A probe of a lost instance is good again."""
-        await self._report(deployment, instance, domain.SERVED, domain.recover)
+        await self._report(deployment, instance, domain.SERVED, lifecycle.recover)
 
     async def put_off(self, deployment: Deployment, instance: Instance, message: str) -> None:
         """An attempt failed: the next one comes after a pause."""
         await self._report(
-            deployment, instance, domain.PLACED, lambda at, it, now: domain.put_off(at, it, message, now)
+            deployment, instance, domain.PLACED, lambda at, it, now: lifecycle.put_off(at, it, message, now)
         )
 
     async def refuse_load(self, deployment: Deployment, instance: Instance, message: str) -> None:
         """A Triton does not serve the model of an instance of the version that serves, or will."""
         await self._report(
-            deployment, instance, domain.MOVABLE, lambda at, it, now: domain.refuse_load(at, it, message, now)
+            deployment, instance, domain.MOVABLE, lambda at, it, now: lifecycle.refuse_load(at, it, message, now)
         )
 
     async def unloaded(self, deployment: Deployment, instance: Instance) -> None:
         """STOPPING: a Triton has nothing of it any more."""
-        await self._report(deployment, instance, {_S.STOPPING}, domain.unloaded)
+        await self._report(deployment, instance, {_S.STOPPING}, lifecycle.unloaded)
 
     async def _report(
         self, deployment: Deployment, instance: Instance, states: Collection[DeploymentState], move: InstanceMove

@@ -24,7 +24,7 @@ from saucer.lib.errors import (
     NotFoundError,
 )
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, spans, store, version_store
+from saucer.publishing import domain, lifecycle, spans, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model, UpdateAction
 from saucer.publishing.peers import Hold, Peers
 from saucer.publishing.service.changes import Event, Move, change, owned, publish
@@ -107,7 +107,7 @@ class Starts:
         )
         try:
             async with self._database.transaction() as tx:
-                deployment = domain.create(
+                deployment = lifecycle.create(
                     deployment_id, account_id, request_id, form, evaluation, model.classes, thresholds, tx.now
                 )
                 if await store.insert(tx.connection, deployment):
@@ -132,13 +132,13 @@ class Starts:
             message = error.message
             # A refused new start is where it was: nothing has ended that had not ended before.
             event = events_pb2.DeploymentChanged if deployment.former_state else None
-            refused = await self._answer(deployment, lambda at, now: domain.refuse(at, message, missing, now), event)
+            refused = await self._answer(deployment, lambda at, now: lifecycle.refuse(at, message, missing, now), event)
             raise _refusal(refused) from error
         except DomainError as error:
             log.warning("billing_silent", deployment_id=deployment.deployment_id, error=error.message)
             return deployment
         if hold.waiting:
-            return await self._answer(deployment, domain.wait)
+            return await self._answer(deployment, lifecycle.wait)
         return await self._answer(deployment, lambda at, now: _queue(at, hold, now))
 
     async def _answer(self, deployment: Deployment, move: Move, event: Event | None = None) -> Deployment:
@@ -173,7 +173,7 @@ class Starts:
                     if billing_mode is not None:
                         form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
                         _check_billing(form)
-                    started = domain.start_again(deployment, request_id, tx.now, form)
+                    started = lifecycle.start_again(deployment, request_id, tx.now, form)
                     author = current().subject
                     await record(tx, deployment, UpdateAction.STARTED, author=author, request_id=request_id)
                     deployment = await store.update(tx.connection, started)
@@ -191,7 +191,7 @@ class Starts:
         if now - deployment.moved_at > PENDING_LIMIT:
             message = "Billing did not answer in time; start it again."
             await self._answer(
-                deployment, lambda at, now: domain.fail(at, EndReason.WAITED_TOO_LONG, message, now, None)
+                deployment, lambda at, now: lifecycle.fail(at, EndReason.WAITED_TOO_LONG, message, now, None)
             )
             return
         try:
@@ -208,7 +208,7 @@ def _check_billing(form: Form) -> None:
 
 
 def _queue(deployment: Deployment, hold: Hold, now: datetime) -> Deployment:
-    return domain.queue(deployment, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now)
+    return lifecycle.queue(deployment, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now)
 
 
 def checked_thresholds(given: Mapping[str, float], model: Model) -> Mapping[str, float]:

@@ -14,7 +14,7 @@ from datetime import datetime
 from saucer.lib.auth import current
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, gate_store, store, version_store
+from saucer.publishing import domain, gate_store, lifecycle, store, version_store
 from saucer.publishing.domain import SERVED, Candidate, Deployment, UpdateAction, UpdateRecord, Version
 from saucer.publishing.gate import Gate
 from saucer.publishing.service.changes import Move, owned, write
@@ -79,17 +79,17 @@ class Versions:
     async def split(self, request_id: str, deployment_id: str, percent: int) -> Deployment:
         """Gives the candidate another share. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE, NOT_READY."""
         return await self._of_candidate(
-            request_id, deployment_id, UpdateAction.SPLIT, lambda at, _: domain.split(at, percent), ready=True
+            request_id, deployment_id, UpdateAction.SPLIT, lambda at, _: lifecycle.split(at, percent), ready=True
         )
 
     async def promote(self, request_id: str, deployment_id: str) -> Deployment:
         """Gives the candidate all traffic. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE, NOT_READY."""
-        return await self._of_candidate(request_id, deployment_id, UpdateAction.PROMOTED, domain.promote, ready=True)
+        return await self._of_candidate(request_id, deployment_id, UpdateAction.PROMOTED, lifecycle.promote, ready=True)
 
     async def abandon(self, request_id: str, deployment_id: str) -> Deployment:
         """Takes the candidate away, ready or not. Raises NotFoundError, FailedPreconditionError: NO_CANDIDATE."""
         return await self._of_candidate(
-            request_id, deployment_id, UpdateAction.ABANDONED, lambda at, _: domain.abandon(at), ready=False
+            request_id, deployment_id, UpdateAction.ABANDONED, lambda at, _: lifecycle.abandon(at), ready=False
         )
 
     async def _of_candidate(
@@ -113,12 +113,12 @@ class Versions:
         await self._report(
             deployment,
             UpdateAction.PROMOTED,
-            lambda at, now: domain.pass_gate(at, now) if domain.may_be_ready(at) else at,
+            lambda at, now: lifecycle.pass_gate(at, now) if lifecycle.may_be_ready(at) else at,
         )
 
     async def reject(self, deployment: Deployment, message: str) -> None:
         """The candidate did not load, did not agree, or failed since: the version that serves goes on alone."""
-        await self._report(deployment, UpdateAction.REJECTED, lambda at, _: domain.abandon(at), message)
+        await self._report(deployment, UpdateAction.REJECTED, lambda at, _: lifecycle.abandon(at), message)
 
     async def _report(self, deployment: Deployment, action: UpdateAction, move: Move, detail: str = "") -> None:
         asked = deployment.candidate
@@ -176,7 +176,7 @@ def _check_free(deployment: Deployment) -> None:
 async def _propose(
     tx: Transaction, deployment: Deployment, version: Version, percent: int, action: UpdateAction, request_id: str
 ) -> Deployment:
-    proposed = domain.propose(deployment, version, percent, tx.now)
+    proposed = lifecycle.propose(deployment, version, percent, tx.now)
     assert proposed.candidate is not None
     return await _move(tx, deployment, proposed.candidate, proposed, action, request_id=request_id)
 
