@@ -59,7 +59,7 @@ def photographs(count: int) -> list[bytes]:
     chance = np.random.default_rng(7)
     coarse = [chance.integers(0, 255, (90, 120, 3), np.uint8) for _ in range(count)]
     pixels = [cv2.resize(item, (960, 720), interpolation=cv2.INTER_CUBIC) for item in coarse]
-    return [bytes(cv2.imencode(".jpg", item, [cv2.IMWRITE_JPEG_QUALITY, 90])[1]) for item in pixels]
+    return [bytes(cv2.imencode(".jpg", item, [cv2.IMWRITE_JPEG_QUALITY, 50])[1]) for item in pixels]
 
 
 def write_rtmdet(folder: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from saucer.lib.postgres import Database
 from saucer.training.bell import Bell
 from saucer.training.domain import LogLine, LogSearch, MetricPoint, Model, Run, RunState, as_of
 from saucer.training.fleet import WORKER_GONE, Queue, Worker
-from saucer.training.store import models, queue, runs, told, workers
+from saucer.training.store import log_search, models, queue, runs, told, workers
 
 # The net under the wake-ups of streams.
 POLL_S = 1.0
@@ -59,7 +59,9 @@ class Reading:
         """In order. Raises NotFoundError."""
         await self.get_run(run_id)
         async with self._database.reading() as connection:
-            return await told.list_log(connection, run_id, wanted, newest_first=newest_first, after=after, limit=limit)
+            return await log_search.list_log(
+                connection, run_id, wanted, newest_first=newest_first, after=after, limit=limit
+            )
 
     async def export_log(self, run_id: str, wanted: LogSearch, write: Callable[[LogLine], str]) -> AsyncIterator[bytes]:
         """Every line that is wanted, oldest first, as bytes of whole lines. Raises NotFoundError."""
@@ -67,7 +69,7 @@ class Reading:
         after: int | None = None
         while True:
             async with self._database.reading() as connection:
-                lines = await told.list_log(connection, run_id, wanted, after=after, limit=EXPORT_BATCH)
+                lines = await log_search.list_log(connection, run_id, wanted, after=after, limit=EXPORT_BATCH)
             if lines:
                 yield "".join(write(line) for line in lines).encode()
                 after = lines[-1].sequence
@@ -91,7 +93,7 @@ class Reading:
         async for _ in self._rounds(run_id):
             while True:
                 async with self._database.reading() as connection:
-                    lines = await told.list_log(connection, run_id, LogSearch(), after=after, limit=STREAM_BATCH)
+                    lines = await log_search.list_log(connection, run_id, LogSearch(), after=after, limit=STREAM_BATCH)
                 for line in lines:
                     yield line
                     after = line.sequence

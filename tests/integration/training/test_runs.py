@@ -37,7 +37,7 @@ from saucer.training.domain import (
 from saucer.training.log_limit import BURST, LINES_PER_S
 from saucer.training.main import TrainingSettings, retention_rules
 from saucer.training.service import Logged, Measured, Training
-from saucer.training.store import runs, told
+from saucer.training.store import log_search, runs
 from tests.support.servers import NewDatabase
 
 LEASE = timedelta(milliseconds=LEASE_MS)
@@ -468,7 +468,7 @@ async def test_a_logs_times_never_go_back_so_that_a_window_is_a_range_of_lines(l
     given = [lab.clock.time + seconds * SECOND for seconds in (-30, -10, -20, 99, -5)]
     await worker.beat(lines=[Logged(2, time, str(number)) for number, time in enumerate(given)])
     async with lab.database.reading() as connection:
-        lines = await told.list_log(connection, run_id, LogSearch(), after=None, limit=10)
+        lines = await log_search.list_log(connection, run_id, LogSearch(), after=None, limit=10)
         assert [line.time for line in lines] == [given[0], given[1], given[1], lab.clock.time, lab.clock.time]
         for start, end, found in (
             (given[1], lab.clock.time, "12"),
@@ -476,7 +476,9 @@ async def test_a_logs_times_never_go_back_so_that_a_window_is_a_range_of_lines(l
             (lab.clock.time + SECOND, None, ""),
             (None, lab.clock.time + SECOND, "01234"),
         ):
-            window = await told.list_log(connection, run_id, LogSearch(start=start, end=end), after=None, limit=10)
+            window = await log_search.list_log(
+                connection, run_id, LogSearch(start=start, end=end), after=None, limit=10
+            )
             assert "".join(line.text for line in window) == found
 
 

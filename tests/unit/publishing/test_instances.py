@@ -11,14 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from saucer.publishing import lifecycle
 from saucer.publishing.domain import (
-    LOAD_ATTEMPTS,
-    PROBE_GAP_LIMIT,
     Deployment,
     DeploymentState,
     EndReason,
     Version,
 )
 from saucer.publishing.instances import Instance, InstanceState, Plan, plan
+from saucer.publishing.lifecycle import LOAD_ATTEMPTS, PROBE_GAP_LIMIT
 from tests.unit.publishing.examples import NOW, PARITY, active, at, beside, count, deploying
 
 SECOND = timedelta(seconds=1)

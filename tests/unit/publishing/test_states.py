@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from saucer.publishing import domain, lifecycle
 from saucer.publishing.domain import (
-    PROBE_GAP_LIMIT,
-    PROGRESS_EVERY,
     ChargeStatus,
     DeploymentState,
     EndReason,
     Evaluation,
 )
+from saucer.publishing.lifecycle import PROBE_GAP_LIMIT, PROGRESS_EVERY
 from tests.unit.publishing.examples import EVALUATION, NOW, PARITY, active, at, count, deploying, pending, queued
 
 ALLOWED = {

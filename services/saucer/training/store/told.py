@@ -4,10 +4,7 @@ import json
 from collections.abc import Sequence
 
 from saucer.lib.postgres import Connection
-from saucer.training.domain import LogLine, LogSearch, MetricPoint
-
-# More than any line's sequence.
-_BEYOND_ALL = 2**62
+from saucer.training.domain import LogLine, MetricPoint
 
 # $1: of runs that ended before; $2: lines at most.
 DELETE_OLD_LOGS = """
@@ -68,54 +65,3 @@ async def insert_log(connection: Connection, run_id: str, lines: Sequence[LogLin
         [line.time for line in lines],
         [line.text for line in lines],
     )
-
-
-async def list_log(
-    connection: Connection,
-    run_id: str,
-    wanted: LogSearch,
-    *,
-    newest_first: bool = False,
-    after: int | None,
-    limit: int,
-) -> list[LogLine]:
-    """In order of the sequence."""
-    given: list[object] = [run_id]
-
-    def parameter(value: object) -> str:
-        given.append(value)
-        return f"${len(given)}"
-
-    # Conditions stand one by one and levels as numbers: only so does PostgreSQL see that an index serves them.
-    conditions = ["run_id = $1"]
-    if wanted.min_level > 1:
-        conditions.append(f"level >= {int(wanted.min_level)}")
-    conditions += [f"line ILIKE {parameter(_containing(keyword))}" for keyword in wanted.keywords]
-    first = f"run_id = $1 AND logged_at >= {parameter(wanted.start)}" if wanted.start else ""
-    beyond_last = f"run_id = $1 AND logged_at >= {parameter(wanted.end)}" if wanted.end else ""
-    for sign, bound in ((">=", first), ("<", beyond_last)):
-        if bound:
-            found = f"SELECT sequence FROM log_line WHERE {bound} ORDER BY logged_at, sequence LIMIT 1"  # noqa: S608 - as below
-            # No line is so late: none is in a window that begins then, all are before one that ends then.
-            conditions.append(f"sequence {sign} coalesce(({found}), {_BEYOND_ALL})")
-    order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-    if after is not None:
-        conditions.append(f"sequence {beyond} {parameter(after)}")
-    query = f"""
-        SELECT sequence, attempt, level, logged_at, line FROM log_line
-        WHERE {" AND ".join(conditions)} ORDER BY sequence {order} LIMIT {parameter(limit)}
-    """  # noqa: S608 - conditions are made above, their values are parameters
-    if not wanted.keywords:
-        rows = await connection.fetch(query, *given)
-    else:
-        async with connection.transaction(readonly=True):
-            # A plan for any word would read the whole log for a rare one, or sort the whole log for a frequent one.
-            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
-            rows = await connection.fetch(query, *given)
-    return [LogLine(row["sequence"], row["attempt"], row["level"], row["logged_at"], row["line"]) for row in rows]
-
-
-def _containing(keyword: str) -> str:
-    for special in ("\\", "%", "_"):
-        keyword = keyword.replace(special, f"\\{special}")
-    return f"%{keyword}%"
