@@ -62,7 +62,7 @@ async def test_a_restored_copy_of_the_whole_goes_on_with_what_it_did(
             deployment_id=deployment.deployment_id, image=first_image(trained.data.folder)
         )
         # Its Triton is a new one: the first check finds the model gone, and brings it back.
-        answer = await persist(lambda: second.publishing.Predict(predict, metadata=account.metadata))
+        answer = await persist(lambda: second.publishing.Predict(predict, metadata=account.metadata), also="NOT_ACTIVE")
         assert answer.detections
         resumed = await second.task_ends(account, running.task_id)
         assert (resumed.state, resumed.attempt) == (task_pb2.TASK_STATE_SUCCEEDED, before.attempt + 1), resumed
