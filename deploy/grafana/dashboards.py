@@ -114,7 +114,11 @@ WORK = Dashboard(
             "short",
             (('sum(increase(saucer_publishing_replays_total{ok="False"}[1h]))', "an hour"),),
         ),
-        Panel("Evaluations in memory", "bytes", (("saucer_evaluation_cached_bytes", "{{instance}}"),)),
+        Panel(
+            "Evaluations and their charts in memory",
+            "bytes",
+            (("saucer_evaluation_cached_bytes", "{{cache}}, {{instance}}"),),
+        ),
     ),
 )
 

@@ -145,7 +145,9 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     size = max(6, 15 - len(labels) // 2)
     for row, column in np.argwhere(table > 0).tolist():
         ink = "white" if share[row, column] > 0.55 else INK
-        axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
+        number = axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
+        # Inside the axes: the layout would measure hundreds of them for nothing.
+        number.set_in_layout(False)
     if len(labels) < len(names):
         axes.set_title(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
     _save(figure, path, grid=False)
@@ -198,6 +200,11 @@ def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
         axes.set_axisbelow(True)
     for axes in figure.axes[:2] if grid else ():
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    layout = figure.get_layout_engine()
+    if layout is not None and figure.axes:
+        # savefig() would draw the whole once more to do the same.
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(path, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=DPI)
 
 

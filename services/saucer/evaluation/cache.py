@@ -1,58 +1,53 @@
-"""Finished evaluations in memory, bounded by bytes: the one that was read least recently leaves first."""
+"""What was made once and does not change, in memory, bounded by bytes: what was read least recently leaves first."""
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
 
 from prometheus_client import Counter, Gauge
 
-from saucer.evaluation.domain import Evaluation
-from saucer.evaluation.stored import Loaded
+asked_total = Counter("saucer_evaluation_cache_asked_total", "Asked for, by where it was", ["cache", "found"])
+cached_bytes = Gauge("saucer_evaluation_cached_bytes", "In memory, about", ["cache"])
 
-# Above it evaluations leave until the rest fits; one that is larger alone is answered from, and not kept.
-MAX_BYTES = 512 * 1024**2
-
-loads_total = Counter("saucer_evaluation_loads_total", "Evaluations asked for, by where they were", ["found"])
-cached_bytes = Gauge("saucer_evaluation_cached_bytes", "Of evaluations in memory, about")
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 
 
-class Cache:
-    """Loads an evaluation when it is first asked for, one at a time, which bounds the memory of loading too."""
+class Cache(Generic[Key, Value]):
+    """Makes a value when it is first asked for, one at a time, which bounds the memory of making too.
 
-    def __init__(self, load: Callable[[Evaluation], Awaitable[Loaded]], max_bytes: int = MAX_BYTES) -> None:
-        self._load = load
+    Above `max_bytes` values leave until the rest fits; one that is larger alone is answered, and not kept.
+    """
+
+    def __init__(self, name: str, size_bytes: Callable[[Value], int], max_bytes: int) -> None:
+        self._name = name
+        self._size_bytes = size_bytes
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[str, Loaded] = OrderedDict()
-        self._size_bytes = 0
-        self._loading = asyncio.Lock()
+        self._kept: OrderedDict[Key, Value] = OrderedDict()
+        self._kept_bytes = 0
+        self._making = asyncio.Lock()
 
-    async def get(self, evaluation: Evaluation) -> Loaded:
-        """Raises what `load` raises; nothing is kept then."""
-        found = self._find(evaluation.evaluation_id)
-        if found is not None:
-            loads_total.labels("memory").inc()
-            return found
-        async with self._loading:
-            # Another caller may have loaded it while this one waited.
-            found = self._find(evaluation.evaluation_id)
-            if found is None:
-                found = await self._load(evaluation)
-                loads_total.labels("store").inc()
-                self._keep(evaluation.evaluation_id, found)
-            return found
+    async def get(self, key: Key, make: Callable[[], Awaitable[Value]]) -> Value:
+        """Raises what `make` raises; nothing is kept then."""
+        if key not in self._kept:
+            async with self._making:
+                # Another caller may have made it while this one waited.
+                if key not in self._kept:
+                    value = await make()
+                    asked_total.labels(self._name, "nowhere").inc()
+                    self._keep(key, value)
+                    return value
+        asked_total.labels(self._name, "memory").inc()
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
-    def _find(self, evaluation_id: str) -> Loaded | None:
-        found = self._kept.get(evaluation_id)
-        if found is not None:
-            self._kept.move_to_end(evaluation_id)
-        return found
-
-    def _keep(self, evaluation_id: str, loaded: Loaded) -> None:
-        if loaded.size_bytes > self._max_bytes:
+    def _keep(self, key: Key, value: Value) -> None:
+        if self._size_bytes(value) > self._max_bytes:
             return
-        self._kept[evaluation_id] = loaded
-        self._size_bytes += loaded.size_bytes
-        while self._size_bytes > self._max_bytes:
+        self._kept[key] = value
+        self._kept_bytes += self._size_bytes(value)
+        while self._kept_bytes > self._max_bytes:
             _, dropped = self._kept.popitem(last=False)
-            self._size_bytes -= dropped.size_bytes
-        cached_bytes.set(self._size_bytes)
+            self._kept_bytes -= self._size_bytes(dropped)
+        cached_bytes.labels(self._name).set(self._kept_bytes)

@@ -5,10 +5,9 @@ from datetime import timedelta
 from pydantic import Field
 
 from saucer.evaluation import consumers, rpc
-from saucer.evaluation.cache import MAX_BYTES
 from saucer.evaluation.scorer import MAX_ATTEMPTS, Scorer
 from saucer.evaluation.scoring_process import MEMORY_BYTES, TIME_LIMIT_S, ChildLimits
-from saucer.evaluation.service import CLAIM, Evaluations
+from saucer.evaluation.service import CACHE_BYTES, CLAIM, Evaluations
 from saucer.lib.config import ServiceSettings
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
@@ -26,7 +25,7 @@ class EvaluationSettings(ServiceSettings):
     scoring_memory_bytes: int = Field(default=MEMORY_BYTES, ge=512 * 1024**2)
     scoring_attempts: int = Field(default=MAX_ATTEMPTS, ge=1)
     # Of finished evaluations kept in memory.
-    cache_bytes: int = Field(default=MAX_BYTES, ge=0)
+    cache_bytes: int = Field(default=CACHE_BYTES, ge=0)
 
 
 async def wire(process: Process, settings: EvaluationSettings) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from saucer.evaluation.cache import Cache
+from saucer.evaluation.domain import DEFAULT_THRESHOLD
 from saucer.evaluation.messages import (
     bad_case_message,
     confusion_message,
@@ -24,6 +26,8 @@ MAX_CASES = 9
 # Of the images that are read for one sheet; it ends before the image that would exceed it, and goes on with its token.
 MAX_READ_BYTES = 64 * 1024**2
 BINS = 20
+# Of charts in memory, each of 50 to 200 kB.
+KEPT_BYTES = 32 * 1024**2
 
 _Draw = Callable[[ModuleType, Path], None]
 _Kind = evaluation_pb2.PictureKind
@@ -53,11 +57,16 @@ class Drawn:
 
 
 class Pictures:
-    """Draws one picture at a time: matplotlib shares its fonts, and the memory of pictures is bounded so."""
+    """Draws one picture at a time: matplotlib shares its fonts, and the memory of pictures is bounded so.
+
+    Charts are kept, since a finished evaluation does not change and one takes some tenths of a second. Sheets are not:
+    the images on them are read, and counted, each time.
+    """
 
     def __init__(self, evaluations: Evaluations) -> None:
         self._evaluations = evaluations
         self._drawing = asyncio.Lock()
+        self._charts = Cache[tuple[object, ...], bytes]("charts", len, KEPT_BYTES)
 
     async def draw(self, wanted: Wanted) -> Drawn:
         """A PNG, or an SVG.
@@ -68,12 +77,18 @@ class Pictures:
         """
         if wanted.kind == _Kind.PICTURE_KIND_BAD_CASES:
             return await self._sheet(wanted)
+        # A chart that is kept is also only for those who may see the evaluation.
+        await self._evaluations.get(wanted.evaluation_id, DEFAULT_THRESHOLD)
+        key = (wanted.evaluation_id, wanted.kind, wanted.threshold, wanted.class_name, wanted.svg)
+        return Drawn(await self._charts.get(key, lambda: self._chart(wanted)))
+
+    async def _chart(self, wanted: Wanted) -> bytes:
         draw = await {
             _Kind.PICTURE_KIND_PRECISION_RECALL: self._curves,
             _Kind.PICTURE_KIND_CONFUSION_MATRIX: self._confusion,
             _Kind.PICTURE_KIND_SCORES: self._scores,
         }[wanted.kind](wanted)
-        return Drawn(await self._drawn("picture.svg" if wanted.svg else "picture.png", draw))
+        return await self._drawn("picture.svg" if wanted.svg else "picture.png", draw)
 
     async def _curves(self, wanted: Wanted) -> _Draw:
         found = await self._evaluations.curves(wanted.evaluation_id, DEFAULT_POINTS)

@@ -14,7 +14,7 @@ from saucer.evaluation.stored import Loaded
 from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
 from saucer.evaluation.thinning import ThinnedPoints
 
-CASES_AT_ONCE = 500
+CASES_AT_ONCE = 100
 """Bad cases that are made at a time where all are asked for."""
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prometheus_client import Counter
 
 from saucer.evaluation import domain, reading, store
-from saucer.evaluation.cache import MAX_BYTES, Cache
+from saucer.evaluation.cache import Cache
 from saucer.evaluation.comparing import Change, Comparison, compare, same_test_set
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary, Sums
@@ -41,6 +41,8 @@ from saucer.lib.postgres import Database, Transaction
 
 # How long the scoring of a process that was killed waits to be taken up; prolonged three times in that.
 CLAIM = timedelta(seconds=30)
+# Of finished evaluations in memory.
+CACHE_BYTES = 512 * 1024**2
 # Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
 # would exceed it, and goes on with its token.
 PAGE_IMAGES_BYTES = 3 * 1024**2
@@ -48,8 +50,8 @@ PAGE_IMAGES_BYTES = 3 * 1024**2
 # A larger one comes empty, since no message of ours holds it (lib's MAX_MESSAGE_BYTES).
 MAX_IMAGE_BYTES = 16 * 1024**2
 
-# Of an exported file, at a time.
-EXPORT_PIECE_BYTES = 256 * 1024
+# Of an exported file, at a time: so few that the first comes at once.
+EXPORT_PIECE_BYTES = 32 * 1024
 
 Side = tuple[Evaluation, AtThreshold]
 Entry = TypeVar("Entry", BadCase, LabelledImage)
@@ -75,11 +77,11 @@ class Evaluations:
     """How good models are."""
 
     def __init__(
-        self, database: Database, objects: Objects, *, claim: timedelta = CLAIM, cache_bytes: int = MAX_BYTES
+        self, database: Database, objects: Objects, *, claim: timedelta = CLAIM, cache_bytes: int = CACHE_BYTES
     ) -> None:
         self._database = database
         self._objects = objects
-        self._cache = Cache(self._load, cache_bytes)
+        self._cache = Cache[str, Loaded]("evaluations", lambda loaded: loaded.size_bytes, cache_bytes)
         self.claim_length = claim
         # Set when there is something to score.
         self.wanted = asyncio.Event()
@@ -150,7 +152,7 @@ class Evaluations:
 
     async def warm(self, evaluation: Evaluation) -> None:
         """Brings one that has succeeded into memory, for those who look at it now. Raises what reading it does."""
-        await self._cache.get(evaluation)
+        await self._loaded(evaluation)
 
     async def fail(self, claim: Claim, message: str, duration_ms: int) -> None:
         """Ends it with a sentence, and with its event. Raises ClaimLostError."""
@@ -165,7 +167,7 @@ class Evaluations:
         evaluation = await self._own(evaluation_id)
         if evaluation.summary is None or threshold == DEFAULT_THRESHOLD:
             return evaluation, _at_default(evaluation)
-        loaded = await self._cache.get(evaluation)
+        loaded = await self._loaded(evaluation)
         return evaluation, await asyncio.to_thread(reading.at_threshold, loaded, threshold)
 
     async def list_evaluations(
@@ -361,7 +363,10 @@ class Evaluations:
                 f"The evaluation is {evaluation.state}; it has no results. {evaluation.error_message}".strip(),
                 state=evaluation.state,
             )
-        return evaluation, await self._cache.get(evaluation)
+        return evaluation, await self._loaded(evaluation)
+
+    async def _loaded(self, evaluation: Evaluation) -> Loaded:
+        return await self._cache.get(evaluation.evaluation_id, lambda: self._load(evaluation))
 
     async def _load(self, evaluation: Evaluation) -> Loaded:
         files = [evaluation.truth, evaluation.source.test, evaluation.scored]

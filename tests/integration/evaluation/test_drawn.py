@@ -1,6 +1,8 @@
 """Pictures over the API: charts of all forms, and sheets whose images are counted."""
 
 import io
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,7 +12,9 @@ import pytest
 from nats.js import JetStreamContext
 from PIL import Image
 
+from saucer.drawing import evaluations
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.ids import new_id
 from tests.integration.evaluation.generated_model import stored_model
 from tests.integration.evaluation.test_evaluation import World, detections
 from tests.integration.evaluation.test_figures import Start, image_reads, list_bad_cases, scored
@@ -109,3 +113,29 @@ async def test_a_sheet_of_bad_cases_reads_and_counts_their_images_and_goes_on_wi
             await draw(world, told.evaluation_id, "PICTURE_KIND_BAD_CASES", format="PICTURE_FORMAT_SVG")
         assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert (await image_reads(start, world.account_id))[0] == bad
+
+
+async def test_a_chart_is_drawn_once_for_each_form_and_kept_for_its_own_account_alone(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    draw_file = evaluations.drawn
+
+    def counted(name: str, draw: Callable[[Path], None]) -> bytes:
+        drawn.append(name)
+        return draw_file(name, draw)
+
+    monkeypatch.setattr(evaluations, "drawn", counted)
+    async with start() as world:
+        _, told = await scored(world)
+        chart = "PICTURE_KIND_CONFUSION_MATRIX"
+        first = await draw(world, told.evaluation_id, chart)
+        again = await draw(world, told.evaluation_id, chart)
+        assert again == first
+        assert drawn == ["picture.png"]
+        await draw(world, told.evaluation_id, chart, threshold=0.2)
+        await draw(world, told.evaluation_id, chart, format="PICTURE_FORMAT_SVG")
+        assert drawn == ["picture.png", "picture.png", "picture.svg"]
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await draw(replace(world, account_id=new_id()), told.evaluation_id, chart)
+        assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
