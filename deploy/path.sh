@@ -28,6 +28,9 @@ persist saucer task watch "$task"
 persist saucer evaluation show "$task"
 saucer deploy "$task" --name path --max-duration 30m --region local --spec cpu-2 --wait || true
 deployment=$(persist saucer deployment list --json | field deploymentId)
+# A replay without boxes proves nothing.
+compared=$(persist saucer deployment show "$deployment" --json | python -c 'import json, sys; print(json.load(sys.stdin)["parity"].get("paired", 0))')
+if [ "$compared" = 0 ]; then echo "path: the model found nothing that could be compared; train longer (EPOCHS)" >&2; exit 1; fi
 first=$(find new -name '*.jpg' -print -quit)
 persist saucer predict "$deployment" "$first" --output boxes
 persist saucer deployment stop "$deployment" --wait

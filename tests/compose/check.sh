@@ -69,7 +69,7 @@ compose build
 say "Up"
 compose up --detach
 
-path() { compose run --rm -T -e IMAGES="${IMAGES:-120}" -e EPOCHS="${EPOCHS:-8}" --entrypoint bash saucer -s <deploy/path.sh; }
+path() { compose run --rm -T -e IMAGES="${IMAGES:-120}" -e EPOCHS="${EPOCHS:-40}" --entrypoint bash saucer -s <deploy/path.sh; }
 say "The path"
 path
 say "Memory"
@@ -95,7 +95,9 @@ if [ -n "${KILL-1}" ]; then
     sleep 2
     docker start "$container" >/dev/null
   done
+  over=; kill -0 "$walking" 2>/dev/null || over=yes
   wait "$walking" || { tail -50 "$work/path.log" >&2; exit 1; }
+  if [ -n "$over" ]; then say "The path was over before every container had been killed: raise EPOCHS"; exit 1; fi
   tail -1 "$work/path.log"
 fi
 
