@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from saucer.dataset.layout import read_at_most
 from saucer.dataset.report import ItemReason
 from saucer.serving.decode import decode
 from saucer.serving.errors import UnreadableImage
@@ -72,7 +73,7 @@ def read_image(file: BinaryIO, limits: ImageLimits) -> bytes:
     Raises:
         ImageRefusedError: image_too_large, having read no more than the limit.
     """
-    data = file.read(limits.max_bytes + 1)
+    data = read_at_most(file, limits.max_bytes)
     if len(data) > limits.max_bytes:
         raise ImageRefusedError(ItemReason.IMAGE_TOO_LARGE, f"The file has more than {limits.max_bytes:,} bytes.")
     return data

@@ -115,6 +115,12 @@ def open_below(folder: Path, parts: Sequence[str]) -> BinaryIO:
     return os.fdopen(found, "rb")
 
 
+def read_at_most(file: BinaryIO, max_bytes: int) -> bytes:
+    """The whole of a file on disk, or one byte more than `max_bytes`."""
+    # By its size, since read() takes the memory for all that it may read, of which a small file needs little.
+    return file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+
+
 def find_image(folder: Path, label_file: LabelFile, parts: Sequence[str]) -> tuple[BinaryIO, tuple[str, ...]]:
     """Opens the image below `folder` that `label_file` names, in the first of its image folders that has it; and the
     path of what was opened.

@@ -32,7 +32,7 @@ from saucer.dataset.domain import DatasetVersion, Import, Imported, ImportFailed
 from saucer.dataset.import_job import ImportJob
 from saucer.dataset.import_process import AcceptedImage, ChildDiedError, ChildLimits, run_child
 from saucer.dataset.labelling import Labelling
-from saucer.dataset.layout import NotInFolderError, open_below
+from saucer.dataset.layout import NotInFolderError, open_below, read_at_most
 from saucer.dataset.listing import write_listing_of
 from saucer.dataset.roots import Roots
 from saucer.dataset.service import ClaimLostError, Datasets
@@ -282,7 +282,7 @@ def read_accepted(folder: Path, image: AcceptedImage, room: Room) -> bytes:
         raise ChildDiedError
     try:
         with open_below(folder, parts) as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
+            data = read_at_most(file, MAX_IMAGE_BYTES)
     except NotInFolderError as error:
         raise _changed() from error
     if sha256_of(data) != image.sha256:

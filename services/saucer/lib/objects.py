@@ -142,15 +142,22 @@ class Objects:
 
         What `read` raises ends it. Raises UnavailableError.
         """
+        file = self.local(key)
         try:
-            try:
-                obstore.head(self._store, check_key(key))
-            except (NoSuchObjectError, FileNotFoundError):
-                obstore.put(self._store, key, read())
-                return True
+            # Of a file the store would say so by an exception, which takes ten times as long.
+            if self._has(key) if file is None else file.exists():
+                return False
+            obstore.put(self._store, key, read())
         except StoreError as error:
             raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
-        return False
+        return True
+
+    def _has(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, check_key(key))
+        except (NoSuchObjectError, FileNotFoundError):
+            return False
+        return True
 
     async def exists(self, key: str) -> bool:
         """Whether there is an object of this key."""

@@ -2,6 +2,7 @@ import hashlib
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,12 +99,20 @@ def test_an_image_too_small_is_refused() -> None:
     assert check_image(picture(1, 8, 8), LIMITS).height == 8
 
 
-def test_a_file_too_large_is_not_read_to_its_end() -> None:
-    file = io.BytesIO(b"x" * 1_000_000)
-    with pytest.raises(ImageRefusedError) as caught:
-        read_image(file, ImageLimits(max_bytes=1000))
-    assert caught.value.reason is ItemReason.IMAGE_TOO_LARGE
-    assert file.tell() == 1001
+def test_a_file_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * 1_000_000)
+    with (tmp_path / "large").open("rb") as file:
+        with pytest.raises(ImageRefusedError) as caught:
+            read_image(file, ImageLimits(max_bytes=1000))
+        assert caught.value.reason is ItemReason.IMAGE_TOO_LARGE
+        assert file.tell() == 1001
+
+
+@pytest.mark.parametrize("size_bytes", [0, 999, 1000])
+def test_a_file_within_the_limit_is_read_whole(tmp_path: Path, size_bytes: int) -> None:
+    (tmp_path / "small").write_bytes(b"x" * size_bytes)
+    with (tmp_path / "small").open("rb") as file:
+        assert read_image(file, ImageLimits(max_bytes=1000)) == b"x" * size_bytes
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
