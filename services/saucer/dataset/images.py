@@ -1,6 +1,6 @@
 """Checks one image file: the header before anything is decoded, then a full decode by the very code that serves.
 
-The view that counts is the upright one. cv2.IMREAD_COLOR applies the orientation that EXIF states, and training and
+The view that counts is the upright one: serving/decode.py applies the orientation that EXIF states, and training and
 serving both read with it; so `width` and `height` are those of the turned picture. Transparency is dropped, 16 bits
 become 8, grey becomes three equal channels and CMYK becomes BGR: accepted, as training sees them. Of an animation or a
 multi-picture file the first frame counts.
@@ -9,17 +9,14 @@ multi-picture file the first frame counts.
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
 from dataclasses import dataclass
 from typing import BinaryIO
-
-from PIL import Image
 
 from saucer.dataset.layout import read_at_most
 from saucer.dataset.report import ItemReason
 from saucer.serving.decode import decode
 from saucer.serving.errors import UnreadableImage
+from saucer.serving.exif import SIDEWAYS, orientation
 from saucer.serving.header import stated_size
 
 # Of the file. Above it: image_too_large. serving/decode.py has the same bound.
@@ -30,13 +27,6 @@ MAX_PIXELS = 50_000_000
 # Above it: image_too_large. Below MIN_SIDE_PX: image_too_small; a network's stride leaves nothing of such a picture.
 MAX_SIDE_PX = 32_768
 MIN_SIDE_PX = 8
-
-# JPEG includes MPO, which phones write: a JPEG with further pictures behind it.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = 1
-# Orientations of EXIF that swap width and height.
-TURNED = frozenset({5, 6, 7, 8})
 
 
 @dataclass(frozen=True)
@@ -101,9 +91,9 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageFacts:
     except UnreadableImage as error:
         raise ImageRefusedError(ItemReason.UNREADABLE_IMAGE, f"The image cannot be decoded: {error}.") from error
     shown_height, shown_width = pixels.shape[:2]
-    # The decoder decides, not the header: it applies EXIF's orientation in some formats only.
-    turned = None if (shown_width, shown_height) == (width, height) else _orientation(data)
-    if turned is not None and (turned not in TURNED or (shown_width, shown_height) != (height, width)):
+    stated = orientation(data)
+    turned = stated if stated in SIDEWAYS and width != height else None
+    if (shown_width, shown_height) != ((height, width) if turned else (width, height)):
         raise ImageRefusedError(
             ItemReason.UNREADABLE_IMAGE,
             f"The header states {width} × {height} pixels, the image has {shown_width} × {shown_height}.",
@@ -119,21 +109,3 @@ def _stored_size(data: bytes) -> tuple[int, int]:
         raise ImageRefusedError(
             ItemReason.UNREADABLE_IMAGE, "The file is not a JPEG, PNG, WebP or BMP image, or its header is damaged."
         ) from error
-
-
-def _orientation(data: bytes) -> int:
-    """EXIF's orientation of an image that the decoder has turned; Pillow may decode it for that."""
-    try:
-        with _open(data) as image:
-            return int(image.getexif().get(_EXIF_ORIENTATION, _UPRIGHT))
-    except MemoryError:
-        raise
-    # Pillow's parsers raise whatever they stumble over; the decoder has understood the orientation, and they have not.
-    except Exception:
-        return _UPRIGHT
-
-
-def _open(data: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bombs, where our own limit is lower, and of damaged EXIF
-        return Image.open(io.BytesIO(data), formats=FORMATS)

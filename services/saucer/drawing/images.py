@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from saucer.drawing.palette import BOXES, GREY, INK
+from saucer.serving.exif import orientation, turn
 
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
@@ -109,7 +110,7 @@ def _opened(image: bytes) -> Image.Image:
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f"an image of {opened.width} x {opened.height} pixels is too large to draw on")
             # As the detector sees it: turned the way its camera was held.
-            return ImageOps.exif_transpose(opened).convert("RGB")
+            return Image.fromarray(turn(np.asarray(opened.convert("RGB")), orientation(image)))
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
         raise ValueError("the image cannot be read") from error
 

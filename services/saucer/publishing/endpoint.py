@@ -5,11 +5,9 @@ inside Triton, and its own words about its state, stay inside.
 """
 
 import asyncio
-import io
 import random
 import re
 import time
-import warnings
 from collections import Counter as CountOf
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +17,6 @@ from typing import NamedTuple, TypeVar
 
 import asyncpg
 import structlog
-from PIL import Image
 from prometheus_client import Counter, Histogram
 from tritonclient.grpc import service_pb2 as pb
 
@@ -41,6 +38,7 @@ from saucer.publishing.traffic import Traffic
 from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.decode import MAX_PIXELS
 from saucer.serving.errors import UnreadableImage
+from saucer.serving.exif import SIDEWAYS, orientation
 from saucer.serving.header import stated_size
 
 # Requests of one deployment, and of all, that are with Triton at once in this process; one more is RESOURCE_EXHAUSTED
@@ -59,9 +57,6 @@ MAX_KNOWN = 10_000
 TELL_USE_S = 1.0
 # Between two looks for pieces of traffic that are over.
 TELL_TRAFFIC_S = 2.0
-# EXIF's tag, and its values by which an image is turned by 90° (the others mirror it or turn it by 180°).
-EXIF_ORIENTATION = 0x0112
-SIDEWAYS = frozenset({5, 6, 7, 8})
 
 log = structlog.get_logger()
 requests_total = Counter("saucer_publishing_requests_total", "Requests to deployments by outcome", ["outcome"])
@@ -376,18 +371,7 @@ def upright_size(image: bytes) -> tuple[int, int]:
         raise _refused(error.reason) from error
     if width * height > MAX_PIXELS:
         raise _refused(f"the image has {width} × {height} pixels, more than {MAX_PIXELS}")
-    return (height, width) if _is_sideways(image) else (width, height)
-
-
-def _is_sideways(image: bytes) -> bool:
-    """Whether EXIF turns it. OpenCV, and so the model, heeds EXIF in JPEG and PNG and not in WebP; BMP has none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about metadata that is damaged
-            with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
-                return opened.getexif().get(EXIF_ORIENTATION) in SIDEWAYS
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+    return (height, width) if orientation(image) in SIDEWAYS else (width, height)
 
 
 def _refused(reason: str) -> InvalidArgumentError:

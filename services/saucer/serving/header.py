@@ -3,8 +3,14 @@
 Only the formats named here are accepted: what has no parser here never reaches a decoder.
 """
 
+from collections.abc import Iterator
+
 from .errors import UnreadableImage
 
+MAX_PARTS = 20_000
+"""Segments of a JPEG, chunks of a PNG or WebP that are stepped over; so many take about 10 ms."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8 and CC are tables, not frames
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 JPEG_START_OF_SCAN = 0xDA
@@ -17,13 +23,36 @@ def stated_size(data: bytes) -> tuple[int, int]:
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(PNG_SIGNATURE):
         return _field(data, 16, 4, "big"), _field(data, 20, 4, "big")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     if data.startswith(b"BM"):
         return _bmp(data)
     raise UnreadableImage("not a JPEG, PNG, WebP or BMP image")
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, begin and end of each segment before the first scan: ITU-T T.81, annex B.
+
+    Raises UnreadableImage if they are damaged, cut or too many.
+    """
+    at = 2
+    for _ in range(MAX_PARTS):
+        if _field(data, at, 1, "big") != 0xFF:
+            raise UnreadableImage("the JPEG header is damaged")
+        marker = _field(data, at + 1, 1, "big")
+        if marker == 0xFF:  # fill byte
+            at += 1
+        elif marker in JPEG_WITHOUT_LENGTH:
+            at += 2
+        elif marker == JPEG_START_OF_SCAN:
+            return
+        else:
+            end = at + 2 + max(2, _field(data, at + 2, 2, "big"))
+            yield marker, at + 4, end
+            at = end
+    raise UnreadableImage(f"the JPEG header has more than {MAX_PARTS} segments")
 
 
 def _field(data: bytes, offset: int, length: int, order: str, *, signed: bool = False) -> int:
@@ -34,22 +63,10 @@ def _field(data: bytes, offset: int, length: int, order: str, *, signed: bool = 
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """ITU-T T.81, annex B: markers follow each other until the first frame header."""
-    at = 2
-    while True:
-        if _field(data, at, 1, "big") != 0xFF:
-            raise UnreadableImage("the JPEG header is damaged")
-        marker = _field(data, at + 1, 1, "big")
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif marker in JPEG_WITHOUT_LENGTH:
-            at += 2
-        elif marker in JPEG_START_OF_FRAME:
-            return _field(data, at + 7, 2, "big"), _field(data, at + 5, 2, "big")
-        elif marker == JPEG_START_OF_SCAN:
-            raise UnreadableImage("the JPEG has no frame header")
-        else:
-            at += 2 + max(2, _field(data, at + 2, 2, "big"))
+    for marker, at, _ in jpeg_segments(data):
+        if marker in JPEG_START_OF_FRAME:
+            return _field(data, at + 3, 2, "big"), _field(data, at + 1, 2, "big")
+    raise UnreadableImage("the JPEG has no frame header")
 
 
 def _webp(data: bytes) -> tuple[int, int]:

@@ -1,14 +1,18 @@
 """The size of an image from its header alone, as the model that decodes it sees it."""
 
 import io
+import os
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from saucer.lib.errors import InvalidArgumentError
-from saucer.publishing.endpoint import EXIF_ORIENTATION, upright_size
+from saucer.publishing.endpoint import upright_size
 from saucer.serving.decode import MAX_PIXELS, decode
+from tests.support.memory import MIB, forget_peak, peak_bytes
+from tests.support.pictures import EXIF_ORIENTATION
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -37,3 +41,28 @@ def test_damaged_metadata_does_not_hide_an_image() -> None:
     data = encoded.getvalue()
     damaged = data[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + data[2:]
     assert upright_size(damaged) == (30, 10)
+
+
+def test_nothing_of_a_large_image_is_decoded_for_it() -> None:
+    """A PNG of one colour: some 180 kB that would be 180 MB."""
+    encoded = io.BytesIO()
+    Image.new("RGB", (7900, 7900), (1, 2, 3)).save(encoded, "PNG")
+    before = forget_peak(os.getpid())
+    assert upright_size(encoded.getvalue()) == (7900, 7900)
+    assert peak_bytes(os.getpid()) - before < 20 * MIB
+
+
+@pytest.mark.parametrize("part", [b"\xff\xe2\0\2", b"\xff"])
+def test_a_jpeg_whose_header_has_millions_of_parts_is_refused_at_once(part: bytes) -> None:
+    hostile = b"\xff\xd8" + part * (16 * MIB // len(part))
+    begun_s = time.process_time()
+    with pytest.raises(InvalidArgumentError, match="segments"):
+        upright_size(hostile)
+    assert time.process_time() - begun_s < 0.25
+
+
+def test_a_png_of_millions_of_chunks_is_measured_at_once() -> None:
+    header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2 + b"\x08\2\0\0\0" + bytes(4)
+    begun_s = time.process_time()
+    assert upright_size(header + b"\0\0\0\0tEXt\0\0\0\0" * MIB) == (64, 64)
+    assert time.process_time() - begun_s < 0.25

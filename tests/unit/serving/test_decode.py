@@ -63,16 +63,6 @@ def test_transparency_is_dropped() -> None:
     assert decode(encoded(Image.new("RGBA", (8, 6), (1, 2, 3, 0)), "PNG")).shape == (6, 8, 3)
 
 
-@pytest.mark.parametrize(("orientation", "upright"), [(1, (24, 40)), (3, (24, 40)), (6, (40, 24)), (8, (40, 24))])
-def test_exif_orientation_is_applied(orientation: int, upright: tuple[int, int]) -> None:
-    image = picture()
-    exif = image.getexif()
-    exif[0x0112] = orientation
-    data = encoded(image, "JPEG", exif=exif.tobytes())
-    assert stated_size(data) == (40, 24)
-    assert decode(data).shape[:2] == upright
-
-
 def test_bytes_of_no_known_format_are_refused() -> None:
     for data in (b"", b"GIF89a" + bytes(40), b"II*\0" + bytes(40), b"hello"):
         with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP or BMP"):
