@@ -24,7 +24,7 @@ from saucer.cli.app import (
 from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, logs, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
-from saucer.cli.output import Output, duration, enum_word, moment, money
+from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money
 from saucer.lib.clock import to_duration
 from saucer.publishing.v1 import publishing_pb2
 
@@ -161,6 +161,18 @@ def stop(app: App, deployment_id: str, wait: bool) -> None:
         time.sleep(POLL_S)
         current = get(app, deployment_id)
     print_deployment(app.output, current)
+
+
+@deployment.command()
+@DEPLOYMENT
+@pass_app
+def delete(app: App, deployment_id: str) -> None:
+    """Delete a deployment at rest; its bill stays."""
+    request = publishing_pb2.DeleteDeploymentRequest(request_id=app.request_id(), deployment_id=deployment_id)
+    deleted = app.connection.publishing.DeleteDeployment(request)
+    if app.output.as_json:
+        app.output.json(message_dict(deleted))
+    app.output.say(f"Deleted {deleted.display_name}.")
 
 
 @deployment.command()

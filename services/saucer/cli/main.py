@@ -26,7 +26,7 @@ TOPICS = {
     "deploy": ("saucer.cli.deployments", "Put a model online."),
     "deployment": (
         "saucer.cli.deployments",
-        "What is online: list, show, stop, start, traffic, logs, events, versions, gate, records.",
+        "What is online: list, show, stop, start, delete, traffic, logs, events, versions, gate, records.",
     ),
     "update": ("saucer.cli.versions", "Another model in place, with no failed request."),
     "rollback": ("saucer.cli.versions", "A former version again."),

@@ -5,6 +5,6 @@ Serves: saucer.publishing.v1.PublishingService, inference.GRPCInferenceService, 
     saucer.lib.v1.CallService.
 Calls: billing (CreateHold), Triton.
 Publishes: DeploymentCreated, DeploymentQueued, DeploymentChanged, DeploymentActivated, DeploymentProgressed,
-    DeploymentDegraded, DeploymentStopRequested, DeploymentEnded.
+    DeploymentDegraded, DeploymentStopRequested, DeploymentEnded, DeploymentDeleted.
 Consumes: RunEnded; EvaluationEnded; HoldGranted, StopOrdered.
 """

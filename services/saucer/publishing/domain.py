@@ -180,6 +180,7 @@ class UpdateAction(StrEnum):
     ABANDONED = "ABANDONED"
     REJECTED = "REJECTED"
     MOVED = "MOVED"
+    DELETED = "DELETED"
 
 
 @dataclass(frozen=True)
@@ -287,6 +288,8 @@ class Deployment:
     # Of the last change of state.
     moved_at: datetime
     ended_at: datetime | None
+    # Softly: it is there for what refers to it, and for no call.
+    deleted_at: datetime | None
     revision: int
 
     @property

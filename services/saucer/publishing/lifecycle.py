@@ -74,6 +74,7 @@ def create(
         created_at=now,
         moved_at=now,
         ended_at=None,
+        deleted_at=None,
         revision=1,
     )
 
@@ -342,6 +343,13 @@ def stop(deployment: Deployment, reason: EndReason, now: datetime) -> Deployment
         charge_status=_charge_after(reason),
         instances=tuple(replace(item, attempts=0, retry_at=None) for item in stopping.instances),
     )
+
+
+def delete(deployment: Deployment, now: datetime) -> Deployment:
+    """Softly. Raises ValueError unless it is at rest."""
+    if not deployment.at_rest:
+        raise ValueError(f"A deployment that is {deployment.state} is not deleted.")
+    return replace(deployment, deleted_at=now)
 
 
 def unloaded(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:

@@ -126,6 +126,7 @@ def deployment_message(deployment: Deployment) -> publishing_pb2.Deployment:
         create_time=to_timestamp(deployment.created_at),
         active_time=to_timestamp(deployment.active_at),
         end_time=to_timestamp(deployment.ended_at),
+        delete_time=to_timestamp(deployment.deleted_at),
         revision=deployment.revision,
         warnings=deployment.warnings,
         stop_requested=deployment.stop_requested,

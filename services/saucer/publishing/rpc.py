@@ -97,6 +97,11 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         )
         return deployment_message(deployment)
 
+    async def DeleteDeployment(
+        self, request: publishing_pb2.DeleteDeploymentRequest, context: Context
+    ) -> publishing_pb2.Deployment:
+        return deployment_message(await self._deployments.delete(request.request_id, request.deployment_id))
+
     async def UpdateDeployment(
         self, request: publishing_pb2.UpdateDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:

@@ -28,7 +28,7 @@ _COLUMNS = (
     "parity, probe_key, candidate, triton_id, state, former_state, charge_status, start_number, start_request_id, "
     "hold_micros, price_per_hour_micros, currency, missing_micros, charged_ms, charged_rest_us, probed_at, "
     "progressed_at, active_at, used_at, stop_requested, end_reason, error_message, created_at, moved_at, ended_at, "
-    "revision"
+    "deleted_at, revision"
 )
 _READ = f"{_COLUMNS}, {instance_store.COLUMN}"
 
@@ -149,7 +149,7 @@ async def update(connection: Connection, deployment: Deployment) -> Deployment:
 
 
 async def get(connection: Connection, deployment_id: str, *, lock: bool = False) -> Deployment | None:
-    """A deployment; locked until the transaction ends, if asked."""
+    """A deployment, deleted ones too; locked until the transaction ends, if asked."""
     if lock:
         # First: a statement that waits for the row would read the instances as they were before it waited.
         await connection.execute("SELECT FROM deployment WHERE deployment_id = $1 FOR UPDATE", deployment_id)
@@ -161,7 +161,7 @@ async def get(connection: Connection, deployment_id: str, *, lock: bool = False)
 
 
 async def of_request(connection: Connection, account_id: str, request_id: str) -> Deployment | None:
-    """The deployment that a request id made."""
+    """The deployment that a request id made, deleted or not."""
     row = await connection.fetchrow(
         f"SELECT {_READ} FROM deployment WHERE account_id = $1 AND request_id = $2",  # noqa: S608 - column names
         account_id,
@@ -173,11 +173,12 @@ async def of_request(connection: Connection, account_id: str, request_id: str) -
 async def list_deployments(
     connection: Connection, account_id: str, *, after: tuple[datetime, str] | None, limit: int
 ) -> list[Deployment]:
-    """Newest first."""
+    """Newest first, without deleted ones."""
     rows = await connection.fetch(
         f"""
         SELECT {_READ} FROM deployment
-        WHERE account_id = $1 AND ($2::timestamptz IS NULL OR (created_at, deployment_id) < ($2, $3::uuid))
+        WHERE account_id = $1 AND deleted_at IS NULL
+            AND ($2::timestamptz IS NULL OR (created_at, deployment_id) < ($2, $3::uuid))
         ORDER BY created_at DESC, deployment_id DESC LIMIT $4
         """,  # noqa: S608 - column names
         account_id,
@@ -316,6 +317,7 @@ def _values(deployment: Deployment) -> list[object]:
         deployment.created_at,
         deployment.moved_at,
         deployment.ended_at,
+        deployment.deleted_at,
         deployment.revision,
     ]
 

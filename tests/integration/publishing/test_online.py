@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import numpy as np
 import pytest
@@ -301,6 +302,75 @@ async def test_what_does_not_fit_is_refused_by_name_before_anything_is_stored(wo
         oldest = await world.publishing.ListDeployments(page, metadata=world.owner(account_id))
         assert [found.deployment_id for found in oldest.deployments] == [first.deployment_id]
         assert not oldest.next_page_token
+
+
+async def test_a_deployment_at_rest_is_deleted_softly_and_only_its_bill_and_events_remain(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account(2 * HOLD_MICROS)
+        owner, model_id = world.owner(account_id), await world.model(account_id)
+        active = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
+        request = publishing_pb2.DeleteDeploymentRequest(request_id=new_id(), deployment_id=active.deployment_id)
+        status, error = await refused(world.publishing.DeleteDeployment(request, metadata=owner))
+        assert (status, error.reason, error.metadata["state"]) == ("FAILED_PRECONDITION", "STATE_NOT_AT_REST", "ACTIVE")
+        await world.until_charged(active, 1_000)
+        stop = publishing_pb2.StopDeploymentRequest(request_id=new_id(), deployment_id=active.deployment_id)
+        await world.publishing.StopDeployment(stop, metadata=owner)
+        stopped = await world.until_state(active, "STOPPED")
+        used = publishing_pb2.DeleteDeploymentRequest(request_id=stop.request_id, deployment_id=stop.deployment_id)
+        assert (await refused(world.publishing.DeleteDeployment(used, metadata=owner)))[1].reason == "REQUEST_ID_USED"
+        stranger = world.owner(await world.account(0))
+        assert (await refused(world.publishing.DeleteDeployment(request, metadata=stranger)))[0] == "NOT_FOUND"
+
+        deleted = await world.publishing.DeleteDeployment(request, metadata=owner)
+        assert deleted.HasField("delete_time")
+        assert deleted.revision == stopped.revision + 1
+        assert await world.publishing.DeleteDeployment(request, metadata=owner) == deleted, "a retry"
+        assert (await refused(world.publishing.DeleteDeployment(request, metadata=stranger)))[0] == "NOT_FOUND"
+
+        await _find_nothing_of(world, deleted)
+        connection = await asyncpg.connect(world.settings["database_url"])
+        records = "SELECT action FROM update_record WHERE deployment_id = $1 ORDER BY number"
+        actions = [row["action"] for row in await connection.fetch(records, deleted.deployment_id)]
+        await connection.close()
+        assert actions == ["CREATED", "STOPPED", "DELETED"]
+        again = await world.create(account_id, model_id)
+        assert again.display_name == deleted.display_name
+        assert again.deployment_id != deleted.deployment_id
+        (bill,) = [
+            statement for statement in await world.statements(account_id) if statement.hold.hold_id == deleted.hold_id
+        ]
+        assert bill.hold.posted_micros == deleted.cost_micros > 0
+        subject = f"saucer.publishing.v1.*.{account_id}.{deleted.deployment_id}.>"
+        told = await read_events(world.jetstream, subject, count=7)
+        assert [event.type.rpartition(".")[2] for event in told][-2:] == ["DeploymentEnded", "DeploymentDeleted"]
+
+
+async def _find_nothing_of(world: Online, deleted: publishing_pb2.Deployment) -> None:
+    """Every call but the deletion's own retry."""
+    owner, stub, messages = world.owner(deleted.account_id), world.publishing, publishing_pb2
+    identity: dict[str, Any] = {"deployment_id": deleted.deployment_id}
+    change: dict[str, Any] = {"request_id": new_id(), **identity}
+    for call in (
+        stub.GetDeployment(messages.GetDeploymentRequest(**identity), metadata=owner),
+        stub.StopDeployment(messages.StopDeploymentRequest(**change), metadata=owner),
+        stub.StartDeployment(messages.StartDeploymentRequest(**change), metadata=owner),
+        stub.DeleteDeployment(messages.DeleteDeploymentRequest(**change), metadata=owner),
+        stub.UpdateDeployment(messages.UpdateDeploymentRequest(**change), metadata=owner),
+        stub.RollBackDeployment(messages.RollBackDeploymentRequest(**change, version_number=1), metadata=owner),
+        stub.SplitDeployment(messages.SplitDeploymentRequest(**change, percent=9), metadata=owner),
+        stub.PromoteCandidate(messages.PromoteCandidateRequest(**change), metadata=owner),
+        stub.AbandonCandidate(messages.AbandonCandidateRequest(**change), metadata=owner),
+        stub.ListDeploymentVersions(messages.ListDeploymentVersionsRequest(**identity), metadata=owner),
+        stub.ListUpdateRecords(messages.ListUpdateRecordsRequest(**identity), metadata=owner),
+        stub.ListInstances(messages.ListInstancesRequest(**identity), metadata=owner),
+        stub.ListTrafficSamples(messages.ListTrafficSamplesRequest(**identity), metadata=owner),
+        stub.ListDeploymentEvents(messages.ListDeploymentEventsRequest(**identity), metadata=owner),
+        stub.ListDeploymentLogLines(messages.ListDeploymentLogLinesRequest(**identity), metadata=owner),
+        stub.Predict(messages.PredictRequest(**identity, image=jpeg(9)), metadata=owner),
+    ):
+        assert (await refused(call))[0] == "NOT_FOUND"
+    listed = await stub.ListDeployments(messages.ListDeploymentsRequest(), metadata=owner)
+    assert not listed.deployments
 
 
 async def test_another_account_finds_nothing(world: Online) -> None:

@@ -364,6 +364,10 @@ class Script(
     def StopDeployment(self, request: Any, context: Any) -> Any:
         return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, state=publishing_pb2.DEPLOYMENT_STATE_STOPPED)
 
+    def DeleteDeployment(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, display_name="cups")
+
     def Predict(self, request: Any, context: Any) -> Any:
         self.predicted += 1
         found = publishing_pb2.PredictResponse(width=64, height=48, highest_score=0.7)
@@ -687,6 +691,9 @@ def test_a_deployment_is_made_waited_for_and_stopped(cli: Cli, script: Script) -
     assert request.thresholds[0] == publishing_pb2.ClassThreshold(class_name="cup", threshold=0.6)
     assert "active" in text
     assert "stopped" in cli("deployment", "stop", DEPLOYMENT, "--wait")
+    assert "Deleted cups." in cli("deployment", "delete", DEPLOYMENT)
+    assert cli.json("deployment", "delete", DEPLOYMENT)["deploymentId"] == DEPLOYMENT
+    assert script.requests[-1].deployment_id == DEPLOYMENT
     cli.fails("deploy", TASK, "--threshold", "cup", code=2)
 
 

@@ -75,6 +75,16 @@ def test_a_stop_ends_at_once_what_triton_has_nothing_of_and_asks_it_of_the_rest(
         assert lifecycle.stopped(stopped, NOW).end_reason is reason
 
 
+@pytest.mark.parametrize("state", DeploymentState)
+def test_only_what_is_at_rest_can_be_deleted_and_nothing_else_of_it_changes(state: DeploymentState) -> None:
+    deployment = replace(pending(), state=state)
+    if state in domain.AT_REST:
+        assert lifecycle.delete(deployment, NOW) == replace(deployment, deleted_at=NOW)
+    else:
+        with pytest.raises(ValueError, match=f"{state} is not deleted"):
+            lifecycle.delete(deployment, NOW)
+
+
 def test_arrears_show_in_the_charge_status_until_a_new_start_is_granted() -> None:
     stopped = lifecycle.stopped(lifecycle.stop(active(), EndReason.ARREARS, NOW), NOW)
     assert stopped.charge_status is ChargeStatus.STOPPED_FOR_ARREARS

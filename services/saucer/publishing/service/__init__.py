@@ -7,12 +7,12 @@ import asyncpg
 import structlog
 
 from saucer.lib.auth import current
-from saucer.lib.errors import DomainError, NotFoundError
+from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError
 from saucer.lib.postgres import Database
 from saucer.publishing import lifecycle, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
-from saucer.publishing.service.changes import change, owned, write
+from saucer.publishing.service.changes import change, owned, shown, write
 from saucer.publishing.service.gates import Gates
 from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.service.records import record
@@ -20,6 +20,7 @@ from saucer.publishing.service.serving import Serving
 from saucer.publishing.service.starts import PENDING_LIMIT, Starts
 from saucer.publishing.service.tritons import Tritons
 from saucer.publishing.service.versions import Versions
+from saucer.publishing.v1 import events_pb2
 
 __all__ = ["PENDING_LIMIT", "Deployments"]
 
@@ -82,6 +83,29 @@ class Deployments:
                 await record(tx, deployment, UpdateAction.STOPPED, author=author, request_id=request_id)
             return await write(tx, deployment, stopped)
 
+    async def delete(self, request_id: str, deployment_id: str) -> Deployment:
+        """Softly: no call shows it any more, except this one again.
+
+        Raises:
+            NotFoundError. FailedPreconditionError: STATE_NOT_AT_REST. AlreadyExistsError: REQUEST_ID_USED.
+        """
+        async with self._database.transaction() as tx:
+            found = await store.get(tx.connection, deployment_id, lock=True)
+            retried = await version_store.has_record(tx.connection, deployment_id, request_id)
+            if found is not None and found.deleted_at is not None and retried:
+                current().own("deployment", deployment_id, found.account_id)
+                return found
+            deployment = shown(found, deployment_id)
+            if retried:
+                raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another change of it.")
+            if not deployment.at_rest:
+                raise FailedPreconditionError(
+                    "STATE_NOT_AT_REST", f"The deployment is {deployment.state}; stop it first.", state=deployment.state
+                )
+            author = current().subject
+            await record(tx, deployment, UpdateAction.DELETED, author=author, request_id=request_id)
+            return await write(tx, deployment, lifecycle.delete(deployment, tx.now), events_pb2.DeploymentDeleted)
+
     async def sweep(self) -> None:
         """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
         limits_from = asyncio.get_running_loop().time() + LIMITS_AFTER_S
@@ -121,11 +145,7 @@ class Deployments:
     async def get(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError for another account's too."""
         async with self._database.reading() as connection:
-            deployment = await store.get(connection, deployment_id)
-        if deployment is None:
-            raise NotFoundError("deployment", deployment_id)
-        current().own("deployment", deployment_id, deployment.account_id)
-        return deployment
+            return shown(await store.get(connection, deployment_id), deployment_id)
 
     async def list_deployments(
         self, account_id: str, *, after: tuple[datetime, str] | None, limit: int

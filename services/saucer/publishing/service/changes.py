@@ -44,8 +44,13 @@ async def change(
 
 
 async def owned(tx: Transaction, deployment_id: str) -> Deployment:
-    deployment = await store.get(tx.connection, deployment_id, lock=True)
-    if deployment is None:
+    """The caller's, locked. Raises NotFoundError."""
+    return shown(await store.get(tx.connection, deployment_id, lock=True), deployment_id)
+
+
+def shown(deployment: Deployment | None, deployment_id: str) -> Deployment:
+    """What the caller may see. Raises NotFoundError for what there is not, is deleted, or is another account's."""
+    if deployment is None or deployment.deleted_at is not None:
         raise NotFoundError("deployment", deployment_id)
     current().own("deployment", deployment_id, deployment.account_id)
     return deployment
@@ -64,7 +69,7 @@ async def write(tx: Transaction, former: Deployment, moved: Deployment, event: E
         await monitoring_store.fold_event(
             tx.connection, written.deployment_id, written.start_number, written.state, happened, tx.now
         )
-    if written.at_rest:
+    if written.at_rest and not former.at_rest:
         ended_total.labels(written.end_reason or "REFUSED").inc()
     return written
 

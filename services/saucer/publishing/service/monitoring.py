@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from saucer.lib.auth import current
-from saucer.lib.errors import NotFoundError
 from saucer.lib.postgres import Connection, Database
 from saucer.publishing import monitoring_store, store
 from saucer.publishing.batching import Counters, Reading, by_piece
 from saucer.publishing.domain import DeploymentEvent, KeptLine, LogLine
+from saucer.publishing.service.changes import shown
 from saucer.publishing.traffic import PIECE, Piece, merge
 
 # Pieces of time that one answer has at most; a longer time is cut at its end.
@@ -79,7 +78,4 @@ class Monitoring:
 
     @staticmethod
     async def _check(connection: Connection, deployment_id: str) -> None:
-        deployment = await store.get(connection, deployment_id)
-        if deployment is None:
-            raise NotFoundError("deployment", deployment_id)
-        current().own("deployment", deployment_id, deployment.account_id)
+        shown(await store.get(connection, deployment_id), deployment_id)

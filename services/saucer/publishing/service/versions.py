@@ -17,7 +17,7 @@ from saucer.lib.postgres import Database, Transaction
 from saucer.publishing import domain, gate_store, lifecycle, store, version_store
 from saucer.publishing.domain import SERVED, Candidate, Deployment, UpdateAction, UpdateRecord, Version
 from saucer.publishing.gate import Gate
-from saucer.publishing.service.changes import Move, owned, write
+from saucer.publishing.service.changes import Move, owned, shown, write
 from saucer.publishing.service.records import SAUCER, record
 from saucer.publishing.service.starts import Starts, checked_thresholds
 
@@ -141,7 +141,7 @@ class Versions:
     ) -> list[tuple[Version, datetime, Gate | None]]:
         """With the times at which they were asked for and their last replays; newest first. Raises NotFoundError."""
         async with self._database.reading() as connection:
-            await _seen(await store.get(connection, deployment_id), deployment_id)
+            shown(await store.get(connection, deployment_id), deployment_id)
             gates = await gate_store.gates_of(connection, deployment_id)
             found = await version_store.list_versions(connection, deployment_id, before=before, limit=limit)
         return [(version, created_at, gates.get(version.number)) for version, created_at in found]
@@ -149,14 +149,8 @@ class Versions:
     async def list_records(self, deployment_id: str, *, before: int | None, limit: int) -> list[UpdateRecord]:
         """Newest first. Raises NotFoundError."""
         async with self._database.reading() as connection:
-            await _seen(await store.get(connection, deployment_id), deployment_id)
+            shown(await store.get(connection, deployment_id), deployment_id)
             return await version_store.list_records(connection, deployment_id, before=before, limit=limit)
-
-
-async def _seen(deployment: Deployment | None, deployment_id: str) -> None:
-    if deployment is None:
-        raise NotFoundError("deployment", deployment_id)
-    current().own("deployment", deployment_id, deployment.account_id)
 
 
 def _check_free(deployment: Deployment) -> None:

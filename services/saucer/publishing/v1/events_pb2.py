@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from saucer.publishing.v1 import publishing_pb2 as saucer_dot_publishing_dot_v1_dot_publishing__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!saucer/publishing/v1/events.proto\x12\x14saucer.publishing.v1\x1a%saucer/publishing/v1/publishing.proto\"I\n\x11\x44\x65ploymentCreated\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"H\n\x10\x44\x65ploymentQueued\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"I\n\x11\x44\x65ploymentChanged\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"K\n\x13\x44\x65ploymentActivated\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"L\n\x14\x44\x65ploymentProgressed\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"J\n\x12\x44\x65ploymentDegraded\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"O\n\x17\x44\x65ploymentStopRequested\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"G\n\x0f\x44\x65ploymentEnded\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deploymentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!saucer/publishing/v1/events.proto\x12\x14saucer.publishing.v1\x1a%saucer/publishing/v1/publishing.proto\"I\n\x11\x44\x65ploymentCreated\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"H\n\x10\x44\x65ploymentQueued\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"I\n\x11\x44\x65ploymentChanged\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"K\n\x13\x44\x65ploymentActivated\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"L\n\x14\x44\x65ploymentProgressed\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"J\n\x12\x44\x65ploymentDegraded\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"O\n\x17\x44\x65ploymentStopRequested\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"G\n\x0f\x44\x65ploymentEnded\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deployment\"I\n\x11\x44\x65ploymentDeleted\x12\x34\n\ndeployment\x18\x01 \x01(\x0b\x32 .saucer.publishing.v1.Deploymentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,4 +48,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEPLOYMENTSTOPREQUESTED']._serialized_end=632
   _globals['_DEPLOYMENTENDED']._serialized_start=634
   _globals['_DEPLOYMENTENDED']._serialized_end=705
+  _globals['_DEPLOYMENTDELETED']._serialized_start=707
+  _globals['_DEPLOYMENTDELETED']._serialized_end=780
 # @@protoc_insertion_point(module_scope)

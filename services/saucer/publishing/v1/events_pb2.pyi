@@ -192,3 +192,25 @@ class DeploymentEnded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeploymentEnded: _TypeAlias = DeploymentEnded  # noqa: Y015
+
+@_typing.final
+class DeploymentDeleted(_message.Message):
+    """It was deleted, softly."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deployment(self) -> _publishing_pb2.Deployment: ...
+    def __init__(
+        self,
+        *,
+        deployment: _publishing_pb2.Deployment | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeploymentDeleted: _TypeAlias = DeploymentDeleted  # noqa: Y015

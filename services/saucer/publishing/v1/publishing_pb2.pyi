@@ -131,6 +131,7 @@ class _UpdateActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateAc
     """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
     UPDATE_ACTION_MOVED: _UpdateAction.ValueType  # 10
     """Its Triton is drained, or does not answer: it is being loaded on another."""
+    UPDATE_ACTION_DELETED: _UpdateAction.ValueType  # 11
 
 class UpdateAction(_UpdateAction, metaclass=_UpdateActionEnumTypeWrapper): ...
 
@@ -151,6 +152,7 @@ UPDATE_ACTION_REJECTED: UpdateAction.ValueType  # 9
 """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
 UPDATE_ACTION_MOVED: UpdateAction.ValueType  # 10
 """Its Triton is drained, or does not answer: it is being loaded on another."""
+UPDATE_ACTION_DELETED: UpdateAction.ValueType  # 11
 Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
 
 class _InstanceState:
@@ -221,6 +223,7 @@ class Deployment(_message.Message):
     IDLE_STOP_FIELD_NUMBER: _builtins.int
     IDLE_STOP_TIME_FIELD_NUMBER: _builtins.int
     SERVING_REPLICAS_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     deployment_id: _builtins.str
     account_id: _builtins.str
     display_name: _builtins.str
@@ -287,6 +290,10 @@ class Deployment(_message.Message):
     def idle_stop_time(self) -> _timestamp_pb2.Timestamp:
         """When it stops if no request comes, while it serves."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it is not deleted."""
+
     def __init__(
         self,
         *,
@@ -329,10 +336,11 @@ class Deployment(_message.Message):
         idle_stop: _duration_pb2.Duration | None = ...,
         idle_stop_time: _timestamp_pb2.Timestamp | None = ...,
         serving_replicas: _builtins.int = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "end_time", b"end_time", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["active_time", b"active_time", "candidate", b"candidate", "create_time", b"create_time", "delete_time", b"delete_time", "end_time", b"end_time", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "parity", b"parity", "stop_time", b"stop_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "serving_replicas", b"serving_replicas", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "active_time", b"active_time", "billing_mode", b"billing_mode", "budget_micros", b"budget_micros", "candidate", b"candidate", "charge_status", b"charge_status", "charged_ms", b"charged_ms", "classes", b"classes", "cost_micros", b"cost_micros", "create_time", b"create_time", "currency", b"currency", "delete_time", b"delete_time", "deployment_id", b"deployment_id", "display_name", b"display_name", "end_reason", b"end_reason", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "hold_id", b"hold_id", "hold_micros", b"hold_micros", "idle_stop", b"idle_stop", "idle_stop_time", b"idle_stop_time", "max_duration", b"max_duration", "missing_micros", b"missing_micros", "model_id", b"model_id", "parity", b"parity", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "replicas", b"replicas", "resource_group_id", b"resource_group_id", "revision", b"revision", "serving_replicas", b"serving_replicas", "spec_id", b"spec_id", "start_number", b"start_number", "state", b"state", "stop_requested", b"stop_requested", "stop_time", b"stop_time", "thresholds", b"thresholds", "version_number", b"version_number", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -841,6 +849,28 @@ class StartDeploymentRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StartDeploymentRequest: _TypeAlias = StartDeploymentRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDeploymentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    deployment_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        deployment_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteDeploymentRequest: _TypeAlias = DeleteDeploymentRequest  # noqa: Y015
 
 @_typing.final
 class TrafficSample(_message.Message):

@@ -61,6 +61,11 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
                 _registered_method=True)
+        self.DeleteDeployment = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/DeleteDeployment',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DeleteDeploymentRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+                _registered_method=True)
         self.UpdateDeployment = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/UpdateDeployment',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.UpdateDeploymentRequest.SerializeToString,
@@ -177,6 +182,14 @@ class PublishingServiceServicer:
 
     def StartDeployment(self, request, context):
         """A new start under a new hold. A refused hold leaves the former state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDeployment(self, request, context):
+        """Softly: no call shows it any more; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. The same
+        request id again answers with what was deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -327,6 +340,11 @@ def add_PublishingServiceServicer_to_server(servicer, server):
             'StartDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.StartDeployment,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
+            ),
+            'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDeployment,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DeleteDeploymentRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.SerializeToString,
             ),
             'UpdateDeployment': grpc.unary_unary_rpc_method_handler(
@@ -546,6 +564,33 @@ class PublishingService:
             target,
             '/saucer.publishing.v1.PublishingService/StartDeployment',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.StartDeploymentRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDeployment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/DeleteDeployment',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.DeleteDeploymentRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.Deployment.FromString,
             options,
             channel_credentials,

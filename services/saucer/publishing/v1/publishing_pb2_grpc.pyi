@@ -44,6 +44,10 @@ class PublishingServiceStub:
     """Asks for the stop. A deployment at rest answers as it is."""
     StartDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.StartDeploymentRequest, _publishing_pb2.Deployment]
     """A new start under a new hold. A refused hold leaves the former state."""
+    DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DeleteDeploymentRequest, _publishing_pb2.Deployment]
+    """Softly: no call shows it any more; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. The same
+    request id again answers with what was deleted.
+    """
     UpdateDeployment: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.UpdateDeploymentRequest, _publishing_pb2.Deployment]
     """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
     goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
@@ -104,6 +108,10 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """Asks for the stop. A deployment at rest answers as it is."""
     StartDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.StartDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
     """A new start under a new hold. A refused hold leaves the former state."""
+    DeleteDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DeleteDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
+    """Softly: no call shows it any more; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. The same
+    request id again answers with what was deleted.
+    """
     UpdateDeployment: _aio.UnaryUnaryMultiCallable[_publishing_pb2.UpdateDeploymentRequest, _publishing_pb2.Deployment]  # type: ignore[assignment]
     """A version with another model, or other thresholds, in place: loaded and replayed beside the one that serves, which
     goes on; then it takes its place, or a share of the traffic. One at a time. What fails the replay, or does not load,
@@ -191,6 +199,16 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
         """A new start under a new hold. A refused hold leaves the former state."""
+
+    @_abc_1.abstractmethod
+    def DeleteDeployment(
+        self,
+        request: _publishing_pb2.DeleteDeploymentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Deployment, _abc.Awaitable[_publishing_pb2.Deployment]]:
+        """Softly: no call shows it any more; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. The same
+        request id again answers with what was deleted.
+        """
 
     @_abc_1.abstractmethod
     def UpdateDeployment(
