@@ -47,6 +47,8 @@ PRICE_MICROS = 3_600_000
 HOLD_MICROS = 2 * PRICE_MICROS
 TEST_IMAGES = 10
 Change = Callable[[Detections], Detections]
+# What a machine may lack, in the words of serving/runtime.py.
+LACKING = ("OpenVINO is not installed", "this processor does not compute in bfloat16")
 
 
 def jpeg(level: int, width: int = 80, height: int = 60) -> bytes:
@@ -377,6 +379,11 @@ async def online(
         yield world
         audit = await world.billing.AuditLedger(billing_pb2.AuditLedgerRequest(), metadata=world.administrator)
         assert audit.clean, audit.findings
+
+
+def lacks(gate: publishing_pb2.Gate, runtime: str) -> bool:
+    """Whether the machine that serves has no such runtime; that one is not chosen for another reason is not meant."""
+    return any(f"{runtime} is not used: {reason}" in gate.runtime_reason for reason in LACKING)
 
 
 def serving_processes(deployment_id: str) -> list[int]:
