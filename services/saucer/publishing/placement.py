@@ -113,7 +113,7 @@ class Placement:
         """Loads a model and replays test images: the comparison, and the key of the image for probes.
 
         Args:
-            anew: unload first, what an earlier attempt may have left.
+            anew: unload and remove first what an earlier attempt may have left: it may be what fails.
 
         Raises:
             NotFoundError, DataLossError: of the model's files. ModelFailed. TritonUnavailable, UnavailableError.
@@ -122,7 +122,7 @@ class Placement:
         async with self._folder(name, start_number) as folder:
             samples = await choose_samples(self._objects, model, folder)
             if anew:
-                await self._triton.unload(name, HEAL_DRAIN_S)
+                await self._clear(name, start_number)
             chosen = await self._gates.chosen(model.model_id, self._place)
             gate, probe_key = await self._try(name, start_number, model, folder, samples, chosen)
             if not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
@@ -134,12 +134,21 @@ class Placement:
         replays_total.labels(gate.parity.ok).inc()
         return gate.parity, probe_key
 
-    async def put_back(self, name: str, start_number: int, model: Model) -> None:
-        """Unloads and loads what does not serve any more. Raises as put() does."""
+    async def put_back(self, name: str, start_number: int, model: Model, *, anew: bool) -> None:
+        """Unloads and loads what does not serve any more.
+
+        Args:
+            anew: write it anew, too: the disk may have lost something of it.
+
+        Raises as put() does.
+        """
         await self._need_triton()
         chosen = await self._gates.chosen(model.model_id, self._place)
         async with self._folder(name, start_number) as folder:
-            await self._triton.unload(name, HEAL_DRAIN_S)
+            if anew:
+                await self._clear(name, start_number)
+            else:
+                await self._triton.unload(name, HEAL_DRAIN_S)
             await self._load(name, start_number, model, folder, [chosen.runtime if chosen else EVALUATED_WITH])
 
     async def live(self) -> bool:
@@ -175,6 +184,10 @@ class Placement:
         on_disk = await asyncio.to_thread(_starts, self._repository)
         names = sorted({*loaded, *on_disk})
         return {name: on_disk.get(name, []) for name in names if _NAME.fullmatch(name)}
+
+    async def _clear(self, name: str, start_number: int) -> None:
+        await self._triton.unload(name, HEAL_DRAIN_S)
+        await asyncio.to_thread(repository.remove_version, self._repository, name, start_number)
 
     @asynccontextmanager
     async def _folder(self, name: str, start_number: int) -> AsyncIterator[Path]:

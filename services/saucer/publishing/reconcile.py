@@ -14,7 +14,8 @@
 5. SERVING: a real inference every few seconds. A good one counts the time since the last, by the instance's share of
    the replicas; at a bad one the instance is LOST, and with the last one the deployment DEGRADED.
 6. LOST: judged once more, then unloaded and loaded (a killed backend process heals no other way; a restarted Triton
-   has forgotten its models), then judged: SERVING. Meanwhile the endpoint asks the other instances.
+   has forgotten its models), then judged: SERVING. Meanwhile the endpoint asks the other instances. Where that does not
+   help, the next attempt writes the files anew: a disk may have lost something of them.
 7. A candidate has an instance beside each of the deployment's, under a name of its own, put there as in 4 and probed as
    in 5. Whatever goes wrong with it, it is rejected, and the other version serves on; but where that does not serve
    either, it is the Triton that is in trouble, and the candidate's instance is LOST with the other.
@@ -301,7 +302,9 @@ class Reconciler:
         model = await self._serving.model_of(_version(deployment, instance))
         try:
             placement = await self._fleet.placement(instance.triton_id)
-            await placement.put_back(_name(deployment, instance), deployment.start_number, model)
+            await placement.put_back(
+                _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
+            )
             problem = await self._judge(deployment, instance)
         except ModelFailed as error:
             problem = error.reason

@@ -5,7 +5,8 @@
     <repository>/<model>/<version>/serving/    a copy of serving_source
     <repository>/<model>/<version>/model.onnx  and model.json
 
-A version folder is written aside and renamed into place, so one that exists is complete. It is never changed after.
+A version folder is written aside and renamed into place, so one that exists is complete, unless the disk has lost
+something since. It is never changed after: what does not load is removed, and written anew.
 """
 
 import os

@@ -1,6 +1,7 @@
 """From an evaluated model to boxes and a bill, as it runs."""
 
 import asyncio
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -465,6 +466,60 @@ async def test_three_models_serve_again_within_fifteen_seconds_of_a_killed_trito
         for item in back:
             assert (await world.predict(item, jpeg(180))).detections
             await world.stop(item)
+
+
+async def test_a_triton_that_lost_its_disk_or_one_file_of_it_serves_again(
+    run_service: ServiceRunner,
+    tokens: Tokens,
+    jetstream: JetStreamContext,
+    own_triton: TritonServer,
+    tmp_path: Path,
+) -> None:
+    async with online(run_service, tokens, jetstream, own_triton, tmp_path) as world, world.serving():
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        graph = own_triton.repository / model_name(active.deployment_id, 1) / "1" / "model.onnx"
+        whole = graph.read_bytes()
+
+        def lose_everything() -> None:
+            shutil.rmtree(own_triton.repository)
+
+        def lose_the_end_of_a_file() -> None:
+            graph.write_bytes(whole[:-100])
+
+        for damage in (lose_everything, lose_the_end_of_a_file):
+            await own_triton.stop()
+            await world.until_state(active, "DEGRADED")
+            damage()
+            await own_triton.start()
+            await world.until_state(active, "ACTIVE")
+            assert (await world.predict(active, jpeg(180))).detections
+            assert graph.read_bytes() == whole
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
+
+
+async def test_a_triton_that_moved_to_another_machine_serves_again_there(
+    world: Online, second: TritonServer, third: TritonServer
+) -> None:
+    async with world.serving():
+        drain = publishing_pb2.DrainTritonRequest(triton_id="local")
+        await world.publishing.DrainTriton(drain, metadata=world.administrator)
+        await world.register("moved", second)
+        account_id = await world.account()
+        active = await world.until_state(
+            await world.create(account_id, await world.model(account_id)), "ACTIVE", "FAILED"
+        )
+        await second.stop()
+        await world.until_state(active, "DEGRADED")
+        await world.register("moved", third)
+        back = await world.until_state(active, "ACTIVE")
+        assert await world.instances(back) == [("moved", True, True)]
+        assert (await world.predict(back, jpeg(180))).detections
+        assert (third.repository / model_name(back.deployment_id, 1) / "1" / "model.onnx").exists()
+        await world.stop(back)
+        await world.until_state(back, "STOPPED")
 
 
 async def test_a_deployment_goes_on_when_the_acting_replica_ends_and_when_all_of_publishing_was_down(
