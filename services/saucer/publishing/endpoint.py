@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
+from uuid import UUID
 
 import asyncpg
 import structlog
@@ -25,6 +26,7 @@ from saucer.lib.errors import (
     DomainError,
     FailedPreconditionError,
     InvalidArgumentError,
+    NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
 )
@@ -112,6 +114,28 @@ class Prediction:
     version_number: int
 
 
+@dataclass(frozen=True)
+class Query:
+    """A KServe request as Triton gets it, but for the name; and its images."""
+
+    request: pb.ModelInferRequest
+    images: tuple[bytes, ...]
+
+
+@dataclass
+class Asked:
+    """A request on its way: whose monitoring it belongs to, and whether it is counted there."""
+
+    deployment_id: str
+    # 0: it is not known yet to be a deployment that the caller may see.
+    version_number: int = 0
+    counted: bool = False
+
+    def meet(self, deployment: Deployment, side: Side) -> None:
+        """The caller may see it, and this side is to answer."""
+        self.deployment_id, self.version_number = deployment.deployment_id, side.version.number
+
+
 class Endpoint:
     """What is between a client and Triton."""
 
@@ -136,35 +160,50 @@ class Endpoint:
             InvalidArgumentError: IMAGE_REFUSED. ResourceExhaustedError: TOO_MANY_REQUESTS,
                 RATE_LIMITED. UnavailableError: NOT_SERVING.
         """
-        async with self._measured():
+
+        async def infer(triton: TritonClient, place: Place, seconds: float) -> Boxes:
+            return await triton.infer(place.name, image, place.start, seconds)
+
+        async with self._measured(deployment_id) as asked:
             self._limits.take(current().token_id, len(image), time.monotonic())
-            deployment = await self.active(deployment_id)
+            deployment = await self.find(deployment_id)
+            side = choose(deployment)
+            asked.meet(deployment, side)
+            _need_active(deployment)
             width, height = upright_size(image)
-
-            async def infer(triton: TritonClient, place: Place, seconds: float) -> Boxes:
-                return await triton.infer(place.name, image, place.start, seconds)
-
-            found, version = await self._send(deployment, choose(deployment), infer, timeout_s)
+            found, version = await self._send(deployment, side, infer, timeout_s, asked)
             return Prediction(_detections(found, version), width, height, version.number)
 
     async def infer(
-        self, deployment: Deployment, side: Side, request: pb.ModelInferRequest, timeout_s: float | None
-    ) -> tuple[pb.ModelInferResponse, Version]:
-        """Triton's answer to a KServe request, which gets the inner name here, and the version that gave it.
+        self, name: str, number: str, read: Callable[[], Query], timeout_s: float | None
+    ) -> pb.ModelInferResponse:
+        """The answer to a KServe request of a deployment, and of one version of it if a number is given.
 
-        Raises as predict() does.
+        Each of its images is a request to the token's limits. Raises as predict() does, and as find_side() and `read`.
         """
 
-        async def infer(triton: TritonClient, place: Place, seconds: float) -> pb.ModelInferResponse:
-            request.model_name, request.model_version = place.name, place.start
-            return await triton.forward(request, seconds)
+        async with self._measured(name) as asked:
+            query = read()
+            request = query.request
 
-        async with self._measured():
-            self._limits.take(current().token_id, request.ByteSize(), time.monotonic())
-            return await self._send(deployment, side, infer, timeout_s)
+            async def infer(triton: TritonClient, place: Place, seconds: float) -> pb.ModelInferResponse:
+                request.model_name, request.model_version = place.name, place.start
+                return await triton.forward(request, seconds)
+
+            requests = max(1, len(query.images))
+            self._limits.take(current().token_id, request.ByteSize(), time.monotonic(), requests)
+            deployment, named = await self.find_side(name, number)
+            side = named or choose(deployment)
+            asked.meet(deployment, side)
+            _need_active(deployment)
+            for image in query.images:
+                upright_size(image)
+            answer, version = await self._send(deployment, side, infer, timeout_s, asked)
+        answer.model_name, answer.model_version = deployment.deployment_id, str(version.number)
+        return answer
 
     async def _send(
-        self, deployment: Deployment, side: Side, infer: Infer[T], timeout_s: float | None
+        self, deployment: Deployment, side: Side, infer: Infer[T], timeout_s: float | None, asked: Asked
     ) -> tuple[T, Version]:
         """Asks one instance of a side; where it fails, each of the others in turn: an inference changes nothing.
 
@@ -178,6 +217,7 @@ class Endpoint:
             while choice is not None:
                 version, place = choice
                 tried.add(place)
+                asked.counted = True
                 try:
                     return await self._ask(deployment, version, place, infer, _deadline(ends_s)), version
                 except (ModelFailed, TritonUnavailable) as error:
@@ -251,13 +291,25 @@ class Endpoint:
     async def active(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError, FailedPreconditionError naming the state."""
         deployment = await self.find(deployment_id)
-        if deployment.state is not DeploymentState.ACTIVE:
-            raise FailedPreconditionError(
-                "NOT_ACTIVE",
-                f"The deployment is {deployment.state}; only an ACTIVE one answers.",
-                state=deployment.state,
-            )
+        _need_active(deployment)
         return deployment
+
+    async def find_side(self, name: str, number: str) -> tuple[Deployment, Side | None]:
+        """A deployment by what KServe calls a name, and the version of it that is asked for; None: whichever serves.
+
+        Raises NotFoundError: deployment or version.
+        """
+        try:
+            UUID(name)
+        except ValueError as error:
+            raise NotFoundError("deployment", name[:100]) from error
+        deployment = await self.find(name)
+        if not number:
+            return deployment, None
+        for side in sides(deployment):
+            if number == str(side.version.number):
+                return deployment, side
+        raise NotFoundError("deployment_version", number[:100])
 
     async def find(self, deployment_id: str) -> Deployment:
         """A deployment, as it was at most KNOWN_S ago if it was ACTIVE then. Raises NotFoundError."""
@@ -300,11 +352,13 @@ class Endpoint:
                 del self._in_flight[key]
 
     @asynccontextmanager
-    async def _measured(self) -> AsyncIterator[None]:
+    async def _measured(self, deployment_id: str) -> AsyncIterator[Asked]:
+        """Counts a request by its outcome, here and in its deployment's monitoring."""
+        asked = Asked(deployment_id)
         started_s = time.perf_counter()
         outcome = "CANCELLED"
         try:
-            yield
+            yield asked
             outcome = "OK"
         except DomainError as error:
             outcome = error.reason
@@ -315,6 +369,17 @@ class Endpoint:
         finally:
             requests_total.labels(outcome).inc()
             request_seconds.labels(outcome).observe(time.perf_counter() - started_s)
+            if outcome != "OK" and not asked.counted:
+                self._count_refusal(asked)
+
+    def _count_refusal(self, asked: Asked) -> None:
+        """Of a request that no model was asked; of one that was not even looked up, if a former one was."""
+        number = asked.version_number
+        _, known = self._known.get(asked.deployment_id, (0.0, None))
+        if not number and known is not None and current().may_see(known.account_id):
+            number = known.version.number
+        if number:
+            self._traffic.refuse(asked.deployment_id, number, datetime.now(UTC))
 
 
 def sides(deployment: Deployment) -> list[Side]:
@@ -351,6 +416,16 @@ def _detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
         name = version.classes[label]
         detections.append(Detection(name, score, tuple(box), score >= thresholds[name]))
     return tuple(detections)
+
+
+def _need_active(deployment: Deployment) -> None:
+    """Raises FailedPreconditionError naming the state."""
+    if deployment.state is not DeploymentState.ACTIVE:
+        raise FailedPreconditionError(
+            "NOT_ACTIVE",
+            f"The deployment is {deployment.state}; only an ACTIVE one answers.",
+            state=deployment.state,
+        )
 
 
 def _deadline(ends_s: float | None) -> float:

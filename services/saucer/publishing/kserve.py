@@ -7,8 +7,9 @@ request to Triton is made anew, from nothing but a name, a shape and the image's
 
 from __future__ import annotations  # some of grpc's classes are generic only for type checkers
 
+import json
+from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 import grpc
 from google.protobuf import text_format
@@ -17,12 +18,14 @@ from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from saucer.lib.errors import InvalidArgumentError, NotFoundError
+from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.v1 import access_pb2
-from saucer.publishing.domain import Deployment, DeploymentState
-from saucer.publishing.endpoint import Endpoint, Side, choose, sides
+from saucer.publishing.domain import DeploymentState
+from saucer.publishing.endpoint import Endpoint, Query, sides
 from saucer.publishing.fleet import Fleet
+from saucer.publishing.triton import LENGTH_BYTES
+from saucer.serving.detector import MAX_BATCH
 from saucer.serving.triton_config import config_pbtxt
 
 SERVED = {
@@ -78,11 +81,11 @@ class _KServe:
         return pb.ServerMetadataResponse(name="saucer", version="1")
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        deployment, _ = await self._find(request.name, request.version)
+        deployment, _ = await self._endpoint.find_side(request.name, request.version)
         return pb.ModelReadyResponse(ready=deployment.state is DeploymentState.ACTIVE)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        deployment, _ = await self._find(request.name, request.version)
+        deployment, _ = await self._endpoint.find_side(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
             name=deployment.deployment_id,
@@ -93,43 +96,27 @@ class _KServe:
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        deployment, side = await self._find(request.name, request.version)
-        number = side.version.number if side else deployment.version.number
-        text = config_pbtxt(deployment.deployment_id, version=number)
+        deployment, side = await self._endpoint.find_side(request.name, request.version)
+        version = side.version if side else deployment.version
+        text = config_pbtxt(deployment.deployment_id, version=version.number)
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
         # What else there is, is between publishing and the model.
         shown = [output for output in config.output if output.name in OUTPUTS]
         del config.output[:]
         config.output.extend(shown)
+        config.parameters.clear()
+        # By LABELS, as JSON: a name may have any character in it.
+        config.parameters["classes"].string_value = json.dumps(version.classes, ensure_ascii=False)
         return pb.ModelConfigResponse(config=config)
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
-        deployment, side = await self._find(request.model_name, request.model_version)
-        deployment = await self._endpoint.active(deployment.deployment_id)
-        answer, version = await self._endpoint.infer(
-            deployment, side or choose(deployment), _inner(request), context.time_remaining()
+        return await self._endpoint.infer(
+            request.model_name, request.model_version, lambda: _query(request), context.time_remaining()
         )
-        answer.model_name = deployment.deployment_id
-        answer.model_version = str(version.number)
-        return answer
-
-    async def _find(self, name: str, number: str) -> tuple[Deployment, Side | None]:
-        """A deployment, and the version of it that is asked for; None: whichever serves."""
-        try:
-            UUID(name)
-        except ValueError as error:
-            raise NotFoundError("deployment", name[:100]) from error
-        deployment = await self._endpoint.find(name)
-        if not number:
-            return deployment, None
-        for side in sides(deployment):
-            if number == str(side.version.number):
-                return deployment, side
-        raise NotFoundError("deployment_version", number[:100])
 
 
-def _inner(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
-    """The request as Triton gets it, but for the name.
+def _query(request: pb.ModelInferRequest) -> Query:
+    """The request made anew, and its images.
 
     Raises InvalidArgumentError for what is not one image input and known outputs.
     """
@@ -150,6 +137,27 @@ def _inner(request: pb.ModelInferRequest) -> pb.ModelInferRequest:
         outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=output.name) for output in request.outputs],
         raw_input_contents=request.raw_input_contents,
     )
-    if not request.raw_input_contents:
-        inner.inputs[0].contents.bytes_contents.extend(given.contents.bytes_contents)
-    return inner
+    if request.raw_input_contents:
+        images = _strings(request.raw_input_contents)
+    else:
+        images = list(given.contents.bytes_contents)
+        inner.inputs[0].contents.bytes_contents.extend(images)
+    if len(images) > MAX_BATCH:
+        raise InvalidArgumentError("IMAGE_REFUSED", f"{INPUT}: one request has at most {MAX_BATCH} images.")
+    return Query(inner, tuple(images))
+
+
+def _strings(contents: Sequence[bytes]) -> list[bytes]:
+    """The images in KServe's raw form, each after its length; of more than MAX_BATCH the first ones.
+
+    Raises InvalidArgumentError if they do not fit their lengths.
+    """
+    data, at = b"".join(contents), 0
+    found: list[bytes] = []
+    while at < len(data) and len(found) <= MAX_BATCH:
+        begin = at + LENGTH_BYTES
+        at = begin + int.from_bytes(data[at:begin], "little")
+        found.append(data[begin:at])
+    if at > len(data):
+        raise InvalidArgumentError("IMAGE_REFUSED", f"{INPUT}: the images do not have the lengths that they state.")
+    return found

@@ -28,8 +28,8 @@ class Limits:
         self._rates = (requests_per_s, bytes_per_s)
         self._buckets: dict[str, tuple[_Bucket, _Bucket]] = {}
 
-    def take(self, token_id: str, size_bytes: int, now_s: float) -> None:
-        """One request of a size; what is refused takes nothing.
+    def take(self, token_id: str, size_bytes: int, now_s: float, requests: int = 1) -> None:
+        """A request of a size, or several of one together; what is refused takes nothing.
 
         Raises ResourceExhaustedError: RATE_LIMITED, with the time after which there is room again, in seconds.
         """
@@ -40,7 +40,7 @@ class Limits:
             buckets = (_Bucket(self._rates[0], now_s), _Bucket(self._rates[1], now_s))
         # At the end: the first is the one that has not asked for longest.
         self._buckets[token_id] = buckets
-        wanted = (1.0, float(size_bytes))
+        wanted = (float(requests), float(size_bytes))
         for bucket, rate in zip(buckets, self._rates, strict=True):
             bucket.fill(rate, rate, now_s)
         # One larger than a burst passes when the bucket is full, and leaves it in debt.

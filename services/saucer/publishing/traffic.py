@@ -35,7 +35,7 @@ class Piece:
         self.histogram = [mine + its for mine, its in zip(self.histogram, other.histogram, strict=True)]
 
     def percentile_ms(self, share: float) -> float:
-        """The bound below which this share of the requests was answered; 0 without any."""
+        """The bound below which this share of the models' answers came; 0 without any."""
         below, wanted = 0, share * sum(self.histogram)
         for bound, count in zip(BOUNDS_MS, self.histogram, strict=True):
             below += count
@@ -56,18 +56,28 @@ class Traffic:
         self._pieces: dict[tuple[str, int, datetime], Piece] = {}
 
     def record(self, deployment_id: str, version_number: int, duration_s: float, failed: bool, now: datetime) -> None:
-        """One request that has ended now."""
+        """One request that a model was asked, and that has ended now."""
+        piece = self._piece(deployment_id, version_number, now)
+        milliseconds = duration_s * 1000
+        piece.requests += 1
+        piece.errors += failed
+        piece.busy_ms += round(milliseconds)
+        piece.histogram[_place(milliseconds)] += 1
+
+    def refuse(self, deployment_id: str, version_number: int, now: datetime) -> None:
+        """One request that no model was asked: it is an error, and has no place among the durations of answers."""
+        piece = self._piece(deployment_id, version_number, now)
+        piece.requests += 1
+        piece.errors += 1
+
+    def _piece(self, deployment_id: str, version_number: int, now: datetime) -> Piece:
         key = (deployment_id, version_number, begin_of(now))
         piece = self._pieces.get(key)
         if piece is None:
             if len(self._pieces) >= MAX_WAITING:
                 del self._pieces[next(iter(self._pieces))]
             piece = self._pieces[key] = Piece(*key)
-        milliseconds = duration_s * 1000
-        piece.requests += 1
-        piece.errors += failed
-        piece.busy_ms += round(milliseconds)
-        piece.histogram[_place(milliseconds)] += 1
+        return piece
 
     def take_ended(self, now: datetime) -> list[Piece]:
         """Pieces that are over; they are forgotten here."""

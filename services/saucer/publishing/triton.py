@@ -40,7 +40,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _OUTPUT_TYPES = {"BOXES": np.float32, "SCORES": np.float32, "LABELS": np.int32, "COUNT": np.int32}
-_LENGTH_BYTES = 4  # of a string in KServe's raw form, before its bytes
+LENGTH_BYTES = 4  # of a string in KServe's raw form, before its bytes
 _AT_REST = ("", "UNAVAILABLE")  # states of a version that holds nothing
 
 
@@ -198,7 +198,7 @@ class TritonClient:
             answer = await self.forward(request, timeout_s)
         except InferRefused:  # it has no such output, or takes the request for an image
             return Report("", Choice(EVALUATED_WITH), ())
-        fields = json.loads(answer.raw_output_contents[0][_LENGTH_BYTES:])
+        fields = json.loads(answer.raw_output_contents[0][LENGTH_BYTES:])
         choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])
         return Report(fields["process"], choice, tuple(map(_line, fields["lines"])))
 

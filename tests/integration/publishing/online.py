@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
+from tritonclient.grpc import service_pb2 as pb
 
 from saucer.billing.main import wire as wire_billing
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
@@ -379,6 +381,13 @@ async def online(
         yield world
         audit = await world.billing.AuditLedger(billing_pb2.AuditLedgerRequest(), metadata=world.administrator)
         assert audit.clean, audit.findings
+
+
+def infer_request(name: str, *images: bytes, version: str = "") -> pb.ModelInferRequest:
+    """KServe's, as its clients send images."""
+    tensor = pb.ModelInferRequest.InferInputTensor(name="IMAGE", datatype="BYTES", shape=[len(images), 1])
+    content = b"".join(struct.pack("<I", len(image)) + image for image in images)
+    return pb.ModelInferRequest(model_name=name, model_version=version, inputs=[tensor], raw_input_contents=[content])
 
 
 def lacks(gate: publishing_pb2.Gate, runtime: str) -> bool:

@@ -13,7 +13,7 @@ from saucer.lib.clock import ManualClock
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
-from saucer.publishing import lifecycle, service, store
+from saucer.publishing import lifecycle, monitoring_store, service, store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
 from saucer.publishing.instances import Instance, InstanceState, Plan
 from saucer.publishing.peers import Peers
@@ -174,6 +174,23 @@ async def test_a_triton_takes_something_once_it_has_answered_at_its_present_addr
     await deployments.tritons.report("local", live=True)
     assert (await deployments.tritons.register(moved)).live
     assert await deployments.serving.place(await world.get(deployment_id), "first", ())
+
+
+async def test_what_happens_again_in_one_start_is_one_event_with_a_count(world: World) -> None:
+    deployment_id, serving = await world.put(activate), world.deployments.serving
+    for _ in range(3):
+        world.clock.advance(MOMENT)
+        found = await world.get(deployment_id)
+        await serving.lose(found, at(found), "it does not answer")
+        found = await world.get(deployment_id)
+        await serving.recover(found, at(found))
+    async with world.database.reading() as connection:
+        events = await monitoring_store.list_events(connection, deployment_id, 10)
+    assert {(event.kind, event.message, event.count) for event in events} == {
+        ("DEGRADED", "it does not answer", 3),
+        ("ACTIVE", "", 3),
+    }
+    assert {(event.first_at, event.last_at) for event in events} == {(NOW + MOMENT, NOW + 3 * MOMENT)}
 
 
 async def test_what_an_action_reports_late_changes_nothing(world: World) -> None:

@@ -2,22 +2,26 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from nats.js import JetStreamContext
+from tritonclient.grpc import service_pb2_grpc
 
-from saucer.lib.clock import PostgresClock
+from saucer.lib.clock import ManualClock
+from saucer.lib.grpc_client import from_rpc
 from saucer.lib.postgres import connect
 from saucer.lib.retention import forget
 from saucer.local.servers import TritonServer
+from saucer.publishing import endpoint
+from saucer.publishing.main import PublishingSettings
 from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.traffic import PIECE
 from saucer.publishing.v1 import publishing_pb2
-from tests.integration.publishing.online import Online, jpeg, online
+from tests.integration.publishing.online import Online, infer_request, jpeg, online
 from tests.support.events import until
 from tests.support.services import ServiceRunner, Tokens
 
@@ -84,13 +88,65 @@ async def test_batches_and_waits_are_shown_beside_requests_and_lines_of_the_mode
         assert list(second.lines) == list(loaded)
         assert not second.next_page_token
 
-        database = await connect(world.settings["database_url"], PostgresClock())
-        await forget("publishing", database, retention_rules(timedelta(days=1)))
+        kept = timedelta(days=PublishingSettings.model_fields["monitoring_keep_days"].default)
+        assert kept == timedelta(weeks=1)
+        clock = ManualClock(loaded[0].log_time.ToDatetime(UTC) + kept - timedelta(minutes=1))
+        database = await connect(world.settings["database_url"], clock)
+        await forget("publishing", database, retention_rules(kept))
         assert len((await log_lines(world, active)).lines) == 2
-        await forget("publishing", database, retention_rules(timedelta(0)))
+        assert await samples(world, active)
+        clock.advance(timedelta(minutes=5))
+        await forget("publishing", database, retention_rules(kept))
         database.pool.terminate()
         assert not (await log_lines(world, active)).lines
         assert not await samples(world, active)
+
+
+async def test_whatever_refuses_a_request_makes_it_an_error_of_its_deployment_and_of_no_other(
+    world: Online, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.serving(token_requests_per_s=2):
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        owner = world.owner(account_id)
+        predict = publishing_pb2.PredictRequest(deployment_id=active.deployment_id, image=jpeg(180))
+
+        async def outcome(call: Any) -> str:
+            try:
+                await call
+            except grpc.aio.AioRpcError as error:
+                return from_rpc(error).reason
+            return "OK"
+
+        async with grpc.aio.insecure_channel(world.address) as channel:
+            kserve = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+            def infer(*images: bytes) -> Any:
+                return kserve.ModelInfer(infer_request(active.deployment_id, *images), metadata=world.owner(account_id))
+
+            found = [await outcome(world.publishing.Predict(predict, metadata=owner)) for _ in range(4)]
+            assert found == ["OK", "OK", "RATE_LIMITED", "RATE_LIMITED"]
+            assert await outcome(infer(jpeg(180))) == "OK"
+            assert await outcome(infer(b"no image")) == "IMAGE_REFUSED"
+            assert await outcome(world.predict(active, b"no image")) == "IMAGE_REFUSED"
+            with monkeypatch.context() as patch:
+                patch.setattr(endpoint, "MAX_IN_FLIGHT", 0)
+                assert await outcome(world.predict(active, jpeg(180))) == "TOO_MANY_REQUESTS"
+                assert await outcome(infer(jpeg(180))) == "TOO_MANY_REQUESTS"
+            stranger = world.owner(await world.account(0))
+            assert await outcome(world.publishing.Predict(predict, metadata=stranger)) == "DEPLOYMENT_NOT_FOUND"
+            await world.stop(active)
+            await world.until_state(active, "STOPPED")
+            assert await outcome(world.predict(active, jpeg(180))) == "NOT_ACTIVE"
+            assert await outcome(infer(jpeg(180))) == "NOT_ACTIVE"
+
+        async def counted() -> tuple[int, int] | None:
+            shown = await samples(world, active)
+            sums = sum(item.requests for item in shown), sum(item.errors for item in shown)
+            return sums if sums[0] >= 11 else None
+
+        assert await until(counted, timeout_s=STORED_S) == (11, 8)
 
 
 async def test_a_model_that_does_not_load_has_a_line_that_says_why_which_no_other_account_reads(world: Online) -> None:

@@ -63,6 +63,7 @@ async def test_boxes_served_are_the_boxes_evaluated_for_images_of_every_size_ori
         model_id = await world.model(account_id, made=folder, images=images)
         active = await world.until_state(await world.create(account_id, model_id), "ACTIVE", "FAILED")
         assert active.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, active
+        assert active.parity.images == min(count, 200)
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def differs(number: int) -> float:

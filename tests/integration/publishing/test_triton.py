@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
@@ -16,7 +17,15 @@ from tritonclient.grpc import service_pb2_grpc
 from saucer.local.servers import TritonServer
 from saucer.local.triton_env import TritonEnvironment
 from saucer.publishing import repository
-from saucer.publishing.triton import InferRefused, ModelFailed, ModelState, Report, TritonClient, TritonUnavailable
+from saucer.publishing.triton import (
+    CONTROL_HEADER,
+    InferRefused,
+    ModelFailed,
+    ModelState,
+    Report,
+    TritonClient,
+    TritonUnavailable,
+)
 from saucer.serving.choosing import Choice
 from saucer.serving.runtime import EVALUATED_WITH
 from tests.support.triton_models import echo_config, write_echo
@@ -277,6 +286,17 @@ async def test_control_calls_and_shared_memory_are_closed_without_the_key(triton
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         with pytest.raises(grpc.aio.AioRpcError, match="restricted"):
             await stub.SystemSharedMemoryStatus(pb.SystemSharedMemoryStatusRequest())
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{triton.ports['http']}") as outside:
+        assert (await outside.get("/v2/health/live")).status_code == 200
+        for path in ("repository/index", "repository/models/any/load", "repository/models/any/unload"):
+            for headers in (
+                {},
+                {CONTROL_HEADER: "guessed"},
+                {CONTROL_HEADER.removeprefix("triton-grpc-protocol-"): "guessed"},
+            ):
+                answer = await outside.post(f"/v2/{path}", headers=headers)
+                assert (answer.status_code, "restricted" in answer.text) == (403, True), path
+        assert (await outside.get("/v2/systemsharedmemory/status")).status_code == 403
 
 
 def test_a_written_version_is_complete_and_carries_no_bytecode(tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
         await asyncio.sleep(0.6)  # endpoint.KNOWN_S: so long an endpoint may not know of the split
         found = await sides()
         assert 10 < found[2] < 50, found
+        outside = await asyncio.to_thread(_unversioned, world.address, dict(owner), active.deployment_id)
+        assert 10 < outside["2"] < 50, outside
         await asyncio.to_thread(_pinned, world.address, dict(owner), active.deployment_id)
         split = publishing_pb2.SplitDeploymentRequest(request_id=new_id(), percent=0, **ids)
         assert (await call("SplitDeployment", split)).candidate.percent == 0
@@ -205,8 +207,8 @@ async def _samples_of_both_sides(world: Online, deployment: publishing_pb2.Deplo
 
     async def look() -> bool:
         samples = (await world.publishing.ListTrafficSamples(request, metadata=owner)).samples
-        # 60 in each of three rounds, and one more of each side by a client that names it.
-        return sum(item.requests for item in samples) >= 182
+        # 60 in each of three rounds and by a client outside, and one more of each side by one that names it.
+        return sum(item.requests for item in samples) >= 242
 
     await until(look, timeout_s=25)
     samples = (await world.publishing.ListTrafficSamples(request, metadata=owner)).samples
@@ -219,6 +221,16 @@ async def _samples_of_both_sides(world: Online, deployment: publishing_pb2.Deplo
         publishing_pb2.ListDeploymentEventsRequest(deployment_id=deployment.deployment_id), metadata=owner
     )
     assert {"QUEUED", "DEPLOYING", "ACTIVE", "STOPPING", "STOPPED"} <= {item.kind for item in events.events}
+
+
+def _unversioned(url: str, headers: dict[str, str], name: str) -> Counter[str]:
+    """The versions that answered a client that names none."""
+    client = tritonclient.grpc.InferenceServerClient(url)
+    image = tritonclient.grpc.InferInput("IMAGE", [1, 1], "BYTES")
+    image.set_data_from_numpy(np.array([[jpeg(180)]], dtype=object))
+    answers = [client.infer(name, [image], headers=headers).get_response() for _ in range(60)]
+    client.close()
+    return Counter(answer.model_version for answer in answers)
 
 
 def _pinned(url: str, headers: dict[str, str], name: str) -> None:

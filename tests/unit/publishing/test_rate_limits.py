@@ -20,6 +20,14 @@ def test_a_burst_passes_then_the_rate_and_no_more_each_token_for_itself() -> Non
     made.take("a", 1, 0.51)
 
 
+def test_several_requests_at_once_count_as_many() -> None:
+    made = Limits(requests_per_s=10, bytes_per_s=1000)
+    made.take("a", 1, 0.0, requests=8)
+    with pytest.raises(ResourceExhaustedError):
+        made.take("a", 1, 0.0, requests=3)
+    made.take("a", 1, 0.0, requests=2)
+
+
 def test_bytes_count_and_one_larger_than_a_burst_passes_alone_and_is_paid_for_after() -> None:
     made = Limits(requests_per_s=100, bytes_per_s=1000)
     made.take("a", 3000, 0.0)

@@ -24,6 +24,16 @@ def test_a_piece_is_taken_once_it_is_over_and_one_that_was_not_stored_comes_agai
     assert made.take_ended(NOW + PIECE) == [first]
 
 
+def test_what_no_model_was_asked_is_an_error_without_a_duration() -> None:
+    made = Traffic()
+    made.record("d", 1, 0.010, False, NOW)
+    for _ in range(9):
+        made.refuse("d", 1, NOW)
+    (piece,) = made.take_ended(NOW + PIECE)
+    assert (piece.requests, piece.errors, piece.busy_ms) == (10, 9, 10)
+    assert piece.percentile_ms(0.01) >= 10
+
+
 @given(st.lists(st.floats(0.001, 16), min_size=1, max_size=50), st.sampled_from([0.5, 0.95, 0.99]))
 def test_a_percentile_is_at_most_a_fifth_above_the_true_one(durations_s: list[float], share: float) -> None:
     made = Traffic()

@@ -889,12 +889,14 @@ class TrafficSample(_message.Message):
     QUEUE_MS_FIELD_NUMBER: _builtins.int
     version_number: _builtins.int
     requests: _builtins.int
-    """That Triton was asked; those refused before that are in none."""
+    """All that came: those that a model was asked, by each version that was, and those refused before."""
     errors: _builtins.int
-    """Of them, those that got no answer, or a refusal."""
+    """Of them, those that got no answer, or a refusal: RATE_LIMITED, TOO_MANY_REQUESTS, NOT_ACTIVE and what is no image
+    among them.
+    """
     requests_per_second: _builtins.float
     latency_p50_ms: _builtins.float
-    """At most 19 % above the true one."""
+    """Of those that a model was asked; at most 19 % above the true one."""
     latency_p95_ms: _builtins.float
     latency_p99_ms: _builtins.float
     load: _builtins.float
