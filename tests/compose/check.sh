@@ -6,29 +6,55 @@
 # 3. A table of memory and image sizes.
 # 4. The same with mutual TLS, on the data that are there; each container is killed once while the path runs again.
 #    KILL= leaves it out.
-# 5. Everything down.
+# 5. Everything down, also after a failure.
 #
-# It leaves nothing of its own but images. WORK keeps what is downloaded, DATA the engine's own.
+# The engine is one of its own, with names, secrets and certificates of its own, so that no Saucer at work is touched; two
+# engines would share bridge and firewall rules, so it runs beside no other. It leaves nothing but what is downloaded (WORK)
+# and the engine's images (DATA).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-work=${WORK:-$PWD/.saucer/compose-check}
+work=$(realpath --canonicalize-missing "${WORK:-.saucer/compose-check}")
 mkdir -p "$work"
 say() { printf '\n== %s\n' "$*" >&2; }
+if pidof dockerd >/dev/null; then
+  say "Another dockerd runs on this machine (pid $(pidof dockerd)). Stop it first, or use a machine without one"
+  exit 1
+fi
+unset DOCKER_CONTEXT DOCKER_TLS_VERIFY DOCKER_CERT_PATH COMPOSE_FILE COMPOSE_PROFILES
 # Debian's docker-compose 1.29 knows no top-level name, and an API of its own age.
-export DOCKER_API_VERSION=1.41 COMPOSE_PROJECT_NAME=saucer
+export DOCKER_HOST=unix://$work/docker.sock DOCKER_API_VERSION=1.41 COMPOSE_PROJECT_NAME=saucer-check
 # The ports lie among those that connections of this machine take for themselves, mostly on 127.0.0.1.
 export HOST_ADDRESS=${HOST_ADDRESS:-127.0.0.2}
-sed '/^name:/d' docker-compose.yml >"$work/docker-compose.yml"
+for file in docker-compose.yml deploy/compose.tls.yml; do
+  sed "/^name:/d; s|\./secrets/|$work/secrets/|; s|\./certificates/|$work/certificates/|" "$file" >"$work/${file##*/}"
+done
 files=(--file "$work/docker-compose.yml")
-compose() { docker-compose "${files[@]}" --project-directory "$PWD" "$@"; }
+# A .env that is here belongs to another Saucer, perhaps with its object store.
+compose() { docker-compose "${files[@]}" --env-file .env.example --project-directory "$PWD" "$@"; }
 
-if ! docker info >/dev/null 2>&1; then
-  say "Starting dockerd"
-  dockerd --data-root "${DATA:-$work/docker}" >"$work/dockerd.log" 2>&1 &
-  daemon=$!
-  trap 'kill "$daemon"; wait "$daemon"' EXIT
-  for _ in $(seq 30); do docker info >/dev/null 2>&1 && break; sleep 1; done
-fi
+down() {
+  say "Down"
+  compose down --volumes --remove-orphans || true
+  kill "$daemon" || true
+  wait "$daemon" || true
+  rm -rf "$work/secrets" "$work/certificates"
+}
+say "Starting dockerd"
+echo '{}' >"$work/dockerd.json"
+rm -f "$work/dockerd.pid"
+# In a session of its own: Ctrl-C must not take it away before the containers are down.
+setsid dockerd --host "$DOCKER_HOST" --data-root "${DATA:-$work/docker}" --exec-root "$work/exec" --pidfile "$work/dockerd.pid" \
+  --config-file "$work/dockerd.json" >"$work/dockerd.log" 2>&1 &
+daemon=$!
+trap down EXIT
+trap 'exit 130' INT TERM
+for _ in $(seq 30); do docker info >/dev/null 2>&1 && break; sleep 1; done
+docker info >/dev/null || { tail -20 "$work/dockerd.log" >&2; exit 1; }
+# What a check that was killed has left: passwords are made anew, which its PostgreSQL would not know.
+compose down --volumes --remove-orphans
+rm -rf "$work/secrets" "$work/certificates"
+install -D deploy/new-secrets.sh "$work/deploy/new-secrets.sh"
+"$work/deploy/new-secrets.sh"
 
 stand_ins() {
   say "Debian"
@@ -62,7 +88,6 @@ stand_ins() {
 # Docker's own builder, which needs no further program.
 export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
 [ -n "${KEEP_STAND_INS:-}" ] || stand_ins
-[ -e secrets ] || deploy/new-secrets.sh
 
 say "Our images"
 compose build
@@ -79,9 +104,9 @@ docker images --filter dangling=false --format 'table {{.Repository}}:{{.Tag}}\t
 
 if [ -n "${KILL-1}" ]; then
   say "TLS"
-  [ -e certificates ] || mkdir -m 700 certificates
-  docker run --rm --user "$(id -u)" --volume "$PWD/certificates:/made" saucer-service python certificates.py /made
-  files+=(--file deploy/compose.tls.yml)
+  mkdir -m 700 "$work/certificates"
+  docker run --rm --user "$(id -u)" --volume "$work/certificates:/made" saucer-service python certificates.py /made
+  files+=(--file "$work/compose.tls.yml")
   compose up --detach
   say "The path, while each container is killed once"
   path >"$work/path.log" 2>&1 &
@@ -92,14 +117,14 @@ if [ -n "${KILL-1}" ]; then
     container=$(compose ps -q "$name" | head -1)
     # Counts as a wish: the engine does not restart what a user has killed.
     docker kill "$container" >/dev/null
+    if ! kill -0 "$walking" 2>/dev/null; then
+      tail -50 "$work/path.log" >&2
+      say "The path had ended before $name was killed: if it is complete, raise EPOCHS"
+      exit 1
+    fi
     sleep 2
     docker start "$container" >/dev/null
   done
-  over=; kill -0 "$walking" 2>/dev/null || over=yes
   wait "$walking" || { tail -50 "$work/path.log" >&2; exit 1; }
-  if [ -n "$over" ]; then say "The path was over before every container had been killed: raise EPOCHS"; exit 1; fi
   tail -1 "$work/path.log"
 fi
-
-say "Down"
-compose down --volumes

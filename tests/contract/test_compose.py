@@ -280,3 +280,64 @@ def test_the_keys_container_makes_tokens_that_servers_believe_and_keeps_those_th
     profile = (tmp_path / "administrator" / "profile.json").read_text()
     keys.main({"billing": "elsewhere:1"}, tmp_path)
     assert (tmp_path / "administrator" / "profile.json").read_text() == profile
+
+
+# What `make compose-check` calls, each telling how it was called; FAILS names a command of compose that fails.
+ENGINE = {
+    "pidof": '[ -n "$OTHER" ] && echo "$OTHER"',
+    "dockerd": 'echo "dockerd $*" >>"$CALLS"; exec sleep 60',
+    "docker": 'echo "$DOCKER_HOST docker $*" >>"$CALLS"',
+    "docker-compose": 'echo "$COMPOSE_PROJECT_NAME docker-compose $*" >>"$CALLS"; [[ " $* " != *" $FAILS "* ]]',
+}
+
+
+def compose_check(folder: Path, **settings: str) -> tuple[int, str, list[str]]:
+    """Runs it on an engine that does nothing: its exit status, what it said, and its calls."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for program, commands in ENGINE.items():
+        (programs / program).write_text(f"#!/usr/bin/env bash\n{commands}\n")
+        (programs / program).chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "WORK": str(folder / "work"),
+        "CALLS": str(folder / "calls"),
+        "KEEP_STAND_INS": "yes",
+        "OTHER": "",
+        "FAILS": "nothing",
+    } | settings
+    script = PROJECT / "tests" / "compose" / "check.sh"
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, check=False, timeout=60)
+    calls = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    return done.returncode, done.stderr, calls
+
+
+@pytest.mark.parametrize("fails", ["nothing", "build", "run"])
+def test_the_check_uses_an_engine_and_names_of_its_own_and_takes_all_down_whatever_failed(
+    tmp_path: Path, fails: str
+) -> None:
+    before = {file.name for file in PROJECT.iterdir()}
+    status, said, calls = compose_check(tmp_path, FAILS=fails, KILL="")
+    assert (status == 0) == (fails == "nothing"), said
+    (engine,) = [call for call in calls if call.startswith("dockerd ")]
+    assert f"--host unix://{tmp_path}/work/docker.sock --data-root {tmp_path}/work/" in engine
+    asked = (f"unix://{tmp_path}/work/docker.sock docker ", "saucer-check docker-compose ")
+    assert all(call.startswith(asked) for call in calls if call != engine)
+    assert calls[-1].endswith("down --volumes --remove-orphans")
+    assert not list((tmp_path / "work").glob("secrets*"))
+    assert {file.name for file in PROJECT.iterdir()} == before
+
+
+def test_the_check_fails_if_the_path_ends_before_every_container_was_killed(tmp_path: Path) -> None:
+    status, said, calls = compose_check(tmp_path, KILL_EVERY_S="0.5")
+    assert status == 1
+    assert "before billing was killed" in said
+    assert calls[-1].endswith("down --volumes --remove-orphans")
+    assert not (tmp_path / "work" / "certificates").exists()
+
+
+def test_the_check_refuses_to_run_beside_another_engine(tmp_path: Path) -> None:
+    status, said, calls = compose_check(tmp_path, OTHER="42")
+    assert status == 1
+    assert "Another dockerd runs on this machine (pid 42)" in said
+    assert not calls
