@@ -86,8 +86,17 @@ def server_labels(name: str) -> dict[str, str]:
     return {**labels(name), "app.kubernetes.io/component": "server"}
 
 
+def migration_labels(name: str) -> dict[str, str]:
+    return {**labels(name), "app.kubernetes.io/component": "migration"}
+
+
 def meta(name: str, component: str | None = None) -> Manifest:
     return {"name": name, "labels": labels(component or name)}
+
+
+def server_meta(name: str) -> Manifest:
+    """Of what is applied last: README.md selects it by these labels."""
+    return {"name": name, "labels": server_labels(name)}
 
 
 def secret(name: str, key: str) -> Manifest:
@@ -252,7 +261,7 @@ def deployment(process: Process) -> Manifest:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": meta(process.name),
+        "metadata": server_meta(process.name),
         "spec": {
             **replicas,
             "selector": {"matchLabels": server_labels(process.name)},
@@ -271,12 +280,12 @@ def migration(process: Process) -> Manifest:
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": meta(f"migrate-{process.name}", process.name),
+        "metadata": {"name": f"migrate-{process.name}", "labels": migration_labels(process.name)},
         "spec": {
             "backoffLimit": 5,
             "ttlSecondsAfterFinished": 3600,
             "template": {
-                "metadata": {"labels": {**labels(process.name), "app.kubernetes.io/component": "migration"}},
+                "metadata": {"labels": migration_labels(process.name)},
                 "spec": pod(process, container, restartPolicy="OnFailure"),
             },
         },
@@ -381,7 +390,7 @@ def scaling() -> Manifest:
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
-        "metadata": meta("worker"),
+        "metadata": server_meta("worker"),
         "spec": {
             "scaleTargetRef": {"name": "worker"},
             "minReplicaCount": 0,
@@ -461,7 +470,7 @@ def triton() -> list[Manifest]:
         {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
-            "metadata": meta("triton"),
+            "metadata": server_meta("triton"),
             "spec": {
                 # publishing loads into one server; a second would have other models.
                 "replicas": 1,

@@ -233,6 +233,30 @@ def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None
     assert not serving.items() <= job.items()
 
 
+def selected(selector: str) -> set[tuple[str, str]]:
+    """Kinds and names of what `kubectl --selector` takes."""
+    found = re.fullmatch(r"([\w./-]+?)(!?=)(\w+)", selector)
+    assert found is not None, selector
+    key, sign, value = found.groups()
+    return {
+        (each["kind"], each["metadata"]["name"])
+        for each in MANIFESTS
+        if "metadata" in each and (each["metadata"].get("labels", {}).get(key) == value) == (sign == "=")
+    }
+
+
+def test_what_is_applied_by_the_guide_is_everything_and_what_serves_after_its_migrations() -> None:
+    text = (BASE.parent / "README.md").read_text()
+    steps = re.findall(r"^    kubectl (?:-n saucer )?(delete|apply|wait) .*--selector (\S+)", text, re.MULTILINE)
+    assert [verb for verb, _ in steps] == ["delete", "apply", "wait", "apply"]
+    removed, first, awaited, last = (selected(selector) for _, selector in steps)
+    migrations = {("Job", name) for name in of_kind("Job")}
+    assert removed == awaited == migrations
+    assert migrations <= first
+    assert last == {(kind, name) for kind in ("Deployment", "ScaledObject") for name in of_kind(kind)}
+    assert first | last == {(each["kind"], each["metadata"]["name"]) for each in MANIFESTS if "metadata" in each}
+
+
 def test_no_pod_is_privileged_writes_its_image_or_speaks_to_kubernetes() -> None:
     for name, spec in pod_specs():
         assert spec["securityContext"]["runAsNonRoot"], name
