@@ -99,6 +99,10 @@ def server_meta(name: str) -> Manifest:
     return {"name": name, "labels": server_labels(name)}
 
 
+# What the community's Prometheus finds pods by, with no kind of its own in the cluster.
+SCRAPED = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS), "prometheus.io/path": "/metrics"}
+
+
 def secret(name: str, key: str) -> Manifest:
     return {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
 
@@ -265,7 +269,7 @@ def deployment(process: Process) -> Manifest:
         "spec": {
             **replicas,
             "selector": {"matchLabels": server_labels(process.name)},
-            "template": {"metadata": {"labels": server_labels(process.name)}, "spec": spec},
+            "template": {"metadata": {"labels": server_labels(process.name), "annotations": SCRAPED}, "spec": spec},
         },
     }
 
@@ -386,7 +390,11 @@ def policy(name: str, ingress: list[Manifest], egress: list[Manifest]) -> Manife
 def scaling() -> Manifest:
     """As many workers as there are runs that wait or run. A worker that is taken away gives its run back."""
     region, spec = SPEC
-    query = f'max(saucer_training_open_runs{{region="{region}",spec="{spec}"}})'
+    # Without a run training exports no figure of this spec: 0, if it exports at all.
+    query = (
+        f'max(saucer_training_open_runs{{region="{region}",spec="{spec}"}}) '
+        'or 0 * max(saucer_dead_events{service="training"})'
+    )
     return {
         "apiVersion": "keda.sh/v1alpha1",
         "kind": "ScaledObject",
@@ -401,10 +409,13 @@ def scaling() -> Manifest:
                 {
                     "type": "prometheus",
                     "metadata": {
-                        "serverAddress": "http://prometheus.monitoring:9090",
+                        # The Service of the community's chart, installed as `prometheus`.
+                        "serverAddress": "http://prometheus-server.monitoring",
                         "query": query,
                         "threshold": "1",
-                        "ignoreNullValues": "true",
+                        # Without an answer the workers stay as many as they are: read as 0, a Prometheus that sees
+                        # nothing would take them away, or never start one.
+                        "ignoreNullValues": "false",
                     },
                 }
             ],

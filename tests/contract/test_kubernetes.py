@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,7 @@ from saucer.local import nats_users
 from saucer.local.servers import triton_arguments
 from saucer.local.stack import SERVICES
 from tests.contract.test_compose import kind_of
-from tests.contract.test_watched import METRIC, exported
+from tests.contract.test_watched import METRIC, PROMETHEUS, exported
 
 __all__ = ["exported"]
 PROJECT = Path(__file__).parents[2]
@@ -300,5 +302,60 @@ def test_workers_are_scaled_by_a_metric_that_training_exports(exported: set[str]
     scaled = of_kind("ScaledObject")["worker"]["spec"]
     assert scaled["scaleTargetRef"]["name"] in of_kind("Deployment")
     assert "replicas" not in of_kind("Deployment")["worker"]["spec"]
-    (trigger,) = scaled["triggers"]
-    assert set(METRIC.findall(trigger["metadata"]["query"])) <= exported
+    assert set(METRIC.findall(scaling_query())) <= exported
+
+
+def scaling_query() -> str:
+    (trigger,) = of_kind("ScaledObject")["worker"]["spec"]["triggers"]
+    query: str = trigger["metadata"]["query"]
+    return query
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool comes with the system's package prometheus")
+def test_the_figure_for_workers_is_0_without_a_run_and_none_if_training_is_not_heard(tmp_path: Path) -> None:
+    runs = 'saucer_training_open_runs{region="local", spec="%s", instance="%s"}'
+    heard = 'saucer_dead_events{service="training"}'
+    cases = [
+        ({runs % ("gpu-1", "a"): 3, runs % ("gpu-1", "b"): 3, runs % ("cpu", "a"): 9, heard: 0}, 3),
+        ({runs % ("cpu", "a"): 9, heard: 2}, 0),
+        ({'saucer_dead_events{service="task"}': 0}, None),
+    ]
+    tests = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": name, "values": str(value)} for name, value in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": scaling_query(),
+                    "eval_time": "0m",
+                    "exp_samples": [{"labels": "{}", "value": figure}] if figure is not None else [],
+                }
+            ],
+        }
+        for series, figure in cases
+    ]
+    (tmp_path / "query.test.yml").write_text(yaml.safe_dump({"tests": tests}))
+    command = ["promtool", "test", "rules", str(tmp_path / "query.test.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (trigger,) = of_kind("ScaledObject")["worker"]["spec"]["triggers"]
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_prometheus_finds_every_process_by_its_annotations_and_is_let_in(name: str) -> None:
+    template = of_kind("Deployment")[name]["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    (listen,) = [each["value"] for each in container["env"] if each["name"] == "SAUCER_METRICS_LISTEN"]
+    port = listen.rpartition(":")[2]
+    found = {key.partition("/")[2]: value for key, value in template["metadata"]["annotations"].items()}
+    assert found == {"scrape": "true", "port": port, "path": "/metrics"}
+    assert ("monitoring", int(port)) in outside(name, "ingress", "from")
+
+
+def test_the_guides_command_gives_prometheus_the_rules() -> None:
+    text = (BASE.parent / "README.md").read_text()
+    (command,) = re.findall(r"^    (\(printf .*\)) >rules.yaml$", text, re.MULTILINE)
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, check=True)
+    rules = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())
+    assert yaml.safe_load(done.stdout) == {"serverFiles": {"alerting_rules.yml": rules}}
