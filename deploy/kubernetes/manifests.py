@@ -107,9 +107,14 @@ def secret(name: str, key: str) -> Manifest:
     return {"valueFrom": {"secretKeyRef": {"name": name, "key": key}}}
 
 
-def optional(config_map: str, key: str) -> Manifest:
-    """A setting that is not given unless the map has the key."""
-    return {"valueFrom": {"configMapKeyRef": {"name": config_map, "key": key, "optional": True}}}
+def setting(key: str) -> Manifest:
+    """What the ConfigMap has for everybody."""
+    return {"valueFrom": {"configMapKeyRef": {"name": "saucer", "key": key}}}
+
+
+def optional(key: str) -> Manifest:
+    """A setting that is not given unless the ConfigMap has the key."""
+    return {"valueFrom": {"configMapKeyRef": {"name": "saucer", "key": key, "optional": True}}}
 
 
 def environment(process: Process) -> list[Manifest]:
@@ -117,7 +122,7 @@ def environment(process: Process) -> list[Manifest]:
     values: list[Manifest] = [
         {"name": "SAUCER_LOG_FORMAT", "value": "json"},
         {"name": "SAUCER_METRICS_LISTEN", "value": f"0.0.0.0:{METRICS}"},
-        {"name": "SAUCER_OTLP_ENDPOINT", "valueFrom": {"configMapKeyRef": {"name": "saucer", "key": "otlp-endpoint"}}},
+        {"name": "SAUCER_OTLP_ENDPOINT", **setting("otlp-endpoint")},
     ]
     if process.name != "worker":
         values += [
@@ -131,11 +136,11 @@ def environment(process: Process) -> list[Manifest]:
         values.append({"name": "SAUCER_TOKEN_FILE", "value": "/keys/own/token"})
     if process.nats:
         values.append({"name": "SAUCER_NATS_URL", **secret(f"{process.name}-connections", "nats-url")})
+        values.append({"name": "SAUCER_STREAM_REPLICAS", **setting("stream-replicas")})
     if process.object_store:
-        url = {"configMapKeyRef": {"name": "saucer", "key": "object-store-url"}}
-        values.append({"name": "SAUCER_OBJECT_STORE_URL", "valueFrom": url})
+        values.append({"name": "SAUCER_OBJECT_STORE_URL", **setting("object-store-url")})
     values += [
-        {"name": f"SAUCER_TLS_{name.upper()}_FILE", **optional("saucer", f"tls-{name.replace('_', '-')}-file")}
+        {"name": f"SAUCER_TLS_{name.upper()}_FILE", **optional(f"tls-{name.replace('_', '-')}-file")}
         for name in ("ca", "certificate", "key")
     ]
     values += [
@@ -511,7 +516,7 @@ def common() -> list[Manifest]:
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": meta("saucer"),
-            "data": {"object-store-url": "s3://saucer/objects", "otlp-endpoint": ""},
+            "data": {"object-store-url": "s3://saucer/objects", "otlp-endpoint": "", "stream-replicas": "3"},
         },
         {
             "apiVersion": "networking.k8s.io/v1",

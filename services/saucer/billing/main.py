@@ -9,7 +9,7 @@ from saucer.lib.run import Process, run
 async def wire(process: Process, settings: ServiceSettings) -> None:
     """Database, events in and out, the sweeper, gRPC."""
     database = await process.database(settings, "saucer.billing")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)

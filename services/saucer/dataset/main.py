@@ -37,7 +37,7 @@ class DatasetSettings(ServiceSettings):
 async def wire(process: Process, settings: DatasetSettings) -> None:
     """Database, events in and out, imports, gRPC."""
     database = await process.database(settings, "saucer.dataset")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(settings, database, jetstream)
     process.gauges(database)

@@ -31,7 +31,7 @@ class EvaluationSettings(ServiceSettings):
 async def wire(process: Process, settings: EvaluationSettings) -> None:
     """Database, object store, events in and out, the scorer, gRPC."""
     database = await process.database(settings, "saucer.evaluation")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(settings, database, jetstream)
     process.gauges(database)

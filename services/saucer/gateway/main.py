@@ -64,7 +64,7 @@ class GatewaySettings(ServerSettings):
 
 async def wire(process: Process, settings: GatewaySettings) -> None:
     """Events over gRPC, and every service over HTTP."""
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     server = await process.serve(settings, [rpc.servicer(jetstream)])
     addresses = {
         "billing": settings.billing_address,

@@ -65,6 +65,9 @@ class ServerSettings(ProcessSettings):
     # host:port of the gRPC server.
     listen: str
     nats_url: str
+    # NATS servers that each keep a copy of the stream, if this process makes it; of one that is there it changes
+    # nothing. A single server can keep one.
+    stream_replicas: int = Field(default=1, ge=1, le=5)
     # JWK set of the keys whose tokens are believed.
     public_keys_file: Path
     # Ids of revoked tokens, one a line.

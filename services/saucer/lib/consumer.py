@@ -143,12 +143,19 @@ class Consumer:
     """Hands a service's events to their handlers."""
 
     def __init__(
-        self, service: str, database: Database, jetstream: JetStreamContext, handlers: Mapping[str, Handles]
+        self,
+        service: str,
+        database: Database,
+        jetstream: JetStreamContext,
+        handlers: Mapping[str, Handles],
+        *,
+        stream_replicas: int = 1,
     ) -> None:
         self._service = service
         self._database = database
         self._jetstream = jetstream
         self._handlers = handlers
+        self._stream_replicas = stream_replicas
 
     async def run(self) -> None:
         """Until cancelled. What was not acknowledged then is delivered again."""
@@ -160,7 +167,7 @@ class Consumer:
                 await asyncio.sleep(RECONNECT_S)
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        await ensure_stream(self._jetstream)
+        await ensure_stream(self._jetstream, replicas=self._stream_replicas)
         # add_consumer brings an existing one up to date; pull_subscribe alone would keep old settings without a word.
         await self._jetstream.add_consumer(
             STREAM,

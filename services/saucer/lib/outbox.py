@@ -111,11 +111,14 @@ async def enqueue_all(tx: Transaction, events: Sequence[Outgoing]) -> None:
 class Relay:
     """Sends what the outbox of one service holds."""
 
-    def __init__(self, service: str, database: Database, jetstream: JetStreamContext, *, replica: str) -> None:
+    def __init__(
+        self, service: str, database: Database, jetstream: JetStreamContext, *, replica: str, stream_replicas: int = 1
+    ) -> None:
         self._service = service
         self._database = database
         self._jetstream = jetstream
         self._replica = replica
+        self._stream_replicas = stream_replicas
         self._renew_at_s = float("-inf")
         # By PostgreSQL's clock; None while another relay has the lease.
         self._elected_at: datetime | None = None
@@ -181,7 +184,7 @@ class Relay:
         try:
             info = await self._jetstream.stream_info(STREAM)
         except NoSuchStreamError:
-            await ensure_stream(self._jetstream)
+            await ensure_stream(self._jetstream, replicas=self._stream_replicas)
             info = await self._jetstream.stream_info(STREAM)
         created, last = str(info.created), info.state.last_seq
         former, self._stream = self._stream, (created, last)

@@ -49,6 +49,8 @@ class Process:
         self.stack = AsyncExitStack()
         # Of the gRPC server, once it serves.
         self.address: str | None = None
+        # Of the stream, should it have to be made.
+        self.stream_replicas = 1
         self.failed = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -71,12 +73,12 @@ class Process:
         await migrate(database, "saucer.lib", package)
         return database
 
-    async def jetstream(self, url: str) -> JetStreamContext:
+    async def jetstream(self, settings: config.ServerSettings) -> JetStreamContext:
         """JetStream, with the stream in place; waits for a server that is not up yet, reconnects for ever."""
         while True:
             try:
                 client: NatsClient = await nats.connect(
-                    url,
+                    settings.nats_url,
                     max_reconnect_attempts=-1,
                     name=self.name,
                     error_cb=_nats_error,
@@ -90,13 +92,15 @@ class Process:
                 await asyncio.sleep(NATS_RETRY_S)
         self.stack.push_async_callback(client.close)
         jetstream: JetStreamContext = client.jetstream()
-        await ensure_stream(jetstream)
+        self.stream_replicas = settings.stream_replicas
+        await ensure_stream(jetstream, replicas=self.stream_replicas)
         return jetstream
 
     def relay(self, database: Database, jetstream: JetStreamContext) -> None:
         """Sends the outbox."""
         replica = f"{socket.gethostname()}-{os.getpid()}"
-        self.background("relay", Relay(self.name, database, jetstream, replica=replica).run())
+        relay = Relay(self.name, database, jetstream, replica=replica, stream_replicas=self.stream_replicas)
+        self.background("relay", relay.run())
 
     def gauges(self, database: Database, *readings: Reading) -> None:
         """Exports what lies in the database: the usual gauges of a service, and its own."""
@@ -106,13 +110,13 @@ class Process:
         self, settings: config.ServiceSettings, database: Database, jetstream: JetStreamContext, *rules: Forget
     ) -> None:
         """Forgets what is old: events by their setting, and what the service's own rules say."""
-        await ensure_stream(jetstream, settings.events_keep_days)
+        await ensure_stream(jetstream, settings.events_keep_days, self.stream_replicas)
         every = [*usual(settings.events_keep_days, settings.calls_keep_days), *rules]
         self.background("retention", forget_for_ever(self.name, database, every))
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
-        consumer = Consumer(self.name, database, jetstream, by_type(handlers))
+        consumer = Consumer(self.name, database, jetstream, by_type(handlers), stream_replicas=self.stream_replicas)
         self.background("consumer", consumer.run())
         return dead_events_servicer(database, consumer)
 

@@ -11,21 +11,27 @@ KEEP_DAYS = 30
 DUPLICATE_WINDOW_S = 3600.0
 
 
-async def ensure_stream(jetstream: JetStreamContext, keep_days: int | None = None) -> None:
-    """Makes the stream, or brings it up to date. Without `keep_days` an existing one keeps its own."""
-    config = StreamConfig(
-        name=STREAM,
-        subjects=["saucer.>"],
-        retention=RetentionPolicy.LIMITS,
-        storage=StorageType.FILE,
-        max_age=(keep_days or KEEP_DAYS) * 24 * 3600.0,
-        duplicate_window=DUPLICATE_WINDOW_S,
-    )
+async def ensure_stream(jetstream: JetStreamContext, keep_days: int | None = None, replicas: int = 1) -> None:
+    """Makes the stream, or brings it up to date.
+
+    Of an existing one an administrator's own settings stay, and the number of servers that keep a copy is one of them;
+    without `keep_days` so does for how long it keeps messages. Raises nats.js.errors.Error if NATS refuses, as a single
+    server does for more than one replica.
+    """
+    max_age_s = (keep_days or KEEP_DAYS) * 24 * 3600.0
     try:
-        former = await jetstream.stream_info(STREAM)
+        former = (await jetstream.stream_info(STREAM)).config
     except NoSuchStreamError:
-        await jetstream.add_stream(config)
+        made = StreamConfig(
+            name=STREAM,
+            retention=RetentionPolicy.LIMITS,
+            storage=StorageType.FILE,
+            num_replicas=replicas,
+        )
+        await jetstream.add_stream(_with_ours(made, max_age_s))
     else:
-        if keep_days is None:
-            config.max_age = former.config.max_age
-        await jetstream.update_stream(config)
+        await jetstream.update_stream(_with_ours(former, max_age_s if keep_days else former.max_age))
+
+
+def _with_ours(config: StreamConfig, max_age_s: float | None) -> StreamConfig:
+    return config.evolve(subjects=["saucer.>"], max_age=max_age_s, duplicate_window=DUPLICATE_WINDOW_S)

@@ -65,7 +65,7 @@ class PublishingSettings(ServiceSettings):
 async def wire(process: Process, settings: PublishingSettings) -> None:
     """Database, billing, Triton, events in and out, the sweeper, the reconciler, gRPC."""
     database = await process.database(settings, "saucer.publishing")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(
         settings, database, jetstream, *retention_rules(timedelta(days=settings.monitoring_keep_days))

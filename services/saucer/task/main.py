@@ -20,7 +20,7 @@ class TaskSettings(ServiceSettings):
 async def wire(process: Process, settings: TaskSettings) -> None:
     """Database, peers, events in and out, the sweeper, gRPC."""
     database = await process.database(settings, "saucer.task")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(settings, database, jetstream)
     process.gauges(database, *watching.READINGS)

@@ -43,7 +43,7 @@ def retention_rules(settings: TrainingSettings) -> list[Forget]:
 async def wire(process: Process, settings: TrainingSettings) -> None:
     """Database, object store, events in and out, gRPC, the sweeper."""
     database = await process.database(settings, "saucer.training")
-    jetstream = await process.jetstream(settings.nats_url)
+    jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
     await process.retention(settings, database, jetstream, *retention_rules(settings))
     process.gauges(database, *watching.READINGS)
