@@ -274,7 +274,14 @@ def deployment(process: Process) -> Manifest:
         "spec": {
             **replicas,
             "selector": {"matchLabels": server_labels(process.name)},
-            "template": {"metadata": {"labels": server_labels(process.name), "annotations": SCRAPED}, "spec": spec},
+            "template": {
+                "metadata": {
+                    # By `process` alerts know it: Prometheus takes a pod's labels over.
+                    "labels": {**server_labels(process.name), "process": process.name},
+                    "annotations": SCRAPED,
+                },
+                "spec": spec,
+            },
         },
     }
 

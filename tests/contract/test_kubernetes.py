@@ -348,6 +348,7 @@ def test_prometheus_finds_every_process_by_its_annotations_and_is_let_in(name: s
     (container,) = template["spec"]["containers"]
     (listen,) = [each["value"] for each in container["env"] if each["name"] == "SAUCER_METRICS_LISTEN"]
     port = listen.rpartition(":")[2]
+    assert template["metadata"]["labels"]["process"] == name
     found = {key.partition("/")[2]: value for key, value in template["metadata"]["annotations"].items()}
     assert found == {"scrape": "true", "port": port, "path": "/metrics"}
     assert ("monitoring", int(port)) in outside(name, "ingress", "from")

@@ -67,6 +67,18 @@ def test_the_dashboards_are_what_their_source_says() -> None:
     assert written == {f"{page.uid}.json": module.to_json(page) for page in module.DASHBOARDS}
 
 
+def test_every_container_of_a_process_is_asked_and_missed_but_a_worker() -> None:
+    containers = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())["services"]
+    processes = {name for name, each in containers.items() if "SAUCER_METRICS_LISTEN" in each.get("environment", {})}
+    (scrape,) = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    (found,) = scrape["dns_sd_configs"]
+    assert set(found["names"]) == processes
+    assert {"source_labels": ["__meta_dns_name"], "target_label": "process"} in scrape["relabel_configs"]
+    (rule,) = [rule for rule in RULES if rule["alert"] == "ProcessDown"]
+    missed = set(re.findall(r'absent\(up\{process="(\w+)"\}\)', rule["expr"]))
+    assert missed == processes - {"worker"}
+
+
 def test_every_alert_has_a_section_in_the_runbook_and_a_test_in_which_it_fires() -> None:
     alerts = {rule["alert"] for rule in RULES}
     headings = set(re.findall(r"^## (\w+)$", (PROJECT / "deploy" / "RUNBOOK.md").read_text(), re.MULTILINE))
