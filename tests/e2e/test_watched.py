@@ -60,8 +60,11 @@ async def ask(prometheus: httpx.AsyncClient, query: str) -> list[Any]:
 
 
 def alone(query: str) -> str:
-    """An alert's figure as it can be read while nothing is wrong: without the limit, and of calls that went well."""
-    without_limit = re.sub(r"\s*(?:==|>)\s*(?:[\d.* ]+$|max by \(work_kind\).*$)", "", query, flags=re.DOTALL)
+    """An alert's figure as it can be read while nothing is wrong: of what is there and went well, without the limit."""
+    present = re.sub(r"absent\((.*?)\)", r"\1", query)
+    without_limit = re.sub(
+        r"\s*(?:==|>)\s*(?:[\d.* ]+$|\d(?=\s+or)|max by \(work_kind\).*$)", "", present, flags=re.DOTALL
+    )
     return without_limit.replace('code="INTERNAL"', 'code="OK"')
 
 

@@ -31,6 +31,8 @@ _S = DeploymentState
 AT_REST = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 # In these Triton may hold something of it, so they take room there.
 PLACED = frozenset({_S.DEPLOYING, _S.ACTIVE, _S.DEGRADED, _S.STOPPING})
+# In these billing keeps a hold for the start, between two moments: it is granted as PENDING or WAITING ends.
+HOLDING = frozenset({_S.QUEUED, *PLACED})
 # In these it may be updated: a new version may be what helps a DEGRADED one.
 SERVED = frozenset({_S.ACTIVE, _S.DEGRADED})
 # In these it may be placed on further Tritons, or others.

@@ -1,4 +1,4 @@
-"""What alerts look at: deployments that are not at rest, to be compared with the holds that are open for them."""
+"""What alerts look at: deployments for which a hold is open by right, to be compared with the holds that are open."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,15 +7,15 @@ from prometheus_client import Gauge
 
 from saucer.lib.gauges import Reading
 from saucer.lib.postgres import Connection
-from saucer.publishing.domain import AT_REST
+from saucer.publishing.domain import HOLDING
 
-open_starts = Gauge("saucer_publishing_open_starts", "Starts that are not at rest", ["work_kind"])
+open_starts = Gauge("saucer_publishing_open_starts", "Starts that have a hold by their state", ["work_kind"])
 
 
 async def _open_starts(connection: Connection, now: datetime) -> Mapping[tuple[str, ...], float]:
     return {
         ("DEPLOYMENT",): await connection.fetchval(
-            "SELECT count(*) FROM deployment WHERE state <> ALL($1)", sorted(AT_REST)
+            "SELECT count(*) FROM deployment WHERE state = ANY($1)", sorted(HOLDING)
         )
     }
 

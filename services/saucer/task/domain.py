@@ -32,6 +32,9 @@ class TaskState(StrEnum):
 _S = TaskState
 # There is no run yet.
 UNQUEUED = frozenset({_S.PENDING, _S.WAITING})
+# In these billing keeps a hold for the start, between two moments: it is granted as PENDING ends, and resolved when the
+# run has.
+HOLDING = frozenset({_S.QUEUED, _S.TRAINING})
 AT_REST = frozenset({_S.SUCCEEDED, _S.STOPPED, _S.FAILED, _S.REFUSED})
 RESTARTABLE = frozenset({_S.STOPPED, _S.FAILED, _S.REFUSED})
 

@@ -1,4 +1,4 @@
-"""What alerts look at: tasks that are not at rest, to be compared with the holds that are open for them."""
+"""What alerts look at: tasks for which a hold is open by right, to be compared with the holds that are open."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -7,13 +7,13 @@ from prometheus_client import Gauge
 
 from saucer.lib.gauges import Reading
 from saucer.lib.postgres import Connection
-from saucer.task.domain import AT_REST
+from saucer.task.domain import HOLDING
 
-open_starts = Gauge("saucer_task_open_starts", "Starts that are not at rest", ["work_kind"])
+open_starts = Gauge("saucer_task_open_starts", "Starts that have a hold by their state", ["work_kind"])
 
 
 async def _open_starts(connection: Connection, now: datetime) -> Mapping[tuple[str, ...], float]:
-    return {("TASK",): await connection.fetchval("SELECT count(*) FROM task WHERE state <> ALL($1)", sorted(AT_REST))}
+    return {("TASK",): await connection.fetchval("SELECT count(*) FROM task WHERE state = ANY($1)", sorted(HOLDING))}
 
 
 READINGS = (Reading(open_starts, _open_starts),)
