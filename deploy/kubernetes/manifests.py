@@ -220,13 +220,17 @@ def pod(process: Process, container: Manifest, **more: Any) -> Manifest:
 
 
 def probes(process: Process) -> Manifest:
-    """Not by gRPC: Kubernetes' probes speak no TLS. A worker serves none; it need only live."""
-    path = "/metrics" if process.name == "worker" else "/serving"
-    check: Manifest = {"httpGet": {"path": path, "port": METRICS}}
+    """Not by gRPC: Kubernetes' probes speak no TLS. One that waits for PostgreSQL or NATS lives, and is not ready."""
+
+    def ask(path: str) -> Manifest:
+        return {"httpGet": {"path": path, "port": METRICS}}
+
+    # A worker serves no gRPC.
+    ready = "/alive" if process.name == "worker" else "/serving"
     return {
-        "startupProbe": {**check, "periodSeconds": 2, "failureThreshold": 60},
-        "readinessProbe": {**check, "periodSeconds": 10, "timeoutSeconds": 5},
-        "livenessProbe": {**check, "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 6},
+        "startupProbe": {**ask("/alive"), "periodSeconds": 2, "failureThreshold": 60},
+        "readinessProbe": {**ask(ready), "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**ask("/alive"), "periodSeconds": 20, "timeoutSeconds": 5, "failureThreshold": 3},
     }
 
 
@@ -443,6 +447,8 @@ def quota() -> Manifest:
 def triton() -> list[Manifest]:
     """Triton, whose control calls run code: publishing alone may call it, and each control call needs the key."""
     closed = "model-repository,shared-memory,trace,logging:saucer-control=$(CONTROL_KEY)"
+    # Not by /v2/health/ready: one model that cannot be loaded turns it false, and publishing has to reach Triton then.
+    alive: Manifest = {"httpGet": {"path": "/v2/health/live", "port": TRITON_HTTP}}
     container: Manifest = {
         "name": "triton",
         "image": "saucer-triton",
@@ -462,8 +468,9 @@ def triton() -> list[Manifest]:
         ],
         "env": [{"name": "CONTROL_KEY", **secret("triton-control", "key")}],
         "ports": [{"name": "grpc", "containerPort": TRITON_GRPC}, {"name": "http", "containerPort": TRITON_HTTP}],
-        "startupProbe": {"httpGet": {"path": "/v2/health/live", "port": TRITON_HTTP}, "failureThreshold": 60},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": TRITON_HTTP}, "periodSeconds": 20},
+        "startupProbe": {**alive, "failureThreshold": 60},
+        "readinessProbe": {**alive, "periodSeconds": 10, "timeoutSeconds": 5},
+        "livenessProbe": {**alive, "periodSeconds": 20, "timeoutSeconds": 5},
         "volumeMounts": [
             {"name": "models", "mountPath": "/var/lib/saucer/models", "readOnly": True},
             {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108 - between Triton and its Python processes

@@ -58,9 +58,11 @@ install -D deploy/new-secrets.sh "$work/deploy/new-secrets.sh"
 
 stand_ins() {
   say "Debian"
-  if [ ! -e "$work/root/usr/bin/python3" ]; then
+  if [ ! -e "$work/debian.done" ]; then
+    rm -rf "$work/root"
     debootstrap --variant=minbase \
-      --include=python3,python3-pip,libpython3.11,ca-certificates,curl,libnuma1,postgresql-15 bookworm "$work/root" >"$work/debootstrap.log"
+      --include=python3,python3-pip,libpython3.11,ca-certificates,curl,wget,libnuma1,postgresql-15 bookworm "$work/root" >"$work/debootstrap.log"
+    touch "$work/debian.done"
   fi
   tar -C "$work/root" -c . | docker import - saucer-check-debian >/dev/null
   say "Wheels"
@@ -76,7 +78,7 @@ stand_ins() {
     touch "$work/wheels.done"
   fi
   cp tests/compose/* "$work/context/"
-  for name in python:3.11-slim-bookworm nats:2.12 postgres:18 triton; do
+  for name in python:3.11-slim-bookworm nats:2.12-alpine postgres:18 triton; do
     file=${name%%:*}
     tag=$name
     if [ "$name" = triton ]; then tag=nvcr.io/nvidia/tritonserver:25.10-py3; fi

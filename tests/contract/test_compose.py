@@ -106,6 +106,13 @@ def test_an_address_names_a_container_and_the_port_that_it_listens_on(name: str)
             assert container(host)["environment"]["SAUCER_LISTEN"].endswith(f":{port}")
 
 
+@pytest.mark.parametrize("name", [*PROCESSES, "postgres", "nats", "triton"])
+def test_every_container_that_runs_on_says_whether_it_is_well(name: str) -> None:
+    (*_, asked) = container(name)["healthcheck"]["test"]
+    if name in PROCESSES:
+        assert f"127.0.0.1:9464/{'alive' if name == 'worker' else 'serving'}" in asked
+
+
 def test_triton_has_the_stacks_arguments_and_a_closed_network_that_only_publishing_shares() -> None:
     expected = triton_arguments(
         Path("/var/lib/saucer/models"),

@@ -223,8 +223,16 @@ def test_tls_is_a_secret_and_three_settings_that_may_be_missing(name: str) -> No
     assert {"name": "certificates", "mountPath": "/certificates", "readOnly": True} in container["volumeMounts"]
     told = (BASE.parent / "README.md").read_text()
     assert all(f"{key['key']}: /certificates/" in told for key in keys.values())
-    # What speaks no TLS cannot be asked over it.
-    assert "grpc" not in container["livenessProbe"]
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_process_that_hangs_is_started_anew_and_one_that_waits_is_not(name: str) -> None:
+    (container,) = of_kind("Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    asked = {kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")}
+    # Over gRPC a probe would have to speak TLS.
+    assert {get["port"] for get in asked.values()} == {9464}
+    assert (asked["startup"]["path"], asked["liveness"]["path"]) == ("/alive", "/alive")
+    assert asked["readiness"]["path"] == ("/alive" if name == "worker" else "/serving")
 
 
 def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None:

@@ -173,12 +173,14 @@ async def _run(name: str, settings: S, wire: Callable[[Process, S], Awaitable[No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen))
+    heartbeat = telemetry.Heartbeat()
+    log.info("metrics", port=telemetry.serve_metrics(settings.metrics_listen, heartbeat))
     process = Process(name, settings.identity)
     if settings.otlp_endpoint:
         stop_tracing = tracing.start(name, settings.otlp_endpoint, settings.trace_ratio)
         process.stack.push_async_callback(asyncio.to_thread, stop_tracing)
     async with process.stack:
+        process.background("heartbeat", heartbeat.beat())
         wiring = asyncio.ensure_future(_wire(process, settings, wire))
         ends = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(process.failed.wait())]
         # A stop must be heeded also while a server that is not up is waited for.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,28 @@ from saucer.lib import tracing
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+
+# How often the event loop says that it turns, and after how long without a word it counts as stuck.
+BEAT_S = 1.0
+STUCK_S = 30.0
+
+
+class Heartbeat:
+    """Of the event loop. What is asked in a thread of its own would answer also if nothing else did any more."""
+
+    def __init__(self) -> None:
+        self._beat_at_s = time.monotonic()
+
+    async def beat(self) -> None:
+        """Until cancelled."""
+        while True:
+            self._beat_at_s = time.monotonic()
+            await asyncio.sleep(BEAT_S)
+
+    @property
+    def alive(self) -> bool:
+        return time.monotonic() - self._beat_at_s < STUCK_S
 
 
 def configure_logging(service: str, *, json_lines: bool, level: str) -> None:
@@ -61,25 +85,31 @@ def _add_trace_id(logger: object, method: str, event: structlog.typing.EventDict
     return event
 
 
-def serve_metrics(listen: str) -> int:
+def serve_metrics(listen: str, heartbeat: Heartbeat) -> int:
     """Serves /metrics for Prometheus from a thread of its own; the port it got. Raises OSError if it is taken.
 
-    Beside it /serving, for probes that shall be cheap and need no certificate: 200 while the gRPC server takes calls.
+    Beside it, for probes that shall be cheap and need no certificate: /alive, 200 while the event loop turns, and
+    /serving, 200 while the gRPC server takes calls besides. Otherwise they answer 503.
     """
     host, _, port = listen.rpartition(":")
     server, _ = start_http_server(int(port), addr=host)
     metrics = server.get_app()
     assert metrics is not None
-    server.set_app(_with_serving(metrics))
+    server.set_app(_with_probes(metrics, heartbeat))
     return server.server_port
 
 
-def _with_serving(metrics: WSGIApplication) -> WSGIApplication:
+def _with_probes(metrics: WSGIApplication, heartbeat: Heartbeat) -> WSGIApplication:
+    probes = {
+        "/alive": lambda: heartbeat.alive,
+        "/serving": lambda: heartbeat.alive and REGISTRY.get_sample_value("saucer_serving") == 1,
+    }
+
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/serving":
+        probe = probes.get(environ["PATH_INFO"])
+        if probe is None:
             return metrics(environ, start_response)
-        serving = REGISTRY.get_sample_value("saucer_serving") == 1
-        status = HTTPStatus.OK if serving else HTTPStatus.SERVICE_UNAVAILABLE
+        status = HTTPStatus.OK if probe() else HTTPStatus.SERVICE_UNAVAILABLE
         start_response(f"{status.value} {status.phrase}", [("Content-Type", "text/plain")])
         return [b""]
 
