@@ -1,6 +1,7 @@
 """`saucer model`. A task's id stands for its model."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -68,6 +69,21 @@ def download(app: App, model_id: str, names: tuple[str, ...], output: Path | Non
         app.output.table("", ("file", "bytes", "SHA-256"), rows)
 
 
+@model.command()
+@click.argument("model_id", type=IDENTIFIER, metavar="MODEL_OR_TASK")
+@pass_app
+def delete(app: App, model_id: str) -> None:
+    """Delete a model that no deployment serves; what came of it stays, and so do the files in the output path."""
+    deleted = _of_model_or_task(
+        app,
+        model_id,
+        lambda found: app.connection.training.DeleteModel(training_pb2.DeleteModelRequest(model_id=found)),
+    )
+    if app.output.as_json:
+        app.output.json(message_dict(deleted))
+    app.output.say(f"Deleted the model of {deleted.display_name}.")
+
+
 def _download(app: App, model_id: str, file: training_pb2.ModelFile, folder: Path) -> None:
     """Under another name until it is whole, so that a file with the right name is the right file."""
     part, digest, done_bytes = folder / f"{file.name}.part", hashlib.sha256(), 0
@@ -90,12 +106,18 @@ def _download(app: App, model_id: str, file: training_pb2.ModelFile, folder: Pat
 
 def find_model(app: App, identifier: str) -> training_pb2.Model:
     """By its own id or its task's."""
-    training = app.connection.training
+    return _of_model_or_task(
+        app, identifier, lambda found: app.connection.training.GetModel(training_pb2.GetModelRequest(model_id=found))
+    )
+
+
+def _of_model_or_task(app: App, identifier: str, ask: Callable[[str], training_pb2.Model]) -> training_pb2.Model:
+    """What is answered of the model with this id, or of that of the task with it."""
 
     def of_task() -> training_pb2.Model:
         found = app.connection.task.GetTask(task_pb2.GetTaskRequest(task_id=identifier))
         if not found.model_id:
             raise CliError(f"The task {identifier} is {enum_word(found, 'state')} and has no model.")
-        return training.GetModel(training_pb2.GetModelRequest(model_id=found.model_id))
+        return ask(found.model_id)
 
-    return found_or(lambda: training.GetModel(training_pb2.GetModelRequest(model_id=identifier)), of_task)
+    return found_or(lambda: ask(identifier), of_task)

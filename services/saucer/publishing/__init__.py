@@ -6,5 +6,5 @@ Serves: saucer.publishing.v1.PublishingService, inference.GRPCInferenceService, 
 Calls: billing (CreateHold), Triton.
 Publishes: DeploymentCreated, DeploymentQueued, DeploymentChanged, DeploymentActivated, DeploymentProgressed,
     DeploymentDegraded, DeploymentStopRequested, DeploymentEnded, DeploymentDeleted.
-Consumes: RunEnded; EvaluationEnded; HoldGranted, StopOrdered.
+Consumes: RunEnded, ModelDeleted; EvaluationEnded; HoldGranted, StopOrdered.
 """

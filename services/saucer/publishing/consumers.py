@@ -34,6 +34,9 @@ def handlers(deployments: Deployments) -> list[Handles]:
         if ended.HasField("model"):
             await deployments.meet_model(read_model(ended.model))
 
+    async def model_deleted(event: CloudEvent, message: Message) -> None:
+        await deployments.forget_model(cast(training_events.ModelDeleted, message).model.model_id)
+
     async def evaluation_ended(event: CloudEvent, message: Message) -> None:
         evaluation = cast(evaluation_events.EvaluationEnded, message).evaluation
         # Thresholds are those of the data that the model was made for.
@@ -54,6 +57,7 @@ def handlers(deployments: Deployments) -> list[Handles]:
 
     return [
         Handles(training_events.RunEnded, run_ended),
+        Handles(training_events.ModelDeleted, model_deleted),
         Handles(evaluation_events.EvaluationEnded, evaluation_ended),
         Handles(billing_events.HoldGranted, hold_granted),
         Handles(billing_events.StopOrdered, stop_ordered),

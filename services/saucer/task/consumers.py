@@ -55,6 +55,9 @@ def handlers(tasks: Tasks) -> list[Handles]:
             run.error_message,
         )
 
+    async def model_deleted(event: CloudEvent, message: Message) -> None:
+        await tasks.forget_model(cast(training_events.ModelDeleted, message).model.model_id)
+
     async def evaluation_ended(event: CloudEvent, message: Message) -> None:
         evaluation = cast(evaluation_events.EvaluationEnded, message).evaluation
         failed = evaluation.state == evaluation_pb2.EVALUATION_STATE_FAILED
@@ -89,6 +92,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
         Handles(training_events.RunProgressed, run_goes_on),
         Handles(training_events.RunInterrupted, run_interrupted),
         Handles(training_events.RunEnded, run_ended),
+        Handles(training_events.ModelDeleted, model_deleted),
         Handles(evaluation_events.EvaluationEnded, evaluation_ended),
     ]
 

@@ -102,7 +102,8 @@ class Tasks:
         Raises:
             InvalidArgumentError: scene, data or count do not fit. NotFoundError: data or spec.
             AlreadyExistsError: NAME_TAKEN, REQUEST_ID_USED.
-            FailedPreconditionError: the hold was refused; the task is REFUSED. ResourceExhaustedError: QUOTA_QUEUED.
+            FailedPreconditionError: MODEL_DELETED; or the hold was refused, and the task is REFUSED.
+            ResourceExhaustedError: QUOTA_QUEUED.
             UnavailableError: dataset or billing did not answer; nothing is stored.
         """
         async with self._database.reading() as connection:
@@ -149,10 +150,14 @@ class Tasks:
         return await self._own_model(account_id, form.model_id) if predicts else None
 
     async def _own_model(self, account_id: str, model_id: str) -> KnownModel:
+        """Raises NotFoundError; FailedPreconditionError: MODEL_DELETED."""
         async with self._database.reading() as connection:
             model = await store.get_model(connection, model_id)
+            deleted = await store.is_deleted(connection, model_id)
         if model is None or model.account_id != account_id:
             raise NotFoundError("model", model_id)
+        if deleted:
+            raise _model_deleted(model_id)
         return model
 
     async def set_quota(self, account_id: str, queued: int | None, revision: int) -> None:
@@ -164,6 +169,11 @@ class Tasks:
         """A run has left it; again changes nothing."""
         async with self._database.transaction() as tx:
             await store.insert_model(tx.connection, model)
+
+    async def forget_model(self, model_id: str) -> None:
+        """It was deleted; again changes nothing."""
+        async with self._database.transaction() as tx:
+            await store.mark_deleted(tx.connection, model_id)
 
     async def learn_pace(self, pace: Pace, *, predicts: bool) -> None:
         """A run took so long that trains or only predicts; again changes nothing."""
@@ -275,8 +285,8 @@ class Tasks:
             billing_mode: None: that of before, with its resource group.
 
         Raises:
-            FailedPreconditionError: naming the state, or the hold's refusal. InvalidArgumentError: mode and group.
-            ResourceExhaustedError: QUOTA_QUEUED.
+            FailedPreconditionError: naming the state, or the hold's refusal; MODEL_DELETED, of a model that the start
+                would need. InvalidArgumentError: mode and group. ResourceExhaustedError: QUOTA_QUEUED.
         """
         async with self._database.transaction() as tx:
             task = await _owned(tx, task_id)
@@ -289,6 +299,10 @@ class Tasks:
                     )
                 await _check_quota(tx, task.account_id)
                 form = task.form
+                # A training that resumes has what it began with in its checkpoint.
+                for model_id in filter(None, (form.model_id, form.base_model_id if from_scratch else "")):
+                    if await store.is_deleted(tx.connection, model_id):
+                        raise _model_deleted(model_id)
                 if billing_mode is not None:
                     form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
                     _check_billing(form)
@@ -506,6 +520,12 @@ def _refusal(task: Task) -> FailedPreconditionError:
     reason = "INSUFFICIENT_BALANCE" if task.missing_micros else "HOLD_REFUSED"
     return FailedPreconditionError(
         reason, task.error_message, task_id=task.task_id, missing_micros=task.missing_micros, state=task.state
+    )
+
+
+def _model_deleted(model_id: str) -> FailedPreconditionError:
+    return FailedPreconditionError(
+        "MODEL_DELETED", f"The model {model_id} was deleted; choose another one.", model_id=model_id
     )
 
 

@@ -12,8 +12,10 @@ from saucer.lib.clock import from_duration
 from saucer.lib.cloudevent import CloudEvent, to_json
 from saucer.lib.consumer import Handles
 from saucer.lib.ids import derived_id
+from saucer.publishing.v1 import events_pb2 as publishing_events
+from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import events_pb2 as task_events
-from saucer.training.domain import EndReason, RunRequest
+from saucer.training.domain import Deployment, EndReason, RunRequest
 from saucer.training.service import Training
 
 STOP_REASONS: Mapping[int, EndReason] = {
@@ -23,6 +25,20 @@ STOP_REASONS: Mapping[int, EndReason] = {
     billing_events.STOP_REASON_ACCOUNT_SUSPENDED: EndReason.ACCOUNT_SUSPENDED,
     billing_events.STOP_REASON_HOLD_EXPIRED: EndReason.WAITED_TOO_LONG,
 }
+# States in which a deployment serves nothing and will not, unless it is started again.
+AT_REST = frozenset(
+    {
+        publishing_pb2.DEPLOYMENT_STATE_REFUSED,
+        publishing_pb2.DEPLOYMENT_STATE_STOPPED,
+        publishing_pb2.DEPLOYMENT_STATE_FAILED,
+    }
+)
+DeploymentEvent = (
+    publishing_events.DeploymentCreated
+    | publishing_events.DeploymentChanged
+    | publishing_events.DeploymentProgressed
+    | publishing_events.DeploymentEnded
+)
 
 
 def handlers(training: Training) -> list[Handles]:
@@ -65,9 +81,26 @@ def handlers(training: Training) -> list[Handles]:
         running = quotas.running if quotas.HasField("running") else None
         await training.leases.set_share(quotas.account_id, quotas.weight, running, quotas.revision)
 
+    async def deployment_moved(event: CloudEvent, message: Message) -> None:
+        deployment = cast(DeploymentEvent, message).deployment
+        named = (deployment.model_id, deployment.candidate.version.model_id)
+        await training.models.hear_of(
+            Deployment(
+                deployment.deployment_id,
+                tuple(model_id for model_id in named if model_id),
+                deployment.state in AT_REST,
+                deployment.revision,
+            )
+        )
+
     return [
         Handles(task_events.TaskQueued, task_queued),
         Handles(task_events.TaskStopRequested, task_stop_requested),
         Handles(billing_events.StopOrdered, stop_ordered),
         Handles(billing_events.AccountQuotasChanged, quotas_changed),
+        Handles(publishing_events.DeploymentCreated, deployment_moved),
+        Handles(publishing_events.DeploymentChanged, deployment_moved),
+        # Once a minute: so those are known too that were there before training listened.
+        Handles(publishing_events.DeploymentProgressed, deployment_moved),
+        Handles(publishing_events.DeploymentEnded, deployment_moved),
     ]

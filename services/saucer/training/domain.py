@@ -306,7 +306,35 @@ class Model:
     best_map_50: float | None
     files: tuple[ModelFile, ...]
     created_at: datetime
+    deleted_at: datetime | None = None
     revision: int = 1
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """As publishing told of it last: the models that it serves, or may."""
+
+    deployment_id: str
+    model_ids: tuple[str, ...]
+    at_rest: bool
+    revision: int
+
+
+def delete_model(model: Model, served_by: str | None, now: datetime) -> Model:
+    """Softly; again changes nothing.
+
+    Args:
+        served_by: a deployment that is not at rest; None: there is none.
+
+    Raises FailedPreconditionError: MODEL_SERVED.
+    """
+    if model.deleted_at is not None:
+        return model
+    if served_by is not None:
+        raise FailedPreconditionError(
+            "MODEL_SERVED", f"The deployment {served_by} serves the model; stop it first.", deployment_id=served_by
+        )
+    return replace(model, deleted_at=now, revision=model.revision + 1)
 
 
 def move(run: Run, target: RunState) -> Run:

@@ -1,5 +1,7 @@
 """What attempts left in the object store and nothing names: removed some days after their run has ended.
 
+The files of a deleted model likewise, some days after the deletion, so that what had begun with it is done by then.
+
 1. Only runs that ended days ago are looked at: a worker that lost its lease has long stopped writing.
 2. Named are the model or the detections that the last attempt finished with, and the checkpoint of the task's newest
    run, from which its next start resumes. A start that is made in the same moment takes that very checkpoint.
@@ -25,7 +27,9 @@ SWEEP_S = 3600.0
 BATCH = 100
 
 log = structlog.get_logger()
-removed_total = Counter("saucer_training_objects_removed_total", "Objects of attempts that nothing named")
+removed_total = Counter(
+    "saucer_training_objects_removed_total", "Objects of attempts that nothing named, and of deleted models"
+)
 
 
 async def remove_for_ever(database: Database, objects: Objects, keep: timedelta) -> None:
@@ -33,6 +37,7 @@ async def remove_for_ever(database: Database, objects: Objects, keep: timedelta)
     while True:
         try:
             await remove_leftovers(database, objects, keep)
+            await remove_deleted_models(database, objects, keep)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DomainError) as error:
             log.warning("leftovers_not_removed", error=repr(error))
         await asyncio.sleep(SWEEP_S)
@@ -53,6 +58,22 @@ async def remove_leftovers(database: Database, objects: Objects, keep: timedelta
             async with database.reading() as connection:
                 await store.mark_swept(connection, [run.run_id for run in old], await database.clock.now(connection))
         number = len(tasks)
+
+
+async def remove_deleted_models(database: Database, objects: Objects, keep: timedelta) -> None:
+    """One round, of models that were deleted `keep` ago and that nothing uses. Raises UnavailableError."""
+    number = BATCH
+    while number == BATCH:
+        async with database.reading() as connection:
+            before = await database.clock.now(connection) - keep
+            models = await store.removable_models(connection, before, BATCH)
+        for model_id, keys in models:
+            for key in keys:
+                await objects.delete(key)
+                removed_total.inc()
+            async with database.reading() as connection:
+                await store.mark_removed(connection, model_id, await database.clock.now(connection))
+        number = len(models)
 
 
 async def _remove(objects: Objects, run: Left, *, newest: Left) -> None:

@@ -111,6 +111,7 @@ def model_message(model: Model) -> training_pb2.Model:
         display_name=model.task_name,
         scene=config.scene,
         label_names=config.label_names,
+        delete_time=to_timestamp(model.deleted_at),
     )
 
 

@@ -126,7 +126,7 @@ class Reading:
         """Raises NotFoundError."""
         async with self._database.reading() as connection:
             model = await models.get_model(connection, model_id)
-        if model is None:
+        if model is None or model.deleted_at is not None:
             raise NotFoundError("model", model_id)
         current().own("model", model_id, model.account_id)
         return model

@@ -124,6 +124,9 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
             next_page_token=page.token([last.created_at.isoformat(), last.model_id] if last else None),
         )
 
+    async def DeleteModel(self, request: training_pb2.DeleteModelRequest, context: Context) -> training_pb2.Model:
+        return model_message(await self._training.models.delete(request.model_id))
+
     async def DownloadModelFile(
         self, request: training_pb2.DownloadModelFileRequest, context: Context
     ) -> AsyncIterator[training_pb2.FileChunk]:

@@ -22,6 +22,8 @@ from saucer.local.servers import TritonServer
 from saucer.publishing.placement import model_name
 from saucer.publishing.triton import TritonClient
 from saucer.publishing.v1 import publishing_pb2
+from saucer.training.v1 import events_pb2 as training_events
+from saucer.training.v1 import training_pb2
 from tests.integration.publishing.load import Load, steady_load
 from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
 from tests.support.events import until
@@ -245,6 +247,37 @@ def _pinned(url: str, headers: dict[str, str], name: str) -> None:
     with pytest.raises(tritonclient.utils.InferenceServerException, match="no deployment version"):
         client.infer(name, [image], model_version="3", headers=headers)
     client.close()
+
+
+async def test_a_deleted_model_is_deployed_no_more_in_any_way_and_serves_on_where_it_does(world: Online) -> None:
+    async with world.serving():
+        account_id = await world.account(3 * HOLD_MICROS)
+        first, second = await world.model(account_id), await world.model(account_id)
+        active = await world.until_state(await world.create(account_id, first), "ACTIVE")
+        assert (await world.until_settled(await world.update(active, second))).version_number == 2
+        for model_id in (first, second):
+            deleted = training_events.ModelDeleted(model=training_pb2.Model(model_id=model_id))
+            await world.send(deleted, "training", account_id)
+        owner = world.owner(account_id)
+
+        async def refused() -> bool:
+            request = world.form(second, display_name=new_id())
+            try:
+                await world.publishing.CreateDeployment(request, metadata=owner)
+            except grpc.aio.AioRpcError as error:
+                return from_rpc(error).reason == "MODEL_DELETED"
+            return False
+
+        assert await until(refused)
+        ids: dict[str, Any] = {"deployment_id": active.deployment_id, "request_id": new_id()}
+        back = publishing_pb2.RollBackDeploymentRequest(version_number=1, **ids)
+        assert await refusal(world.publishing.RollBackDeployment(back, metadata=owner)) == "MODEL_DELETED"
+        update = publishing_pb2.UpdateDeploymentRequest(model_id=first, **ids)
+        assert await refusal(world.publishing.UpdateDeployment(update, metadata=owner)) == "MODEL_DELETED"
+        assert (await world.predict(active, jpeg(200))).version_number == 2
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
+        assert await refusal(world.start(active)) == "MODEL_DELETED"
 
 
 async def test_an_update_to_a_strangers_model_or_by_a_viewer_is_refused(world: Online, tokens: Tokens) -> None:

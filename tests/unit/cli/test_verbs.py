@@ -186,6 +186,12 @@ class Script(
         model.files.add(name="bad.txt", size_bytes=4, sha256=sha256(b"good").hexdigest())
         return model
 
+    def DeleteModel(self, request: Any, context: Any) -> Any:
+        self.requests.append(request)
+        if request.model_id != MODEL:
+            not_found(context)
+        return training_pb2.Model(model_id=MODEL, display_name="cups")
+
     def DownloadModelFile(self, request: Any, context: Any) -> Iterator[Any]:
         data = ONNX if request.name == "model.onnx" else b"evil"
         for start in range(0, len(data), 1024):
@@ -673,6 +679,12 @@ def test_a_report_without_recommendations_says_why(cli: Cli, script: Script, tmp
     script.validation_kept = False
     cli("evaluation", "report", EVALUATION, "--output", str(tmp_path / "report.html"))
     assert "There are none &amp; so on." in (tmp_path / "report.html").read_text()
+
+
+def test_a_model_is_deleted_by_its_id_or_its_tasks(cli: Cli, script: Script) -> None:
+    for identifier in (MODEL, TASK):
+        cli("model", "delete", identifier)
+        assert script.requests[-1] == training_pb2.DeleteModelRequest(model_id=MODEL)
 
 
 def test_a_model_is_downloaded_and_checked(cli: Cli, tmp_path: Path) -> None:

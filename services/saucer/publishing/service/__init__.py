@@ -62,6 +62,11 @@ class Deployments:
         async with self._database.transaction() as tx:
             await store.insert_model(tx.connection, model)
 
+    async def forget_model(self, model_id: str) -> None:
+        """It was deleted, and is not deployed any more; where it serves, it goes on."""
+        async with self._database.transaction() as tx:
+            await store.mark_deleted(tx.connection, model_id)
+
     async def meet_evaluation(self, evaluation: Evaluation, ended_at: datetime) -> None:
         """A model is evaluated, and can be published."""
         async with self._database.transaction() as tx:

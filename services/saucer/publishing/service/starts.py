@@ -23,7 +23,7 @@ from saucer.lib.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from saucer.lib.postgres import Database
+from saucer.lib.postgres import Connection, Database
 from saucer.publishing import domain, lifecycle, spans, store, version_store
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model, UpdateAction
 from saucer.publishing.peers import Hold, Peers
@@ -63,7 +63,8 @@ class Starts:
         Raises:
             NotFoundError: the model. InvalidArgumentError: spec, replicas, billing mode or a class do not fit.
             AlreadyExistsError: NAME_TAKEN, REQUEST_ID_USED.
-            FailedPreconditionError: MODEL_NOT_EVALUATED; or the hold was refused, and the deployment is REFUSED.
+            FailedPreconditionError: MODEL_NOT_EVALUATED, MODEL_DELETED; or the hold was refused, and the deployment
+                is REFUSED.
         """
         async with self._database.reading() as connection:
             former = await store.of_request(connection, account_id, request_id)
@@ -79,13 +80,18 @@ class Starts:
         return await self._start(former) if former.state is _S.PENDING else former
 
     async def meet(self, account_id: str, model_id: str) -> tuple[Model, Evaluation]:
-        """An account's model that is evaluated. Raises NotFoundError, FailedPreconditionError: MODEL_NOT_EVALUATED."""
+        """An account's model that is evaluated.
+
+        Raises NotFoundError; FailedPreconditionError: MODEL_NOT_EVALUATED, MODEL_DELETED.
+        """
         deadline = asyncio.get_running_loop().time() + MEET_GRACE_S
         while True:
             async with self._database.reading() as connection:
                 model = await store.get_model(connection, model_id)
                 evaluation = await store.evaluation_of(connection, model_id)
-            mine = model is not None and model.account_id == account_id
+                mine = model is not None and model.account_id == account_id
+                if mine:
+                    await check_there(connection, model_id)
             if model is not None and mine and evaluation is not None:
                 return model, evaluation
             # Another's model is waited for like one that there is not, so that the time tells nothing either.
@@ -156,7 +162,8 @@ class Starts:
             billing_mode: None: that of before, with its resource group.
 
         Raises:
-            FailedPreconditionError: naming the state, or the hold's refusal. InvalidArgumentError: mode and group.
+            FailedPreconditionError: naming the state, or the hold's refusal; MODEL_DELETED.
+            InvalidArgumentError: mode and group.
         """
         try:
             async with self._database.transaction() as tx:
@@ -169,6 +176,7 @@ class Starts:
                             "started.",
                             state=deployment.state,
                         )
+                    await check_there(tx.connection, deployment.version.model_id)
                     form = deployment.form
                     if billing_mode is not None:
                         form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
@@ -209,6 +217,14 @@ def _check_billing(form: Form) -> None:
 
 def _queue(deployment: Deployment, hold: Hold, now: datetime) -> Deployment:
     return lifecycle.queue(deployment, hold.amount_micros, hold.price_per_hour_micros, hold.currency, now)
+
+
+async def check_there(connection: Connection, model_id: str) -> None:
+    """Raises FailedPreconditionError: MODEL_DELETED."""
+    if await store.is_deleted(connection, model_id):
+        raise FailedPreconditionError(
+            "MODEL_DELETED", f"The model {model_id} was deleted; deploy another one.", model_id=model_id
+        )
 
 
 def checked_thresholds(given: Mapping[str, float], model: Model) -> Mapping[str, float]:

@@ -19,7 +19,7 @@ from saucer.publishing.domain import SERVED, Candidate, Deployment, UpdateAction
 from saucer.publishing.gate import Gate
 from saucer.publishing.service.changes import Move, owned, shown, write
 from saucer.publishing.service.records import SAUCER, record
-from saucer.publishing.service.starts import Starts, checked_thresholds
+from saucer.publishing.service.starts import Starts, check_there, checked_thresholds
 
 
 class Versions:
@@ -38,7 +38,7 @@ class Versions:
 
         Raises:
             NotFoundError: deployment or model. InvalidArgumentError: a class does not fit.
-            FailedPreconditionError: MODEL_NOT_EVALUATED, STATE_NOT_SERVED, UPDATE_IN_PROGRESS.
+            FailedPreconditionError: MODEL_NOT_EVALUATED, MODEL_DELETED, STATE_NOT_SERVED, UPDATE_IN_PROGRESS.
         """
         async with self._database.transaction() as tx:
             present = await owned(tx, deployment_id)
@@ -62,7 +62,8 @@ class Versions:
     async def roll_back(self, request_id: str, deployment_id: str, number: int, percent: int) -> Deployment:
         """Proposes a former version again.
 
-        Raises NotFoundError; FailedPreconditionError: STATE_NOT_SERVED, UPDATE_IN_PROGRESS, VERSION_SERVES.
+        Raises NotFoundError; FailedPreconditionError: STATE_NOT_SERVED, UPDATE_IN_PROGRESS, VERSION_SERVES,
+        MODEL_DELETED.
         """
         async with self._database.transaction() as tx:
             deployment = await owned(tx, deployment_id)
@@ -74,6 +75,7 @@ class Versions:
             _check_free(deployment)
             if number == deployment.version.number:
                 raise FailedPreconditionError("VERSION_SERVES", f"Version {number} is the one that serves.")
+            await check_there(tx.connection, version.model_id)
             return await _propose(tx, deployment, version, percent, UpdateAction.ROLLED_BACK, request_id)
 
     async def split(self, request_id: str, deployment_id: str, percent: int) -> Deployment:

@@ -15,6 +15,7 @@ from saucer.training.fleet import WORKER_GONE
 from saucer.training.service.attempts import Attempts, Measured
 from saucer.training.service.changes import Logged, lose, queue_of, save
 from saucer.training.service.leases import Leases
+from saucer.training.service.models import Models
 from saucer.training.service.starts import Starts
 from saucer.training.store import queue
 
@@ -36,6 +37,7 @@ class Training:
         self.starts = Starts(database, bell)
         self.leases = Leases(database, bell)
         self.attempts = Attempts(database, objects, bell)
+        self.models = Models(database)
 
     async def sweep(self, *, expire: bool) -> None:
         """Takes up what lost its worker (if `expire`) or waited too long, and measures the queue."""

@@ -1,5 +1,6 @@
-"""The SQL of what runs left in the object store."""
+"""The SQL of what runs, and models that were deleted, left in the object store."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -54,3 +55,24 @@ async def runs_of(connection: Connection, task_id: str) -> list[Left]:
 async def mark_swept(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
     """Their leftovers are removed."""
     await connection.execute("UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", run_ids, now)
+
+
+async def removable_models(connection: Connection, deleted_before: datetime, limit: int) -> list[tuple[str, list[str]]]:
+    """Ids of models whose files may go, with the files' keys: no deployment serves them, no run predicts with them."""
+    rows = await connection.fetch(
+        """
+        SELECT model_id, files FROM model
+        WHERE deleted_at < $1 AND files_removed_at IS NULL
+          AND NOT EXISTS (SELECT FROM deployment WHERE NOT at_rest AND model_ids @> ARRAY[model.model_id])
+          AND NOT EXISTS (SELECT FROM run WHERE state <> 'ENDED' AND predicts_model_id = model.model_id)
+        LIMIT $2
+        """,
+        deleted_before,
+        limit,
+    )
+    return [(str(row["model_id"]), [file["key"] for file in json.loads(row["files"])]) for row in rows]
+
+
+async def mark_removed(connection: Connection, model_id: str, now: datetime) -> None:
+    """Its files are gone."""
+    await connection.execute("UPDATE model SET files_removed_at = $2 WHERE model_id = $1", model_id, now)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from saucer.training.v1 import training_pb2 as saucer_dot_training_dot_v1_dot_training__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsaucer/training/v1/events.proto\x12\x12saucer.training.v1\x1a!saucer/training/v1/training.proto\"1\n\tRunQueued\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"2\n\nRunStarted\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"5\n\rRunProgressed\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"6\n\x0eRunInterrupted\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"\x8e\x01\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.saucer.training.v1.Model\x12\x32\n\nprediction\x18\x03 \x01(\x0b\x32\x1e.saucer.training.v1.Predictionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsaucer/training/v1/events.proto\x12\x12saucer.training.v1\x1a!saucer/training/v1/training.proto\"1\n\tRunQueued\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"2\n\nRunStarted\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"5\n\rRunProgressed\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"6\n\x0eRunInterrupted\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\"\x8e\x01\n\x08RunEnded\x12$\n\x03run\x18\x01 \x01(\x0b\x32\x17.saucer.training.v1.Run\x12(\n\x05model\x18\x02 \x01(\x0b\x32\x19.saucer.training.v1.Model\x12\x32\n\nprediction\x18\x03 \x01(\x0b\x32\x1e.saucer.training.v1.Prediction\"8\n\x0cModelDeleted\x12(\n\x05model\x18\x01 \x01(\x0b\x32\x19.saucer.training.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,4 +42,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNINTERRUPTED']._serialized_end=302
   _globals['_RUNENDED']._serialized_start=305
   _globals['_RUNENDED']._serialized_end=447
+  _globals['_MODELDELETED']._serialized_start=449
+  _globals['_MODELDELETED']._serialized_end=505
 # @@protoc_insertion_point(module_scope)

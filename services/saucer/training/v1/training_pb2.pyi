@@ -423,7 +423,7 @@ Global___TrainingConfig: _TypeAlias = TrainingConfig  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """What a run leaves. Immutable."""
+    """What a run leaves. Immutable, but for its deletion."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -465,6 +465,7 @@ class Model(_message.Message):
     SCENE_FIELD_NUMBER: _builtins.int
     VALIDATION_TOP_1_FIELD_NUMBER: _builtins.int
     LABEL_NAMES_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -490,6 +491,10 @@ class Model(_message.Message):
     def label_names(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As the training's."""
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Unset: it is there."""
+
     def __init__(
         self,
         *,
@@ -511,10 +516,11 @@ class Model(_message.Message):
         scene: _builtins.str = ...,
         validation_top_1: _builtins.float | None = ...,
         label_names: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "create_time", b"create_time", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "create_time", b"create_time", "delete_time", b"delete_time", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "label_names", b"label_names", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50", "_validation_top_1", b"_validation_top_1", "account_id", b"account_id", "classes", b"classes", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "delete_time", b"delete_time", "display_name", b"display_name", "files", b"files", "image_prefix", b"image_prefix", "input_size", b"input_size", "label_names", b"label_names", "manifest_key", b"manifest_key", "manifest_sha256", b"manifest_sha256", "model_id", b"model_id", "revision", b"revision", "run_id", b"run_id", "scene", b"scene", "task_id", b"task_id", "validation_map_50", b"validation_map_50", "validation_top_1", b"validation_top_1"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__validation_map_50: _TypeAlias = _typing.Literal["validation_map_50"]  # noqa: Y015
     _WhichOneofArgType__validation_map_50: _TypeAlias = _typing.Literal["_validation_map_50", b"_validation_map_50"]  # noqa: Y015
@@ -1029,6 +1035,25 @@ class ListModelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteModelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelRequest: _TypeAlias = DeleteModelRequest  # noqa: Y015
 
 @_typing.final
 class DownloadModelFileRequest(_message.Message):

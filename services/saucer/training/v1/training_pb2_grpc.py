@@ -75,6 +75,11 @@ class TrainingServiceStub:
                 request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/saucer.training.v1.TrainingService/DeleteModel',
+                request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.Model.FromString,
+                _registered_method=True)
         self.DownloadModelFile = channel.unary_stream(
                 '/saucer.training.v1.TrainingService/DownloadModelFile',
                 request_serializer=saucer_dot_training_dot_v1_dot_training__pb2.DownloadModelFileRequest.SerializeToString,
@@ -165,6 +170,17 @@ class TrainingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteModel(self, request, context):
+        """Softly: it is neither got nor listed any more, and begins no task, prediction or deployment (MODEL_DELETED). What was
+        asked for before goes on, and what came of it stays. FAILED_PRECONDITION, MODEL_SERVED, while a deployment that is
+        not at rest serves it; of one that was created a moment before training may not have heard, and it goes on serving:
+        the files are kept while it does. They are removed days later (a setting); those in the task's output path are the
+        user's own and stay. Again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DownloadModelFile(self, request, context):
         """A file of a model, in chunks; DATA_LOSS if it does not match its checksum.
         """
@@ -248,6 +264,11 @@ def add_TrainingServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.ListModelsRequest.FromString,
                     response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=saucer_dot_training_dot_v1_dot_training__pb2.DeleteModelRequest.FromString,
+                    response_serializer=saucer_dot_training_dot_v1_dot_training__pb2.Model.SerializeToString,
             ),
             'DownloadModelFile': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModelFile,
@@ -497,6 +518,33 @@ class TrainingService:
             '/saucer.training.v1.TrainingService/ListModels',
             saucer_dot_training_dot_v1_dot_training__pb2.ListModelsRequest.SerializeToString,
             saucer_dot_training_dot_v1_dot_training__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.training.v1.TrainingService/DeleteModel',
+            saucer_dot_training_dot_v1_dot_training__pb2.DeleteModelRequest.SerializeToString,
+            saucer_dot_training_dot_v1_dot_training__pb2.Model.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,13 @@ class TrainingServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetModelRequest, _training_pb2.Model]
     ListModels: _grpc.UnaryUnaryMultiCallable[_training_pb2.ListModelsRequest, _training_pb2.ListModelsResponse]
     """Newest first."""
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_training_pb2.DeleteModelRequest, _training_pb2.Model]
+    """Softly: it is neither got nor listed any more, and begins no task, prediction or deployment (MODEL_DELETED). What was
+    asked for before goes on, and what came of it stays. FAILED_PRECONDITION, MODEL_SERVED, while a deployment that is
+    not at rest serves it; of one that was created a moment before training may not have heard, and it goes on serving:
+    the files are kept while it does. They are removed days later (a setting); those in the task's output path are the
+    user's own and stay. Again changes nothing.
+    """
     DownloadModelFile: _grpc.UnaryStreamMultiCallable[_training_pb2.DownloadModelFileRequest, _training_pb2.FileChunk]
     """A file of a model, in chunks; DATA_LOSS if it does not match its checksum."""
     ExportLog: _grpc.UnaryStreamMultiCallable[_training_pb2.ExportLogRequest, _training_pb2.FileChunk]
@@ -78,6 +85,13 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_training_pb2.GetModelRequest, _training_pb2.Model]  # type: ignore[assignment]
     ListModels: _aio.UnaryUnaryMultiCallable[_training_pb2.ListModelsRequest, _training_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Newest first."""
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_training_pb2.DeleteModelRequest, _training_pb2.Model]  # type: ignore[assignment]
+    """Softly: it is neither got nor listed any more, and begins no task, prediction or deployment (MODEL_DELETED). What was
+    asked for before goes on, and what came of it stays. FAILED_PRECONDITION, MODEL_SERVED, while a deployment that is
+    not at rest serves it; of one that was created a moment before training may not have heard, and it goes on serving:
+    the files are kept while it does. They are removed days later (a setting); those in the task's output path are the
+    user's own and stay. Again changes nothing.
+    """
     DownloadModelFile: _aio.UnaryStreamMultiCallable[_training_pb2.DownloadModelFileRequest, _training_pb2.FileChunk]  # type: ignore[assignment]
     """A file of a model, in chunks; DATA_LOSS if it does not match its checksum."""
     ExportLog: _aio.UnaryStreamMultiCallable[_training_pb2.ExportLogRequest, _training_pb2.FileChunk]  # type: ignore[assignment]
@@ -154,6 +168,19 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.ListModelsResponse, _abc.Awaitable[_training_pb2.ListModelsResponse]]:
         """Newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _training_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_training_pb2.Model, _abc.Awaitable[_training_pb2.Model]]:
+        """Softly: it is neither got nor listed any more, and begins no task, prediction or deployment (MODEL_DELETED). What was
+        asked for before goes on, and what came of it stays. FAILED_PRECONDITION, MODEL_SERVED, while a deployment that is
+        not at rest serves it; of one that was created a moment before training may not have heard, and it goes on serving:
+        the files are kept while it does. They are removed days later (a setting); those in the task's output path are the
+        user's own and stay. Again changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def DownloadModelFile(
