@@ -30,7 +30,7 @@ TESTS = (
     "unit/billing",
     *(
         f"integration/billing/test_{name}.py"
-        for name in ("sound_rows", "audit", "lists", "ledger", "prepaid", "budgets", "histories")
+        for name in ("sound_rows", "audit", "offers", "lists", "ledger", "prepaid", "budgets", "histories")
     ),
 )
 LEFT_OUT = "not 64_callers and not asked_for_at_once and not lost_before"

@@ -1,9 +1,10 @@
 """Billing's use cases on real PostgreSQL, without gRPC and NATS, at a time that the test sets; audited after each."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from saucer.billing.domain import Audit, Hold, HoldRequest, Spec, WorkKind
 from saucer.billing.service import Billing, Correction
 from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
+from saucer.lib.errors import DomainError
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
 from tests.support.events import until
@@ -83,6 +85,13 @@ def request_of(
 
 def correction(reason: str = "a test") -> Correction:
     return Correction(new_id(), reason)
+
+
+async def refusal(call: Awaitable[Any]) -> DomainError:
+    """The typed error that a call ends with."""
+    with pytest.raises(DomainError) as refused:
+        await call
+    return refused.value
 
 
 async def open_ledger(stack: AsyncExitStack, url: str) -> Ledger:

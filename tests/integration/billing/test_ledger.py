@@ -3,10 +3,9 @@
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import asyncpg
 import pytest
@@ -27,17 +26,12 @@ from tests.support.ledger import (
     SPEC,
     Ledger,
     correction,
+    refusal,
     request_of,
 )
 
 # In `make test`, and in `make soak`.
 RACES = pytest.mark.parametrize("races", [50, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-
-
-async def refusal(call: Awaitable[Any]) -> DomainError:
-    with pytest.raises(DomainError) as refused:
-        await call
-    return refused.value
 
 
 async def granted(ledger: Ledger, balance_micros: int = HOLD_MICROS, count: int = 1) -> HoldRequest:

@@ -1,0 +1,102 @@
+"""Regions, specs and prices: what an administrator says twice, and what is refused."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from saucer.billing.domain import Spec
+from saucer.billing.service.offers import PRICE_CLOCK_SKEW
+from saucer.lib.errors import NotFoundError
+from tests.support.ledger import HOLD_MICROS, PRICE_MICROS, REGION, SPEC, Ledger, correction, refusal, request_of
+
+LARGE = Spec(REGION, "gpu-1", "one GPU", 1, 8, 2, 5 * PRICE_MICROS, "EUR")
+
+
+async def price(ledger: Ledger) -> int:
+    specs = await ledger.billing.offers.list_specs(REGION)
+    return next(spec.price_per_hour_micros for spec in specs if spec.spec_id == SPEC)
+
+
+async def test_the_same_region_twice_changes_nothing(ledger: Ledger) -> None:
+    await ledger.billing.offers.create_region(REGION, "There")
+    async with ledger.database.reading() as connection:
+        names = await connection.fetch("SELECT display_name FROM region WHERE region_id = $1", REGION)
+    assert [row["display_name"] for row in names] == ["Here"]
+
+
+async def test_the_same_spec_twice_is_one_and_another_of_its_id_is_refused(ledger: Ledger) -> None:
+    for _ in range(2):
+        assert await ledger.billing.offers.create_spec(LARGE) == LARGE
+    for other in (replace(LARGE, gpus=2), replace(LARGE, price_per_hour_micros=1), replace(LARGE, currency="USD")):
+        assert (await refusal(ledger.billing.offers.create_spec(other))).reason == "SPEC_EXISTS"
+    assert [spec for spec in await ledger.billing.offers.list_specs(REGION) if spec.spec_id == "gpu-1"] == [LARGE]
+
+
+async def test_specs_are_listed_of_one_region_or_of_all_by_region_and_id(ledger: Ledger) -> None:
+    await ledger.billing.offers.create_region("far", "Far away")
+    for spec in (LARGE, replace(LARGE, region_id="far"), replace(LARGE, region_id="far", spec_id="a")):
+        await ledger.billing.offers.create_spec(spec)
+    listed = await ledger.billing.offers.list_specs(None)
+    assert [(spec.region_id, spec.spec_id) for spec in listed] == [
+        ("far", "a"),
+        ("far", "gpu-1"),
+        (REGION, SPEC),
+        (REGION, "gpu-1"),
+    ]
+    assert [spec.spec_id for spec in await ledger.billing.offers.list_specs("far")] == ["a", "gpu-1"]
+
+
+async def test_a_spec_or_a_price_of_what_is_not_there_is_not_found(ledger: Ledger) -> None:
+    with pytest.raises(NotFoundError):
+        await ledger.billing.offers.create_spec(replace(LARGE, region_id="nowhere"))
+    with pytest.raises(NotFoundError):
+        await ledger.billing.offers.set_price(REGION, "gpu-9", 1, None, correction())
+
+
+async def test_a_price_counts_from_its_time_on_and_not_before(ledger: Ledger) -> None:
+    later = ledger.clock.time + timedelta(hours=1)
+    told = await ledger.billing.offers.set_price(REGION, SPEC, 7, later, correction())
+    assert told.price_per_hour_micros == PRICE_MICROS
+    ledger.clock.advance(timedelta(hours=1) - timedelta(microseconds=1))
+    assert await price(ledger) == PRICE_MICROS
+    ledger.clock.advance(timedelta(microseconds=1))
+    assert await price(ledger) == 7
+    ledger.clock.advance(timedelta(seconds=1))
+    told = await ledger.billing.offers.set_price(REGION, SPEC, 8, None, correction())
+    assert told.price_per_hour_micros == 8
+
+
+@pytest.mark.parametrize(("early_by", "refused"), [(PRICE_CLOCK_SKEW, False), (PRICE_CLOCK_SKEW * 1.01, True)])
+async def test_a_price_begins_at_most_a_clocks_error_in_the_past(
+    ledger: Ledger, early_by: timedelta, refused: bool
+) -> None:
+    ledger.clock.advance(timedelta(hours=1))
+    setting = ledger.billing.offers.set_price(REGION, SPEC, 7, ledger.clock.time - early_by, correction())
+    if refused:
+        assert (await refusal(setting)).reason == "START_IN_THE_PAST"
+        assert await price(ledger) == PRICE_MICROS
+    else:
+        await setting
+        assert await price(ledger) == 7
+
+
+async def test_one_moment_has_one_price_and_a_retried_call_sets_it_once(ledger: Ledger) -> None:
+    later, asked = ledger.clock.time + timedelta(hours=1), correction("dearer power")
+    for _ in range(2):
+        await ledger.billing.offers.set_price(REGION, SPEC, 7, later, asked)
+    again = await refusal(ledger.billing.offers.set_price(REGION, SPEC, 8, later, correction()))
+    assert again.reason == "PRICE_EXISTS"
+    other = await refusal(ledger.billing.offers.set_price(REGION, SPEC, 8, later, asked))
+    assert other.reason == "REQUEST_ID_USED"
+    ledger.clock.advance(timedelta(hours=1))
+    assert await price(ledger) == 7
+
+
+async def test_more_than_a_machine_has_is_neither_quoted_nor_held(ledger: Ledger) -> None:
+    account_id = await ledger.account(100 * HOLD_MICROS)
+    quote = await ledger.billing.offers.quote(account_id, REGION, SPEC, 4)
+    assert (quote.hold_micros, quote.available_micros) == (4 * HOLD_MICROS, 100 * HOLD_MICROS)
+    assert (await refusal(ledger.billing.offers.quote(account_id, REGION, SPEC, 5))).reason == "COUNT_TOO_LARGE"
+    assert (await refusal(ledger.billing.holds.create(request_of(account_id, count=5)))).reason == "COUNT_TOO_LARGE"
+    assert await ledger.balance(account_id) == (100 * HOLD_MICROS, 0)
