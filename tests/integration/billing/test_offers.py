@@ -100,3 +100,11 @@ async def test_more_than_a_machine_has_is_neither_quoted_nor_held(ledger: Ledger
     assert (await refusal(ledger.billing.offers.quote(account_id, REGION, SPEC, 5))).reason == "COUNT_TOO_LARGE"
     assert (await refusal(ledger.billing.holds.create(request_of(account_id, count=5)))).reason == "COUNT_TOO_LARGE"
     assert await ledger.balance(account_id) == (100 * HOLD_MICROS, 0)
+
+
+@pytest.mark.parametrize(
+    ("balance", "missing"), [(0, HOLD_MICROS), (HOLD_MICROS - 1, 1), (HOLD_MICROS, 0), (9 * HOLD_MICROS, 0)]
+)
+async def test_a_quote_says_how_much_is_missing(ledger: Ledger, balance: int, missing: int) -> None:
+    quote = await ledger.billing.offers.quote(await ledger.account(balance), REGION, SPEC, 1)
+    assert quote.missing_micros == missing
