@@ -132,11 +132,11 @@ def environment(process: Process) -> list[Manifest]:
         ]
     if process.database:
         values.append({"name": "SAUCER_DATABASE_URL", **secret(f"{process.name}-connections", "database-url")})
+        values.append({"name": "SAUCER_STREAM_REPLICAS", **setting("stream-replicas")})
     if process.database or process.name == "worker":
         values.append({"name": "SAUCER_TOKEN_FILE", "value": "/keys/own/token"})
     if process.nats:
         values.append({"name": "SAUCER_NATS_URL", **secret(f"{process.name}-connections", "nats-url")})
-        values.append({"name": "SAUCER_STREAM_REPLICAS", **setting("stream-replicas")})
     if process.object_store:
         values.append({"name": "SAUCER_OBJECT_STORE_URL", **setting("object-store-url")})
     values += [

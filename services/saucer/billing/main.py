@@ -10,8 +10,9 @@ async def wire(process: Process, settings: ServiceSettings) -> None:
     """Database, events in and out, the sweeper, gRPC."""
     database = await process.database(settings, "saucer.billing")
     jetstream = await process.jetstream(settings)
+    await process.keep_stream(jetstream)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream)
+    process.retention(settings, database)
     process.gauges(database, *watching.READINGS)
     billing = Billing(database)
     process.background("sweep", billing.sweep())

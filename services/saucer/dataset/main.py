@@ -39,7 +39,7 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     database = await process.database(settings, "saucer.dataset")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream)
+    process.retention(settings, database)
     process.gauges(database)
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.import_claim_s)

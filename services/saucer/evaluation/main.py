@@ -33,7 +33,7 @@ async def wire(process: Process, settings: EvaluationSettings) -> None:
     database = await process.database(settings, "saucer.evaluation")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream)
+    process.retention(settings, database)
     process.gauges(database)
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.scoring_claim_s)

@@ -23,6 +23,7 @@ from saucer.gateway.v1 import gateway_pb2
 from saucer.lib.clock import to_timestamp
 from saucer.lib.cloudevent import CONTENT_TYPE, SPEC_VERSION, UnreadableEventError, parse_headers
 from saucer.lib.errors import FailedPreconditionError, UnavailableError
+from saucer.lib.ids import new_id
 from saucer.lib.stream import STREAM
 
 BATCH = 100
@@ -116,6 +117,8 @@ class EventReader:
         return await self._jetstream.add_consumer(
             STREAM,
             ConsumerConfig(
+                # A name of its own: the gateway's user may touch no service's consumer, and is refused one without.
+                name=new_id(),
                 deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
                 opt_start_seq=self._sequence + 1,
                 ack_policy=AckPolicy.NONE,

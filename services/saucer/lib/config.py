@@ -9,7 +9,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from saucer.lib.stream import KEEP_DAYS
+from saucer.lib.stream import KEEP_DAYS, StreamShape
 from saucer.lib.tls import Identity
 
 PREFIX = "SAUCER_"
@@ -65,9 +65,6 @@ class ServerSettings(ProcessSettings):
     # host:port of the gRPC server.
     listen: str
     nats_url: str
-    # NATS servers that each keep a copy of the stream, if this process makes it; of one that is there it changes
-    # nothing. A single server can keep one.
-    stream_replicas: int = Field(default=1, ge=1, le=5)
     # JWK set of the keys whose tokens are believed.
     public_keys_file: Path
     # Ids of revoked tokens, one a line.
@@ -82,8 +79,16 @@ class ServiceSettings(ServerSettings):
     token_file: Path
     # Events stay in the stream and in the outbox, from which a lost stream is filled again.
     events_keep_days: int = Field(default=KEEP_DAYS, ge=1, le=3650)
+    # NATS servers that each keep a copy of the stream, if this process makes it; of one that is there it changes
+    # nothing. A single server can keep one.
+    stream_replicas: int = Field(default=1, ge=1, le=5)
     # The record of who did what.
     calls_keep_days: int = Field(default=400, ge=1, le=3650)
+
+    @property
+    def stream_shape(self) -> StreamShape:
+        """The stream as it is to be."""
+        return StreamShape(self.events_keep_days, self.stream_replicas)
 
 
 S = TypeVar("S", bound=ProcessSettings)

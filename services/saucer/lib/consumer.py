@@ -31,7 +31,7 @@ from saucer.lib import tracing
 from saucer.lib.cloudevent import CloudEvent, UnreadableEventError, from_json, parse_headers
 from saucer.lib.errors import DomainError, NotFoundError, UnavailableError
 from saucer.lib.postgres import Connection, Database, Transaction
-from saucer.lib.stream import STREAM, ensure_stream
+from saucer.lib.stream import STREAM, USUAL, StreamShape, ensure_stream
 
 # Events in this process; no more are fetched.
 MAX_HELD = 100
@@ -149,13 +149,13 @@ class Consumer:
         jetstream: JetStreamContext,
         handlers: Mapping[str, Handles],
         *,
-        stream_replicas: int = 1,
+        shape: StreamShape = USUAL,
     ) -> None:
         self._service = service
         self._database = database
         self._jetstream = jetstream
         self._handlers = handlers
-        self._stream_replicas = stream_replicas
+        self._shape = shape
 
     async def run(self) -> None:
         """Until cancelled. What was not acknowledged then is delivered again."""
@@ -167,7 +167,7 @@ class Consumer:
                 await asyncio.sleep(RECONNECT_S)
 
     async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        await ensure_stream(self._jetstream, replicas=self._stream_replicas)
+        await ensure_stream(self._jetstream, self._shape)
         # add_consumer brings an existing one up to date; pull_subscribe alone would keep old settings without a word.
         await self._jetstream.add_consumer(
             STREAM,

@@ -30,7 +30,7 @@ from saucer.lib import tracing
 from saucer.lib.clock import wait_at_most
 from saucer.lib.cloudevent import CloudEvent, subject_of, to_json
 from saucer.lib.postgres import Connection, Database, Transaction
-from saucer.lib.stream import STREAM, ensure_stream
+from saucer.lib.stream import STREAM, USUAL, StreamShape, ensure_stream
 
 # Rows read at once; more wait for the next round, which follows at once.
 BATCH = 500
@@ -112,13 +112,19 @@ class Relay:
     """Sends what the outbox of one service holds."""
 
     def __init__(
-        self, service: str, database: Database, jetstream: JetStreamContext, *, replica: str, stream_replicas: int = 1
+        self,
+        service: str,
+        database: Database,
+        jetstream: JetStreamContext,
+        *,
+        replica: str,
+        shape: StreamShape = USUAL,
     ) -> None:
         self._service = service
         self._database = database
         self._jetstream = jetstream
         self._replica = replica
-        self._stream_replicas = stream_replicas
+        self._shape = shape
         self._renew_at_s = float("-inf")
         # By PostgreSQL's clock; None while another relay has the lease.
         self._elected_at: datetime | None = None
@@ -184,7 +190,7 @@ class Relay:
         try:
             info = await self._jetstream.stream_info(STREAM)
         except NoSuchStreamError:
-            await ensure_stream(self._jetstream, replicas=self._stream_replicas)
+            await ensure_stream(self._jetstream, self._shape)
             info = await self._jetstream.stream_info(STREAM)
         created, last = str(info.created), info.state.last_seq
         former, self._stream = self._stream, (created, last)

@@ -29,7 +29,7 @@ from saucer.lib.postgres import Database, connect, migrate
 from saucer.lib.recorded_calls import recorded_calls_servicer
 from saucer.lib.records import Recorder
 from saucer.lib.retention import Forget, forget_for_ever, usual
-from saucer.lib.stream import ensure_stream
+from saucer.lib.stream import USUAL, ensure_stream, update_stream
 from saucer.lib.tls import Identity
 
 # Background work that does not heed its cancellation within this is left behind.
@@ -49,8 +49,8 @@ class Process:
         self.stack = AsyncExitStack()
         # Of the gRPC server, once it serves.
         self.address: str | None = None
-        # Of the stream, should it have to be made.
-        self.stream_replicas = 1
+        # Should the stream have to be made.
+        self.stream_shape = USUAL
         self.failed = asyncio.Event()
         self.failure: BaseException | None = None
 
@@ -74,7 +74,10 @@ class Process:
         return database
 
     async def jetstream(self, settings: config.ServerSettings) -> JetStreamContext:
-        """JetStream, with the stream in place; waits for a server that is not up yet, reconnects for ever."""
+        """JetStream, with the stream in place; waits for a server that is not up yet, reconnects for ever.
+
+        The gateway only reads: its user could not make the stream, and it does without until a service has.
+        """
         while True:
             try:
                 client: NatsClient = await nats.connect(
@@ -92,31 +95,33 @@ class Process:
                 await asyncio.sleep(NATS_RETRY_S)
         self.stack.push_async_callback(client.close)
         jetstream: JetStreamContext = client.jetstream()
-        self.stream_replicas = settings.stream_replicas
-        await ensure_stream(jetstream, replicas=self.stream_replicas)
+        if isinstance(settings, config.ServiceSettings):
+            self.stream_shape = settings.stream_shape
+            await ensure_stream(jetstream, self.stream_shape)
         return jetstream
+
+    async def keep_stream(self, jetstream: JetStreamContext) -> None:
+        """Brings the stream up to date: for the one service whose user may do that (local/nats_users.py)."""
+        await update_stream(jetstream, self.stream_shape)
 
     def relay(self, database: Database, jetstream: JetStreamContext) -> None:
         """Sends the outbox."""
         replica = f"{socket.gethostname()}-{os.getpid()}"
-        relay = Relay(self.name, database, jetstream, replica=replica, stream_replicas=self.stream_replicas)
+        relay = Relay(self.name, database, jetstream, replica=replica, shape=self.stream_shape)
         self.background("relay", relay.run())
 
     def gauges(self, database: Database, *readings: Reading) -> None:
         """Exports what lies in the database: the usual gauges of a service, and its own."""
         self.background("gauges", read_for_ever(self.name, database, readings))
 
-    async def retention(
-        self, settings: config.ServiceSettings, database: Database, jetstream: JetStreamContext, *rules: Forget
-    ) -> None:
+    def retention(self, settings: config.ServiceSettings, database: Database, *rules: Forget) -> None:
         """Forgets what is old: events by their setting, and what the service's own rules say."""
-        await ensure_stream(jetstream, settings.events_keep_days, self.stream_replicas)
         every = [*usual(settings.events_keep_days, settings.calls_keep_days), *rules]
         self.background("retention", forget_for_ever(self.name, database, every))
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
-        consumer = Consumer(self.name, database, jetstream, by_type(handlers), stream_replicas=self.stream_replicas)
+        consumer = Consumer(self.name, database, jetstream, by_type(handlers), shape=self.stream_shape)
         self.background("consumer", consumer.run())
         return dead_events_servicer(database, consumer)
 

@@ -1,5 +1,7 @@
 """The one JetStream stream that keeps every event."""
 
+from dataclasses import dataclass
+
 from nats.js import JetStreamContext
 from nats.js.api import RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError as NoSuchStreamError
@@ -11,27 +13,41 @@ KEEP_DAYS = 30
 DUPLICATE_WINDOW_S = 3600.0
 
 
-async def ensure_stream(jetstream: JetStreamContext, keep_days: int | None = None, replicas: int = 1) -> None:
-    """Makes the stream, or brings it up to date.
+@dataclass(frozen=True)
+class StreamShape:
+    """What of the stream is a setting."""
 
-    Of an existing one an administrator's own settings stay, and the number of servers that keep a copy is one of them;
-    without `keep_days` so does for how long it keeps messages. Raises nats.js.errors.Error if NATS refuses, as a single
-    server does for more than one replica.
+    keep_days: int = KEEP_DAYS
+    # NATS servers that each keep a copy.
+    replicas: int = 1
+
+
+USUAL = StreamShape()
+
+
+async def ensure_stream(jetstream: JetStreamContext, shape: StreamShape = USUAL) -> None:
+    """Makes the stream if there is none; one that is there stays as it is.
+
+    Raises nats.js.errors.Error if NATS refuses, as a single server does for more than one replica.
     """
-    max_age_s = (keep_days or KEEP_DAYS) * 24 * 3600.0
     try:
-        former = (await jetstream.stream_info(STREAM)).config
+        await jetstream.stream_info(STREAM)
     except NoSuchStreamError:
         made = StreamConfig(
             name=STREAM,
             retention=RetentionPolicy.LIMITS,
             storage=StorageType.FILE,
-            num_replicas=replicas,
+            num_replicas=shape.replicas,
         )
-        await jetstream.add_stream(_with_ours(made, max_age_s))
-    else:
-        await jetstream.update_stream(_with_ours(former, max_age_s if keep_days else former.max_age))
+        await jetstream.add_stream(_with_ours(made, shape))
 
 
-def _with_ours(config: StreamConfig, max_age_s: float | None) -> StreamConfig:
+async def update_stream(jetstream: JetStreamContext, shape: StreamShape) -> None:
+    """Brings a stream that is there up to date. What else an administrator has set stays, replicas too."""
+    former = (await jetstream.stream_info(STREAM)).config
+    await jetstream.update_stream(_with_ours(former, shape))
+
+
+def _with_ours(config: StreamConfig, shape: StreamShape) -> StreamConfig:
+    max_age_s = shape.keep_days * 24 * 3600.0
     return config.evolve(subjects=["saucer.>"], max_age=max_age_s, duplicate_window=DUPLICATE_WINDOW_S)

@@ -67,9 +67,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     database = await process.database(settings, "saucer.publishing")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    await process.retention(
-        settings, database, jetstream, *retention_rules(timedelta(days=settings.monitoring_keep_days))
-    )
+    process.retention(settings, database, *retention_rules(timedelta(days=settings.monitoring_keep_days)))
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers)

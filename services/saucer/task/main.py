@@ -22,7 +22,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
     database = await process.database(settings, "saucer.task")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream)
+    process.retention(settings, database)
     process.gauges(database, *watching.READINGS)
     peers = Peers(
         process.channel(settings.dataset_address),

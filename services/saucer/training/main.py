@@ -45,7 +45,7 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     database = await process.database(settings, "saucer.training")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    await process.retention(settings, database, jetstream, *retention_rules(settings))
+    process.retention(settings, database, *retention_rules(settings))
     process.gauges(database, *watching.READINGS)
     objects = Objects(settings.object_store_url)
     bell = Bell()

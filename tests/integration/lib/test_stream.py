@@ -12,7 +12,7 @@ from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError, ServerError
 
-from saucer.lib.stream import KEEP_DAYS, STREAM, ensure_stream
+from saucer.lib.stream import KEEP_DAYS, STREAM, StreamShape, ensure_stream, update_stream
 from saucer.local.process import LOOPBACK, choose_ports
 from tests.support.events import until
 
@@ -58,7 +58,7 @@ async def test_the_stream_is_made_with_the_replicas_of_the_settings_and_keeps_an
     async def made() -> bool:
         # Until the servers have found each other there is nobody to make it.
         try:
-            await ensure_stream(cluster, replicas=3)
+            await ensure_stream(cluster, StreamShape(replicas=3))
         except (ServerError, BadRequestError, nats.errors.Error):
             return False
         return True
@@ -66,11 +66,13 @@ async def test_the_stream_is_made_with_the_replicas_of_the_settings_and_keeps_an
     await until(made, timeout_s=30)
     assert (await config(cluster)).num_replicas == 3
     # Another process, whose setting was forgotten.
-    await ensure_stream(cluster, keep_days=7)
+    await ensure_stream(cluster)
+    await update_stream(cluster, StreamShape(keep_days=7))
     found = await config(cluster)
     assert (found.num_replicas, found.max_age) == (3, 7 * DAY_S)
     await cluster.update_stream(found.evolve(num_replicas=1, max_bytes=2**30))
-    await ensure_stream(cluster, replicas=3)
+    await ensure_stream(cluster, StreamShape(replicas=3))
+    await update_stream(cluster, StreamShape(keep_days=7, replicas=3))
     found = await config(cluster)
     assert (found.num_replicas, found.max_bytes, found.max_age) == (1, 2**30, 7 * DAY_S)
     assert found.subjects == ["saucer.>"]
@@ -81,4 +83,4 @@ async def test_a_single_server_keeps_one_copy_and_refuses_more(jetstream: JetStr
     assert (found.num_replicas, found.max_age) == (1, KEEP_DAYS * DAY_S)
     await jetstream.delete_stream(STREAM)
     with pytest.raises(ServerError, match="replicas > 1"):
-        await ensure_stream(jetstream, replicas=3)
+        await ensure_stream(jetstream, StreamShape(replicas=3))
