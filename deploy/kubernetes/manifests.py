@@ -36,19 +36,22 @@ class Process:
     cpu: str = "250m"
     memory: str = "512Mi"
     settings: tuple[tuple[str, str], ...] = ()
+    # For how long it keeps things: settings that the ConfigMap may have.
+    keeps: tuple[str, ...] = ()
 
 
 PROCESSES = (
     Process("billing"),
     # Imports run in children of up to 4 GiB.
-    Process("dataset", object_store=True, cpu="1", memory="6Gi"),
+    Process("dataset", object_store=True, cpu="1", memory="6Gi", keeps=("uploads-keep-hours",)),
     Process("task", calls=("dataset", "billing")),
-    Process("training", object_store=True),
+    Process("training", object_store=True, keeps=("logs-keep-days", "attempts-keep-days")),
     Process("evaluation", object_store=True, cpu="1", memory="6Gi"),
     Process(
         "publishing",
         calls=("billing", "triton"),
         object_store=True,
+        keeps=("monitoring-keep-days",),
         settings=(
             ("SAUCER_REGION_ID", SPEC[0]),
             ("SAUCER_SPEC_ID", SPEC[1]),
@@ -74,6 +77,8 @@ PROCESSES = (
         settings=(("SAUCER_REGION_ID", SPEC[0]), ("SAUCER_SPEC_ID", SPEC[1])),
     ),
 )
+# Of every service with a database.
+KEEPS = ("events-keep-days", "calls-keep-days")
 WORKFOLDERS = ("dataset", "publishing", "worker")
 
 
@@ -147,6 +152,10 @@ def environment(process: Process) -> list[Manifest]:
         {"name": f"SAUCER_{callee.upper()}_ADDRESS", "value": f"{callee}:{GRPC}"}
         for callee in process.calls
         if callee != "triton"
+    ]
+    values += [
+        {"name": f"SAUCER_{key.upper().replace('-', '_')}", **optional(key)}
+        for key in (*(KEEPS if process.database else ()), *process.keeps)
     ]
     values += [{"name": name, "value": value} for name, value in process.settings]
     if process.name == "publishing":

@@ -82,7 +82,8 @@ def test_compose_has_exactly_the_processes_of_the_stack_and_its_servers(stack: S
 def test_a_process_has_the_stacks_command_line_and_settings(stack: Stack, name: str) -> None:
     process = stack.processes["worker-1" if name == "worker" else name]
     assert container(name)["command"] == ["python", *process._command()[1:]]
-    assert settings_of(name) == set(process._settings)
+    # On one machine things are kept as long as the settings' classes say.
+    assert {field for field in settings_of(name) if "_keep_" not in field} == set(process._settings)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -145,6 +146,25 @@ def test_no_secret_stands_in_an_environment_and_the_settings_example_has_every_d
     for name, service in COMPOSE["services"].items():
         given = [variable for variable in service.get("environment", {}) if re.search("PASSWORD|KEY$|_URL", variable)]
         assert set(given) <= {"POSTGRES_PASSWORD_FILE", "SAUCER_OBJECT_STORE_URL"}, name
+
+
+def test_for_how_long_things_are_kept_is_set_in_one_file_and_told_in_one_table() -> None:
+    table = (PROJECT / "deploy" / "BACKUP.md").read_text()
+    example = (PROJECT / ".env.example").read_text()
+    for name in PROCESSES:
+        kept = {field: info.default for field, info in kind_of(name).model_fields.items() if "_keep_" in field}
+        given = {variable for variable in container(name)["environment"] if "_KEEP_" in variable}
+        assert given == {f"{PREFIX}{field.upper()}" for field in kept}
+        for field, default in kept.items():
+            assert container(name)["environment"][PREFIX + field.upper()] == f"${{{field.upper()}:-{default}}}"
+            assert f"\n{field.upper()}={default}\n" in example
+            assert re.search(rf"^\| `{PREFIX}{field.upper()}` [^|]*\| {default} \|", table, re.MULTILINE)
+
+
+def test_no_containers_log_fills_the_disk() -> None:
+    watching = yaml.safe_load((PROJECT / "deploy" / "compose.watch.yml").read_text())["services"]
+    for service in [*COMPOSE["services"].values(), *watching.values()]:
+        assert service["logging"] == {"driver": "json-file", "options": {"max-size": "20m", "max-file": "5"}}
 
 
 @pytest.fixture(scope="module")

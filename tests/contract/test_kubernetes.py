@@ -208,6 +208,17 @@ def test_a_process_gets_the_settings_that_it_needs_and_knows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_for_how_long_things_are_kept_is_a_matter_of_the_config_map(name: str) -> None:
+    (container,) = of_kind("Deployment")[name]["spec"]["template"]["spec"]["containers"]
+    keys = {each["name"]: each["valueFrom"]["configMapKeyRef"] for each in container["env"] if "_KEEP_" in each["name"]}
+    assert keys == {
+        f"SAUCER_{field.upper()}": {"name": "saucer", "key": field.replace("_", "-"), "optional": True}
+        for field in kind_of(name).model_fields
+        if "_keep_" in field
+    }
+
+
+@pytest.mark.parametrize("name", PROCESSES)
 def test_tls_is_a_secret_and_three_settings_that_may_be_missing(name: str) -> None:
     pod = of_kind("Deployment")[name]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
