@@ -16,7 +16,9 @@ GRPC, METRICS, HTTP = 50051, 9464, 8080
 TRITON_GRPC, TRITON_HTTP = 8001, 8000
 POSTGRES, NATS, HTTPS, DNS, OTLP = 5432, 4222, 443, 53, 4317
 USER = 10001
-SPEC = ("local", "gpu-1")
+REGION = "local"
+# What workers and Triton are in billing's words. Triton computes on processors.
+WORKER_SPEC, TRITON_SPEC, TRITON_CPUS = "gpu-1", "cpu-2", "2"
 MAX_WORKERS = 8
 # KEDA's own kind, which Kubernetes' schemas do not know.
 SCALING = "scaling.yaml"
@@ -53,8 +55,9 @@ PROCESSES = (
         object_store=True,
         keeps=("monitoring-keep-days",),
         settings=(
-            ("SAUCER_REGION_ID", SPEC[0]),
-            ("SAUCER_SPEC_ID", SPEC[1]),
+            ("SAUCER_REGION_ID", REGION),
+            ("SAUCER_SPEC_ID", TRITON_SPEC),
+            ("SAUCER_TRITON_THREADS", TRITON_CPUS),
             ("SAUCER_TRITON_ADDRESS", f"triton:{TRITON_GRPC}"),
             ("SAUCER_TRITON_REPOSITORY", "/var/lib/saucer/models"),
         ),
@@ -74,7 +77,7 @@ PROCESSES = (
         replicas=1,
         cpu="4",
         memory="16Gi",
-        settings=(("SAUCER_REGION_ID", SPEC[0]), ("SAUCER_SPEC_ID", SPEC[1])),
+        settings=(("SAUCER_REGION_ID", REGION), ("SAUCER_SPEC_ID", WORKER_SPEC)),
     ),
 )
 # Of every service with a database.
@@ -336,6 +339,7 @@ def service(name: str, named: Mapping[str, int]) -> Manifest:
 
 
 def disruption_budget(name: str) -> Manifest:
+    """One at a time: an evicted worker gives its run back, and an evicted Triton is started elsewhere."""
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
@@ -414,10 +418,9 @@ def policy(name: str, ingress: list[Manifest], egress: list[Manifest]) -> Manife
 
 def scaling() -> Manifest:
     """As many workers as there are runs that wait or run. A worker that is taken away gives its run back."""
-    region, spec = SPEC
     # Without a run training exports no figure of this spec: 0, if it exports at all.
     query = (
-        f'max(saucer_training_open_runs{{region="{region}",spec="{spec}"}}) '
+        f'max(saucer_training_open_runs{{region="{REGION}",spec="{WORKER_SPEC}"}}) '
         'or 0 * max(saucer_dead_events{service="training"})'
     )
     return {
@@ -449,7 +452,7 @@ def scaling() -> Manifest:
 
 
 def quota() -> Manifest:
-    gpus = {"requests.nvidia.com/gpu": str(MAX_WORKERS + 1)}
+    gpus = {"requests.nvidia.com/gpu": str(MAX_WORKERS)}
     return {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": meta("gpus"), "spec": {"hard": gpus}}
 
 
@@ -487,16 +490,14 @@ def triton() -> list[Manifest]:
         ],
         "securityContext": CONTAINER_SECURITY,
         "resources": {
-            "requests": {"cpu": "2", "memory": "8Gi"},
-            "limits": {"memory": "8Gi", "nvidia.com/gpu": 1},
+            "requests": {"cpu": TRITON_CPUS, "memory": "8Gi"},
+            "limits": {"memory": "8Gi"},
         },
     }
     spec = {
         "serviceAccountName": "triton",
         "automountServiceAccountToken": False,
         "securityContext": POD_SECURITY,
-        "nodeSelector": {"nvidia.com/gpu.present": "true"},
-        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
         "containers": [container],
         "volumes": [
             {"name": "models", "persistentVolumeClaim": {"claimName": "models", "readOnly": True}},
@@ -519,6 +520,7 @@ def triton() -> list[Manifest]:
             },
         },
         service("triton", {"grpc": TRITON_GRPC}),
+        disruption_budget("triton"),
         {
             # publishing writes it, Triton reads it, perhaps on another node.
             "apiVersion": "v1",
@@ -559,8 +561,8 @@ def manifests(process: Process) -> list[Manifest]:
     found.append(deployment(process))
     if process.name != "worker":
         named = {"grpc": GRPC} | ({"http": HTTP} if process.name == "gateway" else {})
-        found += [service(process.name, named), disruption_budget(process.name)]
-    return [*found, network_policy(process)]
+        found.append(service(process.name, named))
+    return [*found, disruption_budget(process.name), network_policy(process)]
 
 
 def files() -> dict[str, str]:

@@ -254,6 +254,22 @@ def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None
     assert not serving.items() <= job.items()
 
 
+def test_what_a_nodes_drain_may_take_at_a_time_is_said_for_every_pod() -> None:
+    budgets = of_kind("PodDisruptionBudget")
+    assert set(budgets) == {*PROCESSES, "triton"}
+    for name, budget in budgets.items():
+        pods = of_kind("Deployment")[name]["spec"]["template"]["metadata"]["labels"]
+        assert budget["spec"]["selector"]["matchLabels"].items() <= pods.items()
+
+
+def test_gpus_are_asked_for_by_workers_alone() -> None:
+    asking = {name for name, spec in pod_specs() if "nvidia.com/gpu" in spec["containers"][0]["resources"]["limits"]}
+    assert asking == {"worker"}
+    assert {name for name, spec in pod_specs() if "nodeSelector" in spec} == asking
+    most = of_kind("ScaledObject")["worker"]["spec"]["maxReplicaCount"]
+    assert of_kind("ResourceQuota")["gpus"]["spec"]["hard"] == {"requests.nvidia.com/gpu": str(most)}
+
+
 def selected(selector: str) -> set[tuple[str, str]]:
     """Kinds and names of what `kubectl --selector` takes."""
     found = re.fullmatch(r"([\w./-]+?)(!?=)(\w+)", selector)
