@@ -161,6 +161,11 @@ def test_for_how_long_things_are_kept_is_set_in_one_file_and_told_in_one_table()
             assert re.search(rf"^\| `{PREFIX}{field.upper()}` [^|]*\| {default} \|", table, re.MULTILINE)
 
 
+def test_what_is_to_be_saved_names_volumes_that_there_are() -> None:
+    named = set(re.findall(r"saucer_([\w-]+):", (PROJECT / "deploy" / "BACKUP.md").read_text()))
+    assert named == set(COMPOSE["volumes"]) - {"postgres", "nats", "models"}
+
+
 def test_no_containers_log_fills_the_disk() -> None:
     watching = yaml.safe_load((PROJECT / "deploy" / "compose.watch.yml").read_text())["services"]
     for service in [*COMPOSE["services"].values(), *watching.values()]:

@@ -246,6 +246,31 @@ def test_a_process_that_hangs_is_started_anew_and_one_that_waits_is_not(name: st
     assert asked["readiness"]["path"] == ("/alive" if name == "worker" else "/serving")
 
 
+def test_the_guides_keys_are_those_that_are_made_and_its_ports_those_of_the_profile(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("keys", PROJECT / "deploy" / "keys.py")
+    assert spec is not None
+    assert spec.loader is not None
+    keys = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(keys)
+    text = (BASE.parent / "README.md").read_text()
+    made = re.search(r"keys\.py \\\n(.*?)\n\n", text, re.DOTALL)
+    forwarded = re.search(r"for at in (.*); do", text)
+    assert made is not None
+    assert forwarded is not None
+    services = dict(each.split("=", 1) for each in made[1].replace("\\\n", " ").split())
+    assert set(services) == {*SERVICES, "gateway"}
+    assert {name: f"127.0.0.1:{port}" for name, port in (each.split(":") for each in forwarded[1].split())} == services
+    folders = re.search(r"mkdir -m 700 keys && mkdir (.*)", text)
+    assert folders is not None
+    (tmp_path / "keys").mkdir()
+    for folder in folders[1].split():
+        (tmp_path / folder).mkdir()
+    keys.main(services, tmp_path / "keys")
+    files = re.findall(r"--from-file=(?:token=)?(keys/\S+)", text)
+    assert len(files) == 4
+    assert all((tmp_path / file).exists() for file in files)
+
+
 def test_every_service_with_a_database_is_migrated_by_a_job_of_its_own() -> None:
     assert set(of_kind("Job")) == {f"migrate-{name}" for name in SERVICES}
     # A job's pod must not be taken for one that serves.
