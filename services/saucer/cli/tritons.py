@@ -6,7 +6,7 @@ from saucer.cli.app import App, Topic, pass_app
 from saucer.publishing.v1 import publishing_pb2
 
 TRITON = click.argument("triton_id", metavar="TRITON")
-COLUMNS = ("triton", "address", "region", "spec", "used", "room", "threads", "answers", "draining")
+COLUMNS = ("triton", "address", "region", "spec", "used", "room", "copies", "threads", "answers", "draining")
 
 
 @click.group(cls=Topic)
@@ -30,11 +30,22 @@ def list_(app: App) -> None:
 @click.option("--spec", "spec_id", required=True)
 @click.option("--room", type=click.IntRange(1, 1000), required=True, help="Deployments that it takes.")
 @click.option(
-    "--threads", type=click.IntRange(1, 1024), required=True, help="Of the processor, that one model may use."
+    "--threads", type=click.IntRange(1, 1024), required=True, help="Of the processor, that one copy of a model may use."
+)
+@click.option(
+    "--copies", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that carry one model."
 )
 @pass_app
 def register(
-    app: App, triton_id: str, address: str, repository: str, region_id: str, spec_id: str, room: int, threads: int
+    app: App,
+    triton_id: str,
+    address: str,
+    repository: str,
+    region_id: str,
+    spec_id: str,
+    room: int,
+    threads: int,
+    copies: int,
 ) -> None:
     """Let it take deployments; the same name again changes what is known of it."""
     request = publishing_pb2.RegisterTritonRequest(
@@ -45,6 +56,7 @@ def register(
         spec_id=spec_id,
         room=room,
         threads=threads,
+        copies=copies,
     )
     _print(app, app.connection.publishing.RegisterTriton(request))
 
@@ -74,6 +86,7 @@ def _row(triton: publishing_pb2.Triton) -> tuple[object, ...]:
         triton.spec_id,
         triton.used,
         triton.room,
+        triton.copies,
         triton.threads,
         "yes" if triton.live else "no",
         "yes" if triton.draining else "no",

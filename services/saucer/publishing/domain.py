@@ -235,7 +235,8 @@ class KeptLine:
 class Triton:
     """A registered server: where it is, what it is in billing's words, and how many deployments it takes.
 
-    `repository` is its model repository as a folder that publishing can write; `threads` is what one model may use.
+    `repository` is its model repository as a folder that publishing can write. The shape of a model there is
+    `copies` processes, each of which may use `threads`.
     """
 
     triton_id: str
@@ -245,6 +246,7 @@ class Triton:
     spec_id: str
     room: int
     threads: int
+    copies: int = 1
     # Takes no more; what it has is moved elsewhere as soon as there is room.
     draining: bool = False
     # Whether it answered when it was last asked; one that was never asked has not.

@@ -61,8 +61,6 @@ class Fleet:
 
 
 def _same_place(former: Triton, present: Triton) -> bool:
-    return (former.address, former.repository, former.threads) == (
-        present.address,
-        present.repository,
-        present.threads,
+    return all(
+        getattr(former, name) == getattr(present, name) for name in ("address", "repository", "threads", "copies")
     )

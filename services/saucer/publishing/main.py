@@ -45,8 +45,10 @@ class PublishingSettings(ServiceSettings):
     spec_id: str
     # Models that it takes; further deployments wait, QUEUED.
     room: int = Field(default=8, ge=1, le=1000)
-    # Processor threads that one model may use there.
+    # The shape of a model there: processor threads that one copy of it may use, and copies, each a process. One with
+    # all threads answers soonest; several with fewer answer more images a second, for the memory of each.
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
+    triton_copies: int = Field(default=1, ge=1, le=64)
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
     # Whether the fastest runtime is found by measurement, once for each model and spec, and serves if the replay
@@ -115,6 +117,7 @@ def _own_triton(settings: PublishingSettings) -> Triton:
         settings.spec_id,
         settings.room,
         settings.triton_threads,
+        settings.triton_copies,
     )
 
 

@@ -282,6 +282,7 @@ def read_triton(message: publishing_pb2.RegisterTritonRequest) -> Triton:
         message.spec_id,
         message.room,
         message.threads,
+        message.copies or 1,
     )
 
 

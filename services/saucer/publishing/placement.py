@@ -7,8 +7,8 @@ How a model is put there:
 
 1. The first time on a spec, all RUNTIMES are tried on the machine that serves, and the fastest is taken
    (serving/choosing.py); later the one that was taken then.
-2. Its shape is one copy with all threads that the Triton gives a model: that answers soonest. As many copies with a
-   thread each would answer some 15 % more images a second, for the memory of each.
+2. Its shape is the Triton's: copies × threads. One copy with all threads answers soonest; as many copies with a thread
+   each answer some 15 % more images a second, for the memory of each. Only one copy measures the runtimes.
 3. Test images are replayed, and compared within the tolerance of that runtime.
 4. If they do not agree, and it is not the runtime of evaluations, that one is loaded in its place and replayed. The
    result is kept, and once it is good, the choice.
@@ -46,6 +46,8 @@ from saucer.serving.triton_config import config_pbtxt
 
 # A model that does not answer its probe within this does not serve.
 PROBE_TIMEOUT_S = 10.0
+# One of several copies is asked that often, on average, before all are thought to serve again.
+PROBES_OF_A_COPY = 4
 # A model that does not serve may have requests that never end: they are not waited for for long.
 HEAL_DRAIN_S = 2.0
 # Of the images that probes send, kept in memory by their keys; above it all are read anew.
@@ -149,21 +151,30 @@ class Placement:
                 await self._clear(name, start_number)
             else:
                 await self._triton.unload(name, HEAL_DRAIN_S)
-            await self._load(name, start_number, model, folder, [chosen.runtime if chosen else EVALUATED_WITH])
+            runtimes = [chosen.runtime if chosen else EVALUATED_WITH]
+            await self._load(name, start_number, model, folder, runtimes, self._place.copies)
 
     async def live(self) -> bool:
         """Whether the server answers."""
         return await self._triton.live()
 
-    async def judge(self, name: str, start_number: int, probe_key: str) -> str | None:
-        """None if it serves, by a real inference; else why not."""
+    async def judge(self, name: str, start_number: int, probe_key: str, *, thoroughly: bool = False) -> str | None:
+        """None if it serves, by a real inference of each of its copies, on average: it is Triton that chooses which.
+
+        Args:
+            thoroughly: so often that hardly one of several copies has not been asked.
+        """
         image = await self._probe_image(probe_key)
-        try:
-            problem = await self._triton.probe(name, image, str(start_number), PROBE_TIMEOUT_S)
-        except TritonUnavailable as error:
-            problem = f"Triton does not answer: {error.reason}"
-        probes_total.labels("bad" if problem else "good").inc()
-        return problem
+        copies = self._place.copies
+        for _ in range(PROBES_OF_A_COPY * copies if thoroughly and copies > 1 else copies):
+            try:
+                problem = await self._triton.probe(name, image, str(start_number), PROBE_TIMEOUT_S)
+            except TritonUnavailable as error:
+                problem = f"Triton does not answer: {error.reason}"
+            probes_total.labels("bad" if problem else "good").inc()
+            if problem is not None:
+                return problem
+        return None
 
     async def remove(self, name: str) -> None:
         """Unloads it and removes its folder. Raises ModelFailed, TritonUnavailable."""
@@ -213,8 +224,13 @@ class Placement:
         chosen: RuntimeChoice | None,
     ) -> tuple[Gate, str]:
         """Loads it with the chosen runtime, or with the one that its machine chooses, and replays."""
+        copies = self._place.copies
+        if chosen is None and copies > 1 and len(self._runtimes) > 1:
+            # Several would measure each other's load, and each might choose another.
+            await self._load(name, start_number, model, folder, self._runtimes, copies=1)
+            chosen = explain((await self._triton.report(name, str(start_number))).choice)
         runtimes = [chosen.runtime] if chosen else self._runtimes
-        input_size = await self._load(name, start_number, model, folder, runtimes)
+        input_size = await self._load(name, start_number, model, folder, runtimes, copies)
         report = await self._triton.report(name, str(start_number))
         await self._keep_lines(name, report.process, report.lines)
         found = report.choice
@@ -231,7 +247,9 @@ class Placement:
         )
         return make_gate(compared, choice), probe_key
 
-    async def _load(self, name: str, start_number: int, model: Model, folder: Path, runtimes: Sequence[str]) -> int:
+    async def _load(
+        self, name: str, start_number: int, model: Model, folder: Path, runtimes: Sequence[str], copies: int
+    ) -> int:
         """Writes the model if it is not there, and loads it; the side of its input in pixels."""
         if start_number not in await asyncio.to_thread(repository.list_versions, self._repository, name):
             for file in repository.MODEL_FILES:
@@ -250,6 +268,7 @@ class Placement:
             config=config_pbtxt(
                 name,
                 version=start_number,
+                instances=copies,
                 threads=self._place.threads,
                 trial_s=self._trial_s,
                 runtimes=runtimes,

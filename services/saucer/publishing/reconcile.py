@@ -296,15 +296,15 @@ class Reconciler:
         return await placement.judge(_name(deployment, instance), deployment.start_number, probe_key)
 
     async def _heal(self, deployment: Deployment, instance: Instance) -> None:
-        if await self._judge(deployment, instance) is None:
+        version, name = _version(deployment, instance), _name(deployment, instance)
+        placement = await self._fleet.placement(instance.triton_id)
+        # Of several copies another one may have answered now.
+        if await placement.judge(name, deployment.start_number, version.probe_key, thoroughly=True) is None:
             await self._serving.recover(deployment, instance)
             return
-        model = await self._serving.model_of(_version(deployment, instance))
+        model = await self._serving.model_of(version)
         try:
-            placement = await self._fleet.placement(instance.triton_id)
-            await placement.put_back(
-                _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
-            )
+            await placement.put_back(name, deployment.start_number, model, anew=instance.attempts > 0)
             problem = await self._judge(deployment, instance)
         except ModelFailed as error:
             problem = error.reason

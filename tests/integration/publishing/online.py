@@ -290,7 +290,7 @@ class Online:
 
         return await until(look, timeout_s=60)
 
-    async def register(self, triton_id: str, server: TritonServer, room: int = 8) -> None:
+    async def register(self, triton_id: str, server: TritonServer, room: int = 8, copies: int = 0) -> None:
         request = publishing_pb2.RegisterTritonRequest(
             triton_id=triton_id,
             address=server.grpc_address,
@@ -299,6 +299,7 @@ class Online:
             spec_id="cpu-2",
             room=room,
             threads=1,
+            copies=copies,
         )
         await self.publishing.RegisterTriton(request, metadata=self.administrator)
 

@@ -1,6 +1,8 @@
 """Several Tritons: where deployments go, and where they go on when one is drained or dies."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,9 +11,10 @@ from nats.js import JetStreamContext
 
 from saucer.local.servers import TritonServer
 from saucer.publishing import reconcile
+from saucer.publishing.placement import model_name
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
-from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online, serving_processes
 from tests.support.events import until
 from tests.support.services import ServiceRunner, Tokens
 
@@ -68,6 +71,44 @@ async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_reques
         ]  # fmt: skip
         await world.stop(back)
         await world.until_state(back, "STOPPED")
+
+
+@pytest.mark.parametrize("choose", [False, True])
+async def test_a_model_has_the_copies_of_its_tritons_shape_and_a_killed_one_comes_back(
+    world: Online, triton: TritonServer, choose: bool
+) -> None:
+    async with world.serving(triton_copies=2, triton_choose_runtime=choose):
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        name = model_name(active.deployment_id, 1)
+        assert "count: 2 " in (triton.repository / name / "config.pbtxt").read_text()
+        gate = await world.gate_of(active)
+        assert bool(gate.times) is choose
+
+        async def two() -> list[int] | None:
+            found = serving_processes(active.deployment_id)
+            return found if len(found) == 2 else None
+
+        # The one that measured goes once it has nothing to answer.
+        first, second = await until(two)
+        os.kill(first, signal.SIGKILL)
+
+        async def replaced() -> bool:
+            # Triton may keep the one that lived: it waits for the requests of the one that does not.
+            return len({*serving_processes(active.deployment_id)} - {first, second}) == 2
+
+        await until(replaced, timeout_s=60)
+        await world.until_state(active, "ACTIVE")
+        for _ in range(8):
+            assert (await world.predict(active, jpeg(180))).detections
+        listed = await world.publishing.ListTritons(publishing_pb2.ListTritonsRequest(), metadata=world.administrator)
+        assert [(item.triton_id, item.copies, item.threads) for item in listed.tritons] == [("local", 2, 1)]
+        await world.register("local", triton)
+        listed = await world.publishing.ListTritons(publishing_pb2.ListTritonsRequest(), metadata=world.administrator)
+        assert [(item.triton_id, item.copies) for item in listed.tritons] == [("local", 1)]
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
 
 
 async def test_a_triton_that_was_never_asked_gets_nothing_until_it_has_answered(world: Online) -> None:

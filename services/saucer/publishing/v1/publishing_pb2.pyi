@@ -1239,6 +1239,7 @@ class Triton(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
     triton_id: _builtins.str
     address: _builtins.str
     repository: _builtins.str
@@ -1250,6 +1251,7 @@ class Triton(_message.Message):
     live: _builtins.bool
     used: _builtins.int
     """Deployments that it has."""
+    copies: _builtins.int
     def __init__(
         self,
         *,
@@ -1263,10 +1265,11 @@ class Triton(_message.Message):
         draining: _builtins.bool = ...,
         live: _builtins.bool = ...,
         used: _builtins.int = ...,
+        copies: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "live", b"live", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "draining", b"draining", "live", b"live", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1283,6 +1286,7 @@ class RegisterTritonRequest(_message.Message):
     SPEC_ID_FIELD_NUMBER: _builtins.int
     ROOM_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
     triton_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC; it opens its control calls to the key that publishing has."""
@@ -1293,7 +1297,11 @@ class RegisterTritonRequest(_message.Message):
     room: _builtins.int
     """Deployments that it takes; a version that is beside another for a while takes no room."""
     threads: _builtins.int
-    """Processor threads that one model may use there."""
+    """Processor threads that one copy of a model may use there."""
+    copies: _builtins.int
+    """Processes that carry one model there, each with its threads; 0: one. One with all threads answers soonest, several
+    with fewer answer more images a second, for the memory of each.
+    """
     def __init__(
         self,
         *,
@@ -1304,10 +1312,11 @@ class RegisterTritonRequest(_message.Message):
         spec_id: _builtins.str = ...,
         room: _builtins.int = ...,
         threads: _builtins.int = ...,
+        copies: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
