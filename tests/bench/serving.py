@@ -41,7 +41,7 @@ from saucer.worker.job import StartingPoint, TrainJob
 from tests.bench.harness import Measure, Row, Say, compare
 from tests.integration.publishing.online import HOLD_MICROS, Online, online
 from tests.support.servers import TRITON_CONSTRAINTS, TRITON_ENVIRONMENT
-from tests.support.services import KEY_ID, ServiceRunner, Tokens
+from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
 
 SIZE_PX = 320
 THREADS = 2
@@ -87,12 +87,15 @@ class Served:
     bare: Detector
     folder: Path
     images: list[bytes]
+    # One for all calls, as clients have it: each new one is signed once and verified once.
+    token: Metadata
 
     async def direct(self, image: bytes) -> None:
         await self.triton.infer(model_name(self.deployment.deployment_id, 1), image, "1")
 
     async def predict(self, image: bytes) -> None:
-        await self.world.predict(self.deployment, image)
+        request = publishing_pb2.PredictRequest(deployment_id=self.deployment.deployment_id, image=image)
+        await self.world.publishing.Predict(request, metadata=self.token, timeout=20)
 
     async def alone(self, image: bytes) -> None:
         self.bare.detect([image])
@@ -284,4 +287,4 @@ async def _served(folder: Path, model: Path) -> AsyncIterator[Served]:
         cv2.setNumThreads(1)
         bare = Detector.load(model, THREADS)
         bare.warm()
-        yield Served(world, account_id, model_id, deployment, client, bare, model, images)
+        yield Served(world, account_id, model_id, deployment, client, bare, model, images, world.owner(account_id))
