@@ -59,7 +59,7 @@ install -D deploy/new-secrets.sh "$work/deploy/new-secrets.sh"
 stand_ins() {
   say "Debian"
   if [ ! -e "$work/debian.done" ]; then
-    rm -rf "$work/root"
+    rm -rf --one-file-system "$work/root"
     debootstrap --variant=minbase \
       --include=python3,python3-pip,libpython3.11,ca-certificates,curl,wget,libnuma1,postgresql-15 bookworm "$work/root" >"$work/debootstrap.log"
     touch "$work/debian.done"

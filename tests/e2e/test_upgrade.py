@@ -1,5 +1,6 @@
 """Code from before the newest change of a schema serves on the new schema: an upgrade migrates while the old runs."""
 
+import importlib.util
 import io
 import subprocess
 import tarfile
@@ -10,6 +11,7 @@ import pytest
 from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.clock import PostgresClock
 from saucer.lib.postgres import connect, migrate
+from saucer.local import nats_users
 from saucer.local.stack import SERVICES, Stack
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
@@ -34,6 +36,17 @@ def former_code(tmp_path: Path) -> Path:
     return tmp_path / "former" / "services"
 
 
+def former_users(former_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NATS' users are changed after a roll-out: until then the former code may do what it did."""
+    file = former_code / "saucer" / "local" / "nats_users.py"
+    spec = importlib.util.spec_from_file_location("former_nats_users", file)
+    assert spec is not None
+    assert spec.loader is not None
+    former = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(former)
+    monkeypatch.setattr(nats_users, "authorization", former.authorization)
+
+
 async def migrate_all(stack: Stack) -> None:
     """As the migration jobs of the new version do, before it is rolled out."""
     for name in SERVICES:
@@ -46,6 +59,7 @@ async def test_the_former_code_goes_on_while_and_after_the_schemas_are_migrated(
     former_code: Path, shapes_folder: Path, servers_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(former_code))
+    former_users(former_code, monkeypatch)
     stack = Stack(servers_dir / "former", PROJECT, fast=True)
     await stack.start()
     saucer = Saucer(stack)
