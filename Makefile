@@ -56,7 +56,7 @@ bench: $(STAMP) ## Benchmarks as a table; BENCH=platform runs one
 	@$(BIN)/python -m tests.bench $(BENCH)
 
 .PHONY: gpu-check
-gpu-check: $(STAMP) ## On a machine with a GPU: mixed precision, speed, exact resume, the export's parity
+gpu-check: $(STAMP) ## On a machine with a GPU: mixed precision, speed, exact resume, parity of export and serving
 	@$(BIN)/python -m tests.gpu
 
 .PHONY: soak

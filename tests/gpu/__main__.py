@@ -1,9 +1,11 @@
-"""`make gpu-check`: trains on the GPU in the precision that its trial chooses, and shows four things.
+"""`make gpu-check`: trains on the GPU in the precision that its trial chooses, and shows five things.
 
 1. Images a second against plain mmengine, as `make bench` does on a processor.
 2. The same resume test, bit for bit, with deterministic algorithms.
 3. The exported graph computes what torch computes.
 4. mmcv's compiled suppression of boxes and the stand-in keep the same ones, where the compiled one is installed.
+5. ONNX Runtime with CUDA serves the boxes of the runtime of evaluations, and how many images a second at batch 1, 8 and
+   32; where it has no CUDA, that is skipped, and it says why.
 
 Without a GPU nothing is shown, and it says so and fails.
 """
@@ -21,6 +23,7 @@ from saucer.worker import stand_ins
 from tests.bench import _training_speed
 from tests.bench.harness import show
 
+SERVING = ("-s", "-rs", "tests/gpu/test_serving.py")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "soak or not soak")
 RESUME = ("tests/integration/worker/test_resuming.py",)
 EXPORT = ("tests/integration/worker/test_training_child.py", "-k", "exported_graph")
@@ -49,7 +52,7 @@ def main() -> int:
     """The number of checks that failed."""
     console = Console(highlight=False)
     if not torch.cuda.is_available():
-        console.print("There is no GPU here: mixed precision, speed, resume and export on one are unproven.")
+        console.print("There is no GPU here: mixed precision, speed, resume, export and serving on one are unproven.")
         return 1
     console.print(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
     with tempfile.TemporaryDirectory(prefix="saucer-gpu-", ignore_cleanup_errors=True) as name:
@@ -60,6 +63,9 @@ def main() -> int:
         passed = subprocess.run([*PYTEST, *tests], check=False).returncode == 0
         console.print(f"{what}: {'equal' if passed else 'FAILED'}")
         failed += not passed
+    served = subprocess.run([*PYTEST, *SERVING], check=False).returncode == 0
+    console.print(f"serving: {'as above' if served else 'FAILED'}")
+    failed += not served
     same = same_boxes()
     console.print(
         {None: "boxes: mmcv has no compiled operators here", True: "boxes: equal", False: "boxes: FAILED"}[same]

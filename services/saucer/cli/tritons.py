@@ -6,7 +6,7 @@ from saucer.cli.app import App, Topic, pass_app
 from saucer.publishing.v1 import publishing_pb2
 
 TRITON = click.argument("triton_id", metavar="TRITON")
-COLUMNS = ("triton", "address", "region", "spec", "used", "room", "copies", "threads", "answers", "draining")
+COLUMNS = ("triton", "address", "region", "spec", "used", "room", "copies", "threads", "gpu", "answers", "draining")
 
 
 @click.group(cls=Topic)
@@ -35,6 +35,7 @@ def list_(app: App) -> None:
 @click.option(
     "--copies", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that carry one model."
 )
+@click.option("--gpu", is_flag=True, help="Models compute on its first GPU (unproven).")
 @pass_app
 def register(
     app: App,
@@ -46,6 +47,7 @@ def register(
     room: int,
     threads: int,
     copies: int,
+    gpu: bool,
 ) -> None:
     """Let it take deployments; the same name again changes what is known of it."""
     request = publishing_pb2.RegisterTritonRequest(
@@ -57,6 +59,7 @@ def register(
         room=room,
         threads=threads,
         copies=copies,
+        gpu=gpu,
     )
     _print(app, app.connection.publishing.RegisterTriton(request))
 
@@ -88,6 +91,7 @@ def _row(triton: publishing_pb2.Triton) -> tuple[object, ...]:
         triton.room,
         triton.copies,
         triton.threads,
+        "yes" if triton.gpu else "no",
         "yes" if triton.live else "no",
         "yes" if triton.draining else "no",
     )

@@ -247,6 +247,8 @@ class Triton:
     room: int
     threads: int
     copies: int = 1
+    # Models compute on its first GPU.
+    gpu: bool = False
     # Takes no more; what it has is moved elsewhere as soon as there is room.
     draining: bool = False
     # Whether it answered when it was last asked; one that was never asked has not.

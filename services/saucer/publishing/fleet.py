@@ -62,5 +62,6 @@ class Fleet:
 
 def _same_place(former: Triton, present: Triton) -> bool:
     return all(
-        getattr(former, name) == getattr(present, name) for name in ("address", "repository", "threads", "copies")
+        getattr(former, name) == getattr(present, name)
+        for name in ("address", "repository", "threads", "copies", "gpu")
     )

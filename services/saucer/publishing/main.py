@@ -49,6 +49,8 @@ class PublishingSettings(ServiceSettings):
     # all threads answers soonest; several with fewer answer more images a second, for the memory of each.
     triton_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024)
     triton_copies: int = Field(default=1, ge=1, le=64)
+    # Whether models compute on its first GPU.
+    triton_gpu: bool = False
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
     # Whether the fastest runtime is found by measurement, once for each model and spec, and serves if the replay
@@ -118,6 +120,7 @@ def _own_triton(settings: PublishingSettings) -> Triton:
         settings.room,
         settings.triton_threads,
         settings.triton_copies,
+        settings.triton_gpu,
     )
 
 

@@ -283,6 +283,7 @@ def read_triton(message: publishing_pb2.RegisterTritonRequest) -> Triton:
         message.room,
         message.threads,
         message.copies or 1,
+        message.gpu,
     )
 
 

@@ -5,8 +5,8 @@ Triton's version number there is the deployment's start.
 
 How a model is put there:
 
-1. The first time on a spec, all RUNTIMES are tried on the machine that serves, and the fastest is taken
-   (serving/choosing.py); later the one that was taken then.
+1. The first time on a spec, all RUNTIMES, or GPU_RUNTIMES, are tried on the machine that serves, and the fastest is
+   taken (serving/choosing.py); later the one that was taken then.
 2. Its shape is the Triton's: copies × threads. One copy with all threads answers soonest; as many copies with a thread
    each answer some 15 % more images a second, for the memory of each. Only one copy measures the runtimes.
 3. Test images are replayed, and compared within the tolerance of that runtime.
@@ -40,7 +40,7 @@ from saucer.publishing.service.gates import Gates
 from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.triton import ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.errors import ModelFolderError
-from saucer.serving.runtime import EVALUATED_WITH, RUNTIMES, TOLERANCES
+from saucer.serving.runtime import EVALUATED_WITH, GPU_RUNTIMES, RUNTIMES, TOLERANCES
 from saucer.serving.spec import ModelSpec
 from saucer.serving.triton_config import config_pbtxt
 
@@ -108,7 +108,8 @@ class Placement:
         self._place = place
         self._repository = Path(place.repository)
         self._work_folder = work_folder
-        self._runtimes = RUNTIMES if choose_runtime else (EVALUATED_WITH,)
+        measured = GPU_RUNTIMES if place.gpu else RUNTIMES
+        self._runtimes = measured if choose_runtime else (EVALUATED_WITH,)
         self._probe_images: dict[str, bytes] = {}
 
     async def put(self, name: str, start_number: int, model: Model, *, anew: bool) -> tuple[Parity, str]:
@@ -269,6 +270,7 @@ class Placement:
                 name,
                 version=start_number,
                 instances=copies,
+                gpu=self._place.gpu,
                 threads=self._place.threads,
                 trial_s=self._trial_s,
                 runtimes=runtimes,

@@ -7,18 +7,18 @@ import asyncpg
 from saucer.lib.postgres import Connection
 from saucer.publishing.domain import Triton
 
-_COLUMNS = "triton_id, address, repository, region_id, spec_id, room, threads, copies, draining, live"
+_COLUMNS = "triton_id, address, repository, region_id, spec_id, room, threads, copies, gpu, draining, live"
 
 
 async def put(connection: Connection, triton: Triton) -> Triton:
     """Registers it, or changes what is known of it; whether it is drained stays, and, at the same address, is live."""
     row = await connection.fetchrow(
         f"""
-        INSERT INTO triton ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+        INSERT INTO triton ({_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
         ON CONFLICT (triton_id) DO UPDATE SET
             address = excluded.address, repository = excluded.repository, region_id = excluded.region_id,
             spec_id = excluded.spec_id, room = excluded.room, threads = excluded.threads,
-            copies = excluded.copies,
+            copies = excluded.copies, gpu = excluded.gpu,
             live = triton.live AND triton.address = excluded.address
         RETURNING {_COLUMNS}
         """,  # noqa: S608 - column names

@@ -1,8 +1,9 @@
-"""The runtimes that compute the graph on a processor.
+"""The runtimes that compute the graph, on a processor or a GPU.
 
 `onnxruntime` is the one that evaluations are made with. The others may serve in its place where they are faster and
 their boxes stay within TOLERANCES (choosing.py): `openvino` computes in the same 32 bits, `openvino_bf16` in bfloat16
-where the processor has it.
+where the processor has it; `onnxruntime_cuda` computes in 32 bits on the first GPU that CUDA_VISIBLE_DEVICES shows, and
+is unproven (tests/gpu).
 
 Tried with RTMDet over EfficientNet-Lite0 at 192 px, trained to a mAP@0.50 of 0.91, on 160 images of 640 px with 15,400
 boxes that score 0.05 or more: `openvino` is at most 0.0002 px of the input and 0.000002 of a score from `onnxruntime`.
@@ -42,8 +43,13 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "onnxruntime": Tolerance(box_px=1e-3, score=1e-3, permille=995),
     "openvino": Tolerance(box_px=1e-3, score=1e-3, permille=995),
     "openvino_bf16": Tolerance(box_px=1.0, score=0.02, permille=950),
+    # Sums in another order, as for openvino, over cuDNN's own algorithms.
+    "onnxruntime_cuda": Tolerance(box_px=0.01, score=1e-3, permille=995),
 }
-RUNTIMES = tuple(TOLERANCES)
+RUNTIMES = ("onnxruntime", "openvino", "openvino_bf16")
+"""To choose from where there is no GPU."""
+GPU_RUNTIMES = ("onnxruntime", "onnxruntime_cuda")
+"""To choose from where there is one."""
 
 
 class Network:
@@ -58,10 +64,13 @@ class Network:
         return np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
 
 
-def _onnxruntime(path: Path, threads: int) -> Compute:
+def _onnxruntime(path: Path, threads: int, provider: str = "CPU", **settings: str) -> Compute:
     # Here: services read detections with this package, and their image has no runtime.
     import onnxruntime  # noqa: PLC0415 - heavy, and not in every process
 
+    name = f"{provider}ExecutionProvider"
+    if name not in onnxruntime.get_available_providers():
+        raise RuntimeUnusable(f"this build of ONNX Runtime has no {provider}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -69,9 +78,12 @@ def _onnxruntime(path: Path, threads: int) -> Compute:
     # Spinning threads would take the processor from a training job or a second instance beside this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(name, settings)])
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise ModelFolderError(f"{path.name} cannot be loaded: {error}") from error
+    # What it cannot set up it leaves to the processor, and only its log says so.
+    if session.get_providers()[0] != name:
+        raise RuntimeUnusable(f"ONNX Runtime cannot use {provider} on this machine")
     _check_names(path, [item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
 
     def compute(images: NDArray[np.uint8]) -> Outputs:
@@ -122,6 +134,8 @@ def _check_names(path: Path, inputs: list[str], outputs: list[str]) -> None:
 
 _LOADERS: Mapping[str, Callable[[Path, int], Compute]] = {
     "onnxruntime": _onnxruntime,
+    # By default its convolutions round their inputs to 10 bits.
+    "onnxruntime_cuda": lambda path, threads: _onnxruntime(path, threads, "CUDA", use_tf32="0"),
     "openvino": lambda path, threads: _openvino(path, threads, "f32"),
     "openvino_bf16": lambda path, threads: _openvino(path, threads, "bf16"),
 }

@@ -18,6 +18,7 @@ def config_pbtxt(
     *,
     version: int = 1,
     instances: int = 1,
+    gpu: bool = False,
     threads: int = 1,
     trial_s: float = TRIAL_S,
     runtimes: Sequence[str] = (EVALUATED_WITH,),
@@ -25,9 +26,10 @@ def config_pbtxt(
     """The model configuration in protobuf's text form.
 
     `instances` processes with `threads` each: one instance with all cores answers soonest, one thread each serves most
-    images a second. The version policy is `specific`: `latest` would pick up a left-over broken folder again. Requests
-    are batched without waiting, so a lone one is never delayed. `trial_s`: for a first load in a child process.
-    `runtimes`: of several, each instance measures and takes the fastest, so let there be one instance then.
+    images a second. `gpu`: they compute on the server's first GPU. The version policy is `specific`: `latest` would
+    pick up a left-over broken folder again. Requests are batched without waiting, so a lone one is never delayed.
+    `trial_s`: for a first load in a child process. `runtimes`: of several, each instance measures and takes the
+    fastest, so let there be one instance then.
 
     Raises ValueError if the name is no plain folder name or a number is below one.
     """
@@ -47,7 +49,7 @@ output [
   {{ name: "REPORT", data_type: TYPE_STRING, dims: [ 1 ] }}
 ]
 dynamic_batching {{ max_queue_delay_microseconds: 0 }}
-instance_group [ {{ kind: KIND_CPU, count: {instances} }} ]
+instance_group [ {{ {"kind: KIND_GPU, gpus: [ 0 ]" if gpu else "kind: KIND_CPU"}, count: {instances} }} ]
 version_policy {{ specific {{ versions: [ {version} ] }} }}
 parameters {{ key: "threads", value: {{ string_value: "{threads}" }} }}
 parameters {{ key: "runtimes", value: {{ string_value: "{",".join(runtimes)}" }} }}

@@ -111,6 +111,19 @@ async def test_a_model_has_the_copies_of_its_tritons_shape_and_a_killed_one_come
         await world.until_state(active, "STOPPED")
 
 
+async def test_a_triton_that_is_said_to_have_a_gpu_and_has_none_serves_nothing_and_the_deployment_says_why(
+    world: Online,
+) -> None:
+    async with world.serving(triton_gpu=True):
+        account_id = await world.account()
+        created = await world.create(account_id, await world.model(account_id))
+        failed = await world.until_state(created, "FAILED", "ACTIVE")
+        assert failed.end_reason == publishing_pb2.DEPLOYMENT_END_REASON_FAILED
+        assert "GPU" in failed.error_message, failed.error_message
+        listed = await world.publishing.ListTritons(publishing_pb2.ListTritonsRequest(), metadata=world.administrator)
+        assert [item.gpu for item in listed.tritons] == [True]
+
+
 async def test_a_triton_that_was_never_asked_gets_nothing_until_it_has_answered(world: Online) -> None:
     async with world.serving():
         request = publishing_pb2.RegisterTritonRequest(

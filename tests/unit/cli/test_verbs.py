@@ -782,7 +782,9 @@ def test_a_deployments_instances_traffic_log_and_events_are_listed(cli: Cli, scr
 
 def test_a_triton_is_registered_drained_and_resumed(cli: Cli, script: Script) -> None:
     server = ("--address", "gpu-2:8001", "--repository", "/models", "--region", "eu", "--spec", "gpu-1")
-    assert "second" in cli("triton", "register", "second", *server, "--room", "4", "--threads", "2", "--copies", "3")
+    assert "second" in cli(
+        "triton", "register", "second", *server, "--room", "4", "--threads", "2", "--copies", "3", "--gpu"
+    )
     assert script.requests[-1] == publishing_pb2.RegisterTritonRequest(
         triton_id="second",
         address="gpu-2:8001",
@@ -792,6 +794,7 @@ def test_a_triton_is_registered_drained_and_resumed(cli: Cli, script: Script) ->
         room=4,
         threads=2,
         copies=3,
+        gpu=True,
     )
     cli.fails("triton", "register", "second", *server, "--room", "0", "--threads", "2", code=2)
     assert cli.json("triton", "drain", "second")["draining"] is True

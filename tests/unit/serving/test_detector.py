@@ -4,10 +4,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
 from saucer.serving.detector import MAX_BATCH, Detector
-from saucer.serving.errors import ModelFolderError, UnreadableImage
+from saucer.serving.errors import ModelFolderError, RuntimeUnusable, UnreadableImage
 from saucer.serving.spec import GRAPH_FILE, SPEC_FILE, ModelSpec
 from saucer.serving.triton_config import config_pbtxt
 from tests.support.graphs import SPEC, write_model
@@ -91,10 +92,29 @@ def test_a_description_is_read_as_it_was_written() -> None:
     assert ModelSpec.from_json(spec.to_json()) == spec
 
 
+def test_a_gpu_that_onnxruntime_does_not_have_is_said_to_be_lacking_and_the_processor_does_not_stand_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this build of ONNX Runtime has CUDA: tests/gpu tries it")
+    folder = write_model(tmp_path)
+    with pytest.raises(RuntimeUnusable, match="this build of ONNX Runtime has no CUDA"):
+        Detector.load(folder, runtime="onnxruntime_cuda")
+    # As where the build has it, and the machine does not.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(RuntimeUnusable, match="cannot use CUDA"),
+    ):
+        Detector.load(folder, runtime="onnxruntime_cuda")
+
+
 def test_the_triton_configuration_names_model_and_version() -> None:
     text = config_pbtxt("cup-plate.3", version=4, instances=2, threads=1)
     assert 'name: "cup-plate.3"' in text
     assert "specific { versions: [ 4 ] }" in text
+    assert "kind: KIND_CPU, count: 2" in text
+    assert "kind: KIND_GPU, gpus: [ 0 ], count: 3" in config_pbtxt("cups", instances=3, gpu=True)
     for name in ("", "../other", 'a"b', "x" * 129):
         with pytest.raises(ValueError, match="not a model name"):
             config_pbtxt(name)

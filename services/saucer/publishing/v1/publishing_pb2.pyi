@@ -447,7 +447,7 @@ class Gate(_message.Message):
     TOLERANCE_SHARE_FIELD_NUMBER: _builtins.int
     REPLAY_TIME_FIELD_NUMBER: _builtins.int
     runtime: _builtins.str
-    """With which it was served: onnxruntime, openvino or openvino_bf16. The first is the one of evaluations."""
+    """With which it was served: onnxruntime, openvino, openvino_bf16 or onnxruntime_cuda. The first is the one of evaluations."""
     runtime_reason: _builtins.str
     """Why this runtime."""
     tolerance_px: _builtins.float
@@ -1240,6 +1240,7 @@ class Triton(_message.Message):
     LIVE_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
     triton_id: _builtins.str
     address: _builtins.str
     repository: _builtins.str
@@ -1252,6 +1253,7 @@ class Triton(_message.Message):
     used: _builtins.int
     """Deployments that it has."""
     copies: _builtins.int
+    gpu: _builtins.bool
     def __init__(
         self,
         *,
@@ -1266,10 +1268,11 @@ class Triton(_message.Message):
         live: _builtins.bool = ...,
         used: _builtins.int = ...,
         copies: _builtins.int = ...,
+        gpu: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "draining", b"draining", "live", b"live", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id", "used", b"used"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "draining", b"draining", "gpu", b"gpu", "live", b"live", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id", "used", b"used"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1287,6 +1290,7 @@ class RegisterTritonRequest(_message.Message):
     ROOM_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    GPU_FIELD_NUMBER: _builtins.int
     triton_id: _builtins.str
     address: _builtins.str
     """host:port of its gRPC; it opens its control calls to the key that publishing has."""
@@ -1302,6 +1306,8 @@ class RegisterTritonRequest(_message.Message):
     """Processes that carry one model there, each with its threads; 0: one. One with all threads answers soonest, several
     with fewer answer more images a second, for the memory of each.
     """
+    gpu: _builtins.bool
+    """Models compute on its first GPU: ONNX Runtime with CUDA where it is there. Unproven."""
     def __init__(
         self,
         *,
@@ -1313,10 +1319,11 @@ class RegisterTritonRequest(_message.Message):
         room: _builtins.int = ...,
         threads: _builtins.int = ...,
         copies: _builtins.int = ...,
+        gpu: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "copies", b"copies", "gpu", b"gpu", "region_id", b"region_id", "repository", b"repository", "room", b"room", "spec_id", b"spec_id", "threads", b"threads", "triton_id", b"triton_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
