@@ -45,6 +45,7 @@ async def test_runs_go_once_each_to_workers_of_their_region_in_the_order_of_the_
         iterations = [line.iteration for line in read_journal(crew.journal, start.run_id)]
         assert iterations == list(range(1, JOB_ITERATIONS + 1)), "it was done once, and by one at a time"
     assert choices.number >= jobs, "each lease was held against the policy"
+    assert choices.wrong == []
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=SOAK)])
