@@ -7,24 +7,24 @@ import dataclasses
 import itertools
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
-from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
 from saucer.lib.grpc_client import TokenFile, channel
+from saucer.lib.ids import new_id
 from saucer.serving.detector import Detector
+from saucer.task.v1 import task_pb2
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import training_pb2, worker_pb2_grpc
 from saucer.worker.heart import Heart
 from saucer.worker.job import EndReason, Metrics, Progress, Result, TrainJob
 from tests.bench.harness import percentile
+from tests.integration.task.world import HOLD_MICROS, playing
 from tests.support.child import Child
-from tests.support.events import publish
 from tests.support.services import ServiceRunner, Tokens
 from tests.support.shapes import CLASSES, write_shapes
-from tests.support.training import ScriptedWorker, Start, object_store
+from tests.support.training import ScriptedWorker, object_store
 
 # Beside the batch that is being trained or validated on.
 DURATION_GRACE_MS = 1_000
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def job(folder: Path) -> TrainJob:
-    data = write_shapes(folder / "data", train=40, validation=200, test=2)
+    data = write_shapes(folder / "data", train=40, validation=40, test=2)
     return TrainJob(
         workdir=str(folder / "work"),
         images=str(data.images),
@@ -74,57 +74,72 @@ def test_at_the_first_validation_that_reaches_the_expected_accuracy_training_end
     check_usable(result)
 
 
-@pytest.mark.parametrize("train_batches", [True, False], ids=["in training", "in a validation"])
-def test_the_max_duration_ends_training_within_a_batch_and_a_second(
-    child: Child, job: TrainJob, folder: Path, train_batches: bool
-) -> None:
-    # With one iteration between validations of fifty batches, the time is up in one of these.
-    changed: dict[str, Any] = {"validation": None} if train_batches else {"epochs": 1}
+def test_the_max_duration_ends_training_within_a_batch_and_a_second(child: Child, job: TrainJob, folder: Path) -> None:
     max_duration_ms = 3_000
     result = child.run(
-        dataclasses.replace(
-            job, workdir=str(folder / f"duration-{train_batches}"), max_duration_ms=max_duration_ms, **changed
-        )
+        dataclasses.replace(job, workdir=str(folder / "in-training"), max_duration_ms=max_duration_ms, validation=None)
     )
     assert result.reason is EndReason.DURATION_REACHED
     assert max_duration_ms <= result.elapsed_ms <= max_duration_ms + slowest_batch_ms(child) + DURATION_GRACE_MS
     check_usable(result)
 
 
+def test_the_max_duration_ends_a_validation_within_a_batch_and_a_second(
+    child: Child, job: TrainJob, folder: Path
+) -> None:
+    batches = 400
+    data = write_shapes(folder / "one-iteration", train=job.batch_size, validation=batches * job.batch_size, test=2)
+    one = dataclasses.replace(
+        job, images=str(data.images), train=str(data.train), validation=str(data.validation), epochs=1
+    )
+    whole = child.run(dataclasses.replace(one, workdir=str(folder / "whole")))
+    trained_ms = child.all(Progress)[0].elapsed_ms
+    validation_ms = whole.elapsed_ms - trained_ms
+    assert whole.reason is EndReason.COMPLETED
+    assert validation_ms > 3 * DURATION_GRACE_MS, "one that is not cut short would end too late"
+
+    max_duration_ms = trained_ms + validation_ms // 2
+    result = child.run(dataclasses.replace(one, workdir=str(folder / "cut"), max_duration_ms=max_duration_ms))
+    assert result.reason is EndReason.DURATION_REACHED
+    assert child.all(Progress)[0].elapsed_ms < max_duration_ms, "the time was up after the last iteration"
+    assert not [report for report in child.all(Metrics) if "map_50" in report.values], "the validation was cut short"
+    assert max_duration_ms <= result.elapsed_ms <= max_duration_ms + validation_ms / batches + DURATION_GRACE_MS
+    check_usable(result)
+
+
 @pytest.mark.parametrize("stops", [40, pytest.param(400, marks=pytest.mark.soak)])
 async def test_a_users_stop_reaches_the_worker_in_two_seconds(
-    run_service: ServiceRunner, tokens: Tokens, tmp_path: Path, jetstream: JetStreamContext, stops: int
+    run_service: ServiceRunner, tokens: Tokens, tmp_path: Path, stops: int
 ) -> None:
     url, _ = object_store(tmp_path)
     loop = asyncio.get_running_loop()
     async with (
         run_service("training", TrainingSettings, wire, object_store_url=url) as running,
+        playing(run_service) as world,
         channel(running.address) as own,
     ):
         stub = worker_pb2_grpc.WorkerServiceStub(own)
-        starts: dict[str, Start] = {}
+        account_id, editor = await world.account(stops * HOLD_MICROS)
         hearts: dict[str, Heart] = {}
-        for _ in range(stops):
-            start = Start()
-            starts[start.run_id] = start
-            await publish(jetstream, start.queued())
-        for _ in range(stops):
+        for number in range(stops):
+            await world.create(world.form(account_id, f"t{number}"), editor)
             worker = ScriptedWorker.of(running.channel, tokens)
             assert await worker.take()
-            hearts[worker.lease.run.run_id] = Heart(stub, TokenFile(tokens.file(Role.WORKER)), worker.lease)
+            hearts[worker.lease.run.task_id] = Heart(stub, TokenFile(tokens.file(Role.WORKER)), worker.lease)
         beating = [asyncio.ensure_future(heart.beat()) for heart in hearts.values()]
         await asyncio.gather(*(heart.accepted.wait() for heart in hearts.values()))
         chance = random.Random(1)
 
-        async def reached_s(run_id: str) -> float:
+        async def reached_s(task_id: str) -> float:
             await asyncio.sleep(chance.uniform(0, 3))
+            request = task_pb2.StopTaskRequest(request_id=new_id(), task_id=task_id)
             asked_s = loop.time()
-            await publish(jetstream, starts[run_id].stop_requested())
-            await hearts[run_id].stopped.wait()
-            assert hearts[run_id].stop_reason == training_pb2.END_REASON_STOPPED_BY_USER
+            await world.tasks.StopTask(request, metadata=editor)
+            await hearts[task_id].stopped.wait()
+            assert hearts[task_id].stop_reason == training_pb2.END_REASON_STOPPED_BY_USER
             return loop.time() - asked_s
 
-        taken_s = await asyncio.gather(*(reached_s(run_id) for run_id in starts))
+        taken_s = await asyncio.gather(*(reached_s(task_id) for task_id in hearts))
         for task in beating:
             task.cancel()
         await asyncio.gather(*beating, return_exceptions=True)
