@@ -2,14 +2,17 @@
 
 Ours are the defaults of the scene cup-and-plate; the reference is FACTS.md's recipe from scratch, RTMDet-tiny at 192 px
 with a batch of 16. Both stop by the same validation mAP, in the same child process, in turns, with the same seeds. A
-run that ends below 0.80 on the test split counts with all its time, and is said. The reference gets REFERENCE_TIMES
-what ours took of the same seed, and is stopped then: it counts with that, as the least that it takes.
+run of the reference's that ends below 0.80 on the test split counts with all its time, and is said; one of ours fails
+the row, whatever it took. The reference gets REFERENCE_TIMES what ours took of the same seed, and is stopped then: it
+counts with that, as the least that it takes.
 """
 
 import asyncio
 import json
+import math
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +116,7 @@ async def measure(folder: Path, say: Say, seeds: tuple[int, ...] = SEEDS) -> lis
 def _measure(folder: Path, say: Say, seeds: tuple[int, ...]) -> list[Row]:
     generate(folder, images=SCENES, seed=SCENES_SEED, processes=os.cpu_count() or 1)
     taken: dict[str, list[float]] = {"ours": [], "scratch": []}
+    short = False
     child = Child(folder / "child.log")
     try:
         for seed in seeds:
@@ -121,10 +125,17 @@ def _measure(folder: Path, say: Say, seeds: tuple[int, ...]) -> list[Row]:
                 result = child.run(replace(job, max_duration_ms=most_ms))
                 reached = json.loads(Path(result.files["report"]).read_text())["test"]["map_50"]
                 taken[name].append(result.elapsed_ms / 1000)
-                short = "" if reached >= WANTED_MAP_50 else f", short of {WANTED_MAP_50}"
-                told = f"{taken[name][-1]:.1f} s, {result.iteration} iterations, test {reached:.3f}{short}"
+                short = short or (name == "ours" and reached < WANTED_MAP_50)
+                below = "" if reached >= WANTED_MAP_50 else f", short of {WANTED_MAP_50}"
+                told = f"{taken[name][-1]:.1f} s, {result.iteration} iterations, test {reached:.3f}{below}"
                 say(f"time_to_map_s {name}, seed {seed}: {told}")
     finally:
         child.kill()
-    ours, scratch = (statistics.median(values) for values in taken.values())
-    return [Row("time_to_map_s", ours, scratch, "s", ours / scratch, GOAL)]
+    return [_row(taken["ours"], taken["scratch"], short=short, say=say)]
+
+
+def _row(ours_s: Sequence[float], scratch_s: Sequence[float], *, short: bool, say: Say) -> Row:
+    """`short`: a run of ours did not reach what is to be reached, and so the goal is not met."""
+    say(f"time_to_map_s: the reference's runs are stopped at {REFERENCE_TIMES} × ours, so the ratio is a bound at most")
+    ours, scratch = statistics.median(ours_s), statistics.median(scratch_s)
+    return Row("time_to_map_s", ours, scratch, "s", math.inf if short else ours / scratch, GOAL)
