@@ -4,6 +4,9 @@ Unless the caller names a format, the first that fits is taken: COCO where there
 annotations/ (layout.py), Pascal VOC where there is any .xml file, YOLO where there are class names or text files of
 images, class folders where every image lies in one of at least two folders, and else images without labels, unless
 something that may be labels is beside them.
+
+No conversion library reads them: an import streams what may be large or mean harm within limits of memory, size and
+depth, and reports each item that it refuses with its reason, which would have to be built around any library anyway.
 """
 
 from __future__ import annotations
