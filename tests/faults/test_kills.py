@@ -13,6 +13,8 @@ from tests.support.bill import replay, starts
 from tests.support.saucer_client import HOLD_MICROS, Saucer
 from tests.support.stack import Data
 
+LOST_ITERATIONS = 50
+
 
 async def test_a_killed_worker_loses_its_run_and_the_next_attempt_resumes_from_the_checkpoint(
     saucer: Saucer, data: Data
@@ -20,7 +22,7 @@ async def test_a_killed_worker_loses_its_run_and_the_next_attempt_resumes_from_t
     account = data.account
     created = await saucer.create_task(account, saucer.form(data.dataset_version_id, epochs=12))
     started = time.monotonic()
-    await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 60)
+    reached = await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 60)
     killed = time.monotonic()
     await saucer.stack.kill("worker-1")
     await saucer.run_reaches(account, created.task_id, lambda run: run.state == training_pb2.RUN_STATE_QUEUED)
@@ -45,7 +47,7 @@ async def test_a_killed_worker_loses_its_run_and_the_next_attempt_resumes_from_t
         ).points
         if point.time.ToNanoseconds() > second.start_time.ToNanoseconds() + int((killed - started + 1) * 1e9)
     )
-    assert resumed_at > 10, "it did not begin again"
+    assert reached.iteration - resumed_at < LOST_ITERATIONS, "a kill loses no more"
 
 
 async def test_on_one_path_each_service_is_killed_in_turn_and_the_path_completes(

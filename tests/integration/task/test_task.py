@@ -130,6 +130,31 @@ async def test_a_name_is_unique_in_its_account_and_free_again_after_deletion(wor
     assert not (await world.tasks.CheckTaskName(check, metadata=editor)).exists
 
 
+async def test_tasks_are_paged_newest_first_each_once_whatever_states_are_asked_for(world: World) -> None:
+    account_id, editor = await world.account(5 * HOLD_MICROS)
+    made = [(await world.create(world.form(account_id, f"t{number}"), editor)).task_id for number in range(5)]
+
+    async def pages(*states: task_pb2.TaskState.ValueType) -> list[list[str]]:
+        found: list[list[str]] = []
+        token = ""
+        while not found or token:
+            request = task_pb2.ListTasksRequest(states=states, page_size=2, page_token=token)
+            response = await world.tasks.ListTasks(request, metadata=editor)
+            found.append([task.task_id for task in response.tasks])
+            token = response.next_page_token
+        return found
+
+    newest = made[::-1]
+    assert await pages() == [newest[:2], newest[2:4], newest[4:]]
+    both = (task_pb2.TASK_STATE_QUEUED, task_pb2.TASK_STATE_STOPPED)
+    assert await pages(*both) == [newest[:2], newest[2:4], newest[4:]]
+    assert await pages(task_pb2.TASK_STATE_FAILED) == [[]]
+    other = task_pb2.ListTasksRequest(states=[task_pb2.TASK_STATE_QUEUED], page_size=2, page_token="nonsense")
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await world.tasks.ListTasks(other, metadata=editor)
+    assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_wrong_state_is_named(world: World) -> None:
     account_id, editor = await world.account(HOLD_MICROS)
     task = await world.create(world.form(account_id), editor)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
 from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import derived_id, new_id
@@ -36,6 +37,7 @@ from saucer.training.domain import (
 )
 from saucer.training.log_limit import BURST, LINES_PER_S
 from saucer.training.main import TrainingSettings, retention_rules
+from saucer.training.reading import Reading
 from saucer.training.service import Logged, Measured, Training
 from saucer.training.store import log_search, runs
 from tests.support.servers import NewDatabase
@@ -63,6 +65,7 @@ class Lab:
         predicts_model_id: str | None = None,
         region_id: str = REGION,
         priority: int = 0,
+        resume: bool | None = None,
     ) -> str:
         account_id, task_id = account_id or new_id(), task_id or new_id()
         hold_id = f"{task_id}-{start_number}"
@@ -83,7 +86,8 @@ class Lab:
             priority=priority,
             predicts_model_id=predicts_model_id,
         )
-        await self.training.starts.queue_run(request, resume=start_number > 1)
+        resume = start_number > 1 if resume is None else resume
+        await self.training.starts.queue_run(request, resume=resume)
         return request.run_id
 
     async def run(self, run_id: str) -> Run:
@@ -398,6 +402,34 @@ async def test_a_file_that_is_not_what_was_reported_ends_nothing(lab: Lab) -> No
         "ARTIFACT_MISSING",
     ]
     assert (await lab.run(run_id)).state is RunState.RUNNING
+
+
+async def test_a_restart_from_scratch_begins_without_the_former_runs_checkpoint_and_time(lab: Lab) -> None:
+    task_id, account_id = new_id(), new_id()
+    await lab.queue(account_id, task_id=task_id)
+    worker = await lab.worker()
+    await worker.beat(50, checkpoint=40)
+    await worker.finish(EndReason.FAILED, user_error=True)
+    run_id = await lab.queue(account_id, task_id=task_id, start_number=2, resume=False)
+    assert (await lab.run(run_id)).checkpoint is None
+    begun = await (await lab.worker()).beat(1)
+    assert (begun.progress.elapsed_ms, begun.progress.best_map_50) == (100, None)
+    assert begun.meter.caught_up, "it is charged from its beginning"
+
+
+async def test_a_stream_of_metrics_goes_on_after_the_point_that_was_seen_last(lab: Lab) -> None:
+    run_id = await lab.queue()
+    worker = await lab.worker()
+    points = [Measured(iteration, 0.1, {"loss": 1 / iteration}, lab.clock.time) for iteration in (1, 2, 3)]
+    await worker.beat(3, metrics=points)
+    set_current(Principal("tester", Role.ADMINISTRATOR, None, "t", float("inf")))
+    reading = Reading(lab.database, lab.objects, Bell())
+    stream = reading.stream_metrics(run_id, 1)
+    seen = [(await anext(stream)).iteration, (await anext(stream)).iteration]
+    await worker.beat(4, metrics=[Measured(4, 0.1, {"loss": 0.1}, lab.clock.time)])
+    await worker.finish(EndReason.FAILED, user_error=True)
+    assert seen + [point.iteration async for point in stream] == [2, 3, 4]
+    assert [point.iteration async for point in reading.stream_metrics(run_id, 3)] == [4]
 
 
 async def test_a_restart_goes_on_from_the_former_runs_checkpoint(lab: Lab) -> None:
