@@ -29,7 +29,9 @@ Send = Callable[[Report], None]
 CHECKPOINT_ITERATIONS = 40
 CHECKPOINT_S = 25.0
 """A lost worker is to lose at most 50 iterations or 30 s, whichever is less. A checkpoint counts once it is in the
-object store, so that what is left is for its upload and for the iteration or validation it waits for."""
+object store, so that what is left is for its upload and for the iteration it waits for. Before a validation that would
+make the last one older than CHECKPOINT_S there is another: what is lost is training alone, and a validation in which
+the worker was lost is made again."""
 KEPT_CHECKPOINTS = 2
 """The newest; the one before stays while its successor is on its way to the parent's store."""
 PROGRESS_S = 0.5
@@ -212,11 +214,12 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     priority = "VERY_LOW"
 
-    def __init__(self, state: RunState, folder: Path, stopper: Stopper, send: Send) -> None:
+    def __init__(self, state: RunState, folder: Path, stopper: Stopper, pace: Pace, send: Send) -> None:
         self.state = state
         self.last: Path | None = None
         self._folder = folder
         self._stopper = stopper
+        self._pace = pace
         self._send = send
         self._saved_s = time.monotonic()
         self._saved_iteration = state.iteration
@@ -228,6 +231,13 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         self.state.iteration = runner.iter + 1
         late = time.monotonic() - self._saved_s >= CHECKPOINT_S
         if ranks.agreed(late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS):
+            self._save(runner)
+
+    def before_val(self, runner: Any) -> None:
+        # Nobody knows how long the first one takes.
+        taken_s = self._pace.validation_s or CHECKPOINT_S
+        late = time.monotonic() - self._saved_s + taken_s >= CHECKPOINT_S
+        if ranks.agreed(late and self.state.iteration > self._saved_iteration):
             self._save(runner)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:

@@ -172,7 +172,7 @@ class _Attempt:
         epoch = engine_config.epoch_iterations(job, prepared)
         iterations = job.epochs * epoch
         pace = Pace()
-        keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, send)
+        keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, pace, send)
         extra: list[Any] = [
             *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),

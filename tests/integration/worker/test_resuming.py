@@ -16,8 +16,8 @@ from tests.support.shapes import CLASSES, write_shapes
 EPOCH_ITERATIONS = 10
 EPOCHS = 6
 ITERATIONS = EPOCHS * EPOCH_ITERATIONS
-# Checkpoints come every 40 iterations, and validations every 10: there both are due.
-CHECKPOINT = 40
+# Validations come every 10 iterations. A checkpoint comes before the first, and then every 40: there both are due.
+FIRST_CHECKPOINT, CHECKPOINT = 10, 50
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -50,8 +50,12 @@ def in_training(child: Child) -> None:
     child.wait_for(Progress, lambda report: report.iteration > CHECKPOINT)
 
 
+def in_the_first_validation(child: Child) -> None:
+    assert child.wait_for(Checkpoint).iteration == FIRST_CHECKPOINT
+
+
 def in_the_validation_that_follows_a_checkpoint(child: Child) -> None:
-    child.wait_for(Checkpoint)
+    child.wait_for(Checkpoint, lambda report: report.iteration == CHECKPOINT)
 
 
 def while_the_model_is_exported(child: Child) -> None:
@@ -62,6 +66,7 @@ def while_the_model_is_exported(child: Child) -> None:
     "moment",
     [
         in_training,
+        in_the_first_validation,
         in_the_validation_that_follows_a_checkpoint,
         pytest.param(while_the_model_is_exported, marks=pytest.mark.soak),
     ],
@@ -76,7 +81,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(
     checkpoint = first.all(Checkpoint)[-1]
     resumed = child.run(dataclasses.replace(job, workdir=str(folder / "resumed"), resume=checkpoint.path))
     assert resumed.iteration == ITERATIONS
-    assert checkpoint.iteration >= CHECKPOINT
+    assert checkpoint.iteration >= FIRST_CHECKPOINT
     check_same(resumed, whole)
 
 
@@ -123,12 +128,12 @@ def validations(child: Child) -> list[int]:
 
 
 def check_same(resumed: Result, whole: Result) -> None:
-    """Model, optimiser, schedule, best weights, random states and detections."""
+    """Model, its average, optimiser, schedule, best weights, random states and detections."""
     assert resumed.best_map_50 == whole.best_map_50
     assert resumed.checkpoint is not None
     assert whole.checkpoint is not None
     left, right = (torch.load(path, weights_only=True) for path in (resumed.checkpoint, whole.checkpoint))
-    for part in ("state_dict", "optimizer", "param_schedulers"):
+    for part in ("state_dict", "ema_state_dict", "optimizer", "param_schedulers"):
         check_equal(left[part], right[part], part)
     for part in ("best_weights", "best_iteration", "random"):
         check_equal(left["saucer"][part], right["saucer"][part], part)

@@ -25,8 +25,8 @@ from tests.support.services import Running, ServiceRunner, Tokens
 from tests.support.shapes import write_shapes
 from tests.support.training import ScriptedWorker, Start, object_store, store_shapes
 
-# Checkpoints come every 40 iterations: the second is the one whose upload does not end.
-FIRST, SECOND = 40, 80
+# A checkpoint comes before the first validation, and then every 40 iterations; the upload of the last does not end.
+FIRST, SECOND = 52, 92
 # A kill loses no more, in the midst of an upload either.
 LOST_ITERATIONS = 50
 EPOCH_ITERATIONS, EPOCHS = 12, 9
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 class HeldUpload(Objects):
-    """A store that has taken half of the second checkpoint, and takes no more of it."""
+    """A store that has taken half of the SECOND checkpoint, and takes no more of it."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
