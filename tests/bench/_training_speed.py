@@ -120,6 +120,7 @@ def _measure(folder: Path, say: Say) -> list[Row]:
     )
     child = Child(folder / "ours.log")
     (ready,) = child.all(Ready)
+    say(f"training: both in {ready.precision}")
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.bench._training_speed", ready.precision],
         stdin=subprocess.PIPE,

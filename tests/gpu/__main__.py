@@ -1,16 +1,19 @@
-"""`make gpu-check`: trains on the GPU in the precision that its trial chooses, and shows five things.
+"""`make gpu-check`: trains on the GPU in the precision that its trial chooses, and shows six things.
 
-1. Images a second against plain mmengine, as `make bench` does on a processor.
-2. The same resume test, bit for bit, with deterministic algorithms.
-3. The exported graph computes what torch computes.
-4. mmcv's compiled suppression of boxes and the stand-in keep the same ones, where the compiled one is installed.
-5. ONNX Runtime with CUDA serves the boxes of the runtime of evaluations, and how many images a second at batch 1, 8 and
+1. The trial chooses mixed precision; if not, its figures say why, and it fails.
+2. Images a second against plain mmengine, as `make bench` does on a processor.
+3. The same resume test, bit for bit, with deterministic algorithms.
+4. The exported graph computes what torch computes.
+5. mmcv's compiled suppression of boxes and the stand-in keep the same ones. Without the compiled one it fails where
+   MMCV_WITH_OPS=1 says that mmcv was built with it, as in deploy/Dockerfile.worker-cuda.
+6. ONNX Runtime with CUDA serves the boxes of the runtime of evaluations, and how many images a second at batch 1, 8 and
    32; where it has no CUDA, that is skipped, and it says why.
 
 Without a GPU nothing is shown, and it says so and fails.
 """
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,9 +22,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from saucer.worker import stand_ins
+from saucer.worker import precision, stand_ins, trainer
+from saucer.worker.job import Ready
 from tests.bench import _training_speed
 from tests.bench.harness import show
+from tests.support.child import Child
 
 SERVING = ("-s", "-rs", "tests/gpu/test_serving.py")
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "soak or not soak")
@@ -48,6 +53,21 @@ def same_boxes() -> bool | None:
     return bool(torch.equal(compiled.cpu(), own))
 
 
+def mixed_precision(log: Path, console: Console) -> bool:
+    """Whether the worker's child chose it."""
+    child = Child(log)
+    (ready,) = child.all(Ready)
+    child.kill()
+    trainer.load_engine()
+    fp32_s, bf16_s = precision.trial(*trainer.trial_step())
+    chosen = ready.precision == "bf16"
+    console.print(
+        f"precision: {ready.precision}; a step takes {1000 * fp32_s:.1f} ms in fp32, {1000 * bf16_s:.1f} ms in bf16, "
+        f"which is taken below {precision.TRIAL_GAIN:.0%}{'' if chosen else ': FAILED'}"
+    )
+    return chosen
+
+
 def main() -> int:
     """The number of checks that failed."""
     console = Console(highlight=False)
@@ -56,9 +76,10 @@ def main() -> int:
         return 1
     console.print(f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}")
     with tempfile.TemporaryDirectory(prefix="saucer-gpu-", ignore_cleanup_errors=True) as name:
+        failed = int(not mixed_precision(Path(name) / "child.log", console))
         rows = asyncio.run(_training_speed.measure(Path(name) / "speed", console.print))
     show("training on the GPU", rows, console)
-    failed = sum(not row.met for row in rows)
+    failed += sum(not row.met for row in rows)
     for what, tests in (("resume", RESUME), ("export", EXPORT)):
         passed = subprocess.run([*PYTEST, *tests], check=False).returncode == 0
         console.print(f"{what}: {'equal' if passed else 'FAILED'}")
@@ -67,10 +88,10 @@ def main() -> int:
     console.print(f"serving: {'as above' if served else 'FAILED'}")
     failed += not served
     same = same_boxes()
-    console.print(
-        {None: "boxes: mmcv has no compiled operators here", True: "boxes: equal", False: "boxes: FAILED"}[same]
-    )
-    return failed + (same is False)
+    needed = os.environ.get("MMCV_WITH_OPS") == "1"
+    missing = f"boxes: mmcv has no compiled operators here{': FAILED' if needed else ''}"
+    console.print({None: missing, True: "boxes: equal", False: "boxes: FAILED"}[same])
+    return failed + (same is False or (same is None and needed))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,12 @@ class AutocastOptimWrapper(OptimWrapper):  # type: ignore[misc]  # mmengine ship
 
 def faster_precision(step: Callable[[], Any], device: str) -> str:
     """The faster of "bf16" and "fp32" on "cpu" or "cuda": `step`, a forward and a backward pass, timed in turns."""
+    fp32_s, bf16_s = trial(step, device)
+    return "bf16" if bf16_s < TRIAL_GAIN * fp32_s else "fp32"
+
+
+def trial(step: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds of the fastest step in fp32 and in bf16."""
     # On a CPU the time of this process: what else runs beside it must not decide.
     clock = time.process_time if device == "cpu" else time.perf_counter
     times: dict[bool, list[float]] = {False: [], True: []}
@@ -44,7 +50,7 @@ def faster_precision(step: Callable[[], Any], device: str) -> str:
                 step()
             times[enabled].append(clock() - started)
     # The first round warms up and does not count.
-    return "bf16" if min(times[True][1:]) < TRIAL_GAIN * min(times[False][1:]) else "fp32"
+    return min(times[False][1:]), min(times[True][1:])
 
 
 def trial_step(model: torch.nn.Module, size: int, batch: int, device: str) -> Callable[[], Any]:

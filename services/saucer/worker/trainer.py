@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,15 @@ def load_engine() -> None:
 
 def faster_precision() -> str:
     """The precision to train with on this machine: "bf16" or "fp32". Takes a second or two, after load_engine."""
+    return precision.faster_precision(*trial_step())
+
+
+def trial_step() -> tuple[Callable[[], Any], str]:
+    """What is timed to choose the precision, and the device that it runs on."""
     torch.set_num_threads(_threads(0))
     detector = build(TrainJob("", "", "", ("any",)))
     device = get_device()
-    return precision.faster_precision(precision.trial_step(detector, TRIAL_SIZE, TRIAL_BATCH, device), device)
+    return precision.trial_step(detector, TRIAL_SIZE, TRIAL_BATCH, device), device
 
 
 def run(job: TrainJob, stopper: Stopper, faster: str, send: Send) -> Result | Halted:
