@@ -118,11 +118,14 @@ def failure(error: BaseException, job: Job) -> Failure:
 
 
 def _what_fits(job: Job) -> str:
+    """What the user is told to do. Nothing is tried again with half the batch, not even a derived one: the task states
+    it before it starts, with the rate, the warmup and the iterations that follow from it, and a resumed run must go on
+    with the very batches that it began with."""
     if not isinstance(job, TrainJob):
         return "The model does not fit into memory. Choose a larger spec."
     smaller = "a smaller batch_size or input_size" if job.batch_size > 1 else "a smaller input_size or starting_point"
     asked = f"Batch size {job.batch_size} at {job.input_size} px"
-    return f"{asked} does not fit into memory. Choose {smaller}, or a larger spec."
+    return f"{asked} does not fit into memory. Create a task with {smaller}, or on a larger spec."
 
 
 def main() -> int:
