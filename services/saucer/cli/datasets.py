@@ -16,6 +16,7 @@ from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError, domain_error
 from saucer.cli.output import Output, message_dict, moment, percent
 from saucer.dataset.v1 import dataset_pb2
+from saucer.evaluation.v1 import evaluation_pb2
 
 # Of one call; the service takes up to twice as much.
 CHUNK_BYTES = 1024 * 1024
@@ -82,6 +83,29 @@ def import_(
         with _packed(app.output, source) as archive:
             request.upload_id = _upload(app, archive, upload_id).upload_id
     make_version(app, request)
+
+
+@dataset.command()
+@limit_option()
+@pass_app
+def reads(app: App, limit: int) -> None:
+    """Images read from the account's store by day, which its owner pays for: for lists and exports, for evaluations."""
+    account_id = app.connection.account_id
+    listed = dataset_pb2.ListImageReadsRequest(account_id=account_id)
+    viewed = evaluation_pb2.ListEvaluationImageReadsRequest(account_id=account_id)
+    found = [
+        *(("dataset", day) for day in pages(app.connection.dataset.ListImageReads, listed, "image_reads", limit)),
+        *(
+            ("evaluation", day)
+            for day in pages(app.connection.evaluation.ListEvaluationImageReads, viewed, "image_reads", limit)
+        ),
+    ]
+    found.sort(key=lambda entry: entry[1].day, reverse=True)
+    if app.output.as_json:
+        app.output.json([{**message_dict(day), "for": service} for service, day in found])
+    else:
+        rows = [(day.day, service, day.reads, day.bytes) for service, day in found]
+        app.output.table("", ("day (UTC)", "for", "images", "bytes"), rows)
 
 
 @dataset.command()

@@ -12,7 +12,7 @@ import asyncio
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 import structlog
@@ -145,6 +145,11 @@ class Labelling:
         except NotFoundError:
             log.warning("image_gone", account_id=account_id, image=image.sha256)
             return b""
+
+    async def list_reads(self, account_id: str, *, before: date | None, limit: int) -> list[tuple[date, int, int]]:
+        """Days with the reads and bytes of each, newest first."""
+        async with self._database.reading() as connection:
+            return await image_store.list_reads(connection, account_id, before=before, limit=limit)
 
     async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
         if not reads:

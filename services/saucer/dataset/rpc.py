@@ -107,6 +107,21 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
             next_page_token=page.token([last.created_at.isoformat(), last.dataset_version_id] if last else None),
         )
 
+    async def ListImageReads(
+        self, request: dataset_pb2.ListImageReadsRequest, context: Context
+    ) -> dataset_pb2.ListImageReadsResponse:
+        page = read_page(request)
+        found = await self._labelling.list_reads(
+            current().account(request.account_id), before=page.after_day, limit=page.size + 1
+        )
+        shown = found[: page.size]
+        return dataset_pb2.ListImageReadsResponse(
+            image_reads=[
+                dataset_pb2.ImageReads(day=day.isoformat(), reads=reads, bytes=size) for day, reads, size in shown
+            ],
+            next_page_token=page.token([shown[-1][0].isoformat()] if len(found) > page.size else None),
+        )
+
     async def ListImages(
         self, request: dataset_pb2.ListImagesRequest, context: Context
     ) -> dataset_pb2.ListImagesResponse:

@@ -73,6 +73,21 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
             next_page_token=page.token([last.created_at.isoformat(), last.evaluation_id] if last else None),
         )
 
+    async def ListEvaluationImageReads(
+        self, request: evaluation_pb2.ListEvaluationImageReadsRequest, context: Context
+    ) -> evaluation_pb2.ListEvaluationImageReadsResponse:
+        page = read_page(request)
+        found = await self._evaluations.list_reads(
+            current().account(request.account_id), before=page.after_day, limit=page.size + 1
+        )
+        shown = found[: page.size]
+        return evaluation_pb2.ListEvaluationImageReadsResponse(
+            image_reads=[
+                evaluation_pb2.ImageReads(day=day.isoformat(), reads=reads, bytes=size) for day, reads, size in shown
+            ],
+            next_page_token=page.token([shown[-1][0].isoformat()] if len(found) > page.size else None),
+        )
+
     async def GetPrecisionRecallCurves(
         self, request: evaluation_pb2.GetPrecisionRecallCurvesRequest, context: Context
     ) -> evaluation_pb2.PrecisionRecallCurves:

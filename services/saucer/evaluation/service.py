@@ -9,7 +9,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -338,6 +338,11 @@ class Evaluations:
         except NotFoundError:
             log.warning("image_gone", evaluation_id=evaluation.evaluation_id, image=object_name)
             return b""
+
+    async def list_reads(self, account_id: str, *, before: date | None, limit: int) -> list[tuple[date, int, int]]:
+        """Days with the reads and bytes of each, newest first."""
+        async with self._database.reading() as connection:
+            return await store.list_reads(connection, account_id, before=before, limit=limit)
 
     async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
         if not reads:

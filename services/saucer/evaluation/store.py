@@ -160,6 +160,22 @@ async def count_reads(connection: Connection, account_id: str, day: date, reads:
     )
 
 
+async def list_reads(
+    connection: Connection, account_id: str, *, before: date | None, limit: int
+) -> list[tuple[date, int, int]]:
+    """Days with the reads and bytes of each, newest first."""
+    rows = await connection.fetch(
+        """
+        SELECT day, reads, bytes FROM image_read WHERE account_id = $1 AND ($2::date IS NULL OR day < $2)
+        ORDER BY day DESC LIMIT $3
+        """,
+        account_id,
+        before,
+        limit,
+    )
+    return [(row["day"], row["reads"], row["bytes"]) for row in rows]
+
+
 def _evaluation(row: asyncpg.Record) -> Evaluation:
     columns = dict(row)
     sums = Sums(**{name: columns.pop(f"{name}_sha256") for name in ("scored", "validation", "truth")})

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 
 from google.protobuf.message import Message
 
@@ -33,6 +33,17 @@ class Page:
         try:
             moment, identifier = self.after
             return datetime.fromisoformat(str(moment)), str(identifier)
+        except ValueError as error:
+            raise InvalidArgumentError("PAGE_TOKEN_INVALID", "page_token: not a token of this list.") from error
+
+    @property
+    def after_day(self) -> date | None:
+        """The same, of a list by day. Raises InvalidArgumentError for a token of a list by something else."""
+        if self.after is None:
+            return None
+        try:
+            (day,) = self.after
+            return date.fromisoformat(str(day))
         except ValueError as error:
             raise InvalidArgumentError("PAGE_TOKEN_INVALID", "page_token: not a token of this list.") from error
 

@@ -84,7 +84,26 @@ async def reads(database_url: str, account_id: str) -> tuple[int, int]:
 async def test_images_are_read_only_if_asked_for_and_then_counted(dataset: Client, database_url: str) -> None:
     page = await dataset.list_images(await imported(dataset), include_images=True, page_size=4)
     assert [hashlib.sha256(image.image).hexdigest() for image in page.images] == [i.sha256 for i in page.images]
-    assert await reads(database_url, dataset.account_id) == (4, sum(len(image.image) for image in page.images))
+    counted = (4, sum(len(image.image) for image in page.images))
+    assert await reads(database_url, dataset.account_id) == counted
+    request = dataset_pb2.ListImageReadsRequest(page_size=1)
+    told = await dataset.stub.ListImageReads(request, metadata=dataset.metadata)
+    assert [(day.reads, day.bytes) for day in told.image_reads] == [counted]
+    assert told.next_page_token == ""
+
+
+async def test_counts_of_reads_are_paged_by_day(dataset: Client, database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    statement = "INSERT INTO image_read VALUES ($1, date '2026-01-01' + $2::integer, $2, 100)"
+    await connection.executemany(statement, [(dataset.account_id, day) for day in range(3)])
+    await connection.close()
+    request = dataset_pb2.ListImageReadsRequest(page_size=2)
+    first = await dataset.stub.ListImageReads(request, metadata=dataset.metadata)
+    request.page_token = first.next_page_token
+    second = await dataset.stub.ListImageReads(request, metadata=dataset.metadata)
+    assert [day.day for day in first.image_reads] == ["2026-01-03", "2026-01-02"]
+    assert [day.day for day in second.image_reads] == ["2026-01-01"]
+    assert second.next_page_token == ""
 
 
 async def test_a_page_of_images_ends_before_it_is_too_large_to_send(dataset: Client) -> None:

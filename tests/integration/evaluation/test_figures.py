@@ -420,6 +420,10 @@ async def test_the_test_split_is_browsed_by_class_and_its_images_are_counted(sta
         shown = await world.stub.ListTestImages(request, metadata=world.viewer)
         assert [image.image.decode() for image in shown.test_images] == [str(i.image_id) for i in shown.test_images]
         assert (await image_reads(start, world.account_id))[0] == 2
+        days = await world.stub.ListEvaluationImageReads(
+            evaluation_pb2.ListEvaluationImageReadsRequest(), metadata=world.viewer
+        )
+        assert [day.reads for day in days.image_reads] == [2]
         request.page_token = shown.next_page_token
         following = await world.stub.ListTestImages(request, metadata=world.viewer)
         assert following.test_images[0].image_id > shown.test_images[-1].image_id

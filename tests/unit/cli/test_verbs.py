@@ -4,6 +4,7 @@
 
 import html
 import io
+import json
 import re
 import subprocess
 import sys
@@ -177,6 +178,14 @@ class Script(
         yield training_pb2.LogLine(sequence=number, text=f"line {number}", level=training_pb2.LOG_LEVEL_INFO)
         if number < 3:
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    def ListImageReads(self, request: Any, context: Any) -> Any:
+        days = [dataset_pb2.ImageReads(day=day, reads=3, bytes=700) for day in ("2026-11-29", "2026-11-27")]
+        return dataset_pb2.ListImageReadsResponse(image_reads=days)
+
+    def ListEvaluationImageReads(self, request: Any, context: Any) -> Any:
+        days = [evaluation_pb2.ImageReads(day="2026-11-28", reads=2, bytes=500)]
+        return evaluation_pb2.ListEvaluationImageReadsResponse(image_reads=days)
 
     def GetModel(self, request: Any, context: Any) -> Any:
         if request.model_id != MODEL:
@@ -679,6 +688,15 @@ def test_a_report_without_recommendations_says_why(cli: Cli, script: Script, tmp
     script.validation_kept = False
     cli("evaluation", "report", EVALUATION, "--output", str(tmp_path / "report.html"))
     assert "There are none &amp; so on." in (tmp_path / "report.html").read_text()
+
+
+def test_reads_of_both_services_are_listed_by_day(cli: Cli) -> None:
+    told = json.loads(cli("--json", "dataset", "reads"))
+    assert [(entry["day"], entry["for"]) for entry in told] == [
+        ("2026-11-29", "dataset"),
+        ("2026-11-28", "evaluation"),
+        ("2026-11-27", "dataset"),
+    ]
 
 
 def test_a_model_is_deleted_by_its_id_or_its_tasks(cli: Cli, script: Script) -> None:

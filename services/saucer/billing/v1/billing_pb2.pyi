@@ -1647,7 +1647,9 @@ Global___AuditFinding: _TypeAlias = AuditFinding  # noqa: Y015
 
 @_typing.final
 class AccountQuotas(_message.Message):
-    """What an account may have at once. Unset: no limit."""
+    """What an account may have at once. Unset: no limit. Streams are no quota of one account's: each may have 200 open in a
+    process of a service, and one more is RESOURCE_EXHAUSTED with reason TOO_MANY_STREAMS.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -70,6 +70,11 @@ class DatasetServiceStub:
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
                 response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
                 _registered_method=True)
+        self.ListImageReads = channel.unary_unary(
+                '/saucer.dataset.v1.DatasetService/ListImageReads',
+                request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsRequest.SerializeToString,
+                response_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsResponse.FromString,
+                _registered_method=True)
         self.ExportDatasetVersion = channel.unary_stream(
                 '/saucer.dataset.v1.DatasetService/ExportDatasetVersion',
                 request_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ExportDatasetVersionRequest.SerializeToString,
@@ -176,6 +181,13 @@ class DatasetServiceServicer:
 
     def ListImages(self, request, context):
         """Images of a version or a draft with their labels, in the order of the manifest.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImageReads(self, request, context):
+        """Reads of images from the account's store by lists and exports, by day, newest first; days without any are left out. The store's owner pays for them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,6 +306,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.ListImages,
                     request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.FromString,
                     response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.SerializeToString,
+            ),
+            'ListImageReads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImageReads,
+                    request_deserializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsRequest.FromString,
+                    response_serializer=saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsResponse.SerializeToString,
             ),
             'ExportDatasetVersion': grpc.unary_stream_rpc_method_handler(
                     servicer.ExportDatasetVersion,
@@ -541,6 +558,33 @@ class DatasetService:
             '/saucer.dataset.v1.DatasetService/ListImages',
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesRequest.SerializeToString,
             saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImageReads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.dataset.v1.DatasetService/ListImageReads',
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsRequest.SerializeToString,
+            saucer_dot_dataset_dot_v1_dot_dataset__pb2.ListImageReadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class DatasetServiceStub:
     GetDatasetVersion: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]
     ListImages: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]
     """Images of a version or a draft with their labels, in the order of the manifest."""
+    ListImageReads: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListImageReadsRequest, _dataset_pb2.ListImageReadsResponse]
+    """Reads of images from the account's store by lists and exports, by day, newest first; days without any are left out. The store's owner pays for them."""
     ExportDatasetVersion: _grpc.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]
     """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
     MapRoot: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.MapRootRequest, _dataset_pb2.MappedRoot]
@@ -95,6 +97,8 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     GetDatasetVersion: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetDatasetVersionRequest, _dataset_pb2.DatasetVersion]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImagesRequest, _dataset_pb2.ListImagesResponse]  # type: ignore[assignment]
     """Images of a version or a draft with their labels, in the order of the manifest."""
+    ListImageReads: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListImageReadsRequest, _dataset_pb2.ListImageReadsResponse]  # type: ignore[assignment]
+    """Reads of images from the account's store by lists and exports, by day, newest first; days without any are left out. The store's owner pays for them."""
     ExportDatasetVersion: _aio.UnaryStreamMultiCallable[_dataset_pb2.ExportDatasetVersionRequest, _dataset_pb2.ExportedPiece]  # type: ignore[assignment]
     """A version as a COCO file, in pieces; or with its images as a zip, which an import takes again."""
     MapRoot: _aio.UnaryUnaryMultiCallable[_dataset_pb2.MapRootRequest, _dataset_pb2.MappedRoot]  # type: ignore[assignment]
@@ -179,6 +183,14 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.ListImagesResponse, _abc.Awaitable[_dataset_pb2.ListImagesResponse]]:
         """Images of a version or a draft with their labels, in the order of the manifest."""
+
+    @_abc_1.abstractmethod
+    def ListImageReads(
+        self,
+        request: _dataset_pb2.ListImageReadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dataset_pb2.ListImageReadsResponse, _abc.Awaitable[_dataset_pb2.ListImageReadsResponse]]:
+        """Reads of images from the account's store by lists and exports, by day, newest first; days without any are left out. The store's owner pays for them."""
 
     @_abc_1.abstractmethod
     def ExportDatasetVersion(

@@ -90,6 +90,11 @@ class EvaluationServiceStub:
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
                 response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
                 _registered_method=True)
+        self.ListEvaluationImageReads = channel.unary_unary(
+                '/saucer.evaluation.v1.EvaluationService/ListEvaluationImageReads',
+                request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsRequest.SerializeToString,
+                response_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsResponse.FromString,
+                _registered_method=True)
         self.DrawEvaluation = channel.unary_unary(
                 '/saucer.evaluation.v1.EvaluationService/DrawEvaluation',
                 request_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.DrawEvaluationRequest.SerializeToString,
@@ -178,6 +183,13 @@ class EvaluationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListEvaluationImageReads(self, request, context):
+        """Reads of images from the account's store by views of evaluations, by day, newest first; days without any are left out. The store's owner pays for them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DrawEvaluation(self, request, context):
         """A chart, or a sheet of bad cases with labels and detections drawn on their images.
         """
@@ -242,6 +254,11 @@ def add_EvaluationServiceServicer_to_server(servicer, server):
                     servicer.ListTestImages,
                     request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.FromString,
                     response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.SerializeToString,
+            ),
+            'ListEvaluationImageReads': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvaluationImageReads,
+                    request_deserializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsRequest.FromString,
+                    response_serializer=saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsResponse.SerializeToString,
             ),
             'DrawEvaluation': grpc.unary_unary_rpc_method_handler(
                     servicer.DrawEvaluation,
@@ -547,6 +564,33 @@ class EvaluationService:
             '/saucer.evaluation.v1.EvaluationService/ListTestImages',
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesRequest.SerializeToString,
             saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListTestImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEvaluationImageReads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.evaluation.v1.EvaluationService/ListEvaluationImageReads',
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsRequest.SerializeToString,
+            saucer_dot_evaluation_dot_v1_dot_evaluation__pb2.ListEvaluationImageReadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,8 @@ class EvaluationServiceStub:
     """Detections by score, right and wrong; overall, then by class."""
     ListTestImages: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]
     """The test split, image by image."""
+    ListEvaluationImageReads: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationImageReadsRequest, _evaluation_pb2.ListEvaluationImageReadsResponse]
+    """Reads of images from the account's store by views of evaluations, by day, newest first; days without any are left out. The store's owner pays for them."""
     DrawEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.DrawEvaluationRequest, _evaluation_pb2.Picture]
     """A chart, or a sheet of bad cases with labels and detections drawn on their images."""
 
@@ -85,6 +87,8 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     """Detections by score, right and wrong; overall, then by class."""
     ListTestImages: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListTestImagesRequest, _evaluation_pb2.ListTestImagesResponse]  # type: ignore[assignment]
     """The test split, image by image."""
+    ListEvaluationImageReads: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationImageReadsRequest, _evaluation_pb2.ListEvaluationImageReadsResponse]  # type: ignore[assignment]
+    """Reads of images from the account's store by views of evaluations, by day, newest first; days without any are left out. The store's owner pays for them."""
     DrawEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.DrawEvaluationRequest, _evaluation_pb2.Picture]  # type: ignore[assignment]
     """A chart, or a sheet of bad cases with labels and detections drawn on their images."""
 
@@ -178,6 +182,14 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.ListTestImagesResponse, _abc.Awaitable[_evaluation_pb2.ListTestImagesResponse]]:
         """The test split, image by image."""
+
+    @_abc_1.abstractmethod
+    def ListEvaluationImageReads(
+        self,
+        request: _evaluation_pb2.ListEvaluationImageReadsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_evaluation_pb2.ListEvaluationImageReadsResponse, _abc.Awaitable[_evaluation_pb2.ListEvaluationImageReadsResponse]]:
+        """Reads of images from the account's store by views of evaluations, by day, newest first; days without any are left out. The store's owner pays for them."""
 
     @_abc_1.abstractmethod
     def DrawEvaluation(
