@@ -1,6 +1,7 @@
 """What every benchmark shares: A B A B, medians, rows of a table, JSON."""
 
 import json
+import math
 import operator
 import statistics
 from collections.abc import Awaitable, Callable, Sequence
@@ -66,7 +67,9 @@ def percentile(values: Sequence[float], share: float) -> float:
 def write(rows: Sequence[Row], file: Path) -> None:
     """As JSON: a list of objects."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps([asdict(line) for line in rows], indent=2) + "\n")
+    # JSON has no infinity: a row that failed has no ratio.
+    lines = [asdict(line) | {"ratio": line.ratio if math.isfinite(line.ratio) else None} for line in rows]
+    file.write_text(json.dumps(lines, indent=2) + "\n")
 
 
 def told(line: Row) -> str:
