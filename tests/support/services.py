@@ -1,5 +1,6 @@
 """Services as they run, inside the test's process, on real PostgreSQL and NATS."""
 
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,13 @@ from tests.support.servers import NewDatabase
 KEY_ID = "test"
 S = TypeVar("S", bound=ProcessSettings)
 Metadata = tuple[tuple[str, str], ...]
+
+
+def free_address() -> str:
+    """host:port where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @dataclass(frozen=True)

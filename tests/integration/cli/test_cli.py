@@ -24,10 +24,9 @@ from saucer.lib.ids import new_id
 from saucer.lib.run import Process
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
-from tests.integration.gateway.test_gateway import free_address
 from tests.support.cli import Cli
 from tests.support.events import event, publish, until
-from tests.support.services import KEY_ID, Running, ServiceRunner, Tokens
+from tests.support.services import KEY_ID, Running, ServiceRunner, Tokens, free_address
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
 from saucer.lib.run import Process
 from tests.support.events import event, publish, until
-from tests.support.services import ServiceRunner, Tokens
+from tests.support.services import ServiceRunner, Tokens, free_address
 
 
 @dataclass
@@ -44,12 +44,6 @@ class Gateway:
         assert response.status_code == 200, response.text
         account_id: str = response.json()["accountId"]
         return account_id
-
-
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @pytest.fixture

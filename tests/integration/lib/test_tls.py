@@ -5,9 +5,11 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import grpc
+import httpx
 import nats
 import nats.errors
 import pytest
@@ -15,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from saucer.billing.main import wire
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
+from saucer.gateway.main import CONTRACTS, GatewaySettings
+from saucer.gateway.main import wire as wire_gateway
 from saucer.lib import auth, grpc_client
 from saucer.lib.clock import PostgresClock
 from saucer.lib.config import ServiceSettings, TlsSettings
@@ -26,7 +30,7 @@ from saucer.lib.tls import Identity
 from saucer.local import nats_users
 from saucer.local.servers import NatsServer
 from tests.support.events import read_events, until
-from tests.support.services import Tokens
+from tests.support.services import Tokens, free_address
 from tests.support.tls_postgres import TlsPostgres, tls_postgres
 
 PROJECT = Path(__file__).parents[3]
@@ -112,17 +116,51 @@ async def test_a_call_and_its_event_go_through_it_all(house: House) -> None:
     await client.close()
 
 
-async def test_grpc_refuses_a_caller_without_a_certificate_of_the_authority(house: House) -> None:
-    await health(grpc_client.channel(house.address, house.of("client")))
+async def takes_only_ours(house: House, address: str) -> None:
+    await health(grpc_client.channel(address, house.of("client")))
     ca_only = grpc.ssl_channel_credentials((house.certificates / "ca.crt").read_bytes())
     for channel in (
-        grpc.aio.insecure_channel(house.address),
-        grpc.aio.secure_channel(house.address, ca_only),
-        grpc_client.channel(house.address, house.stranger),
+        grpc.aio.insecure_channel(address),
+        grpc.aio.secure_channel(address, ca_only),
+        grpc_client.channel(address, house.stranger),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await health(channel)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_grpc_refuses_a_caller_without_a_certificate_of_the_authority(house: House) -> None:
+    await takes_only_ours(house, house.address)
+
+
+async def test_the_gateway_speaks_https_to_callers_and_mutual_tls_to_services(house: House) -> None:
+    identity, http = house.of("gateway"), free_address()
+    services: dict[str, Any] = {f"{name}_address": house.address for name in CONTRACTS if name != "gateway"}
+    settings = GatewaySettings(
+        listen="127.0.0.1:0",
+        http_listen=http,
+        nats_url=house.nats.uri_of("gateway"),
+        public_keys_file=house.tokens.public_keys_file,
+        **services,
+        tls_ca_file=identity.ca_file,
+        tls_certificate_file=identity.certificate_file,
+        tls_key_file=identity.key_file,
+    )
+    process = Process("gateway", settings.identity)
+    async with process.stack:
+        await wire_gateway(process, settings)
+        assert process.address is not None
+        await takes_only_ours(house, process.address)
+        headers = dict(house.tokens.metadata(auth.Role.ADMINISTRATOR))
+        ours = ssl.create_default_context(cafile=house.certificates / "ca.crt")
+        async with httpx.AsyncClient(base_url=f"https://{http}", verify=ours, headers=headers) as client:
+            answer = await client.get("/v1/specs")
+            assert (answer.status_code, answer.json()) == (200, {"specs": []})
+        theirs = ssl.create_default_context(cafile=house.strangers / "ca.crt")
+        for url, context in ((f"https://{http}", theirs), (f"http://{http}", ours)):
+            async with httpx.AsyncClient(base_url=url, verify=context, headers=headers) as client:
+                with pytest.raises(httpx.TransportError):
+                    await client.get("/v1/specs")
 
 
 async def test_a_caller_refuses_a_server_of_another_authority(house: House) -> None:
