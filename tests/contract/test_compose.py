@@ -75,7 +75,20 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
 def test_compose_has_exactly_the_processes_of_the_stack_and_its_servers(stack: Stack) -> None:
     processes = {name.removesuffix("-1") for name in stack.processes}
     assert processes == set(PROCESSES)
-    assert set(COMPOSE["services"]) == processes | {"postgres", "nats", "triton", "keys", "saucer"}
+    assert set(COMPOSE["services"]) == processes | {"worker-gpu", "postgres", "nats", "triton", "keys", "saucer"}
+
+
+def test_the_worker_of_the_profile_gpu_is_the_worker_in_another_image_for_another_spec_with_the_machines_gpus() -> None:
+    own = {"profiles", "image", "build", "environment", "deploy"}
+    worker, gpu = container("worker"), container("worker-gpu")
+    assert {name: value for name, value in gpu.items() if name not in own} == {
+        name: value for name, value in worker.items() if name not in own
+    }
+    assert (gpu["profiles"], "profiles" in worker) == (["gpu"], False)
+    assert (gpu["image"], gpu["build"]["dockerfile"]) == ("saucer-worker-cuda", "deploy/Dockerfile.worker-cuda")
+    assert gpu["environment"] == worker["environment"] | {"SAUCER_SPEC_ID": "${GPU_SPEC_ID:-gpu-1}"}
+    (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -230,7 +243,7 @@ async def test_nats_takes_the_secret_passwords_and_the_url_of_each_service_logs_
 
 
 def test_with_tls_every_process_has_a_certificate_of_its_own_and_so_have_the_servers() -> None:
-    assert set(TLS) == {*PROCESSES, "postgres", "nats", "saucer"}
+    assert set(TLS) == {*PROCESSES, "worker-gpu", "postgres", "nats", "saucer"}
     folders = {}
     for name, service in TLS.items():
         (folders[name],) = [volume for volume in service["volumes"] if "/certificates:ro" in volume]
@@ -238,7 +251,8 @@ def test_with_tls_every_process_has_a_certificate_of_its_own_and_so_have_the_ser
             given = {variable.removeprefix(PREFIX).lower() for variable in service["environment"]}
             assert given == set(TlsSettings.model_fields)
     assert folders == {
-        name: f"./certificates/{'client' if name == 'saucer' else name}:/certificates:ro" for name in TLS
+        name: f"./certificates/{ {'saucer': 'client', 'worker-gpu': 'worker'}.get(name, name) }:/certificates:ro"
+        for name in TLS
     }
     # What the plain one says, and TLS.
     plain = container("postgres")["command"]
