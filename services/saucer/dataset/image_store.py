@@ -1,9 +1,9 @@
-"""The SQL of drafts, of the images of versions and drafts, and of counted reads."""
+"""The SQL of drafts, and of the images of versions and drafts."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import date, datetime
+from datetime import datetime
 from pathlib import Path
 
 import asyncpg
@@ -127,37 +127,6 @@ async def shared_names(connection: Connection, set_id: str) -> set[str]:
 
 def _image(row: asyncpg.Record) -> ListedImage:
     return ListedImage(**{**row, "labels": json.loads(row["labels"])})
-
-
-async def count_reads(connection: Connection, account_id: str, day: date, reads: int, size_bytes: int) -> None:
-    """Adds to what the account's images were read that day (UTC)."""
-    await connection.execute(
-        """
-        INSERT INTO image_read (account_id, day, reads, bytes) VALUES ($1, $2, $3, $4)
-        ON CONFLICT (account_id, day) DO UPDATE
-        SET reads = image_read.reads + excluded.reads, bytes = image_read.bytes + excluded.bytes
-        """,
-        account_id,
-        day,
-        reads,
-        size_bytes,
-    )
-
-
-async def list_reads(
-    connection: Connection, account_id: str, *, before: date | None, limit: int
-) -> list[tuple[date, int, int]]:
-    """Days with the reads and bytes of each, newest first."""
-    rows = await connection.fetch(
-        """
-        SELECT day, reads, bytes FROM image_read WHERE account_id = $1 AND ($2::date IS NULL OR day < $2)
-        ORDER BY day DESC LIMIT $3
-        """,
-        account_id,
-        before,
-        limit,
-    )
-    return [(row["day"], row["reads"], row["bytes"]) for row in rows]
 
 
 # Drafts

@@ -38,6 +38,7 @@ from saucer.dataset.drafts import (
 from saucer.dataset.messages import draft_message
 from saucer.dataset.storage import images_prefix
 from saucer.dataset.v1 import events_pb2
+from saucer.lib import image_reads
 from saucer.lib.auth import current
 from saucer.lib.errors import (
     AlreadyExistsError,
@@ -149,7 +150,7 @@ class Labelling:
     async def list_reads(self, account_id: str, *, before: date | None, limit: int) -> list[tuple[date, int, int]]:
         """Days with the reads and bytes of each, newest first."""
         async with self._database.reading() as connection:
-            return await image_store.list_reads(connection, account_id, before=before, limit=limit)
+            return await image_reads.list_reads(connection, account_id, before=before, limit=limit)
 
     async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
         if not reads:
@@ -157,7 +158,7 @@ class Labelling:
         image_reads_total.labels(account_id).inc(reads)
         image_bytes_total.labels(account_id).inc(size_bytes)
         async with self._database.transaction() as tx:
-            await image_store.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
+            await image_reads.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
 
     # Export
 

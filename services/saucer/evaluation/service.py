@@ -31,7 +31,7 @@ from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import events_pb2
-from saucer.lib import tracing
+from saucer.lib import image_reads, tracing
 from saucer.lib.auth import current
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
@@ -342,7 +342,7 @@ class Evaluations:
     async def list_reads(self, account_id: str, *, before: date | None, limit: int) -> list[tuple[date, int, int]]:
         """Days with the reads and bytes of each, newest first."""
         async with self._database.reading() as connection:
-            return await store.list_reads(connection, account_id, before=before, limit=limit)
+            return await image_reads.list_reads(connection, account_id, before=before, limit=limit)
 
     async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
         if not reads:
@@ -350,7 +350,7 @@ class Evaluations:
         image_reads_total.labels(account_id).inc(reads)
         image_bytes_total.labels(account_id).inc(size_bytes)
         async with self._database.transaction() as tx:
-            await store.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
+            await image_reads.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
 
     async def _own(self, evaluation_id: str) -> Evaluation:
         async with self._database.reading() as connection:
