@@ -1,4 +1,4 @@
-"""Checks one image file: the header before anything is decoded, then a full decode by the very code that serves.
+"""Checks one image file: the header before anything is decoded, then every byte by the very decoder that serves.
 
 The view that counts is the upright one: serving/decode.py applies the orientation that EXIF states, and training and
 serving both read with it; so `width` and `height` are those of the turned picture. Transparency is dropped, 16 bits
@@ -14,15 +14,15 @@ from typing import BinaryIO
 
 from saucer.dataset.layout import read_at_most
 from saucer.dataset.report import ItemReason
-from saucer.serving.decode import decode
+from saucer.serving.decode import decoded_size
 from saucer.serving.errors import UnreadableImage
-from saucer.serving.exif import SIDEWAYS, orientation
+from saucer.serving.exif import orientation
 from saucer.serving.header import stated_size
 
 # Of the file. Above it: image_too_large. serving/decode.py has the same bound.
 MAX_IMAGE_BYTES = 64 * 1024**2
-# Width × height by the header; above it: image_too_large, undecoded. Decoding this many takes 150 MB, twice that where
-# EXIF turns the picture. Below the bound of serving/decode.py, so that what is imported can be served.
+# Width × height by the header; above it: image_too_large, undecoded. Decoding this many takes 150 MB. Below the bound
+# of serving/decode.py, so that what is imported can be served.
 MAX_PIXELS = 50_000_000
 # Above it: image_too_large. Below MIN_SIDE_PX: image_too_small; a network's stride leaves nothing of such a picture.
 MAX_SIDE_PX = 32_768
@@ -70,7 +70,7 @@ def read_image(file: BinaryIO, limits: ImageLimits) -> bytes:
 
 
 def check_image(data: bytes, limits: ImageLimits) -> ImageFacts:
-    """Checks header, size and every pixel of a JPEG, PNG, WebP or BMP.
+    """Checks header, size and data of a JPEG, PNG, WebP or BMP.
 
     Raises:
         ImageRefusedError: with the reason and a sentence for the user.
@@ -87,18 +87,11 @@ def check_image(data: bytes, limits: ImageLimits) -> ImageFacts:
             f"The image has {width} × {height} pixels; at least {limits.min_side_px} a side.",
         )
     try:
-        pixels = decode(data)
+        shown = decoded_size(data)
     except UnreadableImage as error:
         raise ImageRefusedError(ItemReason.UNREADABLE_IMAGE, f"The image cannot be decoded: {error}.") from error
-    shown_height, shown_width = pixels.shape[:2]
-    stated = orientation(data)
-    turned = stated if stated in SIDEWAYS and width != height else None
-    if (shown_width, shown_height) != ((height, width) if turned else (width, height)):
-        raise ImageRefusedError(
-            ItemReason.UNREADABLE_IMAGE,
-            f"The header states {width} × {height} pixels, the image has {shown_width} × {shown_height}.",
-        )
-    return ImageFacts(hashlib.sha256(data).hexdigest(), shown_width, shown_height, turned)
+    turned = orientation(data) if shown != (width, height) else None
+    return ImageFacts(hashlib.sha256(data).hexdigest(), *shown, turned)
 
 
 def _stored_size(data: bytes) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UnreadableImage
-from .header import MAX_PARTS, PNG_SIGNATURE, jpeg_segments
+from .header import JPEG_SIGNATURE, MAX_PARTS, PNG_SIGNATURE, jpeg_segments
 
 UPRIGHT = 1
 SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -28,7 +28,7 @@ _MIRRORED = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 
 def orientation(data: bytes) -> int:
     """1 to 8, as EXIF numbers them (CIPA DC-008); UPRIGHT where a JPEG, PNG or WebP states none, or it is damaged."""
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(JPEG_SIGNATURE):
         blocks = _of_jpeg(data)
     elif data.startswith(PNG_SIGNATURE):
         blocks = _of_png(data)

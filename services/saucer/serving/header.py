@@ -10,6 +10,7 @@ from .errors import UnreadableImage
 MAX_PARTS = 20_000
 """Segments of a JPEG, chunks of a PNG or WebP that are stepped over; so many take about 10 ms."""
 
+JPEG_SIGNATURE = b"\xff\xd8"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8 and CC are tables, not frames
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
@@ -21,7 +22,7 @@ def stated_size(data: bytes) -> tuple[int, int]:
 
     Raises UnreadableImage if the bytes are of another format or end inside the header.
     """
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(JPEG_SIGNATURE):
         return _jpeg(data)
     if data.startswith(PNG_SIGNATURE):
         return _field(data, 16, 4, "big"), _field(data, 20, 4, "big")

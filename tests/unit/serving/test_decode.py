@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import random
+import re
 import struct
 import zlib
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 
 from saucer.serving import decode as decode_module
-from saucer.serving.decode import MAX_PIXELS, decode
+from saucer.serving.decode import MAX_PIXELS, decode, decoded_size
 from saucer.serving.errors import UnreadableImage
 from saucer.serving.header import stated_size
 
@@ -105,3 +107,57 @@ def test_pixels_are_what_opencv_decodes() -> None:
     data = encoded(picture(), "JPEG", quality=80)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert (decode(data) == expected).all()
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    height, width, _ = decode(data).shape
+    return width, height
+
+
+def damaged(data: bytes, dice: random.Random) -> bytes:
+    """Cut, with some bytes overwritten, or with a part left out."""
+    at = dice.randrange(1, len(data))
+    if dice.random() < 1 / 3:
+        return data[:at]
+    if dice.random() < 1 / 2:
+        return data[:at] + data[at + dice.randrange(1, 200) :]
+    spoilt = bytearray(data)
+    for _ in range(dice.randrange(1, 6)):
+        spoilt[dice.randrange(len(spoilt))] = dice.randrange(256)
+    return bytes(spoilt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "RGB", {"subsampling": 0, "quality": 95}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "L", {}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_a_damaged_image_is_refused_by_its_size_where_it_is_refused_by_its_pixels(
+    kind: str, mode: str, options: dict[str, object]
+) -> None:
+    dice = random.Random(28)
+    sound = encoded(picture(123, 45).convert(mode), kind, **options)
+    for data in (sound, *(damaged(sound, dice) for _ in range(300))):
+        try:
+            expected = upright_size(data)
+        except UnreadableImage as error:
+            with pytest.raises(UnreadableImage, match=re.escape(str(error))):
+                decoded_size(data)
+        else:
+            assert decoded_size(data) == expected
+
+
+def test_a_size_of_a_turned_image_is_that_of_the_upright_one() -> None:
+    for place in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = place
+        data = encoded(picture(123, 45), "JPEG", exif=exif)
+        assert decoded_size(data) == upright_size(data)
