@@ -3,6 +3,7 @@
 Only the formats named here are accepted: what has no parser here never reaches a decoder.
 """
 
+import struct
 from collections.abc import Iterator
 
 from .errors import UnreadableImage
@@ -15,6 +16,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C8 and CC are tables, not frames
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 JPEG_START_OF_SCAN = 0xDA
+
+_SEGMENT = struct.Struct(">BBH")
+"""0xFF, the marker, and the length with its own two bytes."""
 
 
 def stated_size(data: bytes) -> tuple[int, int]:
@@ -40,9 +44,12 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """
     at = 2
     for _ in range(MAX_PARTS):
-        if _field(data, at, 1, "big") != 0xFF:
+        try:
+            prefix, marker, length = _SEGMENT.unpack_from(data, at)
+        except struct.error:
+            raise UnreadableImage("the image ends inside its header") from None
+        if prefix != 0xFF:
             raise UnreadableImage("the JPEG header is damaged")
-        marker = _field(data, at + 1, 1, "big")
         if marker == 0xFF:  # fill byte
             at += 1
         elif marker in JPEG_WITHOUT_LENGTH:
@@ -50,7 +57,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         elif marker == JPEG_START_OF_SCAN:
             return
         else:
-            end = at + 2 + max(2, _field(data, at + 2, 2, "big"))
+            end = at + 2 + max(2, length)
             yield marker, at + 4, end
             at = end
     raise UnreadableImage(f"the JPEG header has more than {MAX_PARTS} segments")
