@@ -12,10 +12,16 @@ from pathlib import Path
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import PathCollection
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import ArrayLike
+from matplotlib.path import Path as MplPath
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
+from numpy.typing import ArrayLike, NDArray
 
 from saucer.drawing.palette import BLUE, GREEN, GREY, INK, LINES, ORANGE, PURPLE, STYLES, VERMILION
 
@@ -142,15 +148,35 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     axes.set_xticks(places, labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center")
     axes.set_yticks(places, labels)
     axes.set(xlabel="found as", ylabel="labelled as")
-    size = max(6, 15 - len(labels) // 2)
-    for row, column in np.argwhere(table > 0).tolist():
-        ink = "white" if share[row, column] > 0.55 else INK
-        number = axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=size)
-        # Inside the axes: the layout would measure hundreds of them for nothing.
-        number.set_in_layout(False)
+    _numbers(axes, table, share > 0.55, size=max(6, 15 - len(labels) // 2))
     if len(labels) < len(names):
         axes.set_title(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
     _save(figure, path, grid=False)
+
+
+def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *, size: float) -> None:
+    """Writes what is not zero into its cell, size in points. As outlines of one artist: a text for each of hundreds of
+    cells takes a second."""
+    rows, columns = np.nonzero(table)
+    texts = [f"{value:.0f}" for value in table[rows, columns]]
+    outlines = {text: _outline(text, size) for text in set(texts)}
+    numbers = PathCollection(
+        [outlines[text] for text in texts],
+        offsets=np.column_stack([columns, rows]),
+        offset_transform=axes.transData,
+        facecolors=["white" if ink else INK for ink in dark[rows, columns]],
+        linewidths=0,
+        transform=axes.figure.dpi_scale_trans,
+    )
+    numbers.set_in_layout(False)  # they are inside the axes
+    axes.add_collection(numbers)
+
+
+def _outline(text: str, size: float) -> MplPath:
+    """Centred at the origin, in inches."""
+    outline = TextPath((0, 0), text, size=size / 72)
+    box = outline.get_extents()
+    return outline.transformed(Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2))
 
 
 def score_histogram(
@@ -200,12 +226,16 @@ def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
         axes.set_axisbelow(True)
     for axes in figure.axes[:2] if grid else ():
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    # Not savefig(), which draws all twice: once without ink, for a layout that is done by then.
+    canvas = FigureCanvasSVG(figure) if path.suffix.lower() == ".svg" else FigureCanvasAgg(figure)
     layout = figure.get_layout_engine()
     if layout is not None and figure.axes:
-        # savefig() would draw the whole once more to do the same.
         layout.execute(figure)
         figure.set_layout_engine("none")
-    figure.savefig(path, format="svg" if path.suffix.lower() == ".svg" else "png", dpi=DPI)
+    if isinstance(canvas, FigureCanvasSVG):
+        canvas.print_svg(path)  # type: ignore[no-untyped-call]
+    else:
+        canvas.print_png(path)  # type: ignore[no-untyped-call]
 
 
 def _say(figure: Figure, sentence: str) -> None:

@@ -26,7 +26,7 @@ MAX_CASES = 9
 # Of the images that are read for one sheet; it ends before the image that would exceed it, and goes on with its token.
 MAX_READ_BYTES = 64 * 1024**2
 BINS = 20
-# Of charts in memory, each of 50 to 200 kB.
+# Of charts in memory, each of 50 to 900 kB.
 KEPT_BYTES = 32 * 1024**2
 
 _Draw = Callable[[ModuleType, Path], None]
