@@ -1,5 +1,6 @@
 """A real training child process, spoken to as the worker's parent process does."""
 
+import os
 import queue
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from saucer.worker import child_process
 from saucer.worker.job import (
+    PRECISION_VARIABLE,
     Failure,
     Halted,
     Job,
@@ -27,6 +29,8 @@ from saucer.worker.job import (
 T = TypeVar("T")
 START_S = 120
 ANSWER_S = 240
+# By the first child: those after it are spared its trial.
+_found: dict[str, str] = {}
 
 
 class Child:
@@ -39,11 +43,13 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
+                env=os.environ | _found,
             )
         self.reports: list[Report] = []
         self._queue: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        self.wait_for(Ready, lambda _: True, START_S)
+        ready = self.wait_for(Ready, lambda _: True, START_S)
+        _found[PRECISION_VARIABLE] = ready.precision
 
     def send(self, order: Order) -> None:
         assert self.process.stdin is not None

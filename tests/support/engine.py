@@ -3,7 +3,8 @@ checkpoints, where a job has as many iterations as `epochs` says; and the real o
 
 `python -m tests.support.engine` is the child with the first, `… real` with the second; `… worker` and `… worker real`
 are the real worker with that child. The journal, a folder named by ENGINE_JOURNAL, has a file for each run: a line for
-each iteration, `attempt iteration seconds`, and `twice` where two processes had the run at once.
+each iteration, `attempt iteration seconds`, and `twice` where two processes had the run at once; and one for the trials
+of precision, `trials`: a line for each, the worker's process.
 """
 
 import fcntl
@@ -120,6 +121,12 @@ def _result(job: TrainJob, stopper: Stopper, workdir: Path, done: int) -> Result
     return Result(reason, files, done, stopper.clock.elapsed_ms, 0.5, stopper.stop_reason)
 
 
+def _try() -> str:
+    with (Path(os.environ[JOURNAL]) / "trials").open("a") as trials:
+        print(os.getppid(), file=trials)
+    return "bf16"
+
+
 def _keep_journal() -> None:
     """Of the real engine, which is imported only by the child."""
     answer = child._answer
@@ -155,7 +162,7 @@ def main() -> None:
         _keep_journal()
         child._exit(child.main())
     engine = types.ModuleType("saucer.worker.trainer")
-    engine.__dict__.update(load_engine=lambda: None, faster_precision=lambda: "none", run=run)
+    engine.__dict__.update(load_engine=lambda: None, faster_precision=_try, run=run)
     sys.modules["saucer.worker.trainer"] = engine
     vars(sys.modules["saucer.worker"])["trainer"] = engine
     child._exit(child.main())

@@ -65,6 +65,7 @@ class Agent:
         cache_bytes: int,
         threads: int,
         deterministic: bool = False,
+        precision: str = "",
         catalogue_url: str = ZOO_URL,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
@@ -78,6 +79,7 @@ class Agent:
         self._child_log = work_folder / "child.log"
         self._threads = threads
         self._deterministic = deterministic
+        self._precision = precision
         self._catalogue_url = catalogue_url
         self._child: ChildProcess | None = None
         # Of several processes, while its attempt lasts.
@@ -139,18 +141,20 @@ class Agent:
         async with self._starting:
             while self._child is None or not self._child.alive:
                 try:
-                    self._child = await ChildProcess.start(self._child_log)
+                    self._child = await ChildProcess.start(self._child_log, precision=self._precision)
                 except (ChildGoneError, OSError, ValueError) as error:
                     log.error("child_did_not_start", error=repr(error), again_in_s=wait_s)
                     await asyncio.sleep(wait_s)
                     wait_s = min(2 * wait_s, RESTART_GREATEST_S)
+            # The next one, on the same machine, needs not find it again.
+            self._precision = self._child.precision
             return self._child
 
     async def _child_of(self, processes: int) -> ChildProcess:
         """The one that waits; or a group of several, which nobody knew of before and which ends with its attempt."""
         if processes == 1:
             return await self._ready_child()
-        self._group = await ChildProcess.start(self._child_log, processes)
+        self._group = await ChildProcess.start(self._child_log, processes, precision=self._precision)
         return self._group
 
     async def _drop_group(self) -> None:

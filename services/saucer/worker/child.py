@@ -1,7 +1,8 @@
 """The training child: `python -m saucer.worker.child`.
 
 1. It takes standard output for the protocol (job.py) and points what anybody prints at standard error.
-2. It imports torch and MMDetection and finds the faster precision, so that a job starts at once; then it says `ready`.
+2. It imports torch and MMDetection and finds the faster precision, unless it is told one, so that a job starts at once;
+   then it says `ready`.
 3. It takes one job after another. A thread reads standard input all the while, so that orders arrive in mid-training.
 4. SIGTERM is the order to stop without finishing: save a checkpoint, answer `halted`, and end. SIGINT is ignored: a
    terminal sends it to the whole group, and the parent decides.
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 from saucer.worker import job as protocol
 from saucer.worker.errors import UserError
 from saucer.worker.job import (
+    PRECISION_VARIABLE,
     BadMessageError,
     Failure,
     FailureKind,
@@ -147,7 +149,7 @@ def main() -> int:
     from saucer.worker import trainer  # noqa: PLC0415 - brings torch
 
     trainer.load_engine()
-    precision = trainer.faster_precision()
+    precision = os.environ.get(PRECISION_VARIABLE) or trainer.faster_precision()
     outlet.send(Ready(os.getpid(), precision))
     while (taken := inbox.next_job()) is not None:
         outlet.send(_answer(trainer, *taken, precision, outlet))
@@ -158,7 +160,7 @@ def _first_of_group(outlet: Outlet) -> int:
     inbox = Inbox(sys.stdin.buffer, outlet)
     trainer, ranks = _engine_of_group()
     group = ranks.Group()
-    precision = trainer.faster_precision()
+    precision = os.environ.get(PRECISION_VARIABLE) or trainer.faster_precision()
     group.watch(outlet.send)
     outlet.send(Ready(os.getpid(), precision))
     taken = inbox.next_job()

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from saucer.worker import job as protocol
-from saucer.worker.job import MAX_LINE_BYTES, BadMessageError, Message, Order, Ready
+from saucer.worker.job import MAX_LINE_BYTES, PRECISION_VARIABLE, BadMessageError, Message, Order, Ready
 
 # Importing torch and MMDetection takes 10 s on a quiet machine.
 START_S = 300.0
@@ -45,10 +45,11 @@ class ChildProcess:
         self.precision = ""
 
     @classmethod
-    async def start(cls, log_file: Path, processes: int = 1) -> "ChildProcess":
+    async def start(cls, log_file: Path, processes: int = 1, *, precision: str = "") -> "ChildProcess":
         """Starts a child and waits until it can take a job. Raises ChildGoneError if it never can.
 
-        Of several processes it is a group's launcher, and takes one job: see ranks.py.
+        Of several processes it is a group's launcher, and takes one job: see ranks.py. Without a precision it finds the
+        faster one.
         """
         errors = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
         try:
@@ -58,6 +59,7 @@ class ChildProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 limit=MAX_LINE_BYTES + 1,
+                env={**os.environ, PRECISION_VARIABLE: precision} if precision else None,
                 # A Ctrl-C is for the worker, and the launcher would take it too.
                 start_new_session=processes > 1,
             )

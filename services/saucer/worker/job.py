@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 """A longer line breaks the protocol: BadMessageError."""
+PRECISION_VARIABLE = "SAUCER_PRECISION"
+"""In the child's environment: bf16 or fp32. Without it the child finds the faster one, which takes seconds."""
 MAX_LOG_CHARACTERS = 8_000
 """A log message is cut there."""
 
@@ -184,7 +186,7 @@ class Quit:
 
 @dataclass(frozen=True)
 class Ready:
-    """The child waits for a job. `precision` is what its short trial chose for training: bf16 or fp32."""
+    """The child waits for a job. `precision` is what it trains in: bf16 or fp32."""
 
     type: ClassVar[str] = "ready"
     pid: int

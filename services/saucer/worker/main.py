@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -39,6 +40,8 @@ class WorkerSettings(ProcessSettings):
     threads: int = Field(default=0, ge=0, le=1024)
     # The same run ends with the same bits, interrupted or not; slower.
     deterministic: bool = False
+    # Of training; empty: the faster one, by a short trial.
+    precision: Literal["", "bf16", "fp32"] = ""
     # Where pretrained weights come from the first time: the model zoo, or an object store with the same folders.
     catalogue_url: str = ZOO_URL
 
@@ -56,6 +59,7 @@ async def wire(process: Process, settings: WorkerSettings) -> None:
         cache_bytes=settings.cache_bytes,
         threads=settings.threads,
         deterministic=settings.deterministic,
+        precision=settings.precision,
         catalogue_url=settings.catalogue_url,
     )
     process.background("agent", agent.run())

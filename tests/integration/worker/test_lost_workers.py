@@ -60,6 +60,8 @@ async def test_a_hung_and_a_cut_off_worker_and_one_without_memory_lose_their_run
                 assert row["charged_ms"] <= wall_ms - gap_ms, "the gap was charged"
             message = "SELECT line FROM log_line WHERE run_id = $1 AND line LIKE '%out of memory%'"
             assert "smaller batch_size" in await crew.database.fetchval(message, of_worker["oom"].run_id)
+            tried = (crew.journal / "trials").read_text().split()
+            assert tried.count(str(workers["oom"].pid)) == 1, "its next child was told what the first has found"
 
             before = {name: await crew.run(start) for name, start in of_worker.items()}
             workers["hung"].send_signal(signal.SIGCONT)
