@@ -10,6 +10,9 @@ from saucer.billing.ledger import TransferKind
 from saucer.billing.metering import Meter, reserve_micros
 from saucer.lib.errors import InvalidArgumentError
 
+# Before anything was booked.
+EPOCH = datetime.fromtimestamp(0, UTC)
+
 
 class HoldState(StrEnum):
     """Of a hold."""
@@ -90,6 +93,8 @@ class Account:
     version: int
     state_changes: int
     warned_hours: int | None
+    # The time of the last transfer.
+    booked_at: datetime = EPOCH
 
     @property
     def revision(self) -> int:

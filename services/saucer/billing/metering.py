@@ -4,7 +4,7 @@ A meter is not intervals but the greatest `charged_ms` seen; the charge is a flo
 is taken is the difference to what was taken before. So gaps, duplicates, order and a lost last event cannot matter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from saucer.billing.ledger import Movement, TransferKind
 
@@ -74,12 +74,15 @@ class Advance:
 
 def advance(meter: Meter, charged_ms: int, available_micros: int) -> Advance:
     """Decides on a counter that has grown from `meter.charged_ms` to `charged_ms`."""
-    if not meter.amount_micros:
-        # Prepaid: there is nothing to pay.
+    if not meter.amount_micros or charged_ms == meter.charged_ms:
+        # Prepaid, where there is nothing to pay; or it has not grown.
         return Advance(0, short=False, stop=False)
     grown = Meter(meter.price_per_hour_micros, meter.count, meter.amount_micros, charged_ms, meter.settled_micros)
     if charged_ms // MS_PER_HOUR == meter.charged_ms // MS_PER_HOUR:
-        return Advance(0, short=False, stop=charged_ms >= grown.stop_at_ms)
+        if charged_ms < grown.stop_at_ms:
+            return Advance(0, short=False, stop=False)
+        # Before the order, the balance is looked at again; that it fell short was said at the hour.
+        return replace(settle(grown, available_micros), short=False)
     return settle(grown, available_micros)
 
 

@@ -32,7 +32,8 @@ ENTRIES_ARE = (
 )
 ONE_MORE = (
     "INSERT INTO transfer SELECT '{{id}}', kind, account_id, 99, hold_id, 1, charged_ms, available_micros, "
-    "frozen_micros, reference, record_id, created_at FROM transfer WHERE kind = '{0}' AND hold_id = '{{{1}}}' LIMIT 1"
+    "frozen_micros, reference, record_id, timestamptz '2100-01-01' FROM transfer "
+    "WHERE kind = '{0}' AND hold_id = '{{{1}}}' LIMIT 1"
 )
 
 
@@ -129,6 +130,10 @@ DAMAGES = [
     (
         "UPDATE account SET version = version + 1 WHERE account_id = '{rich}'",
         "versions_have_no_gap",
+    ),
+    (
+        "UPDATE transfer SET created_at = created_at - interval '1 day' WHERE account_id = '{poor}' AND kind = 'LOSS'",
+        "transfers_follow_in_time",
     ),
     (
         "UPDATE transfer SET account_version = 99 WHERE account_id = '{poor}' AND kind = 'LOSS'",

@@ -130,6 +130,28 @@ async def test_a_lower_budget_stops_at_once_and_a_removed_one_stops_nothing(ledg
     assert await ledger.billing.budgets.list(account_id, after=None, limit=9) == []
 
 
+async def test_a_works_budget_that_was_removed_does_not_come_back_with_a_restart(ledger: Ledger) -> None:
+    account_id = await ledger.account(10 * HOLD_MICROS)
+    first = request_of(account_id)
+    await ledger.billing.holds.create(first, PRICE_MICROS)
+    await ledger.billing.holds.resolve(first.hold_id, HOUR_MS)
+    await ledger.billing.budgets.set(account_id, first.work_id, 0)
+    again = request_of(account_id, work_id=first.work_id, start_number=2)
+    # As its task was created with.
+    assert (await ledger.second.holds.create(again, PRICE_MICROS)).state is HoldState.GRANTED
+    assert await ledger.billing.budgets.list(account_id, after=None, limit=9) == []
+    await ledger.billing.budgets.set(account_id, first.work_id, 2 * PRICE_MICROS)
+    assert len(await ledger.billing.budgets.list(account_id, after=None, limit=9)) == 1
+
+
+async def test_a_budget_for_another_accounts_work_says_nothing_of_what_that_cost(ledger: Ledger) -> None:
+    theirs = request_of(await ledger.account(HOLD_MICROS))
+    await ledger.billing.holds.create(theirs)
+    await ledger.billing.holds.resolve(theirs.hold_id, HOUR_MS)
+    _, spending = await ledger.billing.budgets.set(await ledger.account(0), theirs.work_id, PRICE_MICROS)
+    assert spending == Spending(0, 0, 0)
+
+
 async def test_starts_that_go_together_count_against_a_budget_one_after_the_other(ledger: Ledger) -> None:
     account_id = await ledger.account(10 * HOLD_MICROS)
     await ledger.billing.budgets.set(account_id, None, 2 * RESERVE_MICROS + 1)

@@ -58,6 +58,13 @@ class ModelHold:
     def unpaid(self) -> int:
         return self.charge - self.settled
 
+    @property
+    def due(self) -> bool:
+        """What is unpaid reaches the hold less the reserve, within a second."""
+        rate = self.price * self.request.count
+        most = self.settled + self.amount - rate * (RESERVE_MS // 1000) // 3600
+        return self.ms // 1000 >= most * 3600 // rate
+
 
 @dataclass
 class ModelAccount:
@@ -70,7 +77,7 @@ class ModelAccount:
         if hold.unpaid <= self.available:
             self.available -= hold.unpaid
             hold.settled += hold.unpaid
-        elif hold.unpaid >= hold.amount - hold.price * hold.request.count * (RESERVE_MS // 1000) // 3600:
+        elif hold.due:
             hold.stopped = True
 
 
@@ -169,7 +176,7 @@ class Histories(RuleBasedStateMachine):
         self.do(self.ledger.second.holds.advance(hold_id, counter, running=running))
         if hold.state == "GRANTED" and counter > hold.ms:
             before, hold.ms = hold.ms, counter
-            if counter // HOUR_MS > before // HOUR_MS:
+            if counter // HOUR_MS > before // HOUR_MS or hold.due:
                 self.model[hold.request.account_id].settle(hold)
 
     @rule(hold_id=holds, ms=st.integers(0, HOUR_MS), given_up=st.booleans())
@@ -239,6 +246,9 @@ class Histories(RuleBasedStateMachine):
         call = self.ledger.billing.accounts.resume if active else self.ledger.billing.accounts.suspend
         self.do(call(account_id, Correction(new_id(), "because")))
         self.model[account_id].active = active
+        for hold in self.asked.values():
+            if not active and hold.request.account_id == account_id and hold.state == "GRANTED":
+                hold.stopped = True
 
     @invariant()
     def balances_are_the_models(self) -> None:
@@ -256,6 +266,7 @@ class Histories(RuleBasedStateMachine):
                 hold.posted,
                 hold.lost,
             )
+            assert found.stop_ordered == hold.stopped
         audit = self.do(self.ledger.audit())
         assert not audit.findings
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from unittest.mock import AsyncMock
 
 import asyncpg
 import pytest
@@ -13,8 +14,9 @@ import pytest
 from saucer.billing.domain import Hold, HoldRequest, HoldState, Spec
 from saucer.billing.ledger import MOVES, TransferKind
 from saucer.billing.service import UNUSED_LIMIT
+from saucer.billing.service.accounts import Accounts
 from saucer.billing.service.holds import Counted, Ended
-from saucer.billing.store.holds import bury_hold
+from saucer.billing.store.holds import Asked, bury_hold, insert_holds
 from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError, InvalidArgumentError
 from saucer.lib.ids import new_id
 from tests.support.events import until
@@ -346,6 +348,27 @@ async def test_a_hold_id_of_another_start_is_refused(ledger: Ledger) -> None:
     assert isinstance(await refusal(ledger.billing.holds.create(request)), InvalidArgumentError)
 
 
+async def test_before_it_is_stopped_for_arrears_a_job_is_paid_by_what_has_come_since_the_hour(ledger: Ledger) -> None:
+    account_id = await ledger.account(2 * HOLD_MICROS)
+    job, other = request_of(account_id), request_of(account_id)
+    for request in (job, other):
+        await ledger.billing.holds.create(request)
+    await ledger.billing.holds.advance(job.hold_id, HOUR_MS, running=True)
+    assert await ledger.balance(account_id) == (0, 2 * HOLD_MICROS)
+    await ledger.billing.holds.resolve(other.hold_id, 0)
+    await ledger.billing.holds.advance(job.hold_id, 6_599_999, running=True)
+    assert (await ledger.hold(job)).settled_micros == 0
+    await ledger.billing.holds.advance(job.hold_id, 6_600_000, running=True)
+    hold = await ledger.hold(job)
+    assert (hold.settled_micros, hold.stop_ordered) == (6_600_000, False)
+    # At the hour the last of it; from there on nothing is left.
+    for charged_ms in range(7_200_000, 13_800_000, 600_000):
+        await ledger.billing.holds.advance(job.hold_id, charged_ms, running=True)
+        assert not (await ledger.hold(job)).stop_ordered
+    await ledger.billing.holds.advance(job.hold_id, 13_800_000, running=True)
+    assert (await ledger.hold(job)).stop_ordered
+
+
 # Administrators
 
 
@@ -361,6 +384,38 @@ async def test_a_suspended_account_starts_nothing_and_what_runs_is_ordered_to_st
     await ledger.billing.accounts.resume(request.account_id, correction())
     assert (await refusal(ledger.billing.holds.create(refused))).reason == "ACCOUNT_SUSPENDED", "a retry gets the same"
     await ledger.billing.holds.create(request_of(request.account_id))
+
+
+async def test_a_start_that_is_granted_while_a_suspension_waits_for_the_account_is_ordered_to_stop_too(
+    ledger: Ledger,
+) -> None:
+    request = request_of(await ledger.account(HOLD_MICROS))
+    (spec,) = await ledger.billing.offers.list_specs(REGION)
+    asked = Asked(request, spec, HOLD_MICROS, new_id())
+    async with ledger.database.pool.acquire() as connection:
+        other = connection.transaction()
+        await other.start()
+        await insert_holds(connection, request.account_id, [asked], ledger.clock.time)
+        suspension = asyncio.create_task(ledger.second.accounts.suspend(request.account_id, correction()))
+        await ledger.until_one_waits_for_a_lock()
+        await other.commit()
+    await suspension
+    hold = await ledger.hold(request)
+    assert (hold.state, hold.stop_ordered) == (HoldState.GRANTED, True)
+
+
+async def test_a_suspension_that_crashed_before_its_orders_is_made_whole_by_the_sweep(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = await granted(ledger)
+    with monkeypatch.context() as crash:
+        crash.setattr(Accounts, "_stop_suspended", AsyncMock(side_effect=ConnectionError))
+        with pytest.raises(ConnectionError):
+            await ledger.billing.accounts.suspend(request.account_id, correction())
+    assert not (await ledger.hold(request)).stop_ordered
+    for replica in (ledger.second, ledger.billing):
+        await replica.sweep_once()
+        assert (await ledger.hold(request)).stop_ordered
 
 
 async def test_each_change_of_an_account_has_a_greater_revision(ledger: Ledger) -> None:
@@ -578,6 +633,33 @@ async def test_a_months_statement_is_that_of_the_accounts_time_zone_and_follows_
     assert april.opening_available_micros == march.closing_available_micros
     empty = await ledger.billing.statements.of_month(account_id, "2027-01", after_version=None, limit=100)
     assert (empty.transfers, empty.opening_available_micros) == ((), april.closing_available_micros)
+
+
+async def test_what_is_booked_after_a_months_first_line_is_never_in_the_month_before(ledger: Ledger) -> None:
+    april, march = datetime(2026, 4, 1, tzinfo=UTC), datetime(2026, 3, 31, 23, 59, 59, tzinfo=UTC)
+    ledger.clock.time = april
+    account_id = await ledger.account(2 * HOLD_MICROS)
+    # As a transaction that read the clock before, and then waited for the account; or after the clock was set back.
+    ledger.clock.time = march
+    rich = request_of(account_id)
+    await ledger.billing.holds.create(rich)
+    # One is granted, one refused, by one statement.
+    answers = await ledger.billing.holds._create_all(account_id, [request_of(account_id) for _ in range(2)])
+    assert {str(hold.state) for hold in answers if isinstance(hold, Hold)} == {"GRANTED", "REFUSED"}
+    await ledger.billing.holds.resolve(rich.hold_id, 90_000)
+    topped_up = await ledger.billing.accounts.top_up(account_id, "late", 5)
+    assert topped_up.created_at == april
+    assert await ledger.billing.accounts.top_up(account_id, "late", 5) == topped_up
+
+    ledger.clock.time = april + timedelta(days=1)
+    closed, current = [
+        await ledger.billing.statements.of_month(account_id, month, after_version=None, limit=100)
+        for month in ("2026-03", "2026-04")
+    ]
+    assert (closed.transfers, closed.charged_micros) == ((), 0)
+    assert [line.account_version for line in current.transfers] == [1, 2, 3, 4, 5, 6]
+    assert current.opening_available_micros == closed.closing_available_micros == 0
+    assert current.charged_micros == 90_000
 
 
 # The audit itself

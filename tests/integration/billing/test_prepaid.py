@@ -15,7 +15,7 @@ from saucer.lib.errors import (
     NotFoundError,
 )
 from saucer.lib.ids import new_id
-from tests.support.ledger import HOLD_MICROS, HOUR_MS, REGION, SPEC, Ledger, correction, request_of
+from tests.support.ledger import HOLD_MICROS, HOUR_MS, REGION, SPEC, Ledger, correction, refusal, request_of
 
 DAY = timedelta(days=1)
 
@@ -189,8 +189,28 @@ async def test_more_capacity_grants_what_waits_and_less_than_is_taken_is_refused
     assert (refusal.value.reason, refusal.value.metadata["taken"]) == ("CAPACITY_TAKEN", "3")
     with pytest.raises(AlreadyExistsError):
         await ledger.billing.groups.update(group.group_id, 4, None, more)
+    large = request_of(account_id, count=2, group_id=group.group_id)
+    await ledger.billing.holds.create(large)
+    for request in requests[:2]:
+        await ledger.billing.holds.resolve(request.hold_id, 1)
+    assert await states(ledger, [large]) == [HoldState.GRANTED]
     records = await ledger.billing.records.list(account_id=account_id, after=None, limit=10)
     assert [record.reason for record in records if record.action == "UPDATE_GROUP"] == ["they paid for more"]
+
+
+async def test_less_capacity_than_a_start_waits_for_is_refused_since_nobody_would_pass_it(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=3)
+    running, large = (
+        request_of(account_id, group_id=group.group_id),
+        request_of(account_id, count=3, group_id=group.group_id),
+    )
+    for request in (running, large):
+        await ledger.billing.holds.create(request)
+    refused = await refusal(ledger.billing.groups.update(group.group_id, 2, None, correction()))
+    assert (refused.reason, refused.metadata["work_id"]) == ("CAPACITY_WAITED_FOR", large.work_id)
+    await ledger.billing.holds.give_up(large, "EUR", 0)
+    assert (await ledger.billing.groups.update(group.group_id, 1, None, correction())).capacity == 1
 
 
 async def test_a_suspended_accounts_group_grants_nothing_and_what_waits_is_ordered_to_stop(ledger: Ledger) -> None:

@@ -85,6 +85,10 @@ def test_what_is_unpaid_is_posted_then_taken_then_lost_and_the_rest_released(
         (0, HOUR_MS, 3_599_999, Advance(0, short=True, stop=False)),
         (HOUR_MS, 6_599_999, 0, Advance(0, short=False, stop=False)),
         (HOUR_MS, 6_600_000, 0, Advance(0, short=False, stop=True)),
+        # Before the order, what has come since the hour is looked at.
+        (HOUR_MS, 6_599_999, 10**9, Advance(0, short=False, stop=False)),
+        (HOUR_MS, 6_600_000, 6_599_999, Advance(0, short=False, stop=True)),
+        (HOUR_MS, 6_600_000, 6_600_000, Advance(6_600_000, short=False, stop=False)),
         (HOUR_MS, 2 * HOUR_MS, 0, Advance(0, short=True, stop=True)),
         (0, 2 * HOUR_MS, 7_200_000, Advance(7_200_000, short=False, stop=False)),
     ],

@@ -43,7 +43,7 @@ class Billing:
         self.records = Records(database)
 
     async def sweep(self) -> None:
-        """Until cancelled: gives back what nobody used in time, and sees to groups."""
+        """Until cancelled: gives back what nobody used in time, sees to suspended accounts and to groups."""
         while True:
             try:
                 if await self.sweep_once() == SWEEP_BATCH:
@@ -58,5 +58,6 @@ class Billing:
             unused = await holds_store.unused_holds(tx.connection, tx.now - UNUSED_LIMIT, SWEEP_BATCH)
         for hold_id in unused:
             await self.holds.expire(hold_id)
+        await self.accounts.sweep_once()
         await self.groups.sweep_once()
         return len(unused)

@@ -96,7 +96,9 @@ class Accounts:
                 movement = Movement(TransferKind.TOP_UP, amount_micros)
                 journal.book(movement, derived_id("top-up", reference), reference=reference)
                 account = journal.account
-                added = TopUp(account_id, reference, amount_micros, account.available_micros, tx.now, account.version)
+                added = TopUp(
+                    account_id, reference, amount_micros, account.available_micros, account.booked_at, account.version
+                )
                 journal.tell_account(
                     derived_id("AccountToppedUp", reference),
                     events_pb2.AccountToppedUp(account=account_message(journal.account), top_up=top_up_message(added)),
@@ -115,15 +117,31 @@ class Accounts:
     async def suspend(self, account_id: str, correction: Correction) -> Account:
         """No new start; what runs or waits is ordered to stop. Raises NotFoundError, AlreadyExistsError."""
         async with self._database.transaction() as tx:
-            holds = await holds_store.lock_open(tx.connection, account_id)
-            journal = await Journal.open(tx, account_id, holds)
+            journal = await Journal.open(tx, account_id)
             if await record(tx, correction, "SUSPEND", account_id, account_id, {}):
                 journal.put_account(replace(journal.account, state=AccountState.SUSPENDED))
-                for hold in holds:
-                    journal.order_stop(hold, events_pb2.STOP_REASON_ACCOUNT_SUSPENDED, hold.charged_ms)
                 _tell(journal, correction)
                 await journal.write()
-            return journal.account
+        await self._stop_suspended(account_id)
+        return journal.account
+
+    async def _stop_suspended(self, account_id: str) -> None:
+        """Orders the stop of all that runs or waits. After the suspension, not with it: holds are locked before their
+        account, so that one which was granted while the suspension waited for the account would be missed."""
+        async with self._database.transaction() as tx:
+            holds = await holds_store.lock_open(tx.connection, account_id)
+            journal = await Journal.open(tx, account_id, holds)
+            if journal.account.state is AccountState.SUSPENDED:
+                for hold in holds:
+                    journal.order_stop(hold, events_pb2.STOP_REASON_ACCOUNT_SUSPENDED, hold.charged_ms)
+                await journal.write()
+
+    async def sweep_once(self) -> None:
+        """Orders the stops that a crash in the midst of a suspension left out. Replicas may do it at once."""
+        async with self._database.reading() as connection:
+            account_ids = await store.suspended_at_work(connection)
+        for account_id in account_ids:
+            await self._stop_suspended(account_id)
 
     async def resume(self, account_id: str, correction: Correction) -> Account:
         """Lifts a suspension; what was stopped is restarted by its owner. Raises NotFoundError, AlreadyExistsError."""

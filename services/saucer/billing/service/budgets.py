@@ -41,13 +41,16 @@ class Budgets:
             if amount_micros:
                 await store.put_budget(tx.connection, budget)
             else:
-                await store.delete_budget(tx.connection, budget.budget_id)
+                await store.remove_budget(tx.connection, budget.budget_id, tx.now)
         await self.enforce(account_id)
         async with self._database.transaction() as tx:
             return budget, (await _spending(tx.connection, account, [budget], tx.now))[0]
 
     async def give(self, account_id: str, work_id: str, amount_micros: int) -> None:
-        """Of a work that starts: set unless it has one already. An account that there is not is left to the start."""
+        """Of a work that starts: set unless it has one, or had one that was removed.
+
+        An account that there is not is left to the start.
+        """
         async with self._database.transaction() as tx:
             if await accounts_store.get_account(tx.connection, account_id) is not None:
                 await store.insert_budget(tx.connection, _budget(account_id, work_id, amount_micros, tx.now))
@@ -115,7 +118,7 @@ async def _spending(
     if not budgets:
         return []
     works = [budget.work_id for budget in budgets if budget.work_id is not None]
-    paid = await store.paid_by(connection, works)
+    paid = await store.paid_by(connection, account.account_id, works)
     month_micros = await transfers_store.charged_in(connection, account.account_id, month_of(now, account.time_zone))
     holds = await holds_store.open_holds(connection, account.account_id)
     spending = []

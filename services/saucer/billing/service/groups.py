@@ -88,7 +88,8 @@ class Groups:
         """More or less capacity, a later or earlier end; None: as it is. What waits may be granted by it.
 
         Raises:
-            FailedPreconditionError: GROUP_ENDED; CAPACITY_TAKEN: less than is taken now.
+            FailedPreconditionError: GROUP_ENDED; CAPACITY_TAKEN: less than is taken now; CAPACITY_WAITED_FOR: less than
+                a start waits for.
             InvalidArgumentError: PERIOD_INVALID. NotFoundError.
             AlreadyExistsError: the request id was used for something else.
         """
@@ -107,6 +108,15 @@ class Groups:
                     f"{group.taken} of the capacity are taken; stop some of what runs first.",
                     taken=group.taken,
                 )
+            for hold in await holds_store.lock_open_of_group(tx.connection, group_id):
+                # It could never be granted, and nobody passes it.
+                if hold.count > changed.capacity:
+                    raise FailedPreconditionError(
+                        "CAPACITY_WAITED_FOR",
+                        f"The {hold.work_kind.lower()} {hold.work_id} waits for {hold.count} of the capacity; stop it "
+                        "first.",
+                        work_id=hold.work_id,
+                    )
             group = await store.update_group(tx.connection, replace(changed, warned_hours=None))
             await _tell(tx, group, events_pb2.GroupUpdated(group=group_message(group)))
         await self.fill(group_id)

@@ -72,6 +72,8 @@ class Journal:
             available_micros=self.account.available_micros + movement.change_of(Book.AVAILABLE),
             frozen_micros=self.account.frozen_micros + movement.change_of(Book.FROZEN),
             version=self.account.version + 1,
+            # Not before what was booked last, though this transaction may have read the clock earlier.
+            booked_at=max(self.account.booked_at, self._tx.now),
         )
         self._bookings.append(
             Booking(
@@ -152,7 +154,7 @@ class Journal:
         if changed:
             await holds_store.update_holds(self._tx.connection, changed)
         if self.account != self._former:
-            await transfers_store.write(self._tx.connection, self._former, self.account, self._bookings, self._tx.now)
+            await transfers_store.write(self._tx.connection, self._former, self.account, self._bookings)
         await enqueue_all(self._tx, self._events)
 
 

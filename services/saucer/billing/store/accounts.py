@@ -9,7 +9,7 @@ from saucer.lib.postgres import Connection
 
 _ACCOUNT = (
     "account_id, display_name, currency, time_zone, state, available_micros, frozen_micros, version, state_changes, "
-    "warned_hours, created_at"
+    "warned_hours, booked_at, created_at"
 )
 
 
@@ -60,6 +60,17 @@ async def rate_micros(connection: Connection, account_id: str, except_hold_ids: 
             list(except_hold_ids),
         )
     )
+
+
+async def suspended_at_work(connection: Connection) -> list[str]:
+    """Suspended accounts with work that nobody has ordered to stop."""
+    rows = await connection.fetch(
+        """
+        SELECT DISTINCT account_id FROM hold JOIN account USING (account_id)
+        WHERE hold.state IN ('GRANTED', 'WAITING') AND NOT hold.stop_ordered AND account.state = 'SUSPENDED'
+        """
+    )
+    return [str(row["account_id"]) for row in rows]
 
 
 async def list_accounts(connection: Connection, *, after: str | None, limit: int) -> list[Account]:

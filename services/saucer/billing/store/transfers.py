@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
 import asyncpg
 
@@ -31,20 +30,18 @@ class Booking:
     record_id: str | None
 
 
-async def write(
-    connection: Connection, former: Account, account: Account, bookings: Sequence[Booking], now: datetime
-) -> None:
+async def write(connection: Connection, former: Account, account: Account, bookings: Sequence[Booking]) -> None:
     """Writes an account as it has become, with the transfers that made it so: one statement.
 
     Args:
         former: as it was read; the caller has locked it.
-        account: after the last of `bookings`.
+        account: after the last of `bookings`, which are of its `booked_at`.
     """
     written = await connection.fetchval(
         """
         WITH moved AS (
             UPDATE account SET available_micros = $4, frozen_micros = $5, version = $6, state = $7, warned_hours = $8,
-                               state_changes = $9
+                               state_changes = $9, booked_at = $10
             WHERE account_id = $1 AND version = $2 AND state_changes = $3 RETURNING account_id
         ), transferred AS (
             INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros, charged_ms,
@@ -72,8 +69,8 @@ async def write(
         account.state,
         account.warned_hours,
         account.state_changes,
-        now,
-        month_of(now, account.time_zone),
+        account.booked_at,
+        month_of(account.booked_at, account.time_zone),
         sum(booking.movement.charged_micros for booking in bookings),
         [booking.transfer_id for booking in bookings],
         [booking.movement.kind for booking in bookings],

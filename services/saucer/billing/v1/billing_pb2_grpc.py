@@ -288,7 +288,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateResourceGroup(self, request, context):
-        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN.
+        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
+        CAPACITY_WAITED_FOR.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

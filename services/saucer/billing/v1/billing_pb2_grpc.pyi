@@ -67,7 +67,9 @@ class BillingServiceStub:
     CreateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]
-    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
+    CAPACITY_WAITED_FOR.
+    """
     GetResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]
     ListResourceGroups: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]
     """Newest first, each with what is free and what waits."""
@@ -128,7 +130,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     CreateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
-    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+    """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
+    CAPACITY_WAITED_FOR.
+    """
     GetResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
     ListResourceGroups: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]  # type: ignore[assignment]
     """Newest first, each with what is free and what waits."""
@@ -294,7 +298,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.UpdateResourceGroupRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ResourceGroup, _abc.Awaitable[_billing_pb2.ResourceGroup]]:
-        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN."""
+        """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
+        CAPACITY_WAITED_FOR.
+        """
 
     @_abc_1.abstractmethod
     def GetResourceGroup(
