@@ -117,7 +117,7 @@ def _measure(folder: Path, say: Say, seeds: tuple[int, ...]) -> list[Row]:
     generate(folder, images=SCENES, seed=SCENES_SEED, processes=os.cpu_count() or 1)
     taken: dict[str, list[float]] = {"ours": [], "scratch": []}
     short = False
-    child = Child(folder / "child.log")
+    child = Child(folder / "child.log", threads=0)
     try:
         for seed in seeds:
             for name, job in zip(taken, _jobs(folder, seed), strict=True):

@@ -118,7 +118,7 @@ def _measure(folder: Path, say: Say) -> list[Row]:
         epochs=protocol.EPOCHS_RANGE[1],
         max_duration_ms=24 * 3_600_000,
     )
-    child = Child(folder / "ours.log")
+    child = Child(folder / "ours.log", threads=0)
     (ready,) = child.all(Ready)
     say(f"training: both in {ready.precision}")
     process = subprocess.Popen(

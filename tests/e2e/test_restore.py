@@ -15,6 +15,7 @@ from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
 from tests.e2e.test_path import first_image, the_bill_is_what_the_events_say
 from tests.integration.local.test_backup import copy_of, take_over
+from tests.support.child import THREADS
 from tests.support.saucer_client import Saucer, persist
 from tests.support.stack import PROJECT, Trained
 
@@ -31,7 +32,7 @@ async def copy(stack: Stack, home: Path) -> None:
 
 @asynccontextmanager
 async def restored(home: Path) -> AsyncIterator[Saucer]:
-    stack = Stack(home, PROJECT, fast=True)
+    stack = Stack(home, PROJECT, fast=True, worker_threads=THREADS)
     await stack.start()
     client = Saucer(stack)
     yield client
@@ -44,8 +45,8 @@ async def test_a_restored_copy_of_the_whole_goes_on_with_what_it_did(
 ) -> None:
     account, task = trained.data.account, trained.task
     deployment = await saucer.deploy(account, task.model_id)
-    running = await saucer.create_task(account, saucer.form(trained.data.dataset_version_id, epochs=8))
-    before = await saucer.run_reaches(account, running.task_id, lambda run: run.iteration >= 30)
+    running = await saucer.create_task(account, saucer.form(trained.data.dataset_version_id, epochs=5))
+    before = await saucer.run_reaches(account, running.task_id, lambda run: run.iteration >= 12)
     home = servers_dir / "restored"
     await copy(saucer.stack, home)
     # After the copy, and so unknown to it.

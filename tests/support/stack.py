@@ -9,6 +9,7 @@ import pytest
 from saucer.dataset.v1 import dataset_pb2
 from saucer.local.stack import Stack
 from saucer.task.v1 import task_pb2
+from tests.support.child import THREADS
 from tests.support.collector import collecting
 from tests.support.disk import own_disk
 from tests.support.saucer_client import HOLD_MICROS, Account, Saucer
@@ -40,7 +41,7 @@ async def saucer(servers_dir: Path) -> AsyncIterator[Saucer]:
     # Of their own, so that a test can fill them.
     with own_disk(home / "postgres"), own_disk(home / "nats"):
         async with collecting() as collector:
-            stack = Stack(home, PROJECT, fast=True, otlp_endpoint=collector.endpoint)
+            stack = Stack(home, PROJECT, fast=True, worker_threads=THREADS, otlp_endpoint=collector.endpoint)
             await stack.start()
             client = Saucer(stack, collector)
             yield client

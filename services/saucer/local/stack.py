@@ -95,6 +95,8 @@ class Stack:
     # The folder of triton-constraints.txt.
     project: Path
     workers: int = 1
+    # Of each worker; 0: the machine's, shared out among them.
+    worker_threads: int = 0
     say: Say = print
     # Loses durability for speed; for tests.
     fast: bool = False
@@ -256,6 +258,7 @@ class Stack:
                 **machine,
                 "token_file": self.layout.token(auth.Role.WORKER),
                 "worker_id": name,
+                "threads": self.worker_threads or max(1, len(os.sched_getaffinity(0)) // self.workers),
                 "work_folder": self.home / name / "work",
             }
             self._add(name, "saucer.worker.main", worker)

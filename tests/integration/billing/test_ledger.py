@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -560,39 +559,6 @@ async def test_two_jobs_at_once_never_take_more_than_there_is(ledger: Ledger) ->
     holds = [await ledger.hold(request) for request in requests]
     assert (available, frozen) == (0, 0)
     assert sum(hold.lost_micros for hold in holds) == 2 * 4 * PRICE_MICROS - 2 * HOLD_MICROS - PRICE_MICROS
-
-
-# A week of events, out of order
-
-
-async def test_on_a_covered_balance_doubled_shuffled_and_late_events_give_the_same_bill(ledger: Ledger) -> None:
-    rng = random.Random(3)
-
-    async def play(*, shuffled: bool) -> list[int]:
-        account_id = await ledger.account(10_000 * HOLD_MICROS)
-        requests = [request_of(account_id, count=1 + number % 3) for number in range(12)]
-        steps: list[tuple[HoldRequest, int, bool]] = []
-        for number, request in enumerate(requests):
-            await ledger.billing.holds.create(request)
-            counters = [1 + 700_003 * (number + 1) * step for step in range(1, 15)]
-            steps += [(request, counter, False) for counter in counters] + [(request, counters[-1] + 999, True)]
-        if shuffled:
-            steps += steps
-            rng.shuffle(steps)
-        for request, counter, last in steps:
-            if last and not (shuffled and rng.random() < 0.5):
-                await ledger.billing.holds.resolve(request.hold_id, counter)
-            else:
-                await ledger.second.holds.advance(request.hold_id, counter, running=True)
-        for request, counter, last in steps:
-            if last:
-                await ledger.second.holds.resolve(request.hold_id, counter)
-        holds = [await ledger.hold(request) for request in requests]
-        assert all(hold.lost_micros == 0 for hold in holds)
-        assert all(hold.settled_micros + hold.posted_micros == hold.meter.charge_micros for hold in holds)
-        return [hold.meter.charge_micros for hold in holds]
-
-    assert await play(shuffled=True) == await play(shuffled=False)
 
 
 # Statements

@@ -55,7 +55,8 @@ def in_the_first_validation(child: Child) -> None:
 
 
 def in_the_validation_that_follows_a_checkpoint(child: Child) -> None:
-    child.wait_for(Checkpoint, lambda report: report.iteration == CHECKPOINT)
+    # At CHECKPOINT; on a machine so slow that the time brings one before it, in training.
+    child.wait_for(Checkpoint, lambda report: report.iteration > FIRST_CHECKPOINT)
 
 
 def while_the_model_is_exported(child: Child) -> None:

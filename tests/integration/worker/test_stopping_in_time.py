@@ -87,7 +87,7 @@ def test_the_max_duration_ends_training_within_a_batch_and_a_second(child: Child
 def test_the_max_duration_ends_a_validation_within_a_batch_and_a_second(
     child: Child, job: TrainJob, folder: Path
 ) -> None:
-    batches = 400
+    batches = 300
     data = write_shapes(folder / "one-iteration", train=job.batch_size, validation=batches * job.batch_size, test=2)
     one = dataclasses.replace(
         job, images=str(data.images), train=str(data.train), validation=str(data.validation), epochs=1

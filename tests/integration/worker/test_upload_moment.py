@@ -29,7 +29,7 @@ from tests.support.training import ScriptedWorker, Start, object_store, store_sh
 FIRST, SECOND = 52, 92
 # A kill loses no more, in the midst of an upload either.
 LOST_ITERATIONS = 50
-EPOCH_ITERATIONS, EPOCHS = 12, 9
+EPOCH_ITERATIONS, EPOCHS = 12, 8
 
 pytestmark = pytest.mark.timeout(400)
 
