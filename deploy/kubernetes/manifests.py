@@ -41,6 +41,13 @@ class Process:
     # For how long it keeps things: settings that the ConfigMap may have.
     keeps: tuple[str, ...] = ()
 
+    @property
+    def token(self) -> str | None:
+        """The secret with its own token, if it calls others with one; the gateway calls with its callers'."""
+        if not self.calls or self.name == "gateway":
+            return None
+        return "worker-token" if self.name == "worker" else "service-token"
+
 
 PROCESSES = (
     Process("billing"),
@@ -141,7 +148,7 @@ def environment(process: Process) -> list[Manifest]:
     if process.database:
         values.append({"name": "SAUCER_DATABASE_URL", **secret(f"{process.name}-connections", "database-url")})
         values.append({"name": "SAUCER_STREAM_REPLICAS", **setting("stream-replicas")})
-    if process.database or process.name == "worker":
+    if process.token is not None:
         values.append({"name": "SAUCER_TOKEN_FILE", "value": "/keys/own/token"})
     if process.nats:
         values.append({"name": "SAUCER_NATS_URL", **secret(f"{process.name}-connections", "nats-url")})
@@ -180,10 +187,9 @@ def volumes(process: Process) -> list[tuple[Manifest, Manifest]]:
     if process.name != "worker":
         mount = {"name": "public-keys", "mountPath": "/keys/public", "readOnly": True}
         found.append(({"name": "public-keys", "configMap": {"name": "public-keys"}}, mount))
-    if process.database or process.name == "worker":
-        token = "worker-token" if process.name == "worker" else "service-token"
+    if process.token is not None:
         mount = {"name": "token", "mountPath": "/keys/own", "readOnly": True}
-        found.append(({"name": "token", "secret": {"secretName": token, "defaultMode": 0o440}}, mount))
+        found.append(({"name": "token", "secret": {"secretName": process.token, "defaultMode": 0o440}}, mount))
     if process.name in WORKFOLDERS:
         found.append(({"name": "work", "emptyDir": {}}, {"name": "work", "mountPath": "/var/lib/saucer/work"}))
     if process.name == "publishing":

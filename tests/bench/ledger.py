@@ -230,14 +230,11 @@ async def _over_grpc(stack: AsyncExitStack, server: PostgresServer, folder: Path
     nats = NatsServer(folder / "nats")
     await nats.start()
     stack.push_async_callback(nats.stop)
-    token_file = folder / "service.token"
-    token_file.write_text(token(auth.Role.SERVICE))
     settings = {
         "SAUCER_LISTEN": f"127.0.0.1:{choose_ports(folder / 'ports.json', ['grpc'])['grpc']}",
         "SAUCER_NATS_URL": nats.uri,
         "SAUCER_PUBLIC_KEYS_FILE": str(public),
         "SAUCER_DATABASE_URL": url,
-        "SAUCER_TOKEN_FILE": str(token_file),
         "SAUCER_LOG_LEVEL": "ERROR",
     }
     billing = await asyncio.create_subprocess_exec(

@@ -208,6 +208,18 @@ def test_a_process_gets_the_settings_that_it_needs_and_knows(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_a_token_is_mounted_by_those_alone_that_call_with_it(name: str) -> None:
+    mounted = {
+        volume["secret"]["secretName"]
+        for pod, spec in pod_specs()
+        for volume in spec["volumes"]
+        if pod.removeprefix("migrate-") == name and "secret" in volume
+    }
+    expected = {"worker-token"} if name == "worker" else {"service-token"}
+    assert mounted - {f"{name}-tls"} == (expected if "token_file" in kind_of(name).model_fields else set())
+
+
+@pytest.mark.parametrize("name", PROCESSES)
 def test_for_how_long_things_are_kept_is_a_matter_of_the_config_map(name: str) -> None:
     (container,) = of_kind("Deployment")[name]["spec"]["template"]["spec"]["containers"]
     keys = {each["name"]: each["valueFrom"]["configMapKeyRef"] for each in container["env"] if "_KEEP_" in each["name"]}

@@ -5,10 +5,12 @@ import io
 import subprocess
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from saucer.dataset.v1 import dataset_pb2
+from saucer.lib import auth
 from saucer.lib.clock import PostgresClock
 from saucer.lib.postgres import connect, migrate
 from saucer.local import nats_users
@@ -36,15 +38,30 @@ def former_code(tmp_path: Path) -> Path:
     return tmp_path / "former" / "services"
 
 
-def former_users(former_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NATS' users are changed after a roll-out: until then the former code may do what it did."""
-    file = former_code / "saucer" / "local" / "nats_users.py"
-    spec = importlib.util.spec_from_file_location("former_nats_users", file)
+def former_module(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"former_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     former = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(former)
+    return former
+
+
+def former_users(former_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NATS' users are changed after a roll-out: until then the former code may do what it did."""
+    former = former_module(former_code / "saucer" / "local" / "nats_users.py")
     monkeypatch.setattr(nats_users, "authorization", former.authorization)
+
+
+class FormerStack(Stack):
+    """Tells every service its token if the former code had each read one."""
+
+    all_have_tokens: bool
+
+    def _add(self, name: str, module: str, settings: dict[str, object]) -> None:
+        if self.all_have_tokens and name in SERVICES:
+            settings = {"token_file": self.layout.token(auth.Role.SERVICE), **settings}
+        super()._add(name, module, settings)
 
 
 async def migrate_all(stack: Stack) -> None:
@@ -60,7 +77,9 @@ async def test_the_former_code_goes_on_while_and_after_the_schemas_are_migrated(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(former_code))
     former_users(former_code, monkeypatch)
-    stack = Stack(servers_dir / "former", PROJECT, fast=True)
+    stack = FormerStack(servers_dir / "former", PROJECT, fast=True)
+    former = former_module(former_code / "saucer" / "lib" / "config.py")
+    stack.all_have_tokens = "token_file" in former.ServiceSettings.model_fields
     await stack.start()
     saucer = Saucer(stack)
     try:

@@ -148,7 +148,6 @@ async def crew_of_processes(
         "database_url": database_url,
         "nats_url": nats.uri,
         "public_keys_file": tokens.public_keys_file,
-        "token_file": tokens.file(Role.SERVICE),
     }
     processes = TrainingProcesses(settings, tmp_path)
     database = None

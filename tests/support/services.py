@@ -15,7 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError, ServerError
 
 from saucer.lib import auth, grpc_client
-from saucer.lib.config import ProcessSettings
+from saucer.lib.config import CallingSettings, ProcessSettings
 from saucer.lib.ids import new_id
 from saucer.lib.run import Process
 from saucer.lib.stream import STREAM, ensure_stream
@@ -126,8 +126,9 @@ class ServiceRunner:
             "nats_url": self.nats_url,
             "public_keys_file": self.tokens.public_keys_file,
             "revoked_tokens_file": self.tokens.revoked_tokens_file,
-            "token_file": self.tokens.file(auth.Role.SERVICE),
         }
+        if issubclass(kind, CallingSettings):
+            usual["token_file"] = self.tokens.file(auth.Role.SERVICE)
         if "database_url" not in settings:
             usual["database_url"] = await self.new_database()
         read = kind(**(usual | settings))

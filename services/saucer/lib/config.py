@@ -75,8 +75,6 @@ class ServiceSettings(ServerSettings):
     """What every service needs."""
 
     database_url: str
-    # The service's own token, for calls to others.
-    token_file: Path
     # Events stay in the stream and in the outbox, from which a lost stream is filled again.
     events_keep_days: int = Field(default=KEEP_DAYS, ge=1, le=3650)
     # NATS servers that each keep a copy of the stream, if this process makes it; of one that is there it changes
@@ -89,6 +87,13 @@ class ServiceSettings(ServerSettings):
     def stream_shape(self) -> StreamShape:
         """The stream as it is to be."""
         return StreamShape(self.events_keep_days, self.stream_replicas)
+
+
+class CallingSettings(ServiceSettings):
+    """What a service needs that calls others."""
+
+    # Its own token.
+    token_file: Path
 
 
 S = TypeVar("S", bound=ProcessSettings)

@@ -223,15 +223,17 @@ class Stack:
         """Every process with its settings."""
         addresses = {f"{name}_address": self._address(name, "grpc") for name in SERVICES}
         store: dict[str, object] = {"object_store_url": f"file://{self.layout.objects}"}
+        caller: dict[str, object] = {"token_file": self.layout.token(auth.Role.SERVICE)}
         machine: dict[str, object] = {"region_id": REGION_ID, "spec_id": SPEC_ID}
         own: dict[str, dict[str, object]] = {
             "billing": {},
             "dataset": {**store, "work_folder": self.home / "dataset" / "work"},
-            "task": _pick(addresses, "dataset", "billing"),
+            "task": {**_pick(addresses, "dataset", "billing"), **caller},
             "training": {**store},
             "evaluation": {**store},
             "publishing": {
                 **_pick(addresses, "billing"),
+                **caller,
                 **store,
                 **machine,
                 "triton_address": self.triton.grpc_address,
@@ -242,11 +244,7 @@ class Stack:
             },
         }
         for name in SERVICES:
-            settings = {
-                **own[name],
-                "database_url": databases[name],
-                "token_file": self.layout.token(auth.Role.SERVICE),
-            }
+            settings = {**own[name], "database_url": databases[name]}
             self._add(name, f"saucer.{name}.main", {**self._server_settings(name), **settings})
         gateway = {"http_listen": self._address("gateway", "http"), **addresses}
         self._add("gateway", "saucer.gateway.main", {**self._server_settings("gateway"), **gateway})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from saucer.lib.config import ServiceSettings
+from saucer.lib.config import CallingSettings
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -29,7 +29,7 @@ from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import TRIAL_S
 
 
-class PublishingSettings(ServiceSettings):
+class PublishingSettings(CallingSettings):
     """What publishing needs besides."""
 
     billing_address: str

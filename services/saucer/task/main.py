@@ -1,6 +1,6 @@
 """Wires task, top to bottom."""
 
-from saucer.lib.config import ServiceSettings
+from saucer.lib.config import CallingSettings
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.run import Process, run
 from saucer.task import consumers, rpc, scenes, watching
@@ -8,7 +8,7 @@ from saucer.task.peers import Peers
 from saucer.task.service import Tasks
 
 
-class TaskSettings(ServiceSettings):
+class TaskSettings(CallingSettings):
     """What task needs besides."""
 
     dataset_address: str

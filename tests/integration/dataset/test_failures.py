@@ -15,7 +15,6 @@ import pytest
 from nats.js import JetStreamContext
 
 from saucer.dataset.v1 import dataset_pb2
-from saucer.lib.auth import Role
 from saucer.local.servers import NatsServer
 from tests.integration.dataset.client import Client, archive_of, client, coco_files
 from tests.integration.dataset.conftest import NewAccount, RunDataset
@@ -52,7 +51,6 @@ class Replicas:
             "DATABASE_URL": self.database_url,
             "NATS_URL": self.nats_url,
             "PUBLIC_KEYS_FILE": self.tokens.public_keys_file,
-            "TOKEN_FILE": self.tokens.file(Role.SERVICE),
             "OBJECT_STORE_URL": f"file://{self.store}",
             "WORK_FOLDER": self.work,
             "IMPORT_CLAIM_S": CLAIM_S,

@@ -14,7 +14,6 @@ import pytest
 from nats.js import JetStreamContext
 
 from saucer.evaluation.v1 import evaluation_pb2
-from saucer.lib.auth import Role
 from saucer.lib.ids import derived_id, new_id
 from saucer.local.servers import NatsServer
 from saucer.training.v1 import training_pb2
@@ -41,7 +40,6 @@ async def own_process(start: Start, nats: NatsServer, tokens: Tokens) -> AsyncIt
         "DATABASE_URL": start.database_url,
         "NATS_URL": nats.uri,
         "PUBLIC_KEYS_FILE": tokens.public_keys_file,
-        "TOKEN_FILE": tokens.file(Role.SERVICE),
         "OBJECT_STORE_URL": f"file://{start.store}",
         "SCORING_CLAIM_S": CLAIM_S,
     }

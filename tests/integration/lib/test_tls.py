@@ -86,7 +86,6 @@ async def house(servers_dir: Path, tokens: Tokens) -> AsyncIterator[House]:
             listen="127.0.0.1:0",
             nats_url=broker.uri_of("billing"),
             public_keys_file=tokens.public_keys_file,
-            token_file=tokens.file(auth.Role.SERVICE),
             database_url=url,
             tls_ca_file=of("billing").ca_file,
             tls_certificate_file=of("billing").certificate_file,

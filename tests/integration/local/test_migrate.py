@@ -6,7 +6,6 @@ import sys
 import asyncpg
 import pytest
 
-from saucer.lib import auth
 from tests.support.servers import NewDatabase
 from tests.support.services import Tokens
 
@@ -19,7 +18,6 @@ async def test_the_argument_migrate_migrates_and_ends(
         "listen": "127.0.0.1:0",
         "nats_url": "nats://nowhere:1",
         "public_keys_file": tokens.public_keys_file,
-        "token_file": tokens.file(auth.Role.SERVICE),
         "database_url": url,
     }
     for name, value in settings.items():

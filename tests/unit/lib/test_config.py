@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from saucer.lib import config
-from saucer.lib.config import PREFIX, ServiceSettings, load
+from saucer.lib.config import PREFIX, CallingSettings, load
 
 GOOD = {
     "LISTEN": "127.0.0.1:1",
@@ -17,7 +17,7 @@ GOOD = {
 }
 
 
-def loaded(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> ServiceSettings:
+def loaded(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> CallingSettings:
     """With the good settings, changed; None leaves one out."""
     for name in os.environ:
         if name.startswith(PREFIX):
@@ -25,7 +25,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> ServiceSet
     for name, value in (GOOD | changes).items():
         if value is not None:
             monkeypatch.setenv(PREFIX + name, value)
-    return load(ServiceSettings)
+    return load(CallingSettings)
 
 
 def sentence(monkeypatch: pytest.MonkeyPatch, **changes: str | None) -> str:
