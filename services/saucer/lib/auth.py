@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from jwt.algorithms import OKPAlgorithm
 
-from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError
+from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError, UnavailableError
 from saucer.lib.v1 import access_pb2
 
 ALGORITHM = "EdDSA"
@@ -124,6 +124,7 @@ class Verifier:
 
         Raises:
             UnauthenticatedError: malformed, of an unknown key, expired or revoked.
+            UnavailableError: KEYS_UNREADABLE: one of the files cannot be read.
         """
         self._refresh(now_s)
         principal = self._cache.get(token)
@@ -142,15 +143,21 @@ class Verifier:
     def _refresh(self, now_s: float) -> None:
         if now_s - self._read_at_s < REVOCATION_CHECK_S:
             return
-        self._read_at_s = now_s
-        stamps = (_mtime(self._keys_file), _mtime(self._revoked_file))
-        if stamps == self._stamps:
-            return
-        self._stamps = stamps
-        self._cache.clear()
+        try:
+            stamps = (_mtime(self._keys_file), _mtime(self._revoked_file))
+            if stamps != self._stamps:
+                self._read()
+        except (OSError, ValueError, LookupError, TypeError, jwt.PyJWTError) as error:
+            log.error("keys_unreadable", error=repr(error))
+            raise UnavailableError("KEYS_UNREADABLE", "Tokens cannot be checked now; call again.") from error
+        # Only now: what could not be read is read again at the next call.
+        self._stamps, self._read_at_s = stamps, now_s
+
+    def _read(self) -> None:
         starting = not self._keys
         keys = json.loads(self._keys_file.read_text())["keys"]
         self._keys = {key["kid"]: OKPAlgorithm.from_jwk(key) for key in keys}
+        self._cache.clear()
         if self._revoked_file is not None and self._revoked_file.exists():
             former, self._revoked = self._revoked, frozenset(self._revoked_file.read_text().split())
             for token_id in sorted(self._revoked ^ former) if not starting else ():

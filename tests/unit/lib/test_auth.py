@@ -1,6 +1,7 @@
 """Tokens: who bears one, and every reason for which one is not believed."""
 
 import json
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from structlog.testing import capture_logs
 
 from saucer.lib import auth
 from saucer.lib.auth import Principal, Role, Verifier, generate_keys, mint
-from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError
+from saucer.lib.errors import InvalidArgumentError, NotFoundError, UnauthenticatedError, UnavailableError
 from saucer.lib.ids import new_id
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -99,6 +100,25 @@ def test_a_new_key_is_believed_once_its_file_is_written(keys: Keys, tmp_path: Pa
     later_s = NOW_S + auth.REVOCATION_CHECK_S
     for token in (keys.mint(), following.mint()):
         assert verifier.verify(token, later_s).subject == "somebody"
+
+
+@pytest.mark.parametrize("half", ['{"keys": [', '{"keys": [{"kid": "k1", "kty": "OKP"}]}', "[]"])
+def test_nobody_is_believed_while_a_file_cannot_be_read_and_then_it_is_read_again_though_its_time_is_the_same(
+    keys: Keys, half: str
+) -> None:
+    verifier, token, whole = keys.verifier(), keys.mint(), keys.public.read_text()
+    verifier.verify(token, NOW_S)
+    keys.revoked.write_text("t1\n")
+    keys.public.write_text(half)
+    stamp = keys.public.stat()
+    later_s = NOW_S + auth.REVOCATION_CHECK_S
+    for _ in range(2):
+        with pytest.raises(UnavailableError) as failure:
+            verifier.verify(token, later_s)
+        assert failure.value.reason == "KEYS_UNREADABLE"
+    keys.public.write_text(whole)
+    os.utime(keys.public, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert refused(verifier, token, later_s) == "TOKEN_REVOKED"
 
 
 @pytest.mark.parametrize(
