@@ -39,7 +39,7 @@ from saucer.dataset.service import ClaimLostError, Datasets
 from saucer.dataset.sources import fetch, room
 from saucer.dataset.storage import Room, images_prefix
 from saucer.lib.clock import wait_at_most
-from saucer.lib.errors import DataLossError, NotFoundError, UnavailableError
+from saucer.lib.errors import DataLossError, NotFoundError, ResourceExhaustedError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects, sha256_of, system_prefix
 
@@ -334,7 +334,7 @@ async def _list_former_images(datasets: Datasets, objects: Objects, work_folder:
     for version in await datasets.unlisted_versions():
         try:
             manifest = await objects.get(version.manifest_key, sha256=version.manifest_sha256)
-        except (NotFoundError, DataLossError) as error:
+        except (NotFoundError, DataLossError, ResourceExhaustedError) as error:
             log.warning("images_not_listed", dataset_version_id=version.dataset_version_id, error=str(error))
             continue
         with NamedTemporaryFile(dir=work_folder, prefix="listing-") as file:

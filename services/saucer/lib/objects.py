@@ -17,11 +17,18 @@ from obstore.exceptions import BaseError as StoreError
 from obstore.exceptions import NotFoundError as NoSuchObjectError
 from obstore.store import LocalStore, ObjectStore, from_url
 
-from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
+from saucer.lib.errors import (
+    DataLossError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
 
 MAX_KEY_LENGTH = 1024
-# Objects read whole into memory; a larger one is refused: stream it.
-MAX_WHOLE_BYTES = 256 * 1024 * 1024
+# Objects read whole into memory; a larger one is refused: stream it. Above what Saucer itself writes for that: a data
+# set with as many images and boxes as are taken has a manifest of about 0.6 GB.
+MAX_WHOLE_BYTES = 1024 * 1024 * 1024
 CHUNK_BYTES = 1024 * 1024
 # A large object is written in parts; so many of them lie in memory at once. S3 takes no smaller ones.
 PARTS_AT_ONCE = 2
@@ -104,16 +111,25 @@ class Objects:
 
         Raises:
             NotFoundError: there is none. DataLossError: it does not match the checksum. UnavailableError.
+            ResourceExhaustedError: OBJECT_TOO_LARGE: it is larger than MAX_WHOLE_BYTES.
         """
-        chunks = [chunk async for chunk in self.stream(key, sha256=sha256)]
+        chunks = [chunk async for chunk in self.stream(key, sha256=sha256, max_bytes=MAX_WHOLE_BYTES)]
         return b"".join(chunks)
 
-    async def stream(self, source: str | Listed, *, sha256: str | None = None) -> AsyncIterator[bytes]:
+    async def stream(
+        self, source: str | Listed, *, sha256: str | None = None, max_bytes: int | None = None
+    ) -> AsyncIterator[bytes]:
         """An object in chunks; raises as get() does, DataLossError after the last chunk."""
         key = source.key if isinstance(source, Listed) else check_key(source)
         digest = hashlib.sha256()
         try:
             result = await obstore.get_async(self._store, key)
+            if max_bytes is not None and result.meta["size"] > max_bytes:
+                raise ResourceExhaustedError(
+                    "OBJECT_TOO_LARGE",
+                    f"{key} has {result.meta['size']:,} bytes; at most {max_bytes:,} are read at once.",
+                    key=key,
+                )
             async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
                 data = bytes(chunk)
                 digest.update(data)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError
+from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, ResourceExhaustedError
 from saucer.lib.objects import MAX_KEY_LENGTH, Objects, check_key, sha256_of
 
 PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
@@ -79,6 +79,19 @@ async def test_an_object_that_is_not_what_its_checksum_says_is_data_loss_and_lea
     with pytest.raises(DataLossError):
         await objects.download("a", tmp_path / "out", sha256=sha256_of(b"two"))
     assert not (tmp_path / "out").exists()
+
+
+async def test_an_object_over_the_limit_is_not_read_whole_into_memory(
+    objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saucer.lib.objects.MAX_WHOLE_BYTES", 3)
+    await objects.put("a", b"one")
+    await objects.put("b", b"four")
+    assert await objects.get("a") == b"one"
+    with pytest.raises(ResourceExhaustedError) as refusal:
+        await objects.get("b")
+    assert refusal.value.reason == "OBJECT_TOO_LARGE"
+    assert [chunk async for chunk in objects.stream("b")] == [b"four"]
 
 
 async def test_an_object_that_is_not_there_is_not_found(objects: Objects) -> None:
