@@ -212,7 +212,7 @@ class Labelling:
                         data = await self._image(version.account_id, image)
                         read_bytes += len(data)
                         name = export_name(image, name_is_shared=image.source_name in shared)
-                        archive.writestr(f"images/{name}", data)
+                        await asyncio.to_thread(archive.writestr, f"images/{name}", data)
                         yield sink.take()
                 finally:
                     await self._count_reads(version.account_id, reads, read_bytes)

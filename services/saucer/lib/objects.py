@@ -121,7 +121,7 @@ class Objects:
     ) -> AsyncIterator[bytes]:
         """An object in chunks; raises as get() does, DataLossError after the last chunk."""
         key = source.key if isinstance(source, Listed) else check_key(source)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256() if sha256 is not None else None
         try:
             result = await obstore.get_async(self._store, key)
             if max_bytes is not None and result.meta["size"] > max_bytes:
@@ -132,22 +132,27 @@ class Objects:
                 )
             async for chunk in result.stream(min_chunk_size=CHUNK_BYTES):
                 data = bytes(chunk)
-                digest.update(data)
+                if digest is not None:
+                    await asyncio.to_thread(digest.update, data)
                 yield data
         except (NoSuchObjectError, FileNotFoundError) as error:
             raise NotFoundError("object", key) from error
         except StoreError as error:
             raise UnavailableError("STORE_UNAVAILABLE", f"The object store gave no {key}: {error}") from error
-        if sha256 is not None and digest.hexdigest() != sha256:
+        if digest is not None and digest.hexdigest() != sha256:
             raise DataLossError("CHECKSUM_MISMATCH", f"{key} is not what its checksum says.", key=key)
 
     async def download(self, key: str, file: Path, *, sha256: str | None = None) -> None:
         """An object into a file, which appears only when it is whole; raises as get() does."""
         partial = file.with_name(file.name + ".partial")
-        with partial.open("wb") as out:
-            async for chunk in self.stream(key, sha256=sha256):
-                out.write(chunk)
-        partial.rename(file)
+        try:
+            with partial.open("wb") as out:
+                async for chunk in self.stream(key, sha256=sha256):
+                    await asyncio.to_thread(out.write, chunk)
+            partial.rename(file)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
     def local(self, key: str) -> Path | None:
         """Where the object or the folder of objects lies, if the store is a folder of this machine."""

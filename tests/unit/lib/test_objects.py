@@ -1,5 +1,8 @@
 """Keys stay below the store, and objects are what their checksums say."""
 
+import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,7 +81,27 @@ async def test_an_object_that_is_not_what_its_checksum_says_is_data_loss_and_lea
         await objects.get("a", sha256=sha256_of(b"two"))
     with pytest.raises(DataLossError):
         await objects.download("a", tmp_path / "out", sha256=sha256_of(b"two"))
-    assert not (tmp_path / "out").exists()
+    for name in ("out", "out.partial"):
+        assert not (tmp_path / name).exists()
+
+
+async def test_the_event_loop_goes_on_while_a_slow_disk_takes_a_file(objects: Objects, tmp_path: Path) -> None:
+    data, went_on = b"b" * 3_000_000, threading.Event()
+    await objects.put("a", data)
+    # What is written into a pipe waits for its reader.
+    os.mkfifo(tmp_path / "out.partial")
+
+    def read() -> tuple[bool, bytes]:
+        with os.fdopen(pipe, "rb") as file:
+            return went_on.wait(10), file.read(len(data))
+
+    pipe = os.open(tmp_path / "out.partial", os.O_RDWR)
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    download = asyncio.create_task(objects.download("a", tmp_path / "out", sha256=sha256_of(data)))
+    await asyncio.sleep(0.2)
+    went_on.set()
+    assert await reading == (True, data)
+    await download
 
 
 async def test_an_object_over_the_limit_is_not_read_whole_into_memory(
