@@ -29,7 +29,7 @@ from prometheus_client import Counter, Gauge
 from saucer.lib import tracing
 from saucer.lib.clock import wait_at_most
 from saucer.lib.cloudevent import CloudEvent, subject_of, to_json
-from saucer.lib.postgres import Connection, Database, Transaction
+from saucer.lib.postgres import Database, Transaction
 from saucer.lib.stream import STREAM, USUAL, StreamShape, ensure_stream
 
 # Rows read at once; more wait for the next round, which follows at once.
@@ -160,10 +160,10 @@ class Relay:
         self._database.published.clear()
         if self._marking is not None and self._marking.done():
             await self._marked()
+        if not await self._elected():
+            return 0
+        await self._check_stream()
         async with self._database.reading() as connection:
-            if not await self._elected(connection):
-                return 0
-            await self._check_stream(connection)
             rows = await connection.fetch(
                 """
                 SELECT position, event_id, type, subject, account_id, resource, data, created_at, traceparent
@@ -183,7 +183,7 @@ class Relay:
         sent_total.labels(self._service).inc(len(batch))
         return len(batch)
 
-    async def _check_stream(self, connection: Connection) -> None:
+    async def _check_stream(self) -> None:
         """Marks as unsent what the stream has lost. Raises what NATS raises: nothing is sent into the unknown."""
         if time.monotonic() < self._check_at_s:
             return
@@ -193,10 +193,18 @@ class Relay:
             await ensure_stream(self._jetstream, self._shape)
             info = await self._jetstream.stream_info(STREAM)
         created, last = str(info.created), info.state.last_seq
-        former, self._stream = self._stream, (created, last)
+        former = self._stream
         if former is None or created != former[0] or last < former[1]:
-            made_at = datetime.fromisoformat(created)
-            lost = await connection.fetchval(
+            lost = await self._unsend(last, datetime.fromisoformat(created) + CLOCK_SKEW)
+            if lost:
+                resent_total.labels(self._service).inc(lost)
+                log.warning("stream_lost_events", events=lost, stream_made_at=created, last_sequence=last)
+        self._stream, self._check_at_s = (created, last), time.monotonic() + STREAM_CHECK_S
+
+    async def _unsend(self, last: int, before: datetime) -> int:
+        """Marks as unsent what was sent beyond this place in the stream, or before that time; how many."""
+        async with self._database.reading() as connection:
+            lost: int = await connection.fetchval(
                 """
                 WITH lost AS (
                     UPDATE outbox SET sent_at = NULL, sequence = NULL
@@ -205,12 +213,9 @@ class Relay:
                 SELECT count(*) FROM lost
                 """,
                 last,
-                made_at + CLOCK_SKEW,
+                before,
             )
-            if lost:
-                resent_total.labels(self._service).inc(lost)
-                log.warning("stream_lost_events", events=lost, stream_made_at=created, last_sequence=last)
-        self._check_at_s = time.monotonic() + STREAM_CHECK_S
+        return lost
 
     async def _mark(self, positions: list[int], sequences: list[int], about: datetime | None) -> None:
         """`about` is right to within RENEW_S: it only tells when a row may be forgotten.
@@ -240,21 +245,22 @@ class Relay:
             finally:
                 self._acknowledged = []
 
-    async def _elected(self, connection: Connection) -> bool:
+    async def _elected(self) -> bool:
         asked_s = time.monotonic()
         if asked_s < self._renew_at_s:
             return True
         # The lease is between replicas, so it goes by the database's own clock, whatever clock the service has.
-        self._elected_at = await connection.fetchval(
-            """
+        async with self._database.reading() as connection:
+            self._elected_at = await connection.fetchval(
+                """
                 INSERT INTO relay_lease (holder, expires_at) VALUES ($1, clock_timestamp() + $2)
                 ON CONFLICT (only_one) DO UPDATE SET holder = excluded.holder, expires_at = excluded.expires_at
                 WHERE relay_lease.holder = $1 OR relay_lease.expires_at < clock_timestamp()
                 RETURNING clock_timestamp()
                 """,
-            self._replica,
-            timedelta(seconds=LEASE_S),
-        )
+                self._replica,
+                timedelta(seconds=LEASE_S),
+            )
         elected = self._elected_at is not None
         self._renew_at_s = asked_s + RENEW_S if elected else float("-inf")
         return elected

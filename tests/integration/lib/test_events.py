@@ -3,8 +3,8 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from datetime import timedelta
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import nats.errors
 import pytest
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
-from nats.js.api import PubAck
+from nats.js.api import PubAck, StreamInfo
+from nats.js.errors import NotFoundError as NoSuchStreamError
 
 from saucer.lib import consumer as consumer_module
 from saucer.lib import outbox
@@ -23,7 +24,7 @@ from saucer.lib.consumer import Consumer, Handles, claim, list_dead, retry_dead
 from saucer.lib.errors import FailedPreconditionError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.outbox import Relay, enqueue
-from saucer.lib.postgres import Database, connect, migrate
+from saucer.lib.postgres import POOL_SIZE, Database, connect, migrate
 from saucer.lib.stream import STREAM, ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.task.v1 import events_pb2, task_pb2
@@ -45,8 +46,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Database]:
-    database = await connect(url, PostgresClock())
+async def opened(url: str, pool_size: int = POOL_SIZE) -> AsyncIterator[Database]:
+    database = await connect(url, PostgresClock(), pool_size=pool_size)
     await migrate(database, "saucer.lib")
     try:
         yield database
@@ -119,6 +120,13 @@ async def unsent(database: Database) -> int:
         return int(await connection.fetchval("SELECT count(*) FROM outbox WHERE sent_at IS NULL"))
 
 
+async def until_all_sent(database: Database) -> None:
+    async def all_sent() -> bool:
+        return await unsent(database) == 0
+
+    await until(all_sent)
+
+
 async def dead(database: Database) -> list[asyncpg.Record]:
     async with database.reading() as connection:
         return await list_dead(connection, after_event_id=None, limit=100)
@@ -159,6 +167,18 @@ class FailsOnce(Relay):
         return await super()._send(row)
 
 
+class LosesPostgresOnce(Relay):
+    """PostgreSQL goes as it is told what the stream has lost."""
+
+    lost = False
+
+    async def _unsend(self, last: int, before: datetime) -> int:
+        if not self.lost:
+            self.lost = True
+            raise asyncpg.InterfaceError("lost")
+        return await super()._unsend(last, before)
+
+
 async def test_an_event_is_sent_if_its_change_is_committed_and_only_then(
     database: Database, jetstream: JetStreamContext
 ) -> None:
@@ -191,11 +211,7 @@ async def test_a_relay_that_dies_between_publishing_and_marking_delivers_the_eve
     following = CountingRelay("task", database, jetstream, replica="following")
     async with running(following, effects.consumer(jetstream)):
         await effects.reach(1)
-
-        async def all_sent() -> bool:
-            return await unsent(database) == 0
-
-        await until(all_sent)
+        await until_all_sent(database)
     assert (dying.sent, following.sent) == (1, 1)
     assert await stored(jetstream) == 1
     assert (effects.taken, effects.calls) == ([("t", 1)], 1)
@@ -217,6 +233,44 @@ async def test_of_two_relays_one_sends_and_the_other_takes_over_when_it_is_gone(
     # What the first had sent and not marked, the second sends again; JetStream knows the ids and keeps each once.
     assert relays[1 - leader].sent >= 1
     assert await stored(jetstream) == 21
+
+
+async def test_a_relay_that_waits_for_nats_keeps_no_connection_to_the_database(
+    new_database: NewDatabase, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, may_answer, stream_info = asyncio.Event(), asyncio.Event(), jetstream.stream_info
+
+    async def slow(name: str) -> StreamInfo:
+        asked.set()
+        await may_answer.wait()
+        return await stream_info(name)
+
+    async with opened(await new_database(), pool_size=1) as database:
+        await commit(database, "t", 1)
+        monkeypatch.setattr(jetstream, "stream_info", slow)
+        async with running(Relay("task", database, jetstream, replica="r")):
+            await asked.wait()
+            async with asyncio.timeout(5):
+                assert await unsent(database) == 1
+            may_answer.set()
+            assert len(await read_events(jetstream, ALL, count=1)) == 1
+
+
+async def test_what_a_stream_has_lost_is_sent_again_though_postgresql_fails_in_between(
+    database: Database, jetstream: JetStreamContext
+) -> None:
+    await commit(database, "t", 1)
+    async with running(Relay("task", database, jetstream, replica="r")):
+        await until_all_sent(database)
+    await jetstream.delete_stream(STREAM)
+
+    async def sent_again() -> bool:
+        with suppress(NoSuchStreamError):
+            return await stored(jetstream) == 1
+        return False
+
+    async with running(LosesPostgresOnce("task", database, jetstream, replica="r")):
+        await until(sent_again)
 
 
 async def test_a_resources_revisions_stay_in_order_though_publishing_fails_in_between(
