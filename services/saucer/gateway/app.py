@@ -1,4 +1,4 @@
-"""The HTTP application: /healthz, /metrics, and the transcoder for everything else."""
+"""The HTTP application: /healthz, and the transcoder for everything else."""
 
 from __future__ import annotations  # some of grpc's classes are generic only for type checkers
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -42,10 +41,7 @@ def application(transcoder: Transcoder, health: Health) -> Starlette:
             return JSONResponse({"status": "STOPPING"}, 503)
         return JSONResponse({"status": "SERVING", "services": await health.services()})
 
-    async def metrics(request: Request) -> Response:
-        return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
-    return Starlette(routes=[Route("/healthz", healthz), Route("/metrics", metrics), Mount("/", app=transcoder)])
+    return Starlette(routes=[Route("/healthz", healthz), Mount("/", app=transcoder)])
 
 
 async def _state(channel: grpc.aio.Channel) -> str:

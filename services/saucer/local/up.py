@@ -57,7 +57,7 @@ def _welcome(stack: Stack, console: Console) -> None:
     for name, process in stack.processes.items():
         if process.address is not None:
             table.add_row(name, process.address, "gRPC, with reflection and health")
-    table.add_row("gateway", str(stack.profile["gateway"]), "HTTP: /v1/…, /v1/events:stream, /metrics, /healthz")
+    table.add_row("gateway", str(stack.profile["gateway"]), "HTTP: /v1/…, /v1/events:stream, /healthz")
     console.print(table)
     # Not in the table, which a narrow terminal would cut.
     console.print(Text(f"NATS, stream SAUCER, subjects saucer.>: {stack.nats.uri}"), soft_wrap=True)
