@@ -30,8 +30,7 @@ from saucer.dataset.v1 import dataset_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2_grpc
 from saucer.gateway.v1 import gateway_pb2_grpc
 from saucer.lib.errors import UnavailableError
-from saucer.lib.grpc_client import RETRIES
-from saucer.lib.grpc_server import MAX_MESSAGE_BYTES
+from saucer.lib.grpc_client import CHANNEL_OPTIONS
 from saucer.lib.tls import Identity
 from saucer.lib.v1 import calls_pb2_grpc, dead_events_pb2_grpc
 from saucer.publishing.v1 import publishing_pb2_grpc
@@ -166,16 +165,10 @@ class Connection:
         return grpc.intercept_channel(self._channels[service], _Bearer(self.token))
 
     def _open(self, address: str) -> grpc.Channel:
-        options = [
-            ("grpc.service_config", json.dumps(RETRIES)),
-            ("grpc.enable_retries", 1),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ]
         if self.profile.identity is None:
-            return grpc.insecure_channel(address, options)
+            return grpc.insecure_channel(address, CHANNEL_OPTIONS)
         try:
-            return grpc.secure_channel(address, self.profile.identity.channel_credentials(), options)
+            return grpc.secure_channel(address, self.profile.identity.channel_credentials(), CHANNEL_OPTIONS)
         except OSError as error:
             raise CliError(f"The profile's TLS files cannot be read: {error}.") from error
 

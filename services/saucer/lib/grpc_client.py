@@ -1,7 +1,7 @@
 """Calls to other services: a token on each, a deadline on each, retries where nothing was begun, typed errors back."""
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -29,6 +29,14 @@ RETRIES = {
         }
     ]
 }
+# Of every channel, with asyncio or without.
+CHANNEL_OPTIONS: Sequence[tuple[str, str | int]] = (
+    ("grpc.service_config", json.dumps(RETRIES)),
+    ("grpc.enable_retries", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+)
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response")
@@ -74,16 +82,9 @@ class TokenFile:
 
 def channel(address: str, identity: Identity | None = None) -> grpc.aio.Channel:
     """A channel to host:port that connects when used, and again when lost; with an identity, over mutual TLS."""
-    options: list[tuple[str, str | int]] = [
-        ("grpc.service_config", json.dumps(RETRIES)),
-        ("grpc.enable_retries", 1),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.keepalive_time_ms", 30_000),
-    ]
     if identity is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    return grpc.aio.secure_channel(address, identity.channel_credentials(), options=options)
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, identity.channel_credentials(), options=CHANNEL_OPTIONS)
 
 
 async def call(

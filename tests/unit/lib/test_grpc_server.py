@@ -16,6 +16,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from saucer.lib import auth, grpc_server
 from saucer.lib.auth import Role
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
+from saucer.lib.grpc_client import CHANNEL_OPTIONS
 from saucer.lib.grpc_server import Context, Server, Servicer, to_status
 from saucer.lib.ids import new_id
 from saucer.lib.records import Recorder
@@ -189,6 +190,28 @@ async def test_a_callers_deadline_ends_the_handler(serving: Serving) -> None:
         )
     assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(serving.servicer.cancelled.wait(), 5)
+
+
+async def test_a_call_in_which_nothing_is_said_is_not_ended_for_the_pings_of_our_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Both thirty times as often; gRPC pings once a second at most.
+    ours = dict(CHANNEL_OPTIONS)
+    ours["grpc.keepalive_time_ms"] = int(ours["grpc.keepalive_time_ms"]) // 30
+    monkeypatch.setattr(grpc_server, "MIN_PING_INTERVAL_MS", grpc_server.MIN_PING_INTERVAL_MS // 30)
+    serving = Serving(tmp_path)
+    await serving.server.start()
+    serving.servicer.never = True
+    # Else gRPC pings less often after the second.
+    options = [*ours.items(), ("grpc.http2.max_pings_without_data", 0)]
+    async with grpc.aio.insecure_channel(serving.server.address, options=options) as channel:
+        stub = dead_events_pb2_grpc.DeadEventServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as end:
+            await stub.ListDeadEvents(dead_events_pb2.ListDeadEventsRequest(), metadata=serving.metadata(), timeout=6)
+    # An ended call would have been repeated.
+    assert (end.value.code(), serving.servicer.calls) == (grpc.StatusCode.DEADLINE_EXCEEDED, 1)
+    await serving.channel.close()
+    await serving.server.stop()
 
 
 async def test_health_is_open_to_all_and_a_taken_port_is_told(serving: Serving) -> None:
