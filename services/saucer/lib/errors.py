@@ -82,3 +82,7 @@ class UnavailableError(DomainError):
     """Something that is needed does not answer now; the same call may succeed later."""
 
     code = "UNAVAILABLE"
+
+
+# By these the one that was asked has decided; after any other error the same call may succeed later.
+REFUSALS = (FailedPreconditionError, InvalidArgumentError, NotFoundError, AlreadyExistsError)

@@ -19,13 +19,13 @@ from google.protobuf.message import Message
 
 from saucer.lib.auth import current
 from saucer.lib.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DomainError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     ResourceExhaustedError,
-    UnavailableError,
 )
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
@@ -63,22 +63,6 @@ SWEEP_S = 1.0
 SWEEP_BATCH = 100
 # Between two looks of a watcher.
 WATCH_POLL_S = 0.5
-# Refusals by which billing says that this start can never have its hold.
-FINAL_REFUSALS = frozenset(
-    {
-        "INSUFFICIENT_BALANCE",
-        "ACCOUNT_SUSPENDED",
-        "CURRENCY_MISMATCH",
-        "BUDGET_REACHED",
-        "GROUP_NOT_STARTED",
-        "GROUP_ENDED",
-        "GROUP_OF_ANOTHER_SPEC",
-        "COUNT_TOO_LARGE",
-        "RESOURCE_GROUP_NOT_FOUND",
-        "HOLD_BURIED",
-        "HOLD_EXPIRED",
-    }
-)
 
 log = structlog.get_logger()
 
@@ -237,19 +221,17 @@ class Tasks:
             ) from error
 
     async def _start(self, task: Task) -> Task:
-        """Asks for the hold of a PENDING task. Billing's silence leaves it PENDING."""
+        """Asks for the hold of a PENDING task. Billing's silence, or a fault of it, leaves it PENDING."""
         try:
             hold = await self._peers.hold(task)
-        except UnavailableError as error:
-            log.warning("billing_silent", task_id=task.task_id, error=error.message)
-            return task
-        except DomainError as error:
-            if error.reason not in FINAL_REFUSALS:
-                raise
+        except REFUSALS as error:
             missing = int(error.metadata.get("missing_micros", 0))
             message = error.message
             refused = await self._move(task, lambda at, now: domain.refuse(at, message, missing, now), refused=True)
             raise _refusal(refused) from error
+        except DomainError as error:
+            log.warning("billing_silent", task_id=task.task_id, error=error.message)
+            return task
         if hold.waiting:
             return await self._move(task, domain.wait)
         return await self._move(task, lambda at, now: _queue(at, hold, now))

@@ -17,6 +17,7 @@ import structlog
 
 from saucer.lib.auth import current
 from saucer.lib.errors import (
+    REFUSALS,
     AlreadyExistsError,
     DomainError,
     FailedPreconditionError,
@@ -37,8 +38,6 @@ PENDING_LIMIT = timedelta(minutes=15)
 # The events of training and evaluation may be a moment behind what the user has seen of them: so long is waited.
 MEET_GRACE_S = 2.0
 MEET_POLL_S = 0.1
-# Answers by which billing says that this start can never have its hold.
-REFUSALS = (FailedPreconditionError, InvalidArgumentError, NotFoundError, AlreadyExistsError)
 
 log = structlog.get_logger()
 _S = DeploymentState
@@ -130,7 +129,7 @@ class Starts:
             raise _name_taken(form) from error
 
     async def _start(self, deployment: Deployment) -> Deployment:
-        """Asks for the hold of a PENDING deployment. Billing's silence leaves it PENDING."""
+        """Asks for the hold of a PENDING deployment. Billing's silence, or a fault of it, leaves it PENDING."""
         try:
             hold = await self._peers.hold(deployment)
         except REFUSALS as error:
