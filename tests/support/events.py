@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -30,6 +31,11 @@ def event(message: Message, service: str, account_id: str, work_id: str | None, 
         time=datetime.now(UTC),
         data=to_json(message),
     )
+
+
+def with_later_reason(order: CloudEvent) -> CloudEvent:
+    """A StopOrdered for arrears, as a later billing would send it for a reason that nobody knows yet."""
+    return replace(order, data=order.data.replace(b"STOP_REASON_ARREARS", b"STOP_REASON_OF_LATER"))
 
 
 async def publish(jetstream: JetStreamContext, sent: CloudEvent) -> None:

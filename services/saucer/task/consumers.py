@@ -20,10 +20,12 @@ from saucer.training.v1 import training_pb2
 
 RunEvent = training_events.RunStarted | training_events.RunProgressed | training_events.RunInterrupted
 
-# Why a start may be ordered to stop before it has a run.
 STOP_REASONS: Mapping[int, EndReason] = {
+    billing_events.STOP_REASON_ARREARS: EndReason.ARREARS,
+    billing_events.STOP_REASON_BUDGET_REACHED: EndReason.BUDGET_REACHED,
     billing_events.STOP_REASON_GROUP_ENDED: EndReason.GROUP_ENDED,
     billing_events.STOP_REASON_ACCOUNT_SUSPENDED: EndReason.ACCOUNT_SUSPENDED,
+    billing_events.STOP_REASON_HOLD_EXPIRED: EndReason.WAITED_TOO_LONG,
 }
 
 
@@ -76,8 +78,10 @@ def handlers(tasks: Tasks) -> list[Handles]:
 
     async def stop_ordered(event: CloudEvent, message: Message) -> None:
         ordered = cast(billing_events.StopOrdered, message)
-        if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK and ordered.reason in STOP_REASONS:
-            await tasks.obey_stop(ordered.hold.work_id, ordered.hold.start_number, STOP_REASONS[ordered.reason])
+        if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK:
+            # A reason that a later billing may know and this code does not still stops what it is about.
+            reason = STOP_REASONS.get(ordered.reason, EndReason.ARREARS)
+            await tasks.obey_stop(ordered.hold.work_id, ordered.hold.start_number, reason)
 
     async def quotas_changed(event: CloudEvent, message: Message) -> None:
         quotas = cast(billing_events.AccountQuotasChanged, message).quotas

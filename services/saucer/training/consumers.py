@@ -73,7 +73,8 @@ def handlers(training: Training) -> list[Handles]:
     async def stop_ordered(event: CloudEvent, message: Message) -> None:
         ordered = cast(billing_events.StopOrdered, message)
         if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK:
-            reason = STOP_REASONS[ordered.reason]
+            # A reason that a later billing may know and this code does not still stops what it is about.
+            reason = STOP_REASONS.get(ordered.reason, EndReason.ARREARS)
             await training.starts.order_stop(ordered.hold.hold_id, reason, ordered.stop_at_charged_ms)
 
     async def quotas_changed(event: CloudEvent, message: Message) -> None:

@@ -15,6 +15,7 @@ from saucer.task.v1 import task_pb2
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
 from tests.integration.task.world import World, run_of, tell
+from tests.support.events import event, publish, with_later_reason
 from tests.support.services import Metadata
 
 
@@ -78,32 +79,53 @@ async def test_one_that_waits_is_stopped_at_once_and_its_place_is_free(world: Wo
     assert (await world.get(tasks[2].task_id)).state == task_pb2.TASK_STATE_WAITING
 
 
+async def one_that_waits(world: World) -> task_pb2.Task:
+    account_id, editor = await world.account(0)
+    group_id = await group_of(world, account_id)
+    _, waiting = [await world.create(prepaid(world, account_id, group_id, name), editor) for name in ("a", "b")]
+    return waiting
+
+
+def stop_ordered(task: task_pb2.Task, reason: billing_events.StopReason.ValueType) -> billing_events.StopOrdered:
+    hold = billing_pb2.Hold(
+        hold_id=task.hold_id,
+        account_id=task.account_id,
+        work_kind=billing_pb2.WORK_KIND_TASK,
+        work_id=task.task_id,
+        start_number=1,
+    )
+    return billing_events.StopOrdered(hold=hold, reason=reason)
+
+
 @pytest.mark.parametrize(
     ("order", "reason"),
     [
         (billing_events.STOP_REASON_GROUP_ENDED, training_pb2.END_REASON_GROUP_ENDED),
         (billing_events.STOP_REASON_ACCOUNT_SUSPENDED, training_pb2.END_REASON_ACCOUNT_SUSPENDED),
+        (billing_events.STOP_REASON_BUDGET_REACHED, training_pb2.END_REASON_BUDGET_REACHED),
     ],
 )
-async def test_one_that_waits_ends_with_its_group_or_its_account(
+async def test_one_that_waits_ends_with_its_group_its_account_or_its_budget(
     world: World,
     jetstream: JetStreamContext,
     order: billing_events.StopReason.ValueType,
     reason: training_pb2.EndReason.ValueType,
 ) -> None:
-    account_id, editor = await world.account(0)
-    group_id = await group_of(world, account_id)
-    _, waiting = [await world.create(prepaid(world, account_id, group_id, name), editor) for name in ("a", "b")]
-    hold = billing_pb2.Hold(
-        hold_id=waiting.hold_id,
-        account_id=account_id,
-        work_kind=billing_pb2.WORK_KIND_TASK,
-        work_id=waiting.task_id,
-        start_number=1,
-    )
-    await tell(jetstream, billing_events.StopOrdered(hold=hold, reason=order), waiting)
+    waiting = await one_that_waits(world)
+    await tell(jetstream, stop_ordered(waiting, order), waiting)
     ended = await world.reaches(waiting.task_id, task_pb2.TASK_STATE_STOPPED)
     assert ended.end_reason == reason
+
+
+async def test_one_that_waits_ends_for_a_reason_of_a_later_billing_as_well(
+    world: World, jetstream: JetStreamContext
+) -> None:
+    waiting = await one_that_waits(world)
+    message = stop_ordered(waiting, billing_events.STOP_REASON_ARREARS)
+    order = event(message, "billing", waiting.account_id, waiting.task_id, waiting.hold_id)
+    await publish(jetstream, with_later_reason(order))
+    ended = await world.reaches(waiting.task_id, task_pb2.TASK_STATE_STOPPED)
+    assert ended.end_reason == training_pb2.END_REASON_ARREARS
 
 
 async def test_a_restart_may_name_another_billing_mode(world: World) -> None:

@@ -22,7 +22,7 @@ from saucer.lib.objects import Objects, sha256_of
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2
-from tests.support.events import event, publish, read_events, until
+from tests.support.events import event, publish, read_events, until, with_later_reason
 from tests.support.services import Running, ServiceRunner, Tokens
 from tests.support.training import REGION, SPEC, ScriptedWorker, Start, object_store, refusal
 
@@ -321,6 +321,17 @@ async def test_a_stop_that_comes_before_the_run_is_not_lost(client: Client, jets
         0,
     )
     assert from_timestamp(run.end_time) >= from_timestamp(run.create_time)
+
+
+async def test_an_order_for_a_reason_of_a_later_billing_stops_the_run_as_well(
+    client: Client, jetstream: JetStreamContext
+) -> None:
+    start = Start()
+    await publish(jetstream, with_later_reason(start.stop_ordered()))
+    await publish(jetstream, start.queued())
+    (ended,) = await read_events(jetstream, f"saucer.training.v1.RunEnded.{start.account_id}.>", count=1)
+    run = from_json(ended.data, training_events.RunEnded()).run
+    assert run.end_reason == training_pb2.END_REASON_ARREARS
 
 
 async def test_an_output_prefix_of_another_account_is_refused(client: Client, jetstream: JetStreamContext) -> None:
