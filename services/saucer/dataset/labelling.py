@@ -306,9 +306,11 @@ class Labelling:
         return draft, saved
 
     async def delete_draft(self, draft_id: str) -> Draft:
-        """Raises NotFoundError, FailedPreconditionError: DRAFT_IN_USE."""
+        """Again changes nothing. Raises NotFoundError, FailedPreconditionError: DRAFT_IN_USE."""
         async with self._database.transaction() as tx:
-            draft = await _locked_draft(tx, draft_id)
+            draft = _owned_draft(await image_store.get_draft(tx.connection, draft_id, lock=True), draft_id)
+            if draft.state == "DELETED":
+                return draft
             if await image_store.has_open_import(tx.connection, draft_id):
                 raise FailedPreconditionError(
                     "DRAFT_IN_USE", "A version is being made of this draft; wait until that import has ended."
@@ -381,13 +383,18 @@ def _up_to_labels(images: Sequence[ListedImage]) -> Sequence[ListedImage]:
     return images
 
 
-def _open_draft(draft: Draft | None, draft_id: str) -> Draft:
+def _owned_draft(draft: Draft | None, draft_id: str) -> Draft:
     if draft is None:
         raise NotFoundError("draft", draft_id)
     current().own("draft", draft_id, draft.account_id)
-    if draft.state != "OPEN":
-        raise NotFoundError("draft", draft_id)
     return draft
+
+
+def _open_draft(draft: Draft | None, draft_id: str) -> Draft:
+    owned = _owned_draft(draft, draft_id)
+    if owned.state != "OPEN":
+        raise NotFoundError("draft", draft_id)
+    return owned
 
 
 async def _locked_draft(tx: Transaction, draft_id: str) -> Draft:

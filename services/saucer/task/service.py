@@ -313,9 +313,11 @@ class Tasks:
             return asked
 
     async def delete(self, task_id: str) -> Task:
-        """Softly. Raises FailedPreconditionError unless at rest."""
+        """Softly; again changes nothing. Raises FailedPreconditionError unless at rest."""
         async with self._database.transaction() as tx:
-            task = await _owned(tx, task_id)
+            task = await _owned(tx, task_id, also_deleted=True)
+            if task.deleted_at is not None:
+                return task
             if not task.at_rest:
                 raise FailedPreconditionError(
                     "STATE_NOT_AT_REST", f"The task is {task.state}; stop it first.", state=task.state
@@ -525,9 +527,9 @@ async def _check_quota(tx: Transaction, account_id: str) -> None:
         )
 
 
-async def _owned(tx: Transaction, task_id: str) -> Task:
+async def _owned(tx: Transaction, task_id: str, *, also_deleted: bool = False) -> Task:
     task = await store.get(tx.connection, task_id, lock=True)
-    if task is None or task.deleted_at is not None:
+    if task is None or (task.deleted_at is not None and not also_deleted):
         raise NotFoundError("task", task_id)
     current().own("task", task_id, task.account_id)
     return task

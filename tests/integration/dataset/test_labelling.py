@@ -299,12 +299,28 @@ async def test_classes_are_added_to_a_draft_and_a_draft_is_deleted(dataset: Clie
     delete = dataset_pb2.DeleteDraftRequest(draft_id=draft.draft_id)
     await dataset.stub.DeleteDraft(delete, metadata=dataset.metadata)
     for call in (
-        dataset.stub.DeleteDraft(delete, metadata=dataset.metadata),
         dataset.get_draft(draft.draft_id),
         dataset.list_images(draft.draft_id),
         dataset.start(draft_id=draft.draft_id),
     ):
         assert await refused(call) == ("NOT_FOUND", "DRAFT_NOT_FOUND")
+
+
+async def test_a_draft_that_is_deleted_again_is_answered_as_the_first_time_and_told_once(
+    running: Running, tokens: Tokens, new_account: NewAccount, dataset: Client, jetstream: JetStreamContext
+) -> None:
+    version_id = await imported(dataset, count=3)
+    draft = await dataset.create_draft(version_id)
+    delete = dataset_pb2.DeleteDraftRequest(draft_id=draft.draft_id)
+    deleted = await dataset.stub.DeleteDraft(delete, metadata=dataset.metadata)
+    assert await dataset.stub.DeleteDraft(delete, metadata=dataset.metadata) == deleted
+    stranger = client(running.channel, tokens, await new_account(), dataset.store)
+    again = stranger.stub.DeleteDraft(delete, metadata=stranger.metadata)
+    assert await refused(again) == ("NOT_FOUND", "DRAFT_NOT_FOUND")
+    await dataset.create_draft(version_id)
+    told = await read_events(jetstream, f"saucer.dataset.v1.*.{dataset.account_id}.>", count=6)
+    drafts = [event.type.rpartition(".")[2] for event in told if ".Draft" in event.type]
+    assert drafts == ["DraftCreated", "DraftDeleted", "DraftCreated"]
 
 
 async def test_an_account_has_only_so_many_open_drafts(dataset: Client) -> None:

@@ -130,6 +130,32 @@ async def test_a_name_is_unique_in_its_account_and_free_again_after_deletion(wor
     assert not (await world.tasks.CheckTaskName(check, metadata=editor)).exists
 
 
+async def test_a_task_that_is_deleted_again_is_answered_as_the_first_time_and_told_once(
+    world: World, jetstream: JetStreamContext
+) -> None:
+    account_id, editor = await world.account(HOLD_MICROS)
+    _, stranger = await world.account(0)
+    dear = world.form(account_id, "dear")
+    dear.budget_micros = 1
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await world.create(dear, editor)
+    request = task_pb2.DeleteTaskRequest(task_id=from_rpc(refusal.value).metadata["task_id"])
+    deleted = await world.tasks.DeleteTask(request, metadata=editor)
+    assert await world.tasks.DeleteTask(request, metadata=editor) == deleted
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await world.tasks.DeleteTask(request, metadata=stranger)
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    await world.create(world.form(account_id), editor)
+    told = await read_events(jetstream, f"saucer.task.v1.*.{account_id}.>", count=5)
+    assert [event.type.rpartition(".")[2] for event in told] == [
+        "TaskCreated",
+        "TaskEnded",
+        "TaskDeleted",
+        "TaskCreated",
+        "TaskQueued",
+    ]
+
+
 async def test_tasks_are_paged_newest_first_each_once_whatever_states_are_asked_for(world: World) -> None:
     account_id, editor = await world.account(5 * HOLD_MICROS)
     made = [(await world.create(world.form(account_id, f"t{number}"), editor)).task_id for number in range(5)]

@@ -256,7 +256,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteDraft(self, request, context):
-        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made.
+        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,7 +71,7 @@ class DatasetServiceStub:
     SaveLabels: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]
     """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
     DeleteDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]
-    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
+    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]
     """Newest first."""
 
@@ -118,7 +118,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     SaveLabels: _aio.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]  # type: ignore[assignment]
     """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
     DeleteDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
-    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
+    """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing."""
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
     """Newest first."""
 
@@ -270,7 +270,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.DeleteDraftRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.Draft, _abc.Awaitable[_dataset_pb2.Draft]]:
-        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made."""
+        """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing."""
 
     @_abc_1.abstractmethod
     def ListDatasetVersions(

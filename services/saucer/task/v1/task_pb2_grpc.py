@@ -158,7 +158,8 @@ class TaskServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteTask(self, request, context):
-        """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest.
+        """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. Again changes
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

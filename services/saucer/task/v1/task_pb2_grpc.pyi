@@ -51,7 +51,9 @@ class TaskServiceStub:
     RestartTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.RestartTaskRequest, _task_pb2.Task]
     """A new start under a new hold: from the last checkpoint, or from scratch. A refused hold leaves the former state."""
     DeleteTask: _grpc.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]
-    """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
+    """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. Again changes
+    nothing.
+    """
     ListScenes: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]
     ListStartingPoints: _grpc.UnaryUnaryMultiCallable[_task_pb2.ListStartingPointsRequest, _task_pb2.ListStartingPointsResponse]
     """What a training can begin with."""
@@ -81,7 +83,9 @@ class TaskServiceAsyncStub(TaskServiceStub):
     RestartTask: _aio.UnaryUnaryMultiCallable[_task_pb2.RestartTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
     """A new start under a new hold: from the last checkpoint, or from scratch. A refused hold leaves the former state."""
     DeleteTask: _aio.UnaryUnaryMultiCallable[_task_pb2.DeleteTaskRequest, _task_pb2.Task]  # type: ignore[assignment]
-    """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
+    """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. Again changes
+    nothing.
+    """
     ListScenes: _aio.UnaryUnaryMultiCallable[_task_pb2.ListScenesRequest, _task_pb2.ListScenesResponse]  # type: ignore[assignment]
     ListStartingPoints: _aio.UnaryUnaryMultiCallable[_task_pb2.ListStartingPointsRequest, _task_pb2.ListStartingPointsResponse]  # type: ignore[assignment]
     """What a training can begin with."""
@@ -162,7 +166,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _task_pb2.DeleteTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_task_pb2.Task, _abc.Awaitable[_task_pb2.Task]]:
-        """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest."""
+        """Softly: the name is free again; ledger, statements and events stay. FAILED_PRECONDITION unless at rest. Again changes
+        nothing.
+        """
 
     @_abc_1.abstractmethod
     def ListScenes(
