@@ -29,7 +29,7 @@ class Parameter:
             )
 
 
-# The worker's own ranges (worker/job.py) are the same: a test compares them.
+# The message's rules (task.proto) and the worker's own ranges (worker/job.py) are the same: a test compares them.
 PARAMETERS = (
     Parameter("epochs", "Passes over the training split.", "epochs", (10, 20, 50, 100, 300), 1, 10_000),
     Parameter("lr", "Learning rate after the warmup.", "", (0.0005, 0.001, 0.002, 0.004), 1e-6, 1.0, whole=False),

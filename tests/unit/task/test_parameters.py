@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
+from buf.validate import validate_pb2
 from saucer.task import scenes
 from saucer.task.defaults import Data, Machine, derive
 from saucer.task.domain import Form, Refused
@@ -35,6 +36,18 @@ def test_every_value_that_is_offered_can_be_taken(parameter: Parameter) -> None:
 def test_the_ranges_are_the_workers() -> None:
     assert {each.name: (each.minimum, each.maximum) for each in PARAMETERS} == WORKERS
     assert BY_NAME["input_size"].step == job.INPUT_SIZE_STEP
+
+
+def test_the_ranges_are_those_of_the_message() -> None:
+    def range_of(name: str) -> tuple[float, float]:
+        rules = task_pb2.TaskForm.DESCRIPTOR.fields_by_name[name].GetOptions().Extensions[validate_pb2.field]
+        kind = rules.WhichOneof("type")
+        assert kind is not None, name
+        of_type = getattr(rules, kind)
+        assert {field.name for field, _ in of_type.ListFields()} == {"gte", "lte"}, name
+        return of_type.gte, of_type.lte
+
+    assert {name: range_of(name) for name in BY_NAME} == WORKERS
 
 
 def test_parameters_are_fields_of_the_form_and_of_its_message() -> None:
