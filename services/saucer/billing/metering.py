@@ -11,7 +11,7 @@ from saucer.billing.ledger import Movement, TransferKind
 HOLD_HOURS = 2
 MS_PER_HOUR = 3_600_000
 # Of the hold, kept for checkpoint, prediction and export: what is unpaid must not reach into it.
-RESERVE_MS = 600_000
+FINISH_RESERVE_MS = 600_000
 
 # A warning goes out once when funds are left for fewer hours than one of these, at the present rate.
 WARNING_HOURS = (24, 4, 1)
@@ -24,7 +24,7 @@ def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> in
 
 def reserve_micros(price_per_hour_micros: int, count: int) -> int:
     """What finishing may cost: checkpoint, prediction and export."""
-    return charge_micros(price_per_hour_micros, count, RESERVE_MS)
+    return charge_micros(price_per_hour_micros, count, FINISH_RESERVE_MS)
 
 
 def hold_micros(price_per_hour_micros: int, count: int) -> int:

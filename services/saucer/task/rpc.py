@@ -19,12 +19,10 @@ from saucer.task.messages import (
     task_message,
 )
 from saucer.task.parameters import PARAMETERS
-from saucer.task.service import Tasks, highest_cost_micros
+from saucer.task.quoting import highest_cost_micros, warnings
+from saucer.task.service import Tasks
 from saucer.task.starting_points import STARTING_POINTS
 from saucer.task.v1 import task_pb2, task_pb2_grpc
-
-# Billing charges finishing up to this.
-FINISHING_RESERVE_MS = 600_000
 
 
 def servicer(tasks: Tasks) -> Servicer:
@@ -49,28 +47,17 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
 
     async def QuoteTask(self, request: task_pb2.QuoteTaskRequest, context: Context) -> task_pb2.TaskQuote:
         account_id = current().account(request.account_id)
-        quote, config, derived, estimated_ms = await self._tasks.quote(account_id, read_form(request.form))
-        warnings = []
-        if estimated_ms > config.max_duration_ms:
-            warnings.append("The estimate exceeds the max duration; training will be stopped before its last epoch.")
-        if config.batch_size % request.form.count:
-            count, share = request.form.count, -(-config.batch_size // request.form.count)
-            warnings.append(
-                f"A batch of {config.batch_size} cannot be shared evenly by {count} GPUs; each takes {share}."
-            )
-        if quote.missing_micros:
-            warnings.append(f"{quote.missing_micros} micros are missing; top up before you create the task.")
+        form = read_form(request.form)
+        quote, config, derived, estimated_ms = await self._tasks.quote(account_id, form)
         return task_pb2.TaskQuote(
             price_per_hour_micros=quote.price_per_hour_micros,
             hold_micros=quote.hold_micros,
             available_micros=quote.available_micros,
             missing_micros=quote.missing_micros,
-            highest_cost_micros=highest_cost_micros(
-                quote, request.form.count, config.max_duration_ms, FINISHING_RESERVE_MS
-            ),
+            highest_cost_micros=highest_cost_micros(form, config, quote),
             estimated_duration=to_duration(estimated_ms),
             currency=quote.currency,
-            warnings=warnings,
+            warnings=warnings(form, config, quote, estimated_ms),
             config=config_message(config, account_id),
             derived_values=[derived_message(note) for note in derived],
         )

@@ -477,11 +477,6 @@ class Tasks:
             return await store.name_exists(connection, account_id, display_name)
 
 
-def highest_cost_micros(quote: Quote, count: int, max_duration_ms: int, reserve_ms: int) -> int:
-    """At the max duration, with the reserve for finishing."""
-    return quote.price_per_hour_micros * count * ((max_duration_ms + reserve_ms) // 1000) // 3600
-
-
 def _check_billing(form: Form) -> None:
     if form.prepaid and not form.resource_group_id:
         raise InvalidArgumentError("RESOURCE_GROUP_REQUIRED", "resource_group_id: PREPAID takes capacity of one.")

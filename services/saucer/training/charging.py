@@ -16,7 +16,7 @@ from typing import NamedTuple
 LEASE_MS = 10_000
 # Time without progress counts up to this; a validation over many images takes minutes, and tells nothing meanwhile.
 STALL_MS = 300_000
-# Of finishing, as billing's reserve: that much of the hold is kept for it.
+# Of finishing; billing keeps that much of the hold for it, and task's quote adds it to the highest cost.
 FINISH_RESERVE_MS = 600_000
 
 

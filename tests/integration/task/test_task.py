@@ -247,7 +247,7 @@ async def test_a_quote_says_what_it_costs_and_what_is_derived_and_why(world: Wor
     account_id, editor = await world.account(5)
     quote = await world.tasks.QuoteTask(task_pb2.QuoteTaskRequest(form=world.form(account_id)), metadata=editor)
     assert (quote.hold_micros, quote.missing_micros) == (HOLD_MICROS, HOLD_MICROS - 5)
-    assert any("top up" in warning for warning in quote.warnings)
+    assert "7.199995 EUR are missing; top up before you create the task." in quote.warnings
     assert {note.field for note in quote.derived_values} >= {"epochs", "lr", "batch_size", "warmup"}
     assert await world.frozen(account_id) == 0
 

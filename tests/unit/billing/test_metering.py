@@ -132,7 +132,7 @@ def test_at_the_counter_of_the_stop_what_is_unpaid_leaves_the_reserve_whole(
     price: int, count: int, settled: int
 ) -> None:
     meter = Meter(price, count, metering.hold_micros(price, count), 0, settled)
-    limit = meter.amount_micros - metering.charge_micros(price, count, metering.RESERVE_MS)
+    limit = meter.amount_micros - metering.charge_micros(price, count, metering.FINISH_RESERVE_MS)
     at_stop = Meter(price, count, meter.amount_micros, meter.stop_at_ms, settled)
     assert at_stop.unpaid_micros <= limit
 

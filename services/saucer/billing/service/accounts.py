@@ -10,7 +10,6 @@ from saucer.billing import metering
 from saucer.billing.domain import Account, AccountState, Hold, HoldState, TopUp
 from saucer.billing.ledger import Movement, TransferKind
 from saucer.billing.messages import account_message, top_up_message
-from saucer.billing.pricing import in_words
 from saucer.billing.service.journal import Journal
 from saucer.billing.service.records import Correction, record
 from saucer.billing.store import accounts as store
@@ -26,6 +25,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import derived_id
+from saucer.lib.money import in_words
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database
 

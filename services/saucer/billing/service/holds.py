@@ -11,7 +11,6 @@ from saucer.billing import metering
 from saucer.billing.coalescing import Coalescer
 from saucer.billing.domain import ChargeStatus, Hold, HoldRequest, HoldState, Refusal, Spec
 from saucer.billing.messages import hold_message
-from saucer.billing.pricing import in_words
 from saucer.billing.service.budgets import Budgets
 from saucer.billing.service.groups import Groups
 from saucer.billing.service.journal import Journal, outgoing
@@ -28,6 +27,7 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.ids import derived_id
+from saucer.lib.money import in_words
 from saucer.lib.outbox import enqueue_all
 from saucer.lib.postgres import Database, Transaction
 

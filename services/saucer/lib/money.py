@@ -1,4 +1,4 @@
-"""What things cost, for people."""
+"""Amounts of money, for people."""
 
 
 def in_words(micros: int, currency: str) -> str:
