@@ -58,17 +58,6 @@ async def insert_model(connection: Connection, model: Model) -> None:
     )
 
 
-async def mark_deleted(connection: Connection, model_id: str) -> None:
-    """Of a model, whether it is known yet or not."""
-    await connection.execute("INSERT INTO deleted_model (model_id) VALUES ($1) ON CONFLICT DO NOTHING", model_id)
-
-
-async def is_deleted(connection: Connection, model_id: str) -> bool:
-    """Whether nothing new may begin with the model."""
-    found = await connection.fetchval("SELECT EXISTS (SELECT FROM deleted_model WHERE model_id = $1)", model_id)
-    return bool(found)
-
-
 async def get_model(connection: Connection, model_id: str) -> Model | None:
     """A model."""
     row = await connection.fetchrow(

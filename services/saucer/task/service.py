@@ -17,6 +17,7 @@ import asyncpg
 import structlog
 from google.protobuf.message import Message
 
+from saucer.lib import deleted_models
 from saucer.lib.auth import current
 from saucer.lib.errors import (
     REFUSALS,
@@ -137,7 +138,7 @@ class Tasks:
         """Raises NotFoundError; FailedPreconditionError: MODEL_DELETED."""
         async with self._database.reading() as connection:
             model = await store.get_model(connection, model_id)
-            deleted = await store.is_deleted(connection, model_id)
+            deleted = await deleted_models.is_deleted(connection, model_id)
         if model is None or model.account_id != account_id:
             raise NotFoundError("model", model_id)
         if deleted:
@@ -157,7 +158,7 @@ class Tasks:
     async def forget_model(self, model_id: str) -> None:
         """It was deleted; again changes nothing."""
         async with self._database.transaction() as tx:
-            await store.mark_deleted(tx.connection, model_id)
+            await deleted_models.mark_deleted(tx.connection, model_id)
 
     async def learn_pace(self, pace: Pace, *, predicts: bool) -> None:
         """A run took so long that trains or only predicts; again changes nothing."""
@@ -283,7 +284,7 @@ class Tasks:
                 form = task.form
                 # A training that resumes has what it began with in its checkpoint.
                 for model_id in filter(None, (form.model_id, form.base_model_id if from_scratch else "")):
-                    if await store.is_deleted(tx.connection, model_id):
+                    if await deleted_models.is_deleted(tx.connection, model_id):
                         raise _model_deleted(model_id)
                 if billing_mode is not None:
                     form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import structlog
 
+from saucer.lib import deleted_models
 from saucer.lib.auth import current
 from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError
 from saucer.lib.postgres import Database
@@ -65,7 +66,7 @@ class Deployments:
     async def forget_model(self, model_id: str) -> None:
         """It was deleted, and is not deployed any more; where it serves, it goes on."""
         async with self._database.transaction() as tx:
-            await store.mark_deleted(tx.connection, model_id)
+            await deleted_models.mark_deleted(tx.connection, model_id)
 
     async def meet_evaluation(self, evaluation: Evaluation, ended_at: datetime) -> None:
         """A model is evaluated, and can be published."""

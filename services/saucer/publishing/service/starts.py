@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 import asyncpg
 import structlog
 
+from saucer.lib import deleted_models
 from saucer.lib.auth import current
 from saucer.lib.errors import (
     REFUSALS,
@@ -220,7 +221,7 @@ def _queue(deployment: Deployment, hold: Hold, now: datetime) -> Deployment:
 
 async def check_there(connection: Connection, model_id: str) -> None:
     """Raises FailedPreconditionError: MODEL_DELETED."""
-    if await store.is_deleted(connection, model_id):
+    if await deleted_models.is_deleted(connection, model_id):
         raise FailedPreconditionError(
             "MODEL_DELETED", f"The model {model_id} was deleted; deploy another one.", model_id=model_id
         )
