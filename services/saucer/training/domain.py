@@ -116,6 +116,7 @@ class Progress:
     epoch: float = 0.0
     elapsed_ms: int = 0
     time_left_ms: int | None = None
+    # Top-1 of a classification.
     best_map_50: float | None = None
     stage_progress: float = 0.0
 
@@ -303,6 +304,7 @@ class Model:
     task_name: str
     dataset_version_id: str
     config: str
+    # Top-1 of a classification.
     best_map_50: float | None
     files: tuple[ModelFile, ...]
     created_at: datetime

@@ -93,6 +93,7 @@ class Ending:
     user_error: bool = False
     released: bool = False
     files: Mapping[str, str] = field(default_factory=dict)
+    # Top-1 of a classification.
     best_map_50: float | None = None
     elapsed_ms: int = 0
 

@@ -55,6 +55,7 @@ class Vitals:
     elapsed_ms: int = 0
     # When training will have ended, by time.monotonic(): what is told later says less.
     trained_by_s: float | None = None
+    # Top-1 of a classification.
     best_map_50: float | None = None
 
 

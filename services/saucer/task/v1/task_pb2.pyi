@@ -309,6 +309,7 @@ class Task(_message.Message):
     cost_micros: _builtins.int
     """Of the present start, so far."""
     best_map_50: _builtins.float
+    """Best of the validations so far; unset before the first, and of a classification, which has best_top_1."""
     stop_requested: _builtins.bool
     end_reason: _training_pb2.EndReason.ValueType
     error_message: _builtins.str
@@ -317,7 +318,7 @@ class Task(_message.Message):
     model_id: _builtins.str
     evaluation_id: _builtins.str
     test_map_50: _builtins.float
-    """On the test split."""
+    """On the test split; unset of a classification, which has test_top_1."""
     revision: _builtins.int
     iteration: _builtins.int
     iterations: _builtins.int

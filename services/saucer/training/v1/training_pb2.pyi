@@ -227,7 +227,7 @@ class Run(_message.Message):
     iterations: _builtins.int
     epoch: _builtins.float
     best_map_50: _builtins.float
-    """Best of the validations so far; unset before the first, and of a classification."""
+    """Best of the validations so far; unset before the first, and of a classification, which has best_top_1."""
     charged_ms: _builtins.int
     """The counter that billing charges: time in which a worker demonstrably had the run."""
     end_reason: Global___EndReason.ValueType
@@ -240,7 +240,7 @@ class Run(_message.Message):
     spec_id: _builtins.str
     count: _builtins.int
     best_top_1: _builtins.float
-    """The same of a classification."""
+    """Of a classification, the best of the validations so far; best_map_50 is unset then."""
     @_builtins.property
     def config(self) -> Global___TrainingConfig: ...
     @_builtins.property
@@ -476,11 +476,12 @@ class Model(_message.Message):
     manifest_sha256: _builtins.str
     image_prefix: _builtins.str
     validation_map_50: _builtins.float
+    """Best of the validations; unset of a classifier, which has validation_top_1."""
     revision: _builtins.int
     display_name: _builtins.str
     scene: _builtins.str
     validation_top_1: _builtins.float
-    """Of a classifier; validation_map_50 is unset then."""
+    """Of a classifier, the best of the validations; validation_map_50 is unset then."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property

@@ -161,7 +161,7 @@ class HeartbeatRequest(_message.Message):
     iterations: _builtins.int
     epoch: _builtins.float
     best_map_50: _builtins.float
-    """Of a classification: top-1."""
+    """Best of the validations so far; of a classification its top-1, since there is no field of its own here."""
     stage_progress: _builtins.float
     """Of the stage, 0 to 1."""
     @_builtins.property
@@ -363,7 +363,7 @@ class FinishRunRequest(_message.Message):
     user_error: _builtins.bool
     """True: another attempt cannot do better (bad data, out of memory at batch 1)."""
     best_map_50: _builtins.float
-    """Of a classification: top-1."""
+    """Best of the validations; of a classification its top-1, since there is no field of its own here."""
     released: _builtins.bool
     """The worker has to stop, and gives the run back: another goes on from the last checkpoint, and the attempt does not
     count as lost. The reason is END_REASON_FAILED then.
