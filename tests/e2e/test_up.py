@@ -69,7 +69,7 @@ def command(folder: Path, *arguments: str) -> list[dict[str, Any]] | dict[str, A
 def task_that(folder: Path, task_id: str, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     deadline = time.monotonic() + TRAINING_S
     while True:
-        task = command(folder, "task", "get", task_id)
+        task = command(folder, "task", "show", task_id)
         assert isinstance(task, dict)
         if holds(task):
             return task

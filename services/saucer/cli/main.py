@@ -15,7 +15,7 @@ TOPICS = {
     "budget": ("saucer.cli.groups", "Limits on what is spent: set, list."),
     "dataset": ("saucer.cli.datasets", "Data sets: import, show, list, images, export."),
     "draft": ("saucer.cli.drafts", "Labelling: create, show, list, label, version, delete."),
-    "task": ("saucer.cli.tasks", "Tasks: create, quote, get, list, watch, stop, restart, delete."),
+    "task": ("saucer.cli.tasks", "Tasks: create, quote, show, list, watch, stop, restart, delete."),
     "run": ("saucer.cli.runs", "A task's training: metrics and log."),
     "evaluate": ("saucer.cli.predicting", "Evaluate a model on other data."),
     "evaluation": ("saucer.cli.evaluations", "How good a model is."),

@@ -12,6 +12,7 @@ from saucer.cli.app import (
     SECONDS,
     App,
     Topic,
+    Verb,
     chosen,
     enum_choice,
     enum_number,
@@ -162,12 +163,16 @@ def quote(app: App, /, **options: Any) -> None:
 @task.command()
 @TASK
 @pass_app
-def get(app: App, task_id: str) -> None:
+def show(app: App, task_id: str) -> None:
     """One task."""
     found = app.connection.task.GetTask(task_pb2.GetTaskRequest(task_id=task_id))
     print_task(app.output, found)
     if not app.output.as_json:
         _print_derived(app.output, list(found.derived_values))
+
+
+# Its name in earlier releases.
+task.add_command(Verb("get", callback=show.callback, params=show.params[:1], help=show.help, hidden=True))
 
 
 @task.command("list")

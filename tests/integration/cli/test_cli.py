@@ -195,7 +195,7 @@ async def test_failures_are_sentences_and_end_with_1(saucer: Saucer) -> None:
     fields = await saucer.fails("account", "create", "--name", "", "--currency", "euros")
     assert "display_name" in fields
     assert "currency" in fields
-    assert "is it running" in await saucer.fails("task", "get", missing)
+    assert "is it running" in await saucer.fails("task", "show", missing)
     assert "--request-id" in await saucer.fails("task", "stop", missing)
     assert "names no address of dataset" in await saucer.fails("dataset", "list", "--account", missing)
 

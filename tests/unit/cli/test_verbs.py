@@ -560,6 +560,13 @@ def test_the_log_is_searched_or_followed(cli: Cli, script: Script) -> None:
     assert request.HasField("start_time")
 
 
+def test_a_task_is_shown_and_still_by_the_verbs_former_name(cli: Cli) -> None:
+    shown = cli("task", "show", TASK)
+    assert "succeeded" in shown
+    assert cli("task", "get", TASK) == shown
+    assert "NOT_FOUND" in cli.fails("task", "get", new_id())
+
+
 def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
     assert [line["text"] for line in cli.lines("run", "logs", RUN, "--follow")] == ["line 1", "line 2", "line 3"]
     cli.fails("run", "logs", RUN, "--follow", "--keyword", "x", code=2)
