@@ -7,6 +7,7 @@ The common options stand on every command, before or after its verb. Where one i
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from importlib import import_module
@@ -184,10 +185,22 @@ class _Micros(click.ParamType[int]):
         return self.fail(f"{value!r} is no amount; write 20 or 12.50, at most six decimals.", param, ctx)
 
 
+class _Moment(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return datetime.fromisoformat(str(value)).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is no time; write 2027-01-31, 2027-01-31T14:30 or 2027-01-31T14:30:00+01:00.", param, ctx
+            )
+
+
 IDENTIFIER = _Identifier()
 SECONDS = _Seconds()
-# Of UTC.
-MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"])
+# Local, as times are printed, where it states no zone; aware.
+MOMENT = _Moment()
 MONEY = _Micros()
 
 

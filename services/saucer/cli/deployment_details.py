@@ -1,13 +1,13 @@
 """`saucer deployment instances|traffic|logs|events|versions|gate|records`: what is known of one deployment."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, pages, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.output import enum_word, moment
+from saucer.lib.clock import to_timestamp
 from saucer.publishing.v1 import publishing_pb2
 
 # Among which the gate of one is looked for.
@@ -39,13 +39,13 @@ def instances(app: App, deployment_id: str) -> None:
 
 @click.command(cls=Verb)
 @DEPLOYMENT
-@click.option("--since", type=MOMENT, help="UTC; default: an hour ago.")
-@click.option("--until", type=MOMENT, help="UTC; default: now.")
+@click.option("--since", type=MOMENT, help="Local time; default: an hour ago.")
+@click.option("--until", type=MOMENT, help="Local time; default: now.")
 @pass_app
 def traffic(app: App, deployment_id: str, since: datetime | None, until: datetime | None) -> None:
     """Each 15 seconds' requests, errors and latency, by version, oldest first; at most 1,000."""
     request = publishing_pb2.ListTrafficSamplesRequest(
-        deployment_id=deployment_id, start_time=_stamp(since), end_time=_stamp(until)
+        deployment_id=deployment_id, start_time=to_timestamp(since), end_time=to_timestamp(until)
     )
     app.output.listing(
         "",
@@ -213,11 +213,3 @@ def records(app: App, deployment_id: str, limit: int) -> None:
             item.detail,
         ),
     )
-
-
-def _stamp(when: datetime | None) -> Timestamp | None:
-    if when is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(when.replace(tzinfo=UTC))
-    return stamp

@@ -1,6 +1,6 @@
 """`saucer group` and `saucer budget`: prepaid capacity, and limits on what is spent."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
@@ -25,8 +25,8 @@ def group() -> None:
 @click.option("--region", "region_id", help="Default: the profile's.")
 @click.option("--spec", "spec_id", help="Default: the profile's.")
 @click.option("--capacity", type=click.IntRange(min=1), required=True, help="Of the spec, at once.")
-@click.option("--from", "start", type=MOMENT, help="UTC; default: now.")
-@click.option("--until", "end", type=MOMENT, required=True, help="UTC; what runs then is stopped.")
+@click.option("--from", "start", type=MOMENT, help="Local time; default: now.")
+@click.option("--until", "end", type=MOMENT, required=True, help="Local time; what runs then is stopped.")
 @REASON
 @pass_app
 def create(
@@ -49,8 +49,8 @@ def create(
         region_id=chosen(profile.region_id, region_id, "--region"),
         spec_id=chosen(profile.spec_id, spec_id, "--spec"),
         capacity=capacity,
-        start_time=to_timestamp(start.replace(tzinfo=UTC) if start else None),
-        end_time=to_timestamp(end.replace(tzinfo=UTC)),
+        start_time=to_timestamp(start),
+        end_time=to_timestamp(end),
         reason=reason,
     )
     _print(app.output, app.connection.billing.CreateResourceGroup(request))
@@ -59,7 +59,7 @@ def create(
 @group.command()
 @GROUP
 @click.option("--capacity", type=click.IntRange(min=1), default=0, help="Default: as it is.")
-@click.option("--until", "end", type=MOMENT, help="UTC; default: as it is.")
+@click.option("--until", "end", type=MOMENT, help="Local time; default: as it is.")
 @REASON
 @pass_app
 def update(app: App, group_id: str, capacity: int, end: datetime | None, reason: str) -> None:
@@ -68,7 +68,7 @@ def update(app: App, group_id: str, capacity: int, end: datetime | None, reason:
         request_id=app.request_id(),
         resource_group_id=group_id,
         capacity=capacity,
-        end_time=to_timestamp(end.replace(tzinfo=UTC) if end else None),
+        end_time=to_timestamp(end),
         reason=reason,
     )
     _print(app.output, app.connection.billing.UpdateResourceGroup(request))

@@ -1,6 +1,6 @@
 """`saucer region` and `saucer spec`: what is on offer where, at what price."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 import click
 
@@ -73,7 +73,7 @@ def create_spec(
 @click.argument("region_id", metavar="REGION")
 @click.argument("spec_id", metavar="SPEC")
 @click.argument("price", type=MONEY)
-@click.option("--from", "start", type=MOMENT, help="UTC; default: now.")
+@click.option("--from", "start", type=MOMENT, help="Local time; default: now.")
 @click.option("--reason", default="", help="For the record.")
 @pass_app
 def set_price(app: App, region_id: str, spec_id: str, price: int, start: datetime | None, reason: str) -> None:
@@ -83,7 +83,7 @@ def set_price(app: App, region_id: str, spec_id: str, price: int, start: datetim
         region_id=region_id,
         spec_id=spec_id,
         price_per_hour_micros=price,
-        start_time=to_timestamp(start.replace(tzinfo=UTC) if start else None),
+        start_time=to_timestamp(start),
         reason=reason,
     )
     _print(app.output, app.connection.billing.SetPrice(request))

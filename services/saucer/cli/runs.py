@@ -1,13 +1,24 @@
 """`saucer run`: what a training says while it runs, and afterwards. A task's id stands for its present run."""
 
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, found_or, limit_option, pages, pass_app
+from saucer.cli.app import (
+    IDENTIFIER,
+    MOMENT,
+    App,
+    Topic,
+    enum_choice,
+    enum_number,
+    found_or,
+    limit_option,
+    pages,
+    pass_app,
+)
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
 from saucer.cli.exports import ExportFile, write_pieces
@@ -68,8 +79,8 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
 @click.option("--follow", "-f", "keep_following", is_flag=True, help="Wait for more, until the run ends.")
 @click.option("--keyword", "keywords", multiple=True, help="Only lines with it; repeatable, all must occur.")
 @click.option("--level", type=enum_choice(_LEVELS), help="This one and above.")
-@click.option("--since", type=click.DateTime(), help="Local time.")
-@click.option("--until", type=click.DateTime(), help="Local time.")
+@click.option("--since", type=MOMENT, help="Local time.")
+@click.option("--until", type=MOMENT, help="Local time.")
 @click.option("--newest-first", is_flag=True)
 @click.option(
     "--export",
@@ -108,8 +119,8 @@ def logs(
         "run_id": run_id,
         "keywords": keywords,
         "min_level": enum_number(_LEVELS, level) if level else training_pb2.LOG_LEVEL_UNSPECIFIED,
-        "start_time": to_timestamp(since.astimezone(UTC)) if since else None,
-        "end_time": to_timestamp(until.astimezone(UTC)) if until else None,
+        "start_time": to_timestamp(since),
+        "end_time": to_timestamp(until),
     }
     if export is not None:
         request = training_pb2.ExportLogRequest(**wanted, format=_FORMATS[export.suffix.lower()])

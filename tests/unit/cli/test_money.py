@@ -74,8 +74,8 @@ def cli(script: Script, tmp_path: Path) -> Iterator[Cli]:
     server.stop(0)
 
 
-def test_a_group_is_created_until_a_day_in_utc_with_its_reason(cli: Cli, script: Script) -> None:
-    options = ("--name", "nights", "--capacity", "2", "--until", "2027-01-01", "--reason", "paid by invoice")
+def test_a_group_is_created_until_a_time_with_its_reason(cli: Cli, script: Script) -> None:
+    options = ("--name", "nights", "--capacity", "2", "--until", "2027-01-01T00:00Z", "--reason", "paid by invoice")
     assert cli.json("group", "create", ACCOUNT, *options)["resourceGroupId"] == GROUP
     (request,) = script.requests
     assert request.end_time.ToJsonString() == "2027-01-01T00:00:00Z"
@@ -104,7 +104,7 @@ def test_a_budget_is_of_the_month_or_of_a_work(cli: Cli, script: Script) -> None
 
 
 def test_a_price_may_begin_later(cli: Cli, script: Script) -> None:
-    cli("spec", "price", "local", "cpu-2", "4.20", "--from", "2027-01-01T12:00", "--reason", "electricity")
+    cli("spec", "price", "local", "cpu-2", "4.20", "--from", "2027-01-01T12:00Z", "--reason", "electricity")
     (request,) = script.requests
     assert (request.start_time.ToJsonString(), request.reason) == ("2027-01-01T12:00:00Z", "electricity")
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -567,6 +568,40 @@ def test_a_task_is_shown_and_still_by_the_verbs_former_name(cli: Cli) -> None:
     assert "NOT_FOUND" in cli.fails("task", "get", new_id())
 
 
+@pytest.fixture
+def tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("tokyo")
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("2026-01-02", "2026-01-01T15:00:00Z"),
+        ("2026-01-02T09:30", "2026-01-02T00:30:00Z"),
+        ("2026-01-02 09:30:15", "2026-01-02T00:30:15Z"),
+        ("2026-01-02T09:30:00Z", "2026-01-02T09:30:00Z"),
+        ("2026-01-02T09:30+01:00", "2026-01-02T08:30:00Z"),
+    ],
+)
+def test_a_time_is_local_as_times_are_printed_unless_it_states_its_zone(
+    cli: Cli, script: Script, given: str, sent: str
+) -> None:
+    for asks in (("run", "logs", RUN), ("deployment", "traffic", DEPLOYMENT)):
+        cli(*asks, "--since", given, "--until", given)
+        asked = script.requests[-1]
+        assert [asked.start_time.ToJsonString(), asked.end_time.ToJsonString()] == [sent, sent]
+
+
+@pytest.mark.parametrize("given", ["yesterday", "2026-13-01", "09:30", "0001-01-01T00:00+14:00"])
+def test_what_is_no_time_is_refused_with_examples(cli: Cli, given: str) -> None:
+    assert "2027-01-31T14:30" in cli.fails("run", "logs", RUN, "--since", given, code=2)
+
+
 def test_a_log_that_breaks_off_is_followed_from_where_it_was(cli: Cli) -> None:
     assert [line["text"] for line in cli.lines("run", "logs", RUN, "--follow")] == ["line 1", "line 2", "line 3"]
     cli.fails("run", "logs", RUN, "--follow", "--keyword", "x", code=2)
@@ -797,7 +832,7 @@ def test_a_deployments_instances_traffic_log_and_events_are_listed(cli: Cli, scr
     assert "images were refused: 3" in cli("deployment", "logs", DEPLOYMENT)
     listed = cli("deployment", "instances", DEPLOYMENT)
     assert all(word in listed for word in ("second", "lost", "its process is gone"))
-    assert "12.3" in cli("deployment", "traffic", DEPLOYMENT, "--since", "2026-01-01")
+    assert "12.3" in cli("deployment", "traffic", DEPLOYMENT, "--since", "2026-01-01T00:00Z")
     asked = script.requests[-1]
     assert asked.start_time.ToJsonString() == "2026-01-01T00:00:00Z"
     assert not asked.HasField("end_time")
