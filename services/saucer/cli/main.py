@@ -7,26 +7,39 @@ import click
 
 from saucer.cli.app import Root
 
+# Of a topic with verbs the line ends with all of them, after a colon.
 TOPICS = {
-    "account": ("saucer.cli.accounts", "Accounts: create, list, show, top up, statement."),
-    "region": ("saucer.cli.offers", "Regions."),
-    "spec": ("saucer.cli.offers", "Compute shapes and their prices."),
+    "account": (
+        "saucer.cli.accounts",
+        "Accounts: create, list, show, topup, statement, month, adjust, refund, quotas, set-quotas, suspend, resume.",
+    ),
+    "region": ("saucer.cli.offers", "Regions: create."),
+    "spec": ("saucer.cli.offers", "Compute shapes and their prices: create, list, price."),
     "group": ("saucer.cli.groups", "Prepaid capacity: create, update, show, list."),
     "budget": ("saucer.cli.groups", "Limits on what is spent: set, list."),
-    "dataset": ("saucer.cli.datasets", "Data sets: import, show, list, images, export."),
-    "draft": ("saucer.cli.drafts", "Labelling: create, show, list, label, version, delete."),
-    "task": ("saucer.cli.tasks", "Tasks: create, quote, show, list, watch, stop, restart, delete."),
-    "run": ("saucer.cli.runs", "A task's training: metrics and log."),
+    "dataset": (
+        "saucer.cli.datasets",
+        "Data sets: import, show, list, images, export, reads, roots, map-root, unmap-root.",
+    ),
+    "draft": ("saucer.cli.drafts", "Labelling: create, show, list, add-class, label, version, delete."),
+    "task": (
+        "saucer.cli.tasks",
+        "Tasks: create, quote, show, list, watch, stop, restart, delete, scenes, parameters, starting-points.",
+    ),
+    "run": ("saucer.cli.runs", "A task's training: list, metrics, logs."),
     "evaluate": ("saucer.cli.predicting", "Evaluate a model on other data."),
-    "evaluation": ("saucer.cli.evaluations", "How good a model is."),
-    "worker": ("saucer.cli.workers", "Workers: list, drain, resume (administrator)."),
-    "queue": ("saucer.cli.workers", "What waits for workers (administrator)."),
-    "triton": ("saucer.cli.tritons", "Servers that carry deployments: list, register, drain, resume (administrator)."),
-    "model": ("saucer.cli.models", "Models: list, download."),
+    "evaluation": (
+        "saucer.cli.evaluations",
+        "How good a model is: list, show, report, thresholds, bad-cases, suspects, compare, confusion, scores, images.",
+    ),
+    "worker": ("saucer.cli.workers", "Workers (administrator): list, drain, resume."),
+    "queue": ("saucer.cli.workers", "What waits for workers (administrator): list."),
+    "triton": ("saucer.cli.tritons", "Servers that carry deployments (administrator): list, register, drain, resume."),
+    "model": ("saucer.cli.models", "Models: list, download, delete."),
     "deploy": ("saucer.cli.deployments", "Put a model online."),
     "deployment": (
         "saucer.cli.deployments",
-        "What is online: list, show, stop, start, delete, traffic, logs, events, versions, gate, records.",
+        "What is online: list, show, stop, start, delete, traffic, instances, logs, events, versions, gate, records.",
     ),
     "update": ("saucer.cli.versions", "Another model in place, with no failed request."),
     "rollback": ("saucer.cli.versions", "A former version again."),
@@ -34,10 +47,10 @@ TOPICS = {
     "stop": ("saucer.cli.deployments", "Take a deployment offline."),
     "predict": ("saucer.cli.detecting", "Find things on images."),
     "test": ("saucer.cli.testing", "Draw what a deployment finds on a picture; move the confidence."),
-    "billing": ("saucer.cli.billing", "The ledger."),
-    "token": ("saucer.cli.tokens", "Tokens."),
-    "calls": ("saucer.cli.calls", "Who did what (administrator)."),
-    "events": ("saucer.cli.events", "What happened, and what could not be consumed."),
+    "billing": ("saucer.cli.billing", "The ledger: audit, records."),
+    "token": ("saucer.cli.tokens", "Tokens: create."),
+    "calls": ("saucer.cli.calls", "Who did what (administrator): list."),
+    "events": ("saucer.cli.events", "What happened, and what could not be consumed: tail, dead, retry."),
 }
 
 

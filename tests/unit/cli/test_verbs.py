@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import click
 import grpc
 import pytest
 from PIL import Image
 
 from saucer.cli import connection, datasets, deployments, evaluation_options, evaluations
+from saucer.cli.main import TOPICS, main
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.errors import InvalidArgumentError
@@ -892,8 +894,18 @@ def test_a_topic_has_its_verbs_whatever_was_imported_before() -> None:
     assert alone == verbs("import saucer.cli.versions, saucer.cli.testing\n")
 
 
-def test_every_verb_has_help_and_starts_without_drawing(cli: Cli) -> None:
-    from saucer.cli.main import TOPICS  # noqa: PLC0415
+def test_the_help_names_every_verb_of_a_topic_and_no_other() -> None:
+    context = click.Context(main)
+    said, registered = {}, {}
+    for topic, (_, text) in TOPICS.items():
+        command = main.get_command(context, topic)
+        if isinstance(command, click.Group):
+            verbs = text.partition(": ")[2].removesuffix(".")
+            said[topic] = sorted(verbs.split(", "))
+            registered[topic] = sorted(name for name, verb in command.commands.items() if not verb.hidden)
+    assert said == registered
 
+
+def test_every_verb_has_help_and_starts_without_drawing(cli: Cli) -> None:
     for topic in TOPICS:
         assert cli.result(topic, "--help").exit_code == 0, topic
