@@ -17,6 +17,7 @@ from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
 from tests.support.events import until
 from tests.support.servers import NewDatabase
+from tests.support.statements import check_account
 
 REGION, SPEC = "local", "cpu-2"
 PRICE_MICROS = 3_600_000
@@ -54,6 +55,11 @@ class Ledger:
 
     async def audit(self) -> Audit:
         return await self.billing.statements.audit()
+
+    async def check_statements(self) -> int:
+        """Works every line of every account by hand; how many there are."""
+        accounts = await self.billing.accounts.list(after=None, limit=1_000_000)
+        return sum([await check_account(self.billing, account.account_id) for account in accounts])
 
     async def until_one_waits_for_a_lock(self) -> None:
         """Until a statement of this database waits for what another transaction holds."""
@@ -115,6 +121,7 @@ async def ledger(new_database: NewDatabase) -> AsyncIterator[Ledger]:
     async with AsyncExitStack() as stack:
         ledger = await open_ledger(stack, await new_database())
         yield ledger
+        await ledger.check_statements()
         audit = await ledger.audit()
         assert not audit.findings
         assert audit.ledger_sum_micros == 0

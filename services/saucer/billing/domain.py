@@ -345,6 +345,10 @@ class MonthlyStatement:
     opening_available_micros: int
     opening_frozen_micros: int
     transfers: tuple[Transfer, ...]
+    # Those that the lines are of, by id.
+    holds: Mapping[str, Hold]
+    # What was settled and posted of each before the page, by id; none: nothing.
+    taken_micros: Mapping[str, int]
     # The last line's of the page; the opening ones without a line.
     closing_available_micros: int
     closing_frozen_micros: int

@@ -16,7 +16,7 @@ from saucer.billing.domain import (
     TopUp,
     Transfer,
 )
-from saucer.billing.ledger import TransferKind
+from saucer.billing.explaining import explanations
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.clock import to_timestamp
 
@@ -141,15 +141,21 @@ def budget_message(budget: Budget, spending: Spending, currency: str) -> billing
 
 def statement_message(statement: Statement) -> billing_pb2.Statement:
     """A start with its lines."""
-    hold = statement.hold
-    return billing_pb2.Statement(
-        hold=hold_message(hold),
-        lines=[_line(transfer, _explain(hold, transfer)) for transfer in statement.transfers],
-    )
+    hold, transfers = statement.hold, statement.transfers
+    explained = explanations(transfers, {hold.hold_id: hold}, {})
+    return billing_pb2.Statement(hold=hold_message(hold), lines=list(map(_line, transfers, explained)))
 
 
 def monthly_statement_message(statement: MonthlyStatement, next_page_token: str) -> billing_pb2.MonthlyStatement:
     """A page of a month."""
+    explained = [
+        f"start {transfer.hold_id}: {text}" if transfer.hold_id else text
+        for transfer, text in zip(
+            statement.transfers,
+            explanations(statement.transfers, statement.holds, statement.taken_micros),
+            strict=True,
+        )
+    ]
     return billing_pb2.MonthlyStatement(
         account_id=statement.account.account_id,
         currency=statement.account.currency,
@@ -159,7 +165,7 @@ def monthly_statement_message(statement: MonthlyStatement, next_page_token: str)
         end_time=to_timestamp(statement.period.end),
         opening_available_micros=statement.opening_available_micros,
         opening_frozen_micros=statement.opening_frozen_micros,
-        lines=[_line(transfer, _source(transfer)) for transfer in statement.transfers],
+        lines=list(map(_line, statement.transfers, explained)),
         closing_available_micros=statement.closing_available_micros,
         closing_frozen_micros=statement.closing_frozen_micros,
         charged_micros=statement.charged_micros,
@@ -179,30 +185,6 @@ def _line(transfer: Transfer, explanation: str) -> billing_pb2.StatementLine:
         available_micros=transfer.available_micros,
         frozen_micros=transfer.frozen_micros,
     )
-
-
-def _explain(hold: Hold, transfer: Transfer) -> str:
-    """How a line of a start follows from its figures."""
-    if transfer.kind is TransferKind.HOLD:
-        return f"2 h × {hold.price_per_hour_micros} × {hold.count}"
-    if transfer.kind is TransferKind.RELEASE:
-        return f"{hold.amount_micros} held − {hold.posted_micros} posted"
-    if transfer.kind is TransferKind.EXPIRY:
-        return "not used in time"
-    if transfer.kind is TransferKind.REFUND:
-        return _source(transfer)
-    seconds = transfer.charged_ms // 1000
-    charge = f"floor({hold.price_per_hour_micros} × {hold.count} × {seconds} s ÷ 3600)"
-    return f"{charge}, less what was taken before"
-
-
-def _source(transfer: Transfer) -> str:
-    """What a line of an account comes from."""
-    if transfer.reason is not None:
-        return f"{transfer.reason} ({transfer.author})"
-    if transfer.reference is not None:
-        return f"reference {transfer.reference}"
-    return f"start {transfer.hold_id}, at {transfer.charged_ms // 1000} s"
 
 
 def record_message(record: Record) -> billing_pb2.Record:

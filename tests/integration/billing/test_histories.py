@@ -29,6 +29,7 @@ from saucer.lib.errors import DomainError
 from saucer.lib.ids import new_id
 from saucer.local.servers import PostgresServer
 from tests.support.ledger import HOUR_MS, PRICE_MICROS, REGION, SPEC, Ledger, open_ledger, request_of
+from tests.support.statements import check_account
 
 RESERVE_MS = 600_000
 MAX_MICROS = 30 * PRICE_MICROS
@@ -267,6 +268,8 @@ class Histories(RuleBasedStateMachine):
                 hold.lost,
             )
             assert found.stop_ordered == hold.stopped
+        for account_id in self.model:
+            self.do(check_account(self.ledger.billing, account_id))
         audit = self.do(self.ledger.audit())
         assert not audit.findings
 

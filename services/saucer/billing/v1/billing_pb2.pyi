@@ -1369,7 +1369,9 @@ class StatementLine(_message.Message):
     charged_ms: _builtins.int
     """The counter when it was booked."""
     explanation: _builtins.str
-    """How the amount follows from the counter, in figures; of a correction, its reason and author."""
+    """A formula in micros that, worked by hand, gives the amount; in a month's statement after the start that it is of.
+    Of what somebody decided: a top-up's reference, or a correction's reason and author.
+    """
     hold_id: _builtins.str
     """Empty: of no start."""
     available_micros: _builtins.int

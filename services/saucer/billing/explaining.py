@@ -1,0 +1,66 @@
+"""Each line of a statement in figures: a formula that, worked by hand, gives the line's amount in micros.
+
+What somebody decided — a top-up, an adjustment, a refund — has no formula, but its reference, or its reason and author.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from saucer.billing.domain import Hold, Transfer
+from saucer.billing.ledger import TransferKind
+from saucer.billing.metering import HOLD_HOURS, charge_micros
+
+_TAKES = (TransferKind.SETTLEMENT, TransferKind.POSTING)
+
+
+def explanations(
+    transfers: Sequence[Transfer], holds: Mapping[str, Hold], taken_micros: Mapping[str, int]
+) -> list[str]:
+    """One for each transfer.
+
+    Args:
+        transfers: of one account or one start, in order, none of their holds' left out in between.
+        holds: those that the transfers are of, by id.
+        taken_micros: what was settled and posted of each before the first transfer, by id.
+    """
+    taken, found = Counter(taken_micros), []
+    for transfer in transfers:
+        if transfer.hold_id is None or transfer.kind is TransferKind.REFUND:
+            found.append(_decided(transfer))
+            continue
+        found.append(_formula(transfer, holds[transfer.hold_id], taken[transfer.hold_id]))
+        if transfer.kind in _TAKES:
+            taken[transfer.hold_id] += transfer.amount_micros
+    return found
+
+
+def _decided(transfer: Transfer) -> str:
+    if transfer.reason is not None:
+        return f"{transfer.reason} ({transfer.author})"
+    return f"reference {transfer.reference}"
+
+
+def _formula(transfer: Transfer, hold: Hold, taken_micros: int) -> str:
+    price, count = hold.price_per_hour_micros, hold.count
+    match transfer.kind:
+        case TransferKind.HOLD:
+            return f"{HOLD_HOURS} h × {price} × {count}"
+        case TransferKind.RELEASE:
+            return f"{hold.amount_micros} held − {hold.posted_micros} posted"
+        case TransferKind.EXPIRY:
+            return f"{hold.amount_micros} held, not used in time"
+    unpaid = f"floor({price} × {count} × {transfer.charged_ms // 1000} s ÷ 3600) − {taken_micros} taken before"
+    unpaid_micros = charge_micros(price, count, transfer.charged_ms) - taken_micros
+    return unpaid + _bound(transfer, hold, unpaid_micros)
+
+
+def _bound(transfer: Transfer, hold: Hold, unpaid_micros: int) -> str:
+    """Why a line is not all that was unpaid, or who bears it."""
+    if transfer.kind is TransferKind.LOSS:
+        return ", which neither hold nor balance covered"
+    if transfer.amount_micros == unpaid_micros:
+        return ""
+    if transfer.kind is TransferKind.POSTING:
+        return f", at most the {hold.amount_micros} held"
+    # All that was available was taken.
+    return f", as far as the balance of {transfer.amount_micros} reaches"
