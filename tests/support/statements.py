@@ -67,7 +67,7 @@ async def _check_month(billing: Billing, account_id: str, month: str) -> int:
         check_lines(message.lines)
         _check_balances(message)
         lines += len(message.lines)
-        if len(page.transfers) < LINES_OF_A_PAGE:
+        if not page.more:
             return lines
         version = page.transfers[-1].account_version
 

@@ -354,6 +354,8 @@ class MonthlyStatement:
     closing_frozen_micros: int
     # Over the whole month: settled and posted, less refunds.
     charged_micros: int
+    # Whether lines of the month follow.
+    more: bool
 
 
 def month_of(time: datetime, time_zone: str) -> str:

@@ -257,8 +257,8 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         statement = await self._billing.statements.of_month(
             request.account_id, month, after_version=after_version, limit=page.size
         )
-        full = len(statement.transfers) == page.size
-        token = page.token([statement.period.name, statement.transfers[-1].account_version] if full else None)
+        last = statement.transfers[-1] if statement.more else None
+        token = page.token([statement.period.name, last.account_version] if last else None)
         return monthly_statement_message(statement, token)
 
     async def AuditLedger(self, request: billing_pb2.AuditLedgerRequest, context: Context) -> billing_pb2.Audit:

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import IDENTIFIER, MONEY, App, Topic, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, MONEY, App, Topic, limit_option, listed, pass_app
 from saucer.cli.output import Output, duration, enum_word, local_time, message_dict, moment, money
 
 ACCOUNT = click.argument("account_id", required=False, type=IDENTIFIER, metavar="[ACCOUNT]")
@@ -41,7 +41,7 @@ def create(app: App, name: str, currency: str, time_zone: str, reason: str) -> N
 @pass_app
 def list_(app: App, limit: int) -> None:
     """All accounts (administrator)."""
-    found = pages(app.connection.billing.ListAccounts, billing_pb2.ListAccountsRequest(), "accounts", limit)
+    found = listed(app, app.connection.billing.ListAccounts, billing_pb2.ListAccountsRequest(), "accounts", limit)
     app.output.listing("", ("account id", "name", "state", "available", "frozen", "created"), found, _row)
 
 
@@ -81,14 +81,16 @@ def topup(app: App, account_id: str, amount: int, reference: str | None) -> None
 @ACCOUNT
 @click.option("--work", "work_id", type=IDENTIFIER, help="Only of this task or deployment.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, amounts in micros.")
-@limit_option()
+@limit_option(None)
 @pass_app
-def statement(app: App, account_id: str | None, work_id: str | None, as_csv: bool, limit: int) -> None:
-    """What each start cost, line by line, so that it can be recomputed; newest first."""
+def statement(app: App, account_id: str | None, work_id: str | None, as_csv: bool, limit: int | None) -> None:
+    """What each start cost, line by line, so that it can be recomputed; newest first, all unless --limit says fewer."""
     request = billing_pb2.ListStatementsRequest(
         account_id=account_id or app.connection.required_account(), work_id=work_id or ""
     )
-    found: list[billing_pb2.Statement] = pages(app.connection.billing.ListStatements, request, "statements", limit)
+    found: list[billing_pb2.Statement] = listed(
+        app, app.connection.billing.ListStatements, request, "statements", limit
+    )
     if as_csv:
         _print_csv([line for item in found for line in item.lines])
         return
@@ -99,7 +101,8 @@ def statement(app: App, account_id: str | None, work_id: str | None, as_csv: boo
         print_statement(app.output, item)
     if work_id and found:
         cost = sum(item.hold.charge_micros - item.hold.lost_micros for item in found)
-        app.output.say(f"In all, {len(found)} starts: {money(cost, found[0].hold.currency)}")
+        which = "Of these" if request.page_token else "In all"
+        app.output.say(f"{which}, {len(found)} starts: {money(cost, found[0].hold.currency)}")
     if not found:
         app.output.say("Nothing was started yet.")
 
@@ -110,22 +113,26 @@ def statement(app: App, account_id: str | None, work_id: str | None, as_csv: boo
     "--month", "month", default="", help="Like 2026-11, in the account's time zone; default: the present one."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated, amounts in micros.")
-@limit_option(100_000)
+@limit_option(None)
 @pass_app
-def month(app: App, account_id: str | None, month: str, as_csv: bool, limit: int) -> None:
+def month(app: App, account_id: str | None, month: str, as_csv: bool, limit: int | None) -> None:
     """Everything that was booked in a month, with the balance after each line."""
     request = billing_pb2.GetMonthlyStatementRequest(
         account_id=account_id or app.connection.required_account(), month=month
     )
-    statement = app.connection.billing.GetMonthlyStatement(request)
-    while statement.next_page_token and len(statement.lines) < limit:
-        request.page_token = statement.next_page_token
-        page = app.connection.billing.GetMonthlyStatement(request)
-        statement.lines.extend(page.lines)
-        statement.closing_available_micros = page.closing_available_micros
-        statement.closing_frozen_micros = page.closing_frozen_micros
-        statement.next_page_token = page.next_page_token
-    del statement.lines[limit:]
+    answers: list[billing_pb2.MonthlyStatement] = []
+
+    def call(asked: billing_pb2.GetMonthlyStatementRequest) -> billing_pb2.MonthlyStatement:
+        answers.append(app.connection.billing.GetMonthlyStatement(asked))
+        return answers[-1]
+
+    lines = listed(app, call, request, "lines", limit)
+    statement, last = answers[0], answers[-1]
+    statement.ClearField("lines")
+    statement.lines.extend(lines)
+    statement.closing_available_micros = last.closing_available_micros
+    statement.closing_frozen_micros = last.closing_frozen_micros
+    statement.next_page_token = last.next_page_token
     if as_csv:
         _print_csv(statement.lines)
     else:

@@ -215,16 +215,29 @@ def enum_number(descriptor: Any, word: str) -> Any:
     return descriptor.values_by_name[enum_prefix(descriptor) + word.upper().replace("-", "_")].number
 
 
-def pages(call: Callable[[Any], Any], request: Any, field: str, limit: int) -> list[Any]:
-    """What a List call has, over its pages, at most `limit`."""
+def pages(call: Callable[[Any], Any], request: Any, field: str, limit: int | None) -> list[Any]:
+    """What a List call has, over its pages; no limit: all. Of more than that, the first; the request keeps its token."""
     found: list[Any] = []
     while True:
-        request.page_size = min(PAGE_SIZE, limit - len(found))
+        request.page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))
         response = call(request)
         found += getattr(response, field)
         request.page_token = response.next_page_token
-        if not request.page_token or len(found) >= limit:
+        if not request.page_token or len(found) == limit:
             return found
+
+
+def listed(app: App, call: Callable[[Any], Any], request: Any, field: str, limit: int | None) -> list[Any]:
+    """pages(), with a remark where those are not all."""
+    found = pages(call, request, field, limit)
+    if request.page_token:
+        remark_rest(app, len(found))
+    return found
+
+
+def remark_rest(app: App, shown: int) -> None:
+    """That a list goes on."""
+    app.output.remark(f"There are more than these {shown}; --limit says how many.")
 
 
 def found_or(get: Callable[[], M], other: Callable[[], M]) -> M:
@@ -242,10 +255,14 @@ def found_or(get: Callable[[], M], other: Callable[[], M]) -> M:
             raise
 
 
-def limit_option(default: int = 50) -> Callable[[Any], Any]:
-    """--limit."""
+def limit_option(default: int | None = 50) -> Callable[[Any], Any]:
+    """--limit; None: all."""
     return click.option(
-        "--limit", type=click.IntRange(1, 100_000), default=default, show_default=True, help="At most so many."
+        "--limit",
+        type=click.IntRange(1, 100_000),
+        default=default,
+        show_default=True if default else "all",
+        help="At most so many.",
     )
 
 

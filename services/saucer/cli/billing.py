@@ -3,7 +3,7 @@
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import App, Topic, limit_option, pages, pass_app
+from saucer.cli.app import App, Topic, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.output import moment, money
 
@@ -41,7 +41,7 @@ def audit(app: App) -> None:
 def records(app: App, limit: int) -> None:
     """Who did what, and why, newest first; with --account of one account (administrator)."""
     request = billing_pb2.ListRecordsRequest(account_id=app.connection.account_id)
-    found = pages(app.connection.billing.ListRecords, request, "records", limit)
+    found = listed(app, app.connection.billing.ListRecords, request, "records", limit)
     columns = ("time", "action", "subject", "author", "reason", "detail")
     app.output.listing(
         "",

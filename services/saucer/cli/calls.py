@@ -2,7 +2,7 @@
 
 import click
 
-from saucer.cli.app import App, Topic, limit_option, pages, pass_app
+from saucer.cli.app import App, Topic, limit_option, pages, pass_app, remark_rest
 from saucer.cli.events import SERVICES
 from saucer.cli.output import local_time
 from saucer.lib.v1 import calls_pb2
@@ -22,11 +22,13 @@ def calls() -> None:
 def list_(app: App, service: str | None, author: str, resource_id: str, limit: int) -> None:
     """Calls that change something, newest first; with --account of one account (administrator)."""
     found: list[tuple[str, calls_pb2.Call]] = []
+    more = False
     for name in [service] if service else SERVICES:
         request = calls_pb2.ListCallsRequest(
             account_id=app.connection.account_id, author=author, resource_id=resource_id
         )
         found += [(name, call) for call in pages(app.connection.calls(name).ListCalls, request, "calls", limit)]
+        more = more or bool(request.page_token)
     found.sort(key=lambda item: item[1].create_time.ToNanoseconds(), reverse=True)
     service_of = {call.call_id: name for name, call in found}
     app.output.listing(
@@ -43,3 +45,5 @@ def list_(app: App, service: str | None, author: str, resource_id: str, limit: i
             call.outcome or "unknown",
         ),
     )
+    if more or len(found) > limit:
+        remark_rest(app, limit)

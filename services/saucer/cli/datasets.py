@@ -11,7 +11,7 @@ from typing import IO, TypeVar
 import click
 import grpc
 
-from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, pages, pass_app, shorten
+from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, listed, pass_app, shorten
 from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError, domain_error
 from saucer.cli.output import Output, message_dict, moment, percent
@@ -91,13 +91,16 @@ def import_(
 def reads(app: App, limit: int) -> None:
     """Images read from the account's store by day, which its owner pays for: for lists and exports, for evaluations."""
     account_id = app.connection.account_id
-    listed = dataset_pb2.ListImageReadsRequest(account_id=account_id)
+    imported = dataset_pb2.ListImageReadsRequest(account_id=account_id)
     viewed = evaluation_pb2.ListEvaluationImageReadsRequest(account_id=account_id)
     found = [
-        *(("dataset", day) for day in pages(app.connection.dataset.ListImageReads, listed, "image_reads", limit)),
+        *(
+            ("dataset", day)
+            for day in listed(app, app.connection.dataset.ListImageReads, imported, "image_reads", limit)
+        ),
         *(
             ("evaluation", day)
-            for day in pages(app.connection.evaluation.ListEvaluationImageReads, viewed, "image_reads", limit)
+            for day in listed(app, app.connection.evaluation.ListEvaluationImageReads, viewed, "image_reads", limit)
         ),
     ]
     found.sort(key=lambda entry: entry[1].day, reverse=True)
@@ -179,7 +182,7 @@ def show(app: App, dataset_version_id: str) -> None:
 def list_(app: App, limit: int) -> None:
     """Versions, newest first."""
     request = dataset_pb2.ListDatasetVersionsRequest(account_id=app.connection.account_id)
-    found = pages(app.connection.dataset.ListDatasetVersions, request, "dataset_versions", limit)
+    found = listed(app, app.connection.dataset.ListDatasetVersions, request, "dataset_versions", limit)
     app.output.listing(
         "",
         ("version id", "name", "images", "boxes", "classes", "created"),
@@ -210,7 +213,7 @@ def images(app: App, image_set_id: str, unlabelled: bool, split: str | None, cla
     app.output.listing(
         "",
         ("image id", "file", "size", "split", "labels"),
-        pages(app.connection.dataset.ListImages, request, "images", limit),
+        listed(app, app.connection.dataset.ListImages, request, "images", limit),
         lambda image: (
             image.image_id,
             image.file_name,

@@ -4,7 +4,7 @@ from datetime import datetime
 
 import click
 
-from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.output import enum_word, moment
 from saucer.lib.clock import to_timestamp
@@ -89,7 +89,7 @@ def logs(app: App, deployment_id: str, limit: int) -> None:
     app.output.listing(
         "",
         ("when", "version", "triton", "level", "message"),
-        pages(app.connection.publishing.ListDeploymentLogLines, request, "lines", limit),
+        listed(app, app.connection.publishing.ListDeploymentLogLines, request, "lines", limit),
         lambda item: (moment(item, "log_time"), item.version_number, item.instance_id, item.level, item.message),
     )
 
@@ -125,7 +125,7 @@ def versions(app: App, deployment_id: str, limit: int) -> None:
     app.output.listing(
         "",
         ("version", "model id", "thresholds", "runtime", "replay", "asked for"),
-        pages(app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
+        listed(app, app.connection.publishing.ListDeploymentVersions, request, "versions", limit),
         lambda item: (
             item.number,
             item.model_id,
@@ -202,7 +202,7 @@ def records(app: App, deployment_id: str, limit: int) -> None:
     app.output.listing(
         "",
         ("when", "who", "what", "from", "to", "share", "detail"),
-        pages(app.connection.publishing.ListUpdateRecords, request, "records", limit),
+        listed(app, app.connection.publishing.ListUpdateRecords, request, "records", limit),
         lambda item: (
             moment(item, "create_time"),
             item.author,

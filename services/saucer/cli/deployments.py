@@ -18,7 +18,7 @@ from saucer.cli.app import (
     enum_choice,
     enum_number,
     limit_option,
-    pages,
+    listed,
     pass_app,
 )
 from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, logs, records, traffic, versions
@@ -125,7 +125,7 @@ deployment.add_command(records)
 def list_(app: App, limit: int) -> None:
     """Deployments, newest first."""
     request = publishing_pb2.ListDeploymentsRequest(account_id=app.connection.account_id)
-    found = pages(app.connection.publishing.ListDeployments, request, "deployments", limit)
+    found = listed(app, app.connection.publishing.ListDeployments, request, "deployments", limit)
     app.output.listing(
         "",
         ("deployment id", "name", "state", "replicas", "cost", "created"),

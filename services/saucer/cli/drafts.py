@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.datasets import describe_box, make_version
 from saucer.cli.output import moment
 from saucer.dataset.v1 import dataset_pb2
@@ -66,7 +66,7 @@ def list_(app: App, limit: int) -> None:
     app.output.listing(
         "",
         ("draft id", "name", "images", "unlabelled", "created"),
-        pages(app.connection.dataset.ListDrafts, request, "drafts", limit),
+        listed(app, app.connection.dataset.ListDrafts, request, "drafts", limit),
         lambda one: (one.draft_id, one.display_name, one.images, one.unlabelled_images, moment(one, "create_time")),
     )
 

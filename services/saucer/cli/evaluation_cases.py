@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, pages, pass_app
+from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
 from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
 from saucer.cli.exports import ExportFile, write_pieces
@@ -60,7 +60,9 @@ def bad_cases(
         write_pieces(app, export, app.connection.evaluation.ExportBadCases(exported))
         return
     request = evaluation_pb2.ListBadCasesRequest(**wanted, include_images=sheet is not None)
-    cases: list[evaluation_pb2.BadCase] = pages(app.connection.evaluation.ListBadCases, request, "bad_cases", limit)
+    cases: list[evaluation_pb2.BadCase] = listed(
+        app, app.connection.evaluation.ListBadCases, request, "bad_cases", limit
+    )
     if sheet is not None:
         with drawing(app, sheet) as draw:
             draw.bad_cases(sheet, found, cases)
@@ -93,7 +95,7 @@ def suspects(app: App, evaluation_id: str, threshold: float | None, kinds: tuple
     app.output.listing(
         f"Labels that may be wrong, at threshold {found.threshold:.2f}",
         SUSPECT_COLUMNS,
-        pages(app.connection.evaluation.ListSuspectedLabels, request, "suspected_labels", limit),
+        listed(app, app.connection.evaluation.ListSuspectedLabels, request, "suspected_labels", limit),
         suspect_row,
     )
 
@@ -110,8 +112,8 @@ def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, li
     request = evaluation_pb2.ListTestImagesRequest(
         evaluation_id=found.evaluation_id, class_name=class_name, include_images=sheet is not None
     )
-    shown: list[evaluation_pb2.TestImage] = pages(
-        app.connection.evaluation.ListTestImages, request, "test_images", limit
+    shown: list[evaluation_pb2.TestImage] = listed(
+        app, app.connection.evaluation.ListTestImages, request, "test_images", limit
     )
     if sheet is not None:
         with drawing(app, sheet) as draw:

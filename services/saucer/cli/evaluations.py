@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.evaluation_cases import bad_cases, images, suspects
 from saucer.cli.evaluation_options import (
@@ -54,7 +54,7 @@ def list_(app: App, task_id: str | None, model_id: str | None, limit: int) -> No
     request = evaluation_pb2.ListEvaluationsRequest(
         account_id=app.connection.account_id, task_id=task_id or "", model_id=model_id or ""
     )
-    found = pages(app.connection.evaluation.ListEvaluations, request, "evaluations", limit)
+    found = listed(app, app.connection.evaluation.ListEvaluations, request, "evaluations", limit)
     app.output.listing(
         "",
         ("evaluation id", "state", "images", "map", "map_50", "precision", "recall", "bad cases", "created"),
@@ -173,7 +173,7 @@ def compare(
         first.append(app.connection.evaluation.CompareEvaluations(asked))
         return first[-1]
 
-    images = pages(call, request, "images", limit)
+    images = listed(app, call, request, "images", limit)
     compared = first[0]
     if app.output.as_json:
         del compared.images[:]

@@ -13,7 +13,6 @@ from saucer.lib.v1 import dead_events_pb2
 
 # Each serves its own dead events.
 SERVICES = ("billing", "dataset", "task", "training", "evaluation", "publishing")
-MAX_DEAD = 10_000
 
 
 @click.group(cls=Topic)
@@ -80,7 +79,7 @@ def dead(app: App, service: str | None) -> None:
     found: list[dead_events_pb2.DeadEvent] = []
     for name in [service] if service else SERVICES:
         stub = app.connection.dead_events(name)
-        found += pages(stub.ListDeadEvents, dead_events_pb2.ListDeadEventsRequest(), "dead_events", MAX_DEAD)
+        found += pages(stub.ListDeadEvents, dead_events_pb2.ListDeadEventsRequest(), "dead_events", None)
     app.output.listing(
         "",
         ("service", "event id", "type", "attempts", "dead since", "error"),

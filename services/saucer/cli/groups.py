@@ -5,7 +5,7 @@ from datetime import datetime
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import IDENTIFIER, MOMENT, MONEY, App, Topic, chosen, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, MOMENT, MONEY, App, Topic, chosen, limit_option, listed, pass_app
 from saucer.cli.output import Output, moment, money
 from saucer.lib.clock import to_timestamp
 
@@ -89,7 +89,7 @@ def show(app: App, group_id: str) -> None:
 def list_(app: App, limit: int) -> None:
     """Groups, newest first."""
     request = billing_pb2.ListResourceGroupsRequest(account_id=app.connection.account_id)
-    found = pages(app.connection.billing.ListResourceGroups, request, "resource_groups", limit)
+    found = listed(app, app.connection.billing.ListResourceGroups, request, "resource_groups", limit)
     app.output.listing("", COLUMNS, found, _row)
 
 
@@ -134,7 +134,7 @@ def set_budget(app: App, amount: int, work_id: str | None) -> None:
 def list_budgets(app: App, limit: int) -> None:
     """Budgets, with what counts against each: booked, unpaid, and the reserve for finishing."""
     request = billing_pb2.ListBudgetsRequest(account_id=app.connection.required_account())
-    found = pages(app.connection.billing.ListBudgets, request, "budgets", limit)
+    found = listed(app, app.connection.billing.ListBudgets, request, "budgets", limit)
     app.output.listing("", _BUDGET, found, _budget_row)
 
 

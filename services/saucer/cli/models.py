@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Topic, found_or, limit_option, pages, pass_app
+from saucer.cli.app import IDENTIFIER, App, Topic, found_or, limit_option, listed, pass_app
 from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError
 from saucer.cli.output import either, enum_word, message_dict, moment
@@ -26,7 +26,7 @@ def model() -> None:
 def list_(app: App, task_id: str | None, limit: int) -> None:
     """Models, newest first."""
     request = training_pb2.ListModelsRequest(account_id=app.connection.account_id, task_id=task_id or "")
-    found = pages(app.connection.training.ListModels, request, "models", limit)
+    found = listed(app, app.connection.training.ListModels, request, "models", limit)
     app.output.listing(
         "",
         ("model id", "name", "scene", "classes", "validation accuracy", "created"),

@@ -16,6 +16,7 @@ from saucer.cli.app import (
     enum_number,
     found_or,
     limit_option,
+    listed,
     pages,
     pass_app,
 )
@@ -28,8 +29,6 @@ from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 
 RUN = click.argument("run_id", type=IDENTIFIER, metavar="RUN_OR_TASK")
-# Points of a plot or table at most.
-MAX_POINTS = 100_000
 # Shown first, in this order, where a point has them; the engine's other values follow.
 FIRST_VALUES = ("loss", "lr", "map_50", "map", "top_1")
 T = TypeVar("T")
@@ -54,7 +53,7 @@ def run() -> None:
 def list_(app: App, task_id: str | None, limit: int) -> None:
     """Runs, newest first."""
     request = training_pb2.ListRunsRequest(account_id=app.connection.account_id, task_id=task_id or "")
-    found = pages(app.connection.training.ListRuns, request, "runs", limit)
+    found = listed(app, app.connection.training.ListRuns, request, "runs", limit)
     app.output.listing(
         "",
         ("run id", "start", "attempts", "state", "stage", "progress", "elapsed", "best accuracy", "end", "created"),
@@ -127,7 +126,7 @@ def logs(
         write_pieces(app, export, app.connection.training.ExportLog(request))
         return
     listing = training_pb2.ListLogLinesRequest(**wanted, newest_first=newest_first)
-    _each(pages(app.connection.training.ListLogLines, listing, "lines", limit), show)
+    _each(listed(app, app.connection.training.ListLogLines, listing, "lines", limit), show)
 
 
 @run.command()
@@ -151,7 +150,7 @@ def metrics(app: App, run_id: str, keep_following: bool, plot: Path | None) -> N
             show(point)
     else:
         listing = training_pb2.ListMetricsRequest(run_id=found.run_id)
-        points = pages(app.connection.training.ListMetrics, listing, "points", MAX_POINTS)
+        points = pages(app.connection.training.ListMetrics, listing, "points", None)
         if app.output.as_json:
             app.output.json([message_dict(point) for point in points])
         elif plot is None:

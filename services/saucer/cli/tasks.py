@@ -17,7 +17,7 @@ from saucer.cli.app import (
     enum_choice,
     enum_number,
     limit_option,
-    pages,
+    listed,
     pass_app,
 )
 from saucer.cli.errors import CliError
@@ -185,7 +185,7 @@ def list_(app: App, states: tuple[str, ...], limit: int) -> None:
         account_id=app.connection.account_id,
         states=[enum_number(_STATES, state) for state in states],
     )
-    found = pages(app.connection.task.ListTasks, request, "tasks", limit)
+    found = listed(app, app.connection.task.ListTasks, request, "tasks", limit)
     app.output.listing(
         "",
         ("task id", "name", "state", "progress", "cost", "best accuracy", "created"),

@@ -2,7 +2,7 @@
 
 import click
 
-from saucer.cli.app import App, Topic, limit_option, pages, pass_app
+from saucer.cli.app import App, Topic, limit_option, listed, pass_app
 from saucer.cli.output import enum_word, moment
 from saucer.training.v1 import training_pb2
 
@@ -19,7 +19,7 @@ def worker() -> None:
 @pass_app
 def list_(app: App, limit: int) -> None:
     """Every worker that asked for a run in the last week."""
-    found = pages(app.connection.training.ListWorkers, training_pb2.ListWorkersRequest(), "workers", limit)
+    found = listed(app, app.connection.training.ListWorkers, training_pb2.ListWorkersRequest(), "workers", limit)
     app.output.listing("", ("worker", "region", "spec", "state", "run id", "seen"), found, _row)
 
 

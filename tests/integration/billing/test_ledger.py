@@ -590,6 +590,8 @@ async def test_a_months_statement_is_that_of_the_accounts_time_zone_and_follows_
         account_id, "2026-03", after_version=first.transfers[-1].account_version, limit=100
     )
     assert first.transfers + rest.transfers == march.transfers
+    exact = await ledger.billing.statements.of_month(account_id, "2026-03", after_version=None, limit=5)
+    assert (first.more, rest.more, march.more, exact.more) == (True, False, False, False)
     assert (first.closing_available_micros, first.closing_frozen_micros) == (
         rest.opening_available_micros,
         rest.opening_frozen_micros,

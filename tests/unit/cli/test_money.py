@@ -4,6 +4,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import grpc
 import pytest
 
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
+from saucer.cli.output import money
 from tests.support.cli import Cli
 
 # Fixed: parallel test processes must collect the same tests.
@@ -25,6 +27,8 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
     """Keeps what it was sent, and answers with it."""
 
     requests: list[Any] = field(default_factory=list)
+    # That ListStatements has.
+    starts: int = 1
 
     def CreateResourceGroup(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -51,11 +55,35 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
         return billing_pb2.Spec(spec_id=request.spec_id, price_per_hour_micros=request.price_per_hour_micros)
 
     def ListStatements(self, request: Any, context: Any) -> Any:
-        hold = billing_pb2.Hold(work_id=TASK, start_number=1, charge_micros=90_000, currency="EUR")
-        line = billing_pb2.StatementLine(
-            kind=billing_pb2.STATEMENT_LINE_KIND_POSTING, amount_micros=90_000, charged_ms=90_999, hold_id=f"{TASK}-1"
+        first = int(request.page_token or 0)
+        last = min(first + (request.page_size or 50), self.starts)
+        return billing_pb2.ListStatementsResponse(
+            statements=[_statement(number + 1) for number in range(first, last)],
+            next_page_token=str(last) if last < self.starts else "",
         )
-        return billing_pb2.ListStatementsResponse(statements=[billing_pb2.Statement(hold=hold, lines=[line])])
+
+    def GetMonthlyStatement(self, request: Any, context: Any) -> Any:
+        first = int(request.page_token or 0)
+        last = min(first + (request.page_size or 50), self.starts)
+        return billing_pb2.MonthlyStatement(
+            month="2026-11",
+            lines=[billing_pb2.StatementLine(amount_micros=1) for _ in range(first, last)],
+            opening_available_micros=first,
+            closing_available_micros=last,
+            charged_micros=self.starts,
+            next_page_token=str(last) if last < self.starts else "",
+        )
+
+
+def _statement(number: int) -> billing_pb2.Statement:
+    hold = billing_pb2.Hold(work_id=TASK, start_number=number, charge_micros=90_000, currency="EUR")
+    line = billing_pb2.StatementLine(
+        kind=billing_pb2.STATEMENT_LINE_KIND_POSTING,
+        amount_micros=90_000,
+        charged_ms=90_999,
+        hold_id=f"{TASK}-{number}",
+    )
+    return billing_pb2.Statement(hold=hold, lines=[line])
 
 
 @pytest.fixture
@@ -113,3 +141,34 @@ def test_a_statement_as_csv_has_a_row_for_each_line_and_as_text_the_sum_of_a_wor
     rows = list(csv.DictReader(io.StringIO(cli("account", "statement", "--csv"))))
     assert [(row["kind"], row["amount_micros"], row["hold_id"]) for row in rows] == [("posting", "90000", f"{TASK}-1")]
     assert "In all, 1 starts: 0.09 EUR" in cli("account", "statement", "--work", TASK)
+
+
+@pytest.mark.parametrize("starts", [50, 51, 401])
+def test_a_bill_has_all_starts_and_says_nothing_of_more(cli: Cli, script: Script, starts: int) -> None:
+    script.starts = starts
+    result = cli.result("account", "statement", "--csv")
+    assert (len(list(csv.DictReader(io.StringIO(result.stdout)))), result.stderr) == (starts, "")
+    assert len(cli.json("account", "statement")) == starts
+    assert f"In all, {starts} starts: {money(starts * 90_000)} EUR" in cli("account", "statement", "--work", TASK)
+
+
+def test_a_bill_that_is_cut_says_so_and_its_sum_is_of_what_is_shown(cli: Cli, script: Script) -> None:
+    script.starts = 3
+    for form in ("--csv", "--json"):
+        assert "There are more than these 2" in cli.result("account", "statement", "--limit", "2", form).stderr
+    cut = cli("account", "statement", "--work", TASK, "--limit", "2")
+    assert "Of these, 2 starts: 0.18 EUR" in cut
+    assert "In all" not in cut
+    assert cli.result("account", "statement", "--limit", "3", "--csv").stderr == ""
+
+
+@pytest.mark.parametrize(("limit", "lines"), [((), 401), (("--limit", "3"), 3), (("--limit", "401"), 401)])
+def test_a_month_has_all_lines_or_says_that_there_are_more(
+    cli: Cli, script: Script, limit: tuple[str, ...], lines: int
+) -> None:
+    script.starts = 401
+    result = cli.result("account", "month", "--json", *limit)
+    month = json.loads(result.stdout)
+    assert (len(month["lines"]), month["openingAvailableMicros"]) == (lines, "0")
+    assert (month["closingAvailableMicros"], month["chargedMicros"]) == (str(lines), "401")
+    assert ("There are more than these" in result.stderr) == (lines < 401) == bool(month["nextPageToken"])

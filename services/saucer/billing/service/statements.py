@@ -53,9 +53,10 @@ class Statements:
             except ValueError as error:
                 raise InvalidArgumentError("MONTH_INVALID", "month: a month is written like 2026-11.") from error
             opening = await store.balance_before(connection, account_id, period, version=after_version)
-            transfers = await store.transfers_in(
-                connection, account_id, period, after_version=after_version or 0, limit=limit
+            found = await store.transfers_in(
+                connection, account_id, period, after_version=after_version or 0, limit=limit + 1
             )
+            transfers = found[:limit]
             hold_ids = sorted({transfer.hold_id for transfer in transfers if transfer.hold_id})
             holds = {hold.hold_id: hold for hold in await holds_store.get_holds(connection, hold_ids)}
             first_version = transfers[0].account_version if transfers else 0
@@ -63,7 +64,10 @@ class Statements:
             last = transfers[-1] if transfers else None
             closing = (last.available_micros, last.frozen_micros) if last else opening
             charged_micros = await store.charged_in(connection, account_id, period.name)
-            return MonthlyStatement(account, period, *opening, tuple(transfers), holds, taken, *closing, charged_micros)
+            more = len(found) > limit
+            return MonthlyStatement(
+                account, period, *opening, tuple(transfers), holds, taken, *closing, charged_micros, more
+            )
 
     async def audit(self) -> Audit:
         """Every invariant, in one snapshot."""
