@@ -400,7 +400,10 @@ class Finding:
 class Audit:
     """The ledger, checked."""
 
+    # Of each broken invariant, the first of its rows.
     findings: tuple[Finding, ...]
+    # How many rows break it, by its name.
+    broken: Mapping[str, int]
     ledger_sum_micros: int
     frozen_micros: int
     accounts: int

@@ -210,6 +210,9 @@ def audit_message(audit: Audit) -> billing_pb2.Audit:
         frozen_micros=audit.frozen_micros,
         accounts=audit.accounts,
         entries=audit.entries,
+        broken=[
+            billing_pb2.BrokenInvariant(invariant=invariant, rows=rows) for invariant, rows in audit.broken.items()
+        ],
     )
 
 

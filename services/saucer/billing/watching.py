@@ -35,12 +35,12 @@ async def audit_for_ever(audit: Callable[[], Awaitable[Audit]]) -> None:
     """Until cancelled; one that PostgreSQL did not answer comes again after the usual pause."""
     while True:
         try:
-            findings = (await audit()).findings
+            found = await audit()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             log.warning("audit_failed", error=repr(error))
         else:
-            for found in findings:
-                log.error("audit_finding", invariant=found.invariant, row=found.row)
-            audit_findings.set(len(findings))
+            for finding in found.findings:
+                log.error("audit_finding", invariant=finding.invariant, row=finding.row)
+            audit_findings.set(sum(found.broken.values()))
             audit_timestamp.set_to_current_time()
         await asyncio.sleep(AUDIT_EVERY_S)

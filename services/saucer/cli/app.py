@@ -216,7 +216,7 @@ def enum_number(descriptor: Any, word: str) -> Any:
 
 
 def pages(call: Callable[[Any], Any], request: Any, field: str, limit: int | None) -> list[Any]:
-    """What a List call has, over its pages; no limit: all. Of more than that, the first; the request keeps its token."""
+    """What a List call has, over its pages; None: all. Beyond the limit, the request keeps the token of the rest."""
     found: list[Any] = []
     while True:
         request.page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found))

@@ -1,5 +1,7 @@
 """`saucer billing`: the ledger as a whole."""
 
+from collections import Counter
+
 import click
 
 from saucer.billing.v1 import billing_pb2
@@ -26,13 +28,21 @@ def audit(app: App) -> None:
             ("entries", found.entries),
             ("sum of all entries", money(found.ledger_sum_micros)),
             ("frozen", money(found.frozen_micros)),
-            ("broken invariants", len(found.findings)),
+            ("broken invariants", len(found.broken)),
         ],
     )
     if not found.clean:
         if not app.output.as_json:
-            app.output.table("", ("invariant", "row"), [(finding.invariant, finding.row) for finding in found.findings])
+            _print_findings(app, found)
         raise CliError("The ledger breaks its invariants.")
+
+
+def _print_findings(app: App, found: billing_pb2.Audit) -> None:
+    app.output.table("", ("invariant", "row"), [(finding.invariant, finding.row) for finding in found.findings])
+    named = Counter(finding.invariant for finding in found.findings)
+    for one in found.broken:
+        if beyond := one.rows - named[one.invariant]:
+            app.output.say(f"{one.invariant}: {beyond} more rows, {one.rows} in all.")
 
 
 @billing.command()

@@ -398,3 +398,21 @@ async def test_the_audit_names_each_invariant_that_is_broken(ledger: Ledger) -> 
     assert found == dict(DAMAGES)
     assert {"audit_" + name for _, names in DAMAGES for name in names.split()} >= {v["viewname"] for v in views}
     assert any(ids["open"] in row for row in rows)
+
+
+async def test_the_audit_says_how_many_rows_there_are_beyond_those_it_names(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world(ledger)
+    monkeypatch.setattr(records, "MAX_FINDINGS", 2)
+    async with ledger.database.reading() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(UNGUARDED)
+        await connection.execute("UPDATE account SET version = version + 1")
+        accounts = await connection.fetchval("SELECT count(*) FROM account")
+        audit = await records.audit(connection)
+        await transaction.rollback()
+    assert [finding.invariant for finding in audit.findings] == 2 * ["versions_have_no_gap"]
+    assert audit.broken == {"versions_have_no_gap": accounts}
+    assert accounts > 2

@@ -62,6 +62,15 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
             next_page_token=str(last) if last < self.starts else "",
         )
 
+    def AuditLedger(self, request: Any, context: Any) -> Any:
+        return billing_pb2.Audit(
+            findings=[billing_pb2.AuditFinding(invariant=name, row="{}") for name in ("whole", "cut", "cut")],
+            broken=[
+                billing_pb2.BrokenInvariant(invariant="whole", rows=1),
+                billing_pb2.BrokenInvariant(invariant="cut", rows=250),
+            ],
+        )
+
     def GetMonthlyStatement(self, request: Any, context: Any) -> Any:
         first = int(request.page_token or 0)
         last = min(first + (request.page_size or 50), self.starts)
@@ -172,3 +181,10 @@ def test_a_month_has_all_lines_or_says_that_there_are_more(
     assert (len(month["lines"]), month["openingAvailableMicros"]) == (lines, "0")
     assert (month["closingAvailableMicros"], month["chargedMicros"]) == (str(lines), "401")
     assert ("There are more than these" in result.stderr) == (lines < 401) == bool(month["nextPageToken"])
+
+
+def test_an_audit_says_how_many_rows_it_does_not_name(cli: Cli) -> None:
+    result = cli.result("billing", "audit")
+    assert result.exit_code == 1
+    assert "cut: 248 more rows, 250 in all." in result.stdout
+    assert "whole:" not in result.stdout

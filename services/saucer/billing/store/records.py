@@ -9,9 +9,7 @@ from saucer.billing.domain import Audit, Finding, Record
 from saucer.lib.postgres import Connection
 
 _RECORD = "record_id, request_id, action, subject, account_id, author, reason, detail, created_at"
-
-
-# Rows that the audit names of each broken invariant.
+# Rows that the audit names of each broken invariant; it says how many there are.
 MAX_FINDINGS = 100
 
 
@@ -77,13 +75,16 @@ async def audit(connection: Connection) -> Audit:
     views = await connection.fetch(
         "SELECT viewname FROM pg_views WHERE schemaname = current_schema() AND viewname LIKE 'audit\\_%' ORDER BY 1"
     )
-    findings = []
+    findings, broken = [], {}
     for view in views:
+        invariant = view["viewname"].removeprefix("audit_")
         rows = await connection.fetch(
-            f"SELECT to_jsonb(v)::text AS row FROM {view['viewname']} v LIMIT $1",  # noqa: S608 - from the catalogue
+            f"SELECT to_jsonb(v)::text AS row, count(*) OVER () AS rows FROM {view['viewname']} v LIMIT $1",  # noqa: S608 - from the catalogue
             MAX_FINDINGS,
         )
-        findings += [Finding(view["viewname"].removeprefix("audit_"), row["row"]) for row in rows]
+        findings += [Finding(invariant, row["row"]) for row in rows]
+        if rows:
+            broken[invariant] = rows[0]["rows"]
     sums = await connection.fetchrow(
         """
         SELECT coalesce((SELECT sum(amount_micros) FROM entry), 0)::bigint AS ledger_sum_micros,
@@ -94,4 +95,5 @@ async def audit(connection: Connection) -> Audit:
     assert sums is not None
     if sums["ledger_sum_micros"] != 0:
         findings.append(Finding("ledger_sums_to_zero", json.dumps(dict(sums))))
-    return Audit(tuple(findings), **sums)
+        broken["ledger_sums_to_zero"] = 1
+    return Audit(tuple(findings), broken, **sums)

@@ -1597,6 +1597,7 @@ class Audit(_message.Message):
     FROZEN_MICROS_FIELD_NUMBER: _builtins.int
     ACCOUNTS_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    BROKEN_FIELD_NUMBER: _builtins.int
     clean: _builtins.bool
     ledger_sum_micros: _builtins.int
     """The sum of all entries: zero."""
@@ -1605,6 +1606,10 @@ class Audit(_message.Message):
     entries: _builtins.int
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditFinding]: ...
+    @_builtins.property
+    def broken(self) -> _containers.RepeatedCompositeFieldContainer[Global___BrokenInvariant]:
+        """Each invariant that is broken, by how many rows; `findings` names at most 100 of each."""
+
     def __init__(
         self,
         *,
@@ -1614,14 +1619,38 @@ class Audit(_message.Message):
         frozen_micros: _builtins.int = ...,
         accounts: _builtins.int = ...,
         entries: _builtins.int = ...,
+        broken: _abc.Iterable[Global___BrokenInvariant] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "clean", b"clean", "entries", b"entries", "findings", b"findings", "frozen_micros", b"frozen_micros", "ledger_sum_micros", b"ledger_sum_micros"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "broken", b"broken", "clean", b"clean", "entries", b"entries", "findings", b"findings", "frozen_micros", b"frozen_micros", "ledger_sum_micros", b"ledger_sum_micros"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Audit: _TypeAlias = Audit  # noqa: Y015
+
+@_typing.final
+class BrokenInvariant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVARIANT_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    invariant: _builtins.str
+    """As in a finding."""
+    rows: _builtins.int
+    def __init__(
+        self,
+        *,
+        invariant: _builtins.str = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invariant", b"invariant", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BrokenInvariant: _TypeAlias = BrokenInvariant  # noqa: Y015
 
 @_typing.final
 class AuditFinding(_message.Message):
