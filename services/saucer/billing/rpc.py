@@ -138,8 +138,7 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
 
     async def SetPrice(self, request: billing_pb2.SetPriceRequest, context: Context) -> billing_pb2.Spec:
         start = from_timestamp(request.start_time) if request.HasField("start_time") else None
-        named = ("price", request.region_id, request.spec_id, str(request.price_per_hour_micros), str(start))
-        correction = Correction(request.request_id or derived_id(*named), request.reason)
+        correction = Correction(request.request_id, request.reason)
         spec = await self._billing.offers.set_price(
             request.region_id, request.spec_id, request.price_per_hour_micros, start, correction
         )

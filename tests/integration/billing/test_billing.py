@@ -69,6 +69,18 @@ class Client:
             metadata=self.administrator,
         )
 
+    async def set_price(self, price_per_hour_micros: int, request_id: str) -> billing_pb2.Spec:
+        return await self.stub.SetPrice(
+            billing_pb2.SetPriceRequest(
+                request_id=request_id,
+                region_id="local",
+                spec_id="cpu-2",
+                price_per_hour_micros=price_per_hour_micros,
+                reason="the market",
+            ),
+            metadata=self.administrator,
+        )
+
     async def balance(self, account_id: str) -> tuple[int, int]:
         account = await self.stub.GetAccount(
             billing_pb2.GetAccountRequest(account_id=account_id), metadata=self.administrator
@@ -178,6 +190,17 @@ async def test_a_top_up_with_the_same_reference_counts_once(billing: Client) -> 
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await billing.top_up(account_id, 6, "bank-1" + account_id)
     assert refusal.value.code() is grpc.StatusCode.ALREADY_EXISTS
+
+
+async def test_a_price_that_comes_back_counts_again_and_each_call_says_which_it_is(billing: Client) -> None:
+    for price in (PRICE_MICROS + 1, PRICE_MICROS, PRICE_MICROS + 1, PRICE_MICROS):
+        assert (await billing.set_price(price, new_id())).price_per_hour_micros == price
+    # Without an id the second of two equal calls could not be told from the first one's retry.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await billing.set_price(PRICE_MICROS + 1, "")
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    (spec,) = (await billing.stub.ListSpecs(billing_pb2.ListSpecsRequest(), metadata=billing.administrator)).specs
+    assert spec.price_per_hour_micros == PRICE_MICROS
 
 
 async def test_the_end_of_a_run_posts_its_charge_and_releases_the_rest(

@@ -724,7 +724,7 @@ class SetPriceRequest(_message.Message):
     spec_id: _builtins.str
     price_per_hour_micros: _builtins.int
     request_id: _builtins.str
-    """The same id twice sets it once; empty: that of region, spec, price and start."""
+    """The same id twice sets it once."""
     reason: _builtins.str
     """For the record."""
     @_builtins.property
