@@ -12,7 +12,7 @@ class DomainError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, reason: str, message: str, **metadata: object) -> None:
+    def __init__(self, reason: str, message: str, /, **metadata: object) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
