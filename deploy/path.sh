@@ -7,9 +7,9 @@ field() { python -c 'import json, sys; answer = json.load(sys.stdin); answer = a
 # A service that restarts in the middle is waited for.
 persist() { for _ in $(seq 60); do "$@" && return; sleep 2; done; return 1; }
 
-persist saucer region create local
-persist saucer spec create local cpu-2 --cpu-cores 2 --price 3.60 || true
-account=$(persist saucer account create --name "path-$RANDOM" --json | field accountId)
+persist saucer region create local --reason "the first region"
+persist saucer spec create local cpu-2 --cpu-cores 2 --price 3.60 --reason "the first offer" || true
+account=$(persist saucer account create --name "path-$RANDOM" --reason "the path" --json | field accountId)
 export SAUCER_ACCOUNT=$account
 persist saucer account topup "$account" 40
 python -c "

@@ -83,7 +83,7 @@ def test_ctrl_c_in_mid_training_stops_everything_within_ten_seconds_and_a_second
     # As a user gives it: relative.
     folder = Path(os.path.relpath(servers_dir / "up", PROJECT))
     with up(folder) as process:
-        account = command(folder, "account", "create", "--name", "kept")
+        account = command(folder, "account", "create", "--name", "kept", "--reason", "a test")
         assert isinstance(account, dict)
         owner = ("--account", str(account["accountId"]))
         command(folder, "account", "topup", owner[1], "20")

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from saucer.billing.v1 import billing_pb2
+from saucer.lib.ids import new_id
 from saucer.local.process import choose_ports
 from saucer.local.stack import PRICE_PER_HOUR_MICROS, REGION_ID
 from saucer.publishing.v1 import publishing_pb2
@@ -71,6 +72,7 @@ def alone(query: str) -> str:
 async def waiting_task(saucer: Saucer, trained: Trained) -> task_pb2.Task:
     """Of a spec that no worker has, so that somebody waits in a queue."""
     request = billing_pb2.CreateSpecRequest(
+        request_id=new_id(),
         region_id=REGION_ID,
         spec_id="nobodys",
         display_name="No worker",
@@ -78,6 +80,7 @@ async def waiting_task(saucer: Saucer, trained: Trained) -> task_pb2.Task:
         max_count=1,
         price_per_hour_micros=PRICE_PER_HOUR_MICROS,
         currency="EUR",
+        reason="a test",
     )
     await saucer.billing.CreateSpec(request, metadata=saucer.administrator)
     form = saucer.form(trained.data.dataset_version_id, spec_id="nobodys")

@@ -111,8 +111,8 @@ async def open_ledger(stack: AsyncExitStack, url: str) -> Ledger:
         databases.append(database)
     await migrate(databases[0], "saucer.lib", "saucer.billing")
     ledger = Ledger(databases[0], Billing(databases[0]), Billing(databases[1]), clock)
-    await ledger.billing.offers.create_region(REGION, "Here")
-    await ledger.billing.offers.create_spec(Spec(REGION, SPEC, "2 cores", 0, 2, 4, PRICE_MICROS, "EUR"))
+    await ledger.billing.offers.create_region(REGION, "Here", correction())
+    await ledger.billing.offers.create_spec(Spec(REGION, SPEC, "2 cores", 0, 2, 4, PRICE_MICROS, "EUR"), correction())
     return ledger
 
 

@@ -79,7 +79,9 @@ class Saucer:
             await channel.close()
 
     async def account(self, balance_micros: int) -> Account:
-        request = billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR")
+        request = billing_pb2.CreateAccountRequest(
+            request_id=new_id(), display_name="A", currency="EUR", reason="a test"
+        )
         account = await persist(lambda: self.billing.CreateAccount(request, metadata=self.administrator))
         if balance_micros:
             await self.top_up(account.account_id, balance_micros)

@@ -120,7 +120,8 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         return quotas_message(await self._billing.quotas.set(quotas, correction))
 
     async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
-        await self._billing.offers.create_region(request.region_id, request.display_name)
+        correction = Correction(request.request_id, request.reason)
+        await self._billing.offers.create_region(request.region_id, request.display_name, correction)
         return billing_pb2.Region(region_id=request.region_id, display_name=request.display_name)
 
     async def CreateSpec(self, request: billing_pb2.CreateSpecRequest, context: Context) -> billing_pb2.Spec:
@@ -134,7 +135,8 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
             request.price_per_hour_micros,
             request.currency,
         )
-        return spec_message(await self._billing.offers.create_spec(spec))
+        correction = Correction(request.request_id, request.reason)
+        return spec_message(await self._billing.offers.create_spec(spec, correction))
 
     async def SetPrice(self, request: billing_pb2.SetPriceRequest, context: Context) -> billing_pb2.Spec:
         start = from_timestamp(request.start_time) if request.HasField("start_time") else None

@@ -8,13 +8,12 @@ from typing import Literal
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import IDENTIFIER, MONEY, App, Topic, limit_option, listed, pass_app
+from saucer.cli.app import IDENTIFIER, MONEY, REASON, App, Topic, limit_option, listed, pass_app
 from saucer.cli.output import Output, duration, enum_word, local_time, message_dict, moment, money
 
 ACCOUNT = click.argument("account_id", required=False, type=IDENTIFIER, metavar="[ACCOUNT]")
 
 QUOTAS: tuple[Literal["running", "queued", "storage_bytes"], ...] = ("running", "queued", "storage_bytes")
-REASON = click.option("--reason", required=True, help="For the record.")
 
 
 @click.group(cls=Topic)
@@ -26,7 +25,7 @@ def account() -> None:
 @click.option("--name", required=True, help="For people.")
 @click.option("--currency", default="EUR", show_default=True, help="ISO 4217.")
 @click.option("--time-zone", default="UTC", show_default=True, help="IANA name; months are counted in it.")
-@click.option("--reason", default="", help="For the record.")
+@REASON
 @pass_app
 def create(app: App, name: str, currency: str, time_zone: str, reason: str) -> None:
     """Open an account (administrator)."""

@@ -204,6 +204,10 @@ MOMENT = _Moment()
 MONEY = _Micros()
 
 
+# Of what administrators do.
+REASON = click.option("--reason", required=True, help="For the record.")
+
+
 def enum_choice(descriptor: Any, *, without: Iterable[str] = ()) -> click.Choice[str]:
     """The words of an enum, in lower case with `-`; unspecified is not among them."""
     words = [name.removeprefix(enum_prefix(descriptor)).lower().replace("_", "-") for name in descriptor.values_by_name]

@@ -5,12 +5,11 @@ from datetime import datetime
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import IDENTIFIER, MOMENT, MONEY, App, Topic, chosen, limit_option, listed, pass_app
+from saucer.cli.app import IDENTIFIER, MOMENT, MONEY, REASON, App, Topic, chosen, limit_option, listed, pass_app
 from saucer.cli.output import Output, moment, money
 from saucer.lib.clock import to_timestamp
 
 GROUP = click.argument("group_id", type=IDENTIFIER, metavar="GROUP")
-REASON = click.option("--reason", required=True, help="For the record.")
 COLUMNS = ("group id", "name", "spec", "capacity", "taken", "waiting", "from", "until")
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import MOMENT, MONEY, App, Topic, pass_app
+from saucer.cli.app import MOMENT, MONEY, REASON, App, Topic, pass_app
 from saucer.cli.output import Output, money
 from saucer.lib.clock import to_timestamp
 
@@ -20,12 +20,14 @@ def region() -> None:
 @region.command("create")
 @click.argument("region_id", metavar="REGION")
 @click.option("--name", help="For people; default: the id.")
+@REASON
 @pass_app
-def create_region(app: App, region_id: str, name: str | None) -> None:
+def create_region(app: App, region_id: str, name: str | None, reason: str) -> None:
     """Open a region (administrator)."""
-    made = app.connection.billing.CreateRegion(
-        billing_pb2.CreateRegionRequest(region_id=region_id, display_name=name or region_id)
+    request = billing_pb2.CreateRegionRequest(
+        request_id=app.request_id(), region_id=region_id, display_name=name or region_id, reason=reason
     )
+    made = app.connection.billing.CreateRegion(request)
     app.output.record("", made, [("region", made.region_id), ("name", made.display_name)])
 
 
@@ -43,6 +45,7 @@ def spec() -> None:
 @click.option("--max-count", type=int, default=1, show_default=True, help="GPUs of one start, at most.")
 @click.option("--price", type=MONEY, required=True, help="Of one, by the hour: 3.60.")
 @click.option("--currency", default="EUR", show_default=True)
+@REASON
 @pass_app
 def create_spec(
     app: App,
@@ -54,9 +57,11 @@ def create_spec(
     max_count: int,
     price: int,
     currency: str,
+    reason: str,
 ) -> None:
     """Offer a compute shape with its first price (administrator)."""
     request = billing_pb2.CreateSpecRequest(
+        request_id=app.request_id(),
         region_id=region_id,
         spec_id=spec_id,
         display_name=name or spec_id,
@@ -65,6 +70,7 @@ def create_spec(
         max_count=max_count,
         price_per_hour_micros=price,
         currency=currency,
+        reason=reason,
     )
     _print(app.output, app.connection.billing.CreateSpec(request))
 
@@ -74,7 +80,7 @@ def create_spec(
 @click.argument("spec_id", metavar="SPEC")
 @click.argument("price", type=MONEY)
 @click.option("--from", "start", type=MOMENT, help="Local time; default: now.")
-@click.option("--reason", default="", help="For the record.")
+@REASON
 @pass_app
 def set_price(app: App, region_id: str, spec_id: str, price: int, start: datetime | None, reason: str) -> None:
     """Set a price from a time on; what runs already keeps its own (administrator)."""

@@ -127,7 +127,7 @@ class Demonstration:
 
     def _open_account(self) -> None:
         self._title("1  An account, with money")
-        self._show("account", "create", "--name", "demonstration")
+        self._show("account", "create", "--name", "demonstration", "--reason", "the demonstration")
         (account,) = self._ask("account", "list")
         self.account_id = account["accountId"]
         self._show("account", "topup", self.account_id, TOP_UP, "--reference", "demonstration")

@@ -31,6 +31,8 @@ SERVICES = ("billing", "dataset", "task", "training", "evaluation", "publishing"
 REGION_ID = "local"
 SPEC_ID = f"cpu-{os.cpu_count() or 1}"
 CURRENCY = "EUR"
+# For the record of administration.
+OFFER_REASON = "this machine"
 # 3.60 an hour: a thousandth of a unit a second, easy to recompute.
 PRICE_PER_HOUR_MICROS = 3_600_000
 KEY_ID = "local"
@@ -289,11 +291,15 @@ class Stack:
         async with grpc.aio.insecure_channel(self._address("billing", "grpc")) as channel:
             billing = billing_pb2_grpc.BillingServiceStub(channel)
             await billing.CreateRegion(
-                billing_pb2.CreateRegionRequest(region_id=REGION_ID, display_name="This machine"), metadata=metadata
+                billing_pb2.CreateRegionRequest(
+                    request_id=new_id(), region_id=REGION_ID, display_name="This machine", reason=OFFER_REASON
+                ),
+                metadata=metadata,
             )
             try:
                 await billing.CreateSpec(
                     billing_pb2.CreateSpecRequest(
+                        request_id=new_id(),
                         region_id=REGION_ID,
                         spec_id=SPEC_ID,
                         display_name=f"{os.cpu_count()} processor cores of this machine",
@@ -302,6 +308,7 @@ class Stack:
                         max_count=1,
                         price_per_hour_micros=PRICE_PER_HOUR_MICROS,
                         currency=CURRENCY,
+                        reason=OFFER_REASON,
                     ),
                     metadata=metadata,
                 )

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -37,10 +38,14 @@ class Client:
 
     async def offer(self) -> None:
         await self.stub.CreateRegion(
-            billing_pb2.CreateRegionRequest(region_id="local", display_name="Here"), metadata=self.administrator
+            billing_pb2.CreateRegionRequest(
+                request_id=new_id(), region_id="local", display_name="Here", reason="a test"
+            ),
+            metadata=self.administrator,
         )
         await self.stub.CreateSpec(
             billing_pb2.CreateSpecRequest(
+                request_id=new_id(),
                 region_id="local",
                 spec_id="cpu-2",
                 display_name="2 cores",
@@ -48,13 +53,14 @@ class Client:
                 max_count=4,
                 price_per_hour_micros=PRICE_MICROS,
                 currency="EUR",
+                reason="a test",
             ),
             metadata=self.administrator,
         )
 
     async def account(self, balance_micros: int) -> str:
         account = await self.stub.CreateAccount(
-            billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR"),
+            billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR", reason="a test"),
             metadata=self.administrator,
         )
         if balance_micros:
@@ -201,6 +207,25 @@ async def test_a_price_that_comes_back_counts_again_and_each_call_says_which_it_
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     (spec,) = (await billing.stub.ListSpecs(billing_pb2.ListSpecsRequest(), metadata=billing.administrator)).specs
     assert spec.price_per_hour_micros == PRICE_MICROS
+
+
+async def test_what_an_administrator_does_without_a_reason_is_refused(billing: Client) -> None:
+    spec: dict[str, Any] = {"region_id": "local", "spec_id": "cpu-4", "price_per_hour_micros": 1}
+    calls: list[tuple[Any, Any]] = [
+        (billing.stub.CreateAccount, billing_pb2.CreateAccountRequest(display_name="A", currency="EUR")),
+        (billing.stub.CreateRegion, billing_pb2.CreateRegionRequest(region_id="far", display_name="Far")),
+        (
+            billing.stub.CreateSpec,
+            billing_pb2.CreateSpecRequest(display_name="A", currency="EUR", cpu_cores=1, max_count=1, **spec),
+        ),
+        (billing.stub.SetPrice, billing_pb2.SetPriceRequest(**spec)),
+    ]
+    for call, request in calls:
+        request.request_id = new_id()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request, metadata=billing.administrator)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert str(refused.value.details()).startswith("reason:")
 
 
 async def test_the_end_of_a_run_posts_its_charge_and_releases_the_rest(

@@ -239,7 +239,7 @@ class Histories(RuleBasedStateMachine):
     @rule(price=st.integers(1, 3 * PRICE_MICROS))
     def price_changes(self, price: int) -> None:
         self.ledger.clock.advance(timedelta(microseconds=1))
-        self.do(self.ledger.billing.offers.set_price(REGION, SPEC, price, None, Correction(new_id(), "")))
+        self.do(self.ledger.billing.offers.set_price(REGION, SPEC, price, None, Correction(new_id(), "because")))
         self.price = price
 
     @rule(account_id=accounts, active=st.booleans())

@@ -478,7 +478,7 @@ async def test_a_price_change_touches_only_later_starts(ledger: Ledger) -> None:
 
 
 async def test_a_spec_priced_in_another_currency_is_refused(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_spec(Spec(REGION, "usd-1", "in dollars", 0, 1, 1, 1, "USD"))
+    await ledger.billing.offers.create_spec(Spec(REGION, "usd-1", "in dollars", 0, 1, 1, 1, "USD"), correction())
     request = replace(request_of(await ledger.account(HOLD_MICROS)), spec_id="usd-1")
     for _ in range(2):
         assert (await refusal(ledger.billing.holds.create(request))).reason == "CURRENCY_MISMATCH"

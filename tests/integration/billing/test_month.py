@@ -92,9 +92,11 @@ class Month:
 
     async def open(self) -> None:
         billing = self.services.billing
-        await billing.offers.create_region(REGION, "Here")
+        await billing.offers.create_region(REGION, "Here", correction())
         for spec_id, times in ((SPEC, 1), (OTHER_SPEC, 3)):
-            await billing.offers.create_spec(Spec(REGION, spec_id, spec_id, 0, 2, 4, times * PRICE_MICROS + 7, "EUR"))
+            await billing.offers.create_spec(
+                Spec(REGION, spec_id, spec_id, 0, 2, 4, times * PRICE_MICROS + 7, "EUR"), correction()
+            )
         for number, time_zone in enumerate(2 * TIME_ZONES):
             account_id = new_id()
             await billing.accounts.create(account_id, f"A{number}", "EUR", time_zone, correction())

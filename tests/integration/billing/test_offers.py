@@ -1,5 +1,6 @@
 """Regions, specs and prices: what an administrator says twice, and what is refused."""
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -19,7 +20,7 @@ async def price(ledger: Ledger) -> int:
 
 
 async def test_the_same_region_twice_changes_nothing(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_region(REGION, "There")
+    await ledger.billing.offers.create_region(REGION, "There", correction())
     async with ledger.database.reading() as connection:
         names = await connection.fetch("SELECT display_name FROM region WHERE region_id = $1", REGION)
     assert [row["display_name"] for row in names] == ["Here"]
@@ -27,16 +28,40 @@ async def test_the_same_region_twice_changes_nothing(ledger: Ledger) -> None:
 
 async def test_the_same_spec_twice_is_one_and_another_of_its_id_is_refused(ledger: Ledger) -> None:
     for _ in range(2):
-        assert await ledger.billing.offers.create_spec(LARGE) == LARGE
+        assert await ledger.billing.offers.create_spec(LARGE, correction()) == LARGE
     for other in (replace(LARGE, gpus=2), replace(LARGE, price_per_hour_micros=1), replace(LARGE, currency="USD")):
-        assert (await refusal(ledger.billing.offers.create_spec(other))).reason == "SPEC_EXISTS"
+        assert (await refusal(ledger.billing.offers.create_spec(other, correction()))).reason == "SPEC_EXISTS"
     assert [spec for spec in await ledger.billing.offers.list_specs(REGION) if spec.spec_id == "gpu-1"] == [LARGE]
 
 
+async def test_regions_and_specs_stand_in_the_record_once_with_reason_author_and_first_price(ledger: Ledger) -> None:
+    for _ in range(2):
+        await ledger.billing.offers.create_region("far", "Far away", correction("a second house"))
+        await ledger.billing.offers.create_spec(replace(LARGE, region_id="far"), correction("customers asked"))
+    records = await ledger.billing.records.list(account_id=None, after=None, limit=10)
+    made = {record.action: record for record in records if record.subject.startswith("far")}
+    assert len(made) == sum(record.subject.startswith("far") for record in records) == 2
+    region, spec = made["CREATE_REGION"], made["CREATE_SPEC"]
+    assert (region.subject, region.reason, region.author) == ("far", "a second house", "tester")
+    assert (spec.subject, spec.reason, spec.author) == ("far/gpu-1", "customers asked", "tester")
+    assert json.loads(spec.detail)["price_per_hour_micros"] == LARGE.price_per_hour_micros
+
+
+async def test_the_request_id_of_one_call_makes_nothing_else(ledger: Ledger) -> None:
+    used = correction()
+    await ledger.billing.offers.create_region("far", "Far away", used)
+    for call in (
+        ledger.billing.offers.create_region("near", "Near", used),
+        ledger.billing.offers.create_spec(LARGE, used),
+    ):
+        assert (await refusal(call)).reason == "REQUEST_ID_USED"
+    assert [spec.spec_id for spec in await ledger.billing.offers.list_specs(REGION)] == [SPEC]
+
+
 async def test_specs_are_listed_of_one_region_or_of_all_by_region_and_id(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_region("far", "Far away")
+    await ledger.billing.offers.create_region("far", "Far away", correction())
     for spec in (LARGE, replace(LARGE, region_id="far"), replace(LARGE, region_id="far", spec_id="a")):
-        await ledger.billing.offers.create_spec(spec)
+        await ledger.billing.offers.create_spec(spec, correction())
     listed = await ledger.billing.offers.list_specs(None)
     assert [(spec.region_id, spec.spec_id) for spec in listed] == [
         ("far", "a"),
@@ -49,7 +74,7 @@ async def test_specs_are_listed_of_one_region_or_of_all_by_region_and_id(ledger:
 
 async def test_a_spec_or_a_price_of_what_is_not_there_is_not_found(ledger: Ledger) -> None:
     with pytest.raises(NotFoundError):
-        await ledger.billing.offers.create_spec(replace(LARGE, region_id="nowhere"))
+        await ledger.billing.offers.create_spec(replace(LARGE, region_id="nowhere"), correction())
     with pytest.raises(NotFoundError):
         await ledger.billing.offers.set_price(REGION, "gpu-9", 1, None, correction())
 

@@ -28,6 +28,8 @@ from tests.support.cli import Cli
 from tests.support.events import event, publish, until
 from tests.support.services import KEY_ID, Running, ServiceRunner, Tokens, free_address
 
+BECAUSE = ("--reason", "a test")
+
 
 @dataclass(frozen=True)
 class Saucer:
@@ -50,7 +52,7 @@ class Saucer:
         return str(await self.run(self.cli.fails, *arguments, **more))
 
     async def account(self) -> str:
-        return str((await self.json("account", "create", "--name", "A"))["accountId"])
+        return str((await self.json("account", "create", "--name", "A", *BECAUSE))["accountId"])
 
 
 @pytest.fixture
@@ -83,8 +85,8 @@ async def saucer(run_service: ServiceRunner, tokens: Tokens, tmp_path: Path) -> 
 
 
 async def offer(saucer: Saucer) -> None:
-    await saucer.text("region", "create", "local")
-    await saucer.text("spec", "create", "local", "cpu-2", "--cpu-cores", "2", "--price", "3.60")
+    await saucer.text("region", "create", "local", *BECAUSE)
+    await saucer.text("spec", "create", "local", "cpu-2", "--cpu-cores", "2", "--price", "3.60", *BECAUSE)
 
 
 async def test_accounts_are_created_topped_up_listed_and_shown(saucer: Saucer) -> None:
@@ -100,7 +102,9 @@ async def test_accounts_are_created_topped_up_listed_and_shown(saucer: Saucer) -
 
 async def test_the_same_request_id_makes_one_account(saucer: Saucer) -> None:
     request_id = new_id()
-    made = [await saucer.json("account", "create", "--name", "A", "--request-id", request_id) for _ in range(2)]
+    made = [
+        await saucer.json("account", "create", "--name", "A", *BECAUSE, "--request-id", request_id) for _ in range(2)
+    ]
     assert made[0] == made[1]
 
 
@@ -120,7 +124,7 @@ async def test_a_listing_goes_over_its_pages_and_stops_at_the_limit(
 
 async def test_specs_are_offered_priced_and_listed(saucer: Saucer) -> None:
     await offer(saucer)
-    await saucer.text("spec", "price", "local", "cpu-2", "4")
+    await saucer.text("spec", "price", "local", "cpu-2", "4", *BECAUSE)
     (spec,) = await saucer.json("spec", "list", "--region", "local")
     assert spec["pricePerHourMicros"] == "4000000"
     assert "4.00 EUR" in await saucer.text("spec", "list")
@@ -192,7 +196,7 @@ async def test_failures_are_sentences_and_end_with_1(saucer: Saucer) -> None:
     assert "TOKEN_INVALID" in await saucer.fails("account", "list", token="x")
     viewer = saucer.tokens.mint(Role.VIEWER, await saucer.account())
     assert "ROLE_NOT_ALLOWED" in await saucer.fails("account", "list", token=viewer)
-    fields = await saucer.fails("account", "create", "--name", "", "--currency", "euros")
+    fields = await saucer.fails("account", "create", "--name", "", "--currency", "euros", *BECAUSE)
     assert "display_name" in fields
     assert "currency" in fields
     assert "is it running" in await saucer.fails("task", "show", missing)
@@ -248,7 +252,7 @@ async def test_dead_events_are_shown_and_retried(saucer: Saucer, jetstream: JetS
 
 
 async def test_who_did_what_is_listed_newest_first_and_by_author(saucer: Saucer) -> None:
-    account = await saucer.json("account", "create", "--name", "watched")
+    account = await saucer.json("account", "create", "--name", "watched", *BECAUSE)
     await saucer.text("account", "suspend", account["accountId"], "--reason", "a test")
     about = ("calls", "list", "--service", "billing", "--account", account["accountId"])
     found = await saucer.json(*about)

@@ -107,7 +107,9 @@ async def health(channel: grpc.aio.Channel) -> None:
 async def test_a_call_and_its_event_go_through_it_all(house: House) -> None:
     async with grpc_client.channel(house.address, house.of("client")) as channel:
         stub = billing_pb2_grpc.BillingServiceStub(channel)
-        request = billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR")
+        request = billing_pb2.CreateAccountRequest(
+            request_id=new_id(), display_name="A", currency="EUR", reason="a test"
+        )
         account = await stub.CreateAccount(request, metadata=house.tokens.metadata(auth.Role.ADMINISTRATOR))
     client = await nats.connect(house.nats.uri, tls=house.of("client").client_context())
     events = await read_events(client.jetstream(), f"saucer.billing.v1.AccountCreated.{account.account_id}.>", count=1)

@@ -98,7 +98,7 @@ class Online:
 
     async def account(self, balance_micros: int = HOLD_MICROS) -> str:
         account = await self.billing.CreateAccount(
-            billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR"),
+            billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR", reason="a test"),
             metadata=self.administrator,
         )
         if balance_micros:
@@ -365,10 +365,14 @@ async def online(
             },
         )
         await world.billing.CreateRegion(
-            billing_pb2.CreateRegionRequest(region_id="local", display_name="Here"), metadata=world.administrator
+            billing_pb2.CreateRegionRequest(
+                request_id=new_id(), region_id="local", display_name="Here", reason="a test"
+            ),
+            metadata=world.administrator,
         )
         await world.billing.CreateSpec(
             billing_pb2.CreateSpecRequest(
+                request_id=new_id(),
                 region_id="local",
                 spec_id="cpu-2",
                 display_name="2 cores",
@@ -376,6 +380,7 @@ async def online(
                 max_count=4,
                 price_per_hour_micros=PRICE_MICROS,
                 currency="EUR",
+                reason="a test",
             ),
             metadata=world.administrator,
         )

@@ -31,6 +31,7 @@ async def test_more_gpus_than_a_machine_has_are_refused_and_a_batch_that_they_ca
     listed = await world.tasks.ListTasks(task_pb2.ListTasksRequest(), metadata=editor)
     assert not listed.tasks
     spec = billing_pb2.CreateSpecRequest(
+        request_id=new_id(),
         region_id="local",
         spec_id="gpu-2",
         display_name="2 GPUs",
@@ -39,6 +40,7 @@ async def test_more_gpus_than_a_machine_has_are_refused_and_a_batch_that_they_ca
         max_count=2,
         price_per_hour_micros=1_000,
         currency="EUR",
+        reason="a test",
     )
     await world.billing.CreateSpec(spec, metadata=world.administrator)
     form.spec_id = "gpu-2"

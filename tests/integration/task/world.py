@@ -62,9 +62,12 @@ class World:
         self.administrator = tokens.metadata(Role.ADMINISTRATOR)
 
     async def offer(self) -> None:
-        region = billing_pb2.CreateRegionRequest(region_id="local", display_name="Here")
+        region = billing_pb2.CreateRegionRequest(
+            request_id=new_id(), region_id="local", display_name="Here", reason="a test"
+        )
         await self.billing.CreateRegion(region, metadata=self.administrator)
         spec = billing_pb2.CreateSpecRequest(
+            request_id=new_id(),
             region_id="local",
             spec_id="cpu-2",
             display_name="2 cores",
@@ -72,11 +75,14 @@ class World:
             max_count=1,
             price_per_hour_micros=PRICE_MICROS,
             currency="EUR",
+            reason="a test",
         )
         await self.billing.CreateSpec(spec, metadata=self.administrator)
 
     async def account(self, balance_micros: int) -> tuple[str, Metadata]:
-        request = billing_pb2.CreateAccountRequest(request_id=new_id(), display_name="A", currency="EUR")
+        request = billing_pb2.CreateAccountRequest(
+            request_id=new_id(), display_name="A", currency="EUR", reason="a test"
+        )
         account = await self.billing.CreateAccount(request, metadata=self.administrator)
         if balance_micros:
             await self.top_up(account.account_id, balance_micros)

@@ -1,6 +1,6 @@
 """Regions, specs and prices: what is on offer where, and what a start would freeze."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
 from saucer.billing import metering
@@ -21,13 +21,18 @@ class Offers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_region(self, region_id: str, display_name: str) -> None:
-        """The same region twice changes nothing."""
+    async def create_region(self, region_id: str, display_name: str, correction: Correction) -> None:
+        """The same region twice changes nothing. Raises AlreadyExistsError: the request id was used before."""
         async with self._database.transaction() as tx:
-            await store.insert_region(tx.connection, region_id, display_name)
+            if await store.insert_region(tx.connection, region_id, display_name):
+                await record(tx, correction, "CREATE_REGION", region_id, None, {"display_name": display_name})
 
-    async def create_spec(self, spec: Spec) -> Spec:
-        """With its first price. Raises NotFoundError for the region, AlreadyExistsError for another spec's id."""
+    async def create_spec(self, spec: Spec, correction: Correction) -> Spec:
+        """With its first price. The same spec twice changes nothing.
+
+        Raises:
+            NotFoundError: the region. AlreadyExistsError: the id is another spec's; the request id was used before.
+        """
         async with self._database.transaction() as tx:
             if not await store.region_exists(tx.connection, spec.region_id):
                 raise NotFoundError("region", spec.region_id)
@@ -37,6 +42,7 @@ class Offers:
                     raise AlreadyExistsError("SPEC_EXISTS", f"There is another spec {spec.spec_id}; set its price.")
                 return spec
             await store.insert_price(tx.connection, spec.region_id, spec.spec_id, tx.now, spec.price_per_hour_micros)
+            await record(tx, correction, "CREATE_SPEC", f"{spec.region_id}/{spec.spec_id}", None, asdict(spec))
         return spec
 
     async def set_price(

@@ -6,10 +6,14 @@ from saucer.billing.domain import Spec
 from saucer.lib.postgres import Connection
 
 
-async def insert_region(connection: Connection, region_id: str, display_name: str) -> None:
-    """Changes nothing if it exists."""
-    await connection.execute(
-        "INSERT INTO region (region_id, display_name) VALUES ($1, $2) ON CONFLICT DO NOTHING", region_id, display_name
+async def insert_region(connection: Connection, region_id: str, display_name: str) -> bool:
+    """False if it exists."""
+    return bool(
+        await connection.fetchval(
+            "INSERT INTO region (region_id, display_name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true",
+            region_id,
+            display_name,
+        )
     )
 
 

@@ -502,9 +502,11 @@ class Record(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     action: _builtins.str
-    """CREATE, ADJUST, REFUND, SUSPEND, RESUME, SET_PRICE, CREATE_GROUP, UPDATE_GROUP."""
+    """CREATE (an account), ADJUST, REFUND, SUSPEND, RESUME, SET_QUOTAS, CREATE_REGION, CREATE_SPEC, SET_PRICE, CREATE_GROUP,
+    UPDATE_GROUP.
+    """
     subject: _builtins.str
-    """An account, a hold, a region/spec or a resource group."""
+    """An account, a hold, a region, a region/spec or a resource group."""
     account_id: _builtins.str
     author: _builtins.str
     """The subject of the token."""
@@ -610,17 +612,24 @@ class CreateRegionRequest(_message.Message):
 
     REGION_ID_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     display_name: _builtins.str
+    request_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
     def __init__(
         self,
         *,
         region_id: _builtins.str = ...,
         display_name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "region_id", b"region_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "reason", b"reason", "region_id", b"region_id", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -682,6 +691,8 @@ class CreateSpecRequest(_message.Message):
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_MICROS_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     spec_id: _builtins.str
     display_name: _builtins.str
@@ -690,6 +701,9 @@ class CreateSpecRequest(_message.Message):
     max_count: _builtins.int
     price_per_hour_micros: _builtins.int
     currency: _builtins.str
+    request_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
     def __init__(
         self,
         *,
@@ -701,10 +715,12 @@ class CreateSpecRequest(_message.Message):
         max_count: _builtins.int = ...,
         price_per_hour_micros: _builtins.int = ...,
         currency: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "currency", b"currency", "display_name", b"display_name", "gpus", b"gpus", "max_count", b"max_count", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "spec_id", b"spec_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "currency", b"currency", "display_name", b"display_name", "gpus", b"gpus", "max_count", b"max_count", "price_per_hour_micros", b"price_per_hour_micros", "reason", b"reason", "region_id", b"region_id", "request_id", b"request_id", "spec_id", b"spec_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
