@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from saucer.billing.domain import Audit, Hold, HoldRequest, Spec, WorkKind
+from saucer.billing.domain import Audit, Hold, HoldRequest, Region, Spec, WorkKind
 from saucer.billing.service import Billing, Correction
 from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
@@ -111,7 +111,7 @@ async def open_ledger(stack: AsyncExitStack, url: str) -> Ledger:
         databases.append(database)
     await migrate(databases[0], "saucer.lib", "saucer.billing")
     ledger = Ledger(databases[0], Billing(databases[0]), Billing(databases[1]), clock)
-    await ledger.billing.offers.create_region(REGION, "Here", correction())
+    await ledger.billing.offers.create_region(Region(REGION, "Here"), correction())
     await ledger.billing.offers.create_spec(Spec(REGION, SPEC, "2 cores", 0, 2, 4, PRICE_MICROS, "EUR"), correction())
     return ledger
 

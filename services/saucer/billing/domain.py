@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from saucer.billing.ledger import TransferKind
 from saucer.billing.metering import Meter, reserve_micros
-from saucer.lib.errors import InvalidArgumentError
+from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError
 
 # Before anything was booked.
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -130,6 +130,14 @@ class TopUp:
 
 
 @dataclass(frozen=True)
+class Region:
+    """Where machines stand."""
+
+    region_id: str
+    display_name: str
+
+
+@dataclass(frozen=True)
 class Spec:
     """A compute shape in a region, at a price."""
 
@@ -141,6 +149,14 @@ class Spec:
     max_count: int
     price_per_hour_micros: int
     currency: str
+    withdrawn: bool = False
+
+    def check_offered(self) -> None:
+        """Raises FailedPreconditionError for one that is not on offer any more."""
+        if self.withdrawn:
+            raise FailedPreconditionError(
+                "SPEC_WITHDRAWN", f"{self.spec_id} in {self.region_id} is not on offer any more; choose another spec."
+            )
 
     def check_count(self, count: int) -> None:
         """Raises InvalidArgumentError for more than one machine has."""

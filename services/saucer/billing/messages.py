@@ -10,6 +10,7 @@ from saucer.billing.domain import (
     Quotas,
     Quote,
     Record,
+    Region,
     Spec,
     Spending,
     Statement,
@@ -48,6 +49,11 @@ def top_up_message(top_up: TopUp) -> billing_pb2.TopUp:
     )
 
 
+def region_message(region: Region) -> billing_pb2.Region:
+    """Where machines stand."""
+    return billing_pb2.Region(region_id=region.region_id, display_name=region.display_name)
+
+
 def spec_message(spec: Spec) -> billing_pb2.Spec:
     """What is on offer."""
     return billing_pb2.Spec(
@@ -59,6 +65,7 @@ def spec_message(spec: Spec) -> billing_pb2.Spec:
         max_count=spec.max_count,
         price_per_hour_micros=spec.price_per_hour_micros,
         currency=spec.currency,
+        withdrawn=spec.withdrawn,
     )
 
 

@@ -1,6 +1,6 @@
 """Messages to use cases and back; nothing else."""
 
-from saucer.billing.domain import HoldRequest, Quotas, Spec, WorkKind
+from saucer.billing.domain import HoldRequest, Quotas, Region, Spec, WorkKind
 from saucer.billing.messages import (
     account_message,
     audit_message,
@@ -11,6 +11,7 @@ from saucer.billing.messages import (
     quotas_message,
     quote_message,
     record_message,
+    region_message,
     spec_message,
     statement_message,
     top_up_message,
@@ -121,8 +122,14 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
 
     async def CreateRegion(self, request: billing_pb2.CreateRegionRequest, context: Context) -> billing_pb2.Region:
         correction = Correction(request.request_id, request.reason)
-        await self._billing.offers.create_region(request.region_id, request.display_name, correction)
-        return billing_pb2.Region(region_id=request.region_id, display_name=request.display_name)
+        region = Region(request.region_id, request.display_name)
+        return region_message(await self._billing.offers.create_region(region, correction))
+
+    async def ListRegions(
+        self, request: billing_pb2.ListRegionsRequest, context: Context
+    ) -> billing_pb2.ListRegionsResponse:
+        regions = await self._billing.offers.list_regions()
+        return billing_pb2.ListRegionsResponse(regions=[region_message(region) for region in regions])
 
     async def CreateSpec(self, request: billing_pb2.CreateSpecRequest, context: Context) -> billing_pb2.Spec:
         spec = Spec(
@@ -146,13 +153,23 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         )
         return spec_message(spec)
 
+    async def WithdrawSpec(self, request: billing_pb2.WithdrawSpecRequest, context: Context) -> billing_pb2.Spec:
+        correction = Correction(request.request_id, request.reason)
+        return spec_message(await self._billing.offers.withdraw(request.region_id, request.spec_id, correction))
+
+    async def OfferSpec(self, request: billing_pb2.OfferSpecRequest, context: Context) -> billing_pb2.Spec:
+        correction = Correction(request.request_id, request.reason)
+        return spec_message(await self._billing.offers.offer(request.region_id, request.spec_id, correction))
+
     async def ListSpecs(self, request: billing_pb2.ListSpecsRequest, context: Context) -> billing_pb2.ListSpecsResponse:
-        specs = await self._billing.offers.list_specs(request.region_id or None)
+        specs = await self._billing.offers.list_specs(request.region_id or None, show_withdrawn=request.show_withdrawn)
         return billing_pb2.ListSpecsResponse(specs=[spec_message(spec) for spec in specs])
 
     async def GetQuote(self, request: billing_pb2.GetQuoteRequest, context: Context) -> billing_pb2.Quote:
         account_id = current().account(request.account_id)
-        quote = await self._billing.offers.quote(account_id, request.region_id, request.spec_id, request.count)
+        quote = await self._billing.offers.quote(
+            account_id, request.region_id, request.spec_id, request.count, prepaid=bool(request.resource_group_id)
+        )
         return quote_message(quote)
 
     async def CreateHold(self, request: billing_pb2.CreateHoldRequest, context: Context) -> billing_pb2.Hold:

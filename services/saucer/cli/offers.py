@@ -9,7 +9,7 @@ from saucer.cli.app import MOMENT, MONEY, REASON, App, Topic, pass_app
 from saucer.cli.output import Output, money
 from saucer.lib.clock import to_timestamp
 
-COLUMNS = ("region", "spec", "name", "GPUs", "cores", "at most", "price an hour")
+COLUMNS = ("region", "spec", "name", "GPUs", "cores", "at most", "price an hour", "offer")
 
 
 @click.group(cls=Topic)
@@ -29,6 +29,14 @@ def create_region(app: App, region_id: str, name: str | None, reason: str) -> No
     )
     made = app.connection.billing.CreateRegion(request)
     app.output.record("", made, [("region", made.region_id), ("name", made.display_name)])
+
+
+@region.command("list")
+@pass_app
+def list_regions(app: App) -> None:
+    """All regions."""
+    response = app.connection.billing.ListRegions(billing_pb2.ListRegionsRequest())
+    app.output.listing("", ("region", "name"), response.regions, lambda item: (item.region_id, item.display_name))
 
 
 @click.group(cls=Topic)
@@ -95,12 +103,40 @@ def set_price(app: App, region_id: str, spec_id: str, price: int, start: datetim
     _print(app.output, app.connection.billing.SetPrice(request))
 
 
+@spec.command()
+@click.argument("region_id", metavar="REGION")
+@click.argument("spec_id", metavar="SPEC")
+@REASON
+@pass_app
+def withdraw(app: App, region_id: str, spec_id: str, reason: str) -> None:
+    """Take a spec from offer; what runs goes on, and so does what was bought beforehand (administrator)."""
+    request = billing_pb2.WithdrawSpecRequest(
+        request_id=app.request_id(), region_id=region_id, spec_id=spec_id, reason=reason
+    )
+    _print(app.output, app.connection.billing.WithdrawSpec(request))
+
+
+@spec.command()
+@click.argument("region_id", metavar="REGION")
+@click.argument("spec_id", metavar="SPEC")
+@REASON
+@pass_app
+def offer(app: App, region_id: str, spec_id: str, reason: str) -> None:
+    """Put a withdrawn spec on offer again (administrator)."""
+    request = billing_pb2.OfferSpecRequest(
+        request_id=app.request_id(), region_id=region_id, spec_id=spec_id, reason=reason
+    )
+    _print(app.output, app.connection.billing.OfferSpec(request))
+
+
 @spec.command("list")
 @click.option("--region", "region_id", default="", help="Only of this one.")
+@click.option("--all", "show_withdrawn", is_flag=True, help="Also what was withdrawn.")
 @pass_app
-def list_specs(app: App, region_id: str) -> None:
-    """What is on offer, at the price of now."""
-    response = app.connection.billing.ListSpecs(billing_pb2.ListSpecsRequest(region_id=region_id))
+def list_specs(app: App, region_id: str, show_withdrawn: bool) -> None:
+    """What is on offer, at the price of now. What is free: `group list`, `queue list`, `triton list`."""
+    request = billing_pb2.ListSpecsRequest(region_id=region_id, show_withdrawn=show_withdrawn)
+    response = app.connection.billing.ListSpecs(request)
     app.output.listing("", COLUMNS, response.specs, _row)
 
 
@@ -113,6 +149,7 @@ def _row(spec: billing_pb2.Spec) -> tuple[object, ...]:
         spec.cpu_cores,
         spec.max_count,
         money(spec.price_per_hour_micros, spec.currency),
+        "withdrawn" if spec.withdrawn else "on offer",
     )
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -286,35 +287,32 @@ class Stack:
         return f"{LOOPBACK}:{self._ports[f'{name}-{kind}']}"
 
     async def _offer(self) -> None:
-        """This machine's region and spec; they may be there already, at another price by now."""
+        """This machine's region and spec; they may be there already, by another name or at another price by now."""
         metadata = (("authorization", f"Bearer {self.layout.token(auth.Role.ADMINISTRATOR).read_text()}"),)
         async with grpc.aio.insecure_channel(self._address("billing", "grpc")) as channel:
             billing = billing_pb2_grpc.BillingServiceStub(channel)
-            await billing.CreateRegion(
-                billing_pb2.CreateRegionRequest(
-                    request_id=new_id(), region_id=REGION_ID, display_name="This machine", reason=OFFER_REASON
-                ),
-                metadata=metadata,
+            region = billing_pb2.CreateRegionRequest(
+                request_id=new_id(), region_id=REGION_ID, display_name="This machine", reason=OFFER_REASON
             )
-            try:
-                await billing.CreateSpec(
-                    billing_pb2.CreateSpecRequest(
-                        request_id=new_id(),
-                        region_id=REGION_ID,
-                        spec_id=SPEC_ID,
-                        display_name=f"{os.cpu_count()} processor cores of this machine",
-                        gpus=0,
-                        cpu_cores=os.cpu_count() or 1,
-                        max_count=1,
-                        price_per_hour_micros=PRICE_PER_HOUR_MICROS,
-                        currency=CURRENCY,
-                        reason=OFFER_REASON,
-                    ),
-                    metadata=metadata,
-                )
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
-                    raise
+            spec = billing_pb2.CreateSpecRequest(
+                request_id=new_id(),
+                region_id=REGION_ID,
+                spec_id=SPEC_ID,
+                display_name=f"{os.cpu_count()} processor cores of this machine",
+                gpus=0,
+                cpu_cores=os.cpu_count() or 1,
+                max_count=1,
+                price_per_hour_micros=PRICE_PER_HOUR_MICROS,
+                currency=CURRENCY,
+                reason=OFFER_REASON,
+            )
+            calls: list[tuple[Any, Any]] = [(billing.CreateRegion, region), (billing.CreateSpec, spec)]
+            for call, request in calls:
+                try:
+                    await call(request, metadata=metadata)
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.ALREADY_EXISTS:
+                        raise
 
     async def _supervise(self, name: str) -> None:
         process, pause_s = self.processes[name], RESTART_FIRST_S

@@ -64,7 +64,11 @@ class Peers:
     async def quote(self, account_id: str, form: Form) -> Quote:
         """Price, hold and balance of now."""
         request = billing_pb2.GetQuoteRequest(
-            account_id=account_id, region_id=form.region_id, spec_id=form.spec_id, count=form.count
+            account_id=account_id,
+            region_id=form.region_id,
+            spec_id=form.spec_id,
+            count=form.count,
+            resource_group_id=form.resource_group_id,
         )
         quote = await call(self._billing.GetQuote, request, self._token)
         return Quote(

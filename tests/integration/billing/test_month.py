@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from nats.js import JetStreamContext
 
-from saucer.billing.domain import HoldState, Spec, Statement
+from saucer.billing.domain import HoldState, Region, Spec, Statement
 from saucer.billing.ledger import TransferKind
 from saucer.billing.v1 import billing_pb2
 from saucer.billing.v1 import events_pb2 as billing_events
@@ -92,7 +92,7 @@ class Month:
 
     async def open(self) -> None:
         billing = self.services.billing
-        await billing.offers.create_region(REGION, "Here", correction())
+        await billing.offers.create_region(Region(REGION, "Here"), correction())
         for spec_id, times in ((SPEC, 1), (OTHER_SPEC, 3)):
             await billing.offers.create_spec(
                 Spec(REGION, spec_id, spec_id, 0, 2, 4, times * PRICE_MICROS + 7, "EUR"), correction()

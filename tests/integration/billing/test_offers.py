@@ -6,10 +6,20 @@ from datetime import timedelta
 
 import pytest
 
-from saucer.billing.domain import Spec
+from saucer.billing.domain import HoldState, Region, Spec
 from saucer.billing.service.offers import PRICE_CLOCK_SKEW
 from saucer.lib.errors import NotFoundError
-from tests.support.ledger import HOLD_MICROS, PRICE_MICROS, REGION, SPEC, Ledger, correction, refusal, request_of
+from tests.support.ledger import (
+    HOLD_MICROS,
+    HOUR_MS,
+    PRICE_MICROS,
+    REGION,
+    SPEC,
+    Ledger,
+    correction,
+    refusal,
+    request_of,
+)
 
 LARGE = Spec(REGION, "gpu-1", "one GPU", 1, 8, 2, 5 * PRICE_MICROS, "EUR")
 
@@ -19,11 +29,12 @@ async def price(ledger: Ledger) -> int:
     return next(spec.price_per_hour_micros for spec in specs if spec.spec_id == SPEC)
 
 
-async def test_the_same_region_twice_changes_nothing(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_region(REGION, "There", correction())
-    async with ledger.database.reading() as connection:
-        names = await connection.fetch("SELECT display_name FROM region WHERE region_id = $1", REGION)
-    assert [row["display_name"] for row in names] == ["Here"]
+async def test_the_same_region_twice_is_one_and_another_of_its_id_is_refused(ledger: Ledger) -> None:
+    offers = ledger.billing.offers
+    for _ in range(2):
+        assert await offers.create_region(Region("far", "Far away"), correction()) == Region("far", "Far away")
+    assert (await refusal(offers.create_region(Region("far", "There"), correction()))).reason == "REGION_EXISTS"
+    assert await offers.list_regions() == [Region("far", "Far away"), Region(REGION, "Here")]
 
 
 async def test_the_same_spec_twice_is_one_and_another_of_its_id_is_refused(ledger: Ledger) -> None:
@@ -36,7 +47,7 @@ async def test_the_same_spec_twice_is_one_and_another_of_its_id_is_refused(ledge
 
 async def test_regions_and_specs_stand_in_the_record_once_with_reason_author_and_first_price(ledger: Ledger) -> None:
     for _ in range(2):
-        await ledger.billing.offers.create_region("far", "Far away", correction("a second house"))
+        await ledger.billing.offers.create_region(Region("far", "Far away"), correction("a second house"))
         await ledger.billing.offers.create_spec(replace(LARGE, region_id="far"), correction("customers asked"))
     records = await ledger.billing.records.list(account_id=None, after=None, limit=10)
     made = {record.action: record for record in records if record.subject.startswith("far")}
@@ -49,9 +60,9 @@ async def test_regions_and_specs_stand_in_the_record_once_with_reason_author_and
 
 async def test_the_request_id_of_one_call_makes_nothing_else(ledger: Ledger) -> None:
     used = correction()
-    await ledger.billing.offers.create_region("far", "Far away", used)
+    await ledger.billing.offers.create_region(Region("far", "Far away"), used)
     for call in (
-        ledger.billing.offers.create_region("near", "Near", used),
+        ledger.billing.offers.create_region(Region("near", "Near"), used),
         ledger.billing.offers.create_spec(LARGE, used),
     ):
         assert (await refusal(call)).reason == "REQUEST_ID_USED"
@@ -59,7 +70,7 @@ async def test_the_request_id_of_one_call_makes_nothing_else(ledger: Ledger) -> 
 
 
 async def test_specs_are_listed_of_one_region_or_of_all_by_region_and_id(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_region("far", "Far away", correction())
+    await ledger.billing.offers.create_region(Region("far", "Far away"), correction())
     for spec in (LARGE, replace(LARGE, region_id="far"), replace(LARGE, region_id="far", spec_id="a")):
         await ledger.billing.offers.create_spec(spec, correction())
     listed = await ledger.billing.offers.list_specs(None)
@@ -133,3 +144,56 @@ async def test_more_than_a_machine_has_is_neither_quoted_nor_held(ledger: Ledger
 async def test_a_quote_says_how_much_is_missing(ledger: Ledger, balance: int, missing: int) -> None:
     quote = await ledger.billing.offers.quote(await ledger.account(balance), REGION, SPEC, 1)
     assert quote.missing_micros == missing
+
+
+async def test_a_withdrawn_spec_starts_nothing_and_what_runs_goes_on(ledger: Ledger) -> None:
+    offers, holds = ledger.billing.offers, ledger.billing.holds
+    running = request_of(await ledger.account(9 * HOLD_MICROS))
+    await holds.create(running)
+    withdrawn = correction("the machine is sold")
+    for _ in range(2):
+        assert (await offers.withdraw(REGION, SPEC, withdrawn)).withdrawn
+    assert await offers.list_specs(REGION) == []
+    assert [spec.withdrawn for spec in await offers.list_specs(REGION, show_withdrawn=True)] == [True]
+
+    later = request_of(running.account_id)
+    end = ledger.clock.time + timedelta(days=1)
+    group = ledger.billing.groups.create(running.account_id, "G", REGION, SPEC, 1, None, end, correction())
+    for call in (holds.create(later), offers.quote(running.account_id, REGION, SPEC, 1), group):
+        assert (await refusal(call)).reason == "SPEC_WITHDRAWN"
+    await holds.create(running)
+    await holds.advance(running.hold_id, HOUR_MS, running=True)
+    await holds.resolve(running.hold_id, HOUR_MS)
+    assert await ledger.balance(running.account_id) == (9 * HOLD_MICROS - PRICE_MICROS, 0)
+
+    assert not (await offers.offer(REGION, SPEC, correction("it was not"))).withdrawn
+    assert (await holds.create(later)).amount_micros == HOLD_MICROS
+    records = await ledger.billing.records.list(account_id=None, after=None, limit=10)
+    assert {(record.action, record.subject, record.reason, record.author) for record in records} >= {
+        ("WITHDRAW_SPEC", f"{REGION}/{SPEC}", "the machine is sold", "tester"),
+        ("OFFER_SPEC", f"{REGION}/{SPEC}", "it was not", "tester"),
+    }
+
+
+async def test_capacity_that_was_bought_starts_on_a_withdrawn_spec(ledger: Ledger) -> None:
+    account_id, end = await ledger.account(0), ledger.clock.time + timedelta(days=1)
+    group = await ledger.billing.groups.create(account_id, "G", REGION, SPEC, 1, None, end, correction())
+    await ledger.billing.offers.withdraw(REGION, SPEC, correction())
+    assert (await ledger.billing.offers.quote(account_id, REGION, SPEC, 1, prepaid=True)).spec.withdrawn
+    held = await ledger.billing.holds.create(request_of(account_id, group_id=group.group_id))
+    assert held.state is HoldState.GRANTED
+
+
+async def test_a_withdrawn_spec_keeps_its_id_its_price_goes_on_and_only_what_there_is_is_withdrawn(
+    ledger: Ledger,
+) -> None:
+    offers = ledger.billing.offers
+    await offers.create_spec(LARGE, correction())
+    await offers.withdraw(REGION, "gpu-1", correction())
+    assert (await offers.create_spec(LARGE, correction())).withdrawn
+    ledger.clock.advance(timedelta(seconds=1))
+    await offers.set_price(REGION, "gpu-1", 7, None, correction())
+    assert (await offers.offer(REGION, "gpu-1", correction())).price_per_hour_micros == 7
+    for change in (offers.withdraw, offers.offer):
+        with pytest.raises(NotFoundError):
+            await change(REGION, "gpu-9", correction())

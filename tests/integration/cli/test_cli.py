@@ -128,6 +128,11 @@ async def test_specs_are_offered_priced_and_listed(saucer: Saucer) -> None:
     (spec,) = await saucer.json("spec", "list", "--region", "local")
     assert spec["pricePerHourMicros"] == "4000000"
     assert "4.00 EUR" in await saucer.text("spec", "list")
+    assert await saucer.json("region", "list") == [{"regionId": "local", "displayName": "local"}]
+    assert (await saucer.json("spec", "withdraw", "local", "cpu-2", *BECAUSE))["withdrawn"] is True
+    assert await saucer.json("spec", "list") == []
+    assert "withdrawn" in await saucer.text("spec", "list", "--all")
+    assert (await saucer.json("spec", "offer", "local", "cpu-2", *BECAUSE))["withdrawn"] is False
 
 
 async def test_a_statement_explains_what_a_start_cost(saucer: Saucer, jetstream: JetStreamContext) -> None:

@@ -54,7 +54,7 @@ class Groups:
 
         Raises:
             InvalidArgumentError: PERIOD_INVALID. NotFoundError: account or spec.
-            AlreadyExistsError: the request id was used for something else.
+            FailedPreconditionError: SPEC_WITHDRAWN. AlreadyExistsError: the request id was used for something else.
         """
         group_id = derived_id("group", correction.request_id)
         detail = {
@@ -68,9 +68,10 @@ class Groups:
         async with self._database.transaction() as tx:
             if await accounts_store.get_account(tx.connection, account_id) is None:
                 raise NotFoundError("account", account_id)
-            await spec_of(tx, region_id, spec_id)
+            spec = await spec_of(tx, region_id, spec_id)
             start = starts_at or tx.now
             if await record(tx, correction, "CREATE_GROUP", group_id, account_id, detail):
+                spec.check_offered()
                 _check_period(start, ends_at, tx.now)
                 group = Group(
                     group_id, account_id, display_name, region_id, spec_id, capacity, start, ends_at, None, False,

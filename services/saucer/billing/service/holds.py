@@ -82,7 +82,7 @@ class Holds:
         Raises:
             FailedPreconditionError: INSUFFICIENT_BALANCE with missing_micros, ACCOUNT_SUSPENDED, CURRENCY_MISMATCH,
                 BUDGET_REACHED, GROUP_NOT_STARTED, GROUP_ENDED, HOLD_BURIED, HOLD_EXPIRED: nothing is frozen, and a
-                retry gets the same.
+                retry gets the same. SPEC_WITHDRAWN: until it is on offer again.
             AlreadyExistsError: the id was used for something else.
             InvalidArgumentError: the id is not that of this start, the count is above the spec's, or the group is of
                 another spec or smaller.
@@ -312,6 +312,7 @@ def _offered(offers: Mapping[tuple[str, str], Spec], request: HoldRequest) -> Sp
     spec = offers.get((request.region_id, request.spec_id))
     if spec is None:
         raise NotFoundError("spec", f"{request.region_id}/{request.spec_id}")
+    spec.check_offered()
     spec.check_count(request.count)
     return spec
 

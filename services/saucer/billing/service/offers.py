@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 
 from saucer.billing import metering
-from saucer.billing.domain import Quote, Spec
+from saucer.billing.domain import Quote, Region, Spec
 from saucer.billing.service.records import Correction, record
 from saucer.billing.store import accounts as accounts_store
 from saucer.billing.store import offers as store
@@ -21,11 +21,23 @@ class Offers:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_region(self, region_id: str, display_name: str, correction: Correction) -> None:
-        """The same region twice changes nothing. Raises AlreadyExistsError: the request id was used before."""
+    async def create_region(self, region: Region, correction: Correction) -> Region:
+        """The same region twice changes nothing.
+
+        Raises AlreadyExistsError: the id is another region's; the request id was used before.
+        """
         async with self._database.transaction() as tx:
-            if await store.insert_region(tx.connection, region_id, display_name):
-                await record(tx, correction, "CREATE_REGION", region_id, None, {"display_name": display_name})
+            if await store.insert_region(tx.connection, region):
+                detail = {"display_name": region.display_name}
+                await record(tx, correction, "CREATE_REGION", region.region_id, None, detail)
+            elif region not in await store.list_regions(tx.connection):
+                raise AlreadyExistsError("REGION_EXISTS", f"There is another region {region.region_id}.")
+        return region
+
+    async def list_regions(self) -> list[Region]:
+        """By id."""
+        async with self._database.reading() as connection:
+            return await store.list_regions(connection)
 
     async def create_spec(self, spec: Spec, correction: Correction) -> Spec:
         """With its first price. The same spec twice changes nothing.
@@ -37,10 +49,10 @@ class Offers:
             if not await store.region_exists(tx.connection, spec.region_id):
                 raise NotFoundError("region", spec.region_id)
             if not await store.insert_spec(tx.connection, spec):
-                former = await store.list_specs(tx.connection, tx.now, region_id=spec.region_id, spec_id=spec.spec_id)
-                if former != [spec]:
+                former = await spec_of(tx, spec.region_id, spec.spec_id)
+                if replace(former, withdrawn=spec.withdrawn) != spec:
                     raise AlreadyExistsError("SPEC_EXISTS", f"There is another spec {spec.spec_id}; set its price.")
-                return spec
+                return former
             await store.insert_price(tx.connection, spec.region_id, spec.spec_id, tx.now, spec.price_per_hour_micros)
             await record(tx, correction, "CREATE_SPEC", f"{spec.region_id}/{spec.spec_id}", None, asdict(spec))
         return spec
@@ -74,18 +86,46 @@ class Offers:
                 raise AlreadyExistsError("PRICE_EXISTS", "There is a price from that very time already.")
             return replace(spec, price_per_hour_micros=price_per_hour_micros) if start <= tx.now else spec
 
-    async def list_specs(self, region_id: str | None) -> list[Spec]:
+    async def withdraw(self, region_id: str, spec_id: str, correction: Correction) -> Spec:
+        """From offer: nothing new starts but with capacity bought before; what runs goes on.
+
+        Raises NotFoundError, AlreadyExistsError: the request id was used for something else.
+        """
+        return await self._put_on_offer(region_id, spec_id, correction, "WITHDRAW_SPEC", withdrawn=True)
+
+    async def offer(self, region_id: str, spec_id: str, correction: Correction) -> Spec:
+        """Again, after it was withdrawn. Raises NotFoundError, AlreadyExistsError."""
+        return await self._put_on_offer(region_id, spec_id, correction, "OFFER_SPEC", withdrawn=False)
+
+    async def _put_on_offer(
+        self, region_id: str, spec_id: str, correction: Correction, action: str, *, withdrawn: bool
+    ) -> Spec:
+        async with self._database.transaction() as tx:
+            spec = await spec_of(tx, region_id, spec_id)
+            if not await record(tx, correction, action, f"{region_id}/{spec_id}", None, {}):
+                return spec
+            await store.set_withdrawn(tx.connection, region_id, spec_id, withdrawn=withdrawn)
+            return replace(spec, withdrawn=withdrawn)
+
+    async def list_specs(self, region_id: str | None, *, show_withdrawn: bool = False) -> list[Spec]:
         """At the price of now."""
         async with self._database.transaction() as tx:
-            return await store.list_specs(tx.connection, tx.now, region_id=region_id)
+            specs = await store.list_specs(tx.connection, tx.now, region_id=region_id)
+        return [spec for spec in specs if show_withdrawn or not spec.withdrawn]
 
-    async def quote(self, account_id: str, region_id: str, spec_id: str, count: int) -> Quote:
-        """What a start would freeze now. Raises NotFoundError, InvalidArgumentError for a count above the spec's."""
+    async def quote(self, account_id: str, region_id: str, spec_id: str, count: int, *, prepaid: bool = False) -> Quote:
+        """What a start would freeze now; prepaid: what it would cost, though its spec be withdrawn.
+
+        Raises:
+            NotFoundError. InvalidArgumentError: a count above the spec's. FailedPreconditionError: SPEC_WITHDRAWN.
+        """
         async with self._database.transaction() as tx:
             account = await accounts_store.get_account(tx.connection, account_id)
             if account is None:
                 raise NotFoundError("account", account_id)
             spec = await spec_of(tx, region_id, spec_id)
+            if not prepaid:
+                spec.check_offered()
             spec.check_count(count)
             amount = metering.hold_micros(spec.price_per_hour_micros, count)
             return Quote(spec, amount, account.available_micros)

@@ -2,19 +2,26 @@
 
 from datetime import datetime
 
-from saucer.billing.domain import Spec
+from saucer.billing.domain import Region, Spec
 from saucer.lib.postgres import Connection
 
 
-async def insert_region(connection: Connection, region_id: str, display_name: str) -> bool:
+async def insert_region(connection: Connection, region: Region) -> bool:
     """False if it exists."""
     return bool(
         await connection.fetchval(
             "INSERT INTO region (region_id, display_name) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true",
-            region_id,
-            display_name,
+            region.region_id,
+            region.display_name,
         )
     )
+
+
+async def list_regions(connection: Connection) -> list[Region]:
+    """By id."""
+    return [
+        Region(**row) for row in await connection.fetch("SELECT region_id, display_name FROM region ORDER BY region_id")
+    ]
 
 
 async def region_exists(connection: Connection, region_id: str) -> bool:
@@ -41,6 +48,13 @@ async def insert_spec(connection: Connection, spec: Spec) -> bool:
     )
 
 
+async def set_withdrawn(connection: Connection, region_id: str, spec_id: str, *, withdrawn: bool) -> None:
+    """From offer, or on it again."""
+    await connection.execute(
+        "UPDATE spec SET withdrawn = $3 WHERE region_id = $1 AND spec_id = $2", region_id, spec_id, withdrawn
+    )
+
+
 async def insert_price(
     connection: Connection, region_id: str, spec_id: str, starts_at: datetime, price_per_hour_micros: int
 ) -> bool:
@@ -62,10 +76,10 @@ async def insert_price(
 async def list_specs(
     connection: Connection, now: datetime, *, region_id: str | None = None, spec_id: str | None = None
 ) -> list[Spec]:
-    """Those with a price at `now`."""
+    """Those with a price at `now`, withdrawn or not."""
     rows = await connection.fetch(
         """
-        SELECT s.region_id, s.spec_id, s.display_name, s.gpus, s.cpu_cores, s.max_count, s.currency,
+        SELECT s.region_id, s.spec_id, s.display_name, s.gpus, s.cpu_cores, s.max_count, s.currency, s.withdrawn,
                p.price_per_hour_micros
         FROM spec s
         CROSS JOIN LATERAL (

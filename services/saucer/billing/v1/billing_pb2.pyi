@@ -502,8 +502,8 @@ class Record(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     record_id: _builtins.str
     action: _builtins.str
-    """CREATE (an account), ADJUST, REFUND, SUSPEND, RESUME, SET_QUOTAS, CREATE_REGION, CREATE_SPEC, SET_PRICE, CREATE_GROUP,
-    UPDATE_GROUP.
+    """CREATE (an account), ADJUST, REFUND, SUSPEND, RESUME, SET_QUOTAS, CREATE_REGION, CREATE_SPEC, SET_PRICE, WITHDRAW_SPEC,
+    OFFER_SPEC, CREATE_GROUP, UPDATE_GROUP.
     """
     subject: _builtins.str
     """An account, a hold, a region, a region/spec or a resource group."""
@@ -636,6 +636,43 @@ class CreateRegionRequest(_message.Message):
 Global___CreateRegionRequest: _TypeAlias = CreateRegionRequest  # noqa: Y015
 
 @_typing.final
+class ListRegionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRegionsRequest: _TypeAlias = ListRegionsRequest  # noqa: Y015
+
+@_typing.final
+class ListRegionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REGIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Region]:
+        """By id."""
+
+    def __init__(
+        self,
+        *,
+        regions: _abc.Iterable[Global___Region] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRegionsResponse: _TypeAlias = ListRegionsResponse  # noqa: Y015
+
+@_typing.final
 class Spec(_message.Message):
     """A compute shape in a region."""
 
@@ -649,6 +686,7 @@ class Spec(_message.Message):
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     PRICE_PER_HOUR_MICROS_FIELD_NUMBER: _builtins.int
     CURRENCY_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     spec_id: _builtins.str
     display_name: _builtins.str
@@ -659,6 +697,8 @@ class Spec(_message.Message):
     price_per_hour_micros: _builtins.int
     """Of one, by the hour, now."""
     currency: _builtins.str
+    withdrawn: _builtins.bool
+    """Not on offer any more."""
     def __init__(
         self,
         *,
@@ -670,14 +710,73 @@ class Spec(_message.Message):
         max_count: _builtins.int = ...,
         price_per_hour_micros: _builtins.int = ...,
         currency: _builtins.str = ...,
+        withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "currency", b"currency", "display_name", b"display_name", "gpus", b"gpus", "max_count", b"max_count", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "spec_id", b"spec_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_cores", b"cpu_cores", "currency", b"currency", "display_name", b"display_name", "gpus", b"gpus", "max_count", b"max_count", "price_per_hour_micros", b"price_per_hour_micros", "region_id", b"region_id", "spec_id", b"spec_id", "withdrawn", b"withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Spec: _TypeAlias = Spec  # noqa: Y015
+
+@_typing.final
+class WithdrawSpecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "region_id", b"region_id", "request_id", b"request_id", "spec_id", b"spec_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WithdrawSpecRequest: _TypeAlias = WithdrawSpecRequest  # noqa: Y015
+
+@_typing.final
+class OfferSpecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    REGION_ID_FIELD_NUMBER: _builtins.int
+    SPEC_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    region_id: _builtins.str
+    spec_id: _builtins.str
+    reason: _builtins.str
+    """For the record."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        region_id: _builtins.str = ...,
+        spec_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "region_id", b"region_id", "request_id", b"request_id", "spec_id", b"spec_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferSpecRequest: _TypeAlias = OfferSpecRequest  # noqa: Y015
 
 @_typing.final
 class CreateSpecRequest(_message.Message):
@@ -770,16 +869,20 @@ class ListSpecsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REGION_ID_FIELD_NUMBER: _builtins.int
+    SHOW_WITHDRAWN_FIELD_NUMBER: _builtins.int
     region_id: _builtins.str
     """Empty: every region."""
+    show_withdrawn: _builtins.bool
+    """Those that were withdrawn, too."""
     def __init__(
         self,
         *,
         region_id: _builtins.str = ...,
+        show_withdrawn: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["region_id", b"region_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["region_id", b"region_id", "show_withdrawn", b"show_withdrawn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -813,11 +916,14 @@ class GetQuoteRequest(_message.Message):
     REGION_ID_FIELD_NUMBER: _builtins.int
     SPEC_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    RESOURCE_GROUP_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Empty: the token's own."""
     region_id: _builtins.str
     spec_id: _builtins.str
     count: _builtins.int
+    resource_group_id: _builtins.str
+    """Of a start that takes its capacity, so that its spec may be withdrawn; empty: of one that freezes money."""
     def __init__(
         self,
         *,
@@ -825,10 +931,11 @@ class GetQuoteRequest(_message.Message):
         region_id: _builtins.str = ...,
         spec_id: _builtins.str = ...,
         count: _builtins.int = ...,
+        resource_group_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "count", b"count", "region_id", b"region_id", "spec_id", b"spec_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "count", b"count", "region_id", b"region_id", "resource_group_id", b"resource_group_id", "spec_id", b"spec_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

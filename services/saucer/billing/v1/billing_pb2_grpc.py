@@ -95,6 +95,11 @@ class BillingServiceStub:
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateRegionRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Region.FromString,
                 _registered_method=True)
+        self.ListRegions = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/ListRegions',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsResponse.FromString,
+                _registered_method=True)
         self.CreateSpec = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/CreateSpec',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateSpecRequest.SerializeToString,
@@ -103,6 +108,16 @@ class BillingServiceStub:
         self.SetPrice = channel.unary_unary(
                 '/saucer.billing.v1.BillingService/SetPrice',
                 request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetPriceRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
+                _registered_method=True)
+        self.WithdrawSpec = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/WithdrawSpec',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.WithdrawSpecRequest.SerializeToString,
+                response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
+                _registered_method=True)
+        self.OfferSpec = channel.unary_unary(
+                '/saucer.billing.v1.BillingService/OfferSpec',
+                request_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.OfferSpecRequest.SerializeToString,
                 response_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
                 _registered_method=True)
         self.ListSpecs = channel.unary_unary(
@@ -247,6 +262,13 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateRegion(self, request, context):
+        """The same region twice changes nothing; another name for its id is ALREADY_EXISTS with reason REGION_EXISTS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRegions(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -266,15 +288,32 @@ class BillingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WithdrawSpec(self, request, context):
+        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
+        (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OfferSpec(self, request, context):
+        """Puts a withdrawn spec on offer again, at the price of now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSpecs(self, request, context):
-        """What is on offer where, at the price of now.
+        """What is on offer where, at the price of now. What is free of it is said by who has it: of prepaid capacity
+        ListResourceGroups; of workers ListQueues of saucer.training.v1.TrainingService; of Tritons ListTritons of
+        saucer.publishing.v1.PublishingService.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetQuote(self, request, context):
-        """What a start would freeze now. Changes nothing.
+        """What a start would freeze now. Changes nothing. FAILED_PRECONDITION with reason SPEC_WITHDRAWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -416,6 +455,11 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateRegionRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Region.SerializeToString,
             ),
+            'ListRegions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRegions,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsResponse.SerializeToString,
+            ),
             'CreateSpec': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSpec,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.CreateSpecRequest.FromString,
@@ -424,6 +468,16 @@ def add_BillingServiceServicer_to_server(servicer, server):
             'SetPrice': grpc.unary_unary_rpc_method_handler(
                     servicer.SetPrice,
                     request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.SetPriceRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.SerializeToString,
+            ),
+            'WithdrawSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawSpec,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.WithdrawSpecRequest.FromString,
+                    response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.SerializeToString,
+            ),
+            'OfferSpec': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferSpec,
+                    request_deserializer=saucer_dot_billing_dot_v1_dot_billing__pb2.OfferSpecRequest.FromString,
                     response_serializer=saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.SerializeToString,
             ),
             'ListSpecs': grpc.unary_unary_rpc_method_handler(
@@ -823,6 +877,33 @@ class BillingService:
             _registered_method=True)
 
     @staticmethod
+    def ListRegions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/ListRegions',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.ListRegionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CreateSpec(request,
             target,
             options=(),
@@ -865,6 +946,60 @@ class BillingService:
             target,
             '/saucer.billing.v1.BillingService/SetPrice',
             saucer_dot_billing_dot_v1_dot_billing__pb2.SetPriceRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/WithdrawSpec',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.WithdrawSpecRequest.SerializeToString,
+            saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferSpec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.billing.v1.BillingService/OfferSpec',
+            saucer_dot_billing_dot_v1_dot_billing__pb2.OfferSpecRequest.SerializeToString,
             saucer_dot_billing_dot_v1_dot_billing__pb2.Spec.FromString,
             options,
             channel_credentials,

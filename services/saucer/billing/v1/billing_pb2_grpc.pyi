@@ -56,14 +56,25 @@ class BillingServiceStub:
     ListRecords: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]
     """Who did what, and why; newest first."""
     CreateRegion: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateRegionRequest, _billing_pb2.Region]
+    """The same region twice changes nothing; another name for its id is ALREADY_EXISTS with reason REGION_EXISTS."""
+    ListRegions: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListRegionsRequest, _billing_pb2.ListRegionsResponse]
     CreateSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]
     """A compute shape with its first price."""
     SetPrice: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetPriceRequest, _billing_pb2.Spec]
     """A price from a time on; prices that hold already keep are not touched."""
+    WithdrawSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.WithdrawSpecRequest, _billing_pb2.Spec]
+    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
+    (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+    """
+    OfferSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.OfferSpecRequest, _billing_pb2.Spec]
+    """Puts a withdrawn spec on offer again, at the price of now."""
     ListSpecs: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListSpecsRequest, _billing_pb2.ListSpecsResponse]
-    """What is on offer where, at the price of now."""
+    """What is on offer where, at the price of now. What is free of it is said by who has it: of prepaid capacity
+    ListResourceGroups; of workers ListQueues of saucer.training.v1.TrainingService; of Tritons ListTritons of
+    saucer.publishing.v1.PublishingService.
+    """
     GetQuote: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetQuoteRequest, _billing_pb2.Quote]
-    """What a start would freeze now. Changes nothing."""
+    """What a start would freeze now. Changes nothing. FAILED_PRECONDITION with reason SPEC_WITHDRAWN."""
     CreateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]
@@ -119,14 +130,25 @@ class BillingServiceAsyncStub(BillingServiceStub):
     ListRecords: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListRecordsRequest, _billing_pb2.ListRecordsResponse]  # type: ignore[assignment]
     """Who did what, and why; newest first."""
     CreateRegion: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateRegionRequest, _billing_pb2.Region]  # type: ignore[assignment]
+    """The same region twice changes nothing; another name for its id is ALREADY_EXISTS with reason REGION_EXISTS."""
+    ListRegions: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListRegionsRequest, _billing_pb2.ListRegionsResponse]  # type: ignore[assignment]
     CreateSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
     """A compute shape with its first price."""
     SetPrice: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetPriceRequest, _billing_pb2.Spec]  # type: ignore[assignment]
     """A price from a time on; prices that hold already keep are not touched."""
+    WithdrawSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.WithdrawSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
+    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
+    (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+    """
+    OfferSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.OfferSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
+    """Puts a withdrawn spec on offer again, at the price of now."""
     ListSpecs: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListSpecsRequest, _billing_pb2.ListSpecsResponse]  # type: ignore[assignment]
-    """What is on offer where, at the price of now."""
+    """What is on offer where, at the price of now. What is free of it is said by who has it: of prepaid capacity
+    ListResourceGroups; of workers ListQueues of saucer.training.v1.TrainingService; of Tritons ListTritons of
+    saucer.publishing.v1.PublishingService.
+    """
     GetQuote: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetQuoteRequest, _billing_pb2.Quote]  # type: ignore[assignment]
-    """What a start would freeze now. Changes nothing."""
+    """What a start would freeze now. Changes nothing. FAILED_PRECONDITION with reason SPEC_WITHDRAWN."""
     CreateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
@@ -250,7 +272,15 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _billing_pb2.CreateRegionRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_billing_pb2.Region, _abc.Awaitable[_billing_pb2.Region]]: ...
+    ) -> _typing.Union[_billing_pb2.Region, _abc.Awaitable[_billing_pb2.Region]]:
+        """The same region twice changes nothing; another name for its id is ALREADY_EXISTS with reason REGION_EXISTS."""
+
+    @_abc_1.abstractmethod
+    def ListRegions(
+        self,
+        request: _billing_pb2.ListRegionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.ListRegionsResponse, _abc.Awaitable[_billing_pb2.ListRegionsResponse]]: ...
 
     @_abc_1.abstractmethod
     def CreateSpec(
@@ -269,12 +299,33 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         """A price from a time on; prices that hold already keep are not touched."""
 
     @_abc_1.abstractmethod
+    def WithdrawSpec(
+        self,
+        request: _billing_pb2.WithdrawSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Spec, _abc.Awaitable[_billing_pb2.Spec]]:
+        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
+        (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+        """
+
+    @_abc_1.abstractmethod
+    def OfferSpec(
+        self,
+        request: _billing_pb2.OfferSpecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_billing_pb2.Spec, _abc.Awaitable[_billing_pb2.Spec]]:
+        """Puts a withdrawn spec on offer again, at the price of now."""
+
+    @_abc_1.abstractmethod
     def ListSpecs(
         self,
         request: _billing_pb2.ListSpecsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ListSpecsResponse, _abc.Awaitable[_billing_pb2.ListSpecsResponse]]:
-        """What is on offer where, at the price of now."""
+        """What is on offer where, at the price of now. What is free of it is said by who has it: of prepaid capacity
+        ListResourceGroups; of workers ListQueues of saucer.training.v1.TrainingService; of Tritons ListTritons of
+        saucer.publishing.v1.PublishingService.
+        """
 
     @_abc_1.abstractmethod
     def GetQuote(
@@ -282,7 +333,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.GetQuoteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.Quote, _abc.Awaitable[_billing_pb2.Quote]]:
-        """What a start would freeze now. Changes nothing."""
+        """What a start would freeze now. Changes nothing. FAILED_PRECONDITION with reason SPEC_WITHDRAWN."""
 
     @_abc_1.abstractmethod
     def CreateResourceGroup(
