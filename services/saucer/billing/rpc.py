@@ -17,6 +17,7 @@ from saucer.billing.messages import (
     top_up_message,
 )
 from saucer.billing.service import Billing, Correction
+from saucer.billing.store.records import AUDIT_TIMEOUT_S
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.lib.auth import Role, current
 from saucer.lib.clock import from_timestamp
@@ -31,6 +32,7 @@ def servicer(billing: Billing) -> Servicer:
         _BillingRpc(billing),
         billing_pb2_grpc.add_BillingServiceServicer_to_server,
         billing_pb2.DESCRIPTOR.services_by_name["BillingService"],
+        limits_s={"AuditLedger": AUDIT_TIMEOUT_S},
     )
 
 

@@ -9,6 +9,9 @@ from saucer.cli.app import App, Topic, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.output import moment, money
 
+# It reads the whole ledger; as long as billing lets it.
+AUDIT_TIMEOUT_S = 600.0
+
 
 @click.group(cls=Topic)
 def billing() -> None:
@@ -19,7 +22,7 @@ def billing() -> None:
 @pass_app
 def audit(app: App) -> None:
     """Check every invariant of the ledger; ends with 1 and the rows at fault if one is broken (administrator)."""
-    found = app.connection.billing.AuditLedger(billing_pb2.AuditLedgerRequest())
+    found = app.connection.billing.AuditLedger(billing_pb2.AuditLedgerRequest(), timeout=AUDIT_TIMEOUT_S)
     app.output.record(
         "",
         found,

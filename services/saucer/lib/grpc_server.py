@@ -17,7 +17,7 @@ import errno
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
 import asyncpg
@@ -47,7 +47,7 @@ from saucer.lib.records import Recorder, is_recorded
 from saucer.lib.tls import Identity
 from saucer.lib.v1 import access_pb2
 
-# A unary call without a deadline of its own, or with a later one, is ended after this.
+# A unary call without a deadline of its own, or with a later one, is ended after this, or after its Servicer's limit.
 MAX_UNARY_S = 120.0
 # Streams open at once in a process; one more is RESOURCE_EXHAUSTED. Streams cancelled by clients leak memory in
 # grpc.aio (grpc #43360), so they are bounded.
@@ -87,6 +87,8 @@ class Servicer:
     descriptor: ServiceDescriptor
     # For contracts that are not ours and so state no access: one for all methods.
     access: int | None = None
+    # Of methods that may take longer than MAX_UNARY_S, by name.
+    limits_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def access_of(servicers: Sequence[Servicer]) -> dict[str, int]:
@@ -110,6 +112,15 @@ def recorded_of(servicers: Sequence[Servicer]) -> frozenset[str]:
         for method in servicer.descriptor.methods
     }
     return frozenset(path for path, method in methods.items() if is_recorded(method, access[path]))
+
+
+def limits_of(servicers: Sequence[Servicer]) -> dict[str, float]:
+    """Seconds that unary calls may take, by full path of those methods that have a limit of their own."""
+    return {
+        f"/{servicer.descriptor.full_name}/{name}": limit_s
+        for servicer in servicers
+        for name, limit_s in servicer.limits_s.items()
+    }
 
 
 def bulky_of(servicers: Sequence[Servicer]) -> frozenset[str]:
@@ -138,7 +149,9 @@ class Server:
         With an identity callers need a certificate of its authority. Without a recorder no call is recorded.
         """
         recorded = recorded_of(servicers) if recorder is not None else frozenset()
-        self._interceptor = _Interceptor(verifier, access_of(servicers), recorded, bulky_of(servicers), recorder)
+        self._interceptor = _Interceptor(
+            verifier, access_of(servicers), recorded, bulky_of(servicers), limits_of(servicers), recorder
+        )
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
             options=[
@@ -184,10 +197,12 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         access: Mapping[str, int],
         recorded: Collection[str],
         bulky: Collection[str],
+        limits_s: Mapping[str, float],
         recorder: Recorder | None,
     ) -> None:
         self._verifier = verifier
         self._bulky = bulky
+        self._limits_s = limits_s
         self._access = access
         self._recorded = recorded
         self._recorder = recorder
@@ -250,7 +265,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             try:
                 self._authorize(method, context)
                 remaining = context.time_remaining()
-                async with asyncio.timeout(min(remaining, MAX_UNARY_S) if remaining is not None else MAX_UNARY_S):
+                limit_s = self._limits_s.get(method, MAX_UNARY_S)
+                async with asyncio.timeout(min(remaining, limit_s) if remaining is not None else limit_s):
                     request = given if isinstance(given, Message) else await _only(given)
                     check(request)
                     response: Message = await call(request, context)

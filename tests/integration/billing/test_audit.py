@@ -1,5 +1,6 @@
 """The audit finds nothing in a ledger that has seen everything, and each invariant that is broken on purpose."""
 
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
@@ -7,9 +8,11 @@ import pytest
 from saucer.billing.domain import HoldState
 from saucer.billing.service import UNUSED_LIMIT
 from saucer.billing.store import records
+from saucer.lib import postgres
 from saucer.lib.errors import FailedPreconditionError
 from saucer.lib.ids import new_id
-from tests.support.ledger import HOLD_MICROS, HOUR_MS, REGION, SPEC, Ledger, correction, request_of
+from tests.support.ledger import HOLD_MICROS, HOUR_MS, REGION, SPEC, Ledger, correction, open_ledger, request_of
+from tests.support.servers import NewDatabase
 
 # So that what constraints, triggers and rights refuse can be done at all.
 UNGUARDED = """
@@ -416,3 +419,17 @@ async def test_the_audit_says_how_many_rows_there_are_beyond_those_it_names(
     assert [finding.invariant for finding in audit.findings] == 2 * ["versions_have_no_gap"]
     assert audit.broken == {"versions_have_no_gap": accounts}
     assert accounts > 2
+
+
+async def test_the_audit_of_a_large_ledger_may_take_longer_than_other_statements(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "COMMAND_TIMEOUT_S", 2.0)
+    async with AsyncExitStack() as stack:
+        ledger = await open_ledger(stack, await new_database())
+        async with ledger.database.reading() as connection:
+            # Reads for longer than a statement may, and finds nothing.
+            await connection.execute("CREATE VIEW audit_slow AS SELECT 1 AS one WHERE pg_sleep(2.5) IS NULL")
+            with pytest.raises(TimeoutError):
+                await connection.fetch("SELECT * FROM audit_slow")
+        assert (await ledger.audit()).findings == ()

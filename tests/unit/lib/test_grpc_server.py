@@ -3,7 +3,7 @@
 import asyncio
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class DeadEvents(dead_events_pb2_grpc.DeadEventServiceServicer):
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.never = False
+        self.pause_s = 0.0
         self.cancelled = asyncio.Event()
         self.calls = 0
 
@@ -38,6 +39,7 @@ class DeadEvents(dead_events_pb2_grpc.DeadEventServiceServicer):
         self, request: dead_events_pb2.ListDeadEventsRequest, context: Context
     ) -> dead_events_pb2.ListDeadEventsResponse:
         self.calls += 1
+        await asyncio.sleep(self.pause_s)
         if self.error is not None:
             raise self.error
         if self.never:
@@ -51,6 +53,7 @@ class DeadEvents(dead_events_pb2_grpc.DeadEventServiceServicer):
         self, request: dead_events_pb2.RetryDeadEventRequest, context: Context
     ) -> dead_events_pb2.DeadEvent:
         self.calls += 1
+        await asyncio.sleep(self.pause_s)
         if self.error is not None:
             raise self.error
         return dead_events_pb2.DeadEvent()
@@ -76,7 +79,7 @@ class Told(Recorder):
 class Serving:
     """A server with one servicer, and calls to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits_s: Mapping[str, float] | None = None) -> None:
         self._private, public = folder / "private.pem", folder / "public.json"
         auth.generate_keys(self._private, public, "k")
         self.servicer = DeadEvents()
@@ -86,7 +89,7 @@ class Serving:
         self.server = Server(
             "127.0.0.1:0",
             auth.Verifier(public),
-            [Servicer(self.servicer, register, descriptor)],
+            [Servicer(self.servicer, register, descriptor, limits_s=limits_s or {})],
             recorder=self.recorder,
         )
         self.channel = grpc.aio.insecure_channel(self.server.address)
@@ -180,6 +183,23 @@ async def test_a_call_that_takes_longer_than_the_limit_is_ended_and_its_handler_
     error = await serving.refusal()
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(serving.servicer.cancelled.wait(), 5)
+
+
+async def test_a_method_with_a_limit_of_its_own_may_take_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "MAX_UNARY_S", 0.05)
+    serving = Serving(tmp_path, {"ListDeadEvents": 60.0})
+    await serving.server.start()
+    serving.servicer.pause_s = 0.3
+    await serving.list()
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        await serving.stub.RetryDeadEvent(
+            dead_events_pb2.RetryDeadEventRequest(event_id=new_id()), metadata=serving.metadata()
+        )
+    assert refusal.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await serving.channel.close()
+    await serving.server.stop()
 
 
 async def test_a_callers_deadline_ends_the_handler(serving: Serving) -> None:

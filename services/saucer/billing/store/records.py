@@ -11,6 +11,8 @@ from saucer.lib.postgres import Connection
 _RECORD = "record_id, request_id, action, subject, account_id, author, reason, detail, created_at"
 # Rows that the audit names of each broken invariant; it says how many there are.
 MAX_FINDINGS = 100
+# Each statement of the audit, which reads the whole ledger, and the call; other statements have COMMAND_TIMEOUT_S.
+AUDIT_TIMEOUT_S = 600.0
 
 
 async def insert_record(connection: Connection, record: Record) -> bool:
@@ -81,6 +83,7 @@ async def audit(connection: Connection) -> Audit:
         rows = await connection.fetch(
             f"SELECT to_jsonb(v)::text AS row, count(*) OVER () AS rows FROM {view['viewname']} v LIMIT $1",  # noqa: S608 - from the catalogue
             MAX_FINDINGS,
+            timeout=AUDIT_TIMEOUT_S,
         )
         findings += [Finding(invariant, row["row"]) for row in rows]
         if rows:
@@ -90,7 +93,8 @@ async def audit(connection: Connection) -> Audit:
         SELECT coalesce((SELECT sum(amount_micros) FROM entry), 0)::bigint AS ledger_sum_micros,
                coalesce((SELECT sum(frozen_micros) FROM account), 0)::bigint AS frozen_micros,
                (SELECT count(*) FROM account) AS accounts, (SELECT count(*) FROM entry) AS entries
-        """
+        """,
+        timeout=AUDIT_TIMEOUT_S,
     )
     assert sums is not None
     if sums["ledger_sum_micros"] != 0:
