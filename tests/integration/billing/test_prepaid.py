@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -102,6 +103,22 @@ async def test_a_start_that_gives_up_waiting_lets_those_behind_it_pass_and_is_ne
     assert await states(ledger, [large, small]) == [HoldState.BURIED, HoldState.GRANTED]
     with pytest.raises(FailedPreconditionError, match="given up"):
         await ledger.billing.holds.create(large)
+
+
+async def test_a_start_that_is_given_up_before_it_asks_for_capacity_is_told_so(ledger: Ledger) -> None:
+    account_id, other = await ledger.account(0), await ledger.account(0)
+    group, of_other = await group_of(ledger, account_id), await group_of(ledger, other)
+    request = request_of(account_id, group_id=group.group_id)
+    await ledger.billing.holds.give_up(request, "EUR", 0)
+    assert (await refusal(ledger.billing.holds.create(request))).reason == "HOLD_BURIED"
+    another = replace(request, group_id=(await group_of(ledger, account_id)).group_id)
+    assert (await refusal(ledger.billing.holds.create(another))).reason == "HOLD_ID_USED"
+    # What a user names wrongly is no reason to lose the event that gives it up.
+    for group_id in (new_id(), of_other.group_id):
+        wrong = request_of(account_id, group_id=group_id)
+        await ledger.billing.holds.give_up(wrong, "EUR", 0)
+        assert (await refusal(ledger.billing.holds.create(wrong))).reason == "RESOURCE_GROUP_NOT_FOUND"
+        assert (await ledger.hold(wrong)).state is HoldState.BURIED
 
 
 async def test_what_a_crash_left_ungranted_the_sweeper_grants(ledger: Ledger) -> None:

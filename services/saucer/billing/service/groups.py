@@ -156,11 +156,11 @@ class Groups:
         async with self._database.transaction() as tx:
             # Under the lock of the group, so that its capacity is given once.
             group = await _locked(tx, request.group_id)
+            if group.account_id != request.account_id:
+                raise NotFoundError("resource_group", request.group_id)
             former = await holds_store.get_hold(tx.connection, request.hold_id)
             if former is not None:
                 return former
-            if group.account_id != request.account_id:
-                raise NotFoundError("resource_group", request.group_id)
             _check_fit(group, request)
             waiting = await holds_store.lock_waiting(tx.connection, group.group_id, FILL_BATCH)
             journal = await Journal.open(tx, request.account_id, waiting)

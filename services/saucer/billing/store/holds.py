@@ -184,14 +184,22 @@ async def insert_hold_of_group(
 
 
 async def bury_hold(connection: Connection, request: HoldRequest, currency: str, now: datetime) -> None:
-    """Leaves a tombstone: this id can never be granted. Changes nothing if the hold exists."""
+    """Leaves a tombstone: this id can never be granted. Changes nothing if the hold exists.
+
+    What was asked for stands in it, so that the same start is told so; a group only if it could have given capacity.
+    """
     await connection.execute(
         """
         INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
-                          price_per_hour_micros, amount_micros, state, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, 0, 'BURIED', $10) ON CONFLICT DO NOTHING
+                          group_id, price_per_hour_micros, amount_micros, state, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9,
+                (SELECT group_id FROM resource_group
+                 WHERE group_id = $10 AND account_id = $2 AND region_id = $6 AND spec_id = $7),
+                0, 0, 'BURIED', $11)
+        ON CONFLICT DO NOTHING
         """,
         *_asked_columns(request, currency),
+        request.group_id,
         now,
     )
 
