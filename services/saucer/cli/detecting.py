@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from ctypes import c_float
 from pathlib import Path
 
 import click
@@ -99,9 +100,10 @@ def _print_refusal(output: Output, file: Path, error: status_pb2.Status) -> None
 
 def above(found: publishing_pb2.PredictResponse, threshold: float | None) -> list[publishing_pb2.Detection]:
     """At or above the threshold; None: at or above what the deployment has for the class."""
-    return [
-        item for item in found.detections if (item.above_threshold if threshold is None else item.score >= threshold)
-    ]
+    if threshold is None:
+        return [item for item in found.detections if item.above_threshold]
+    least = c_float(threshold).value  # scores are of single precision: 0.7 takes in a score of 0.7
+    return [item for item in found.detections if item.score >= least]
 
 
 def draw_boxes(

@@ -53,7 +53,9 @@ def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence
     image, or one of more than MAX_PIXELS.
     """
     picture = _opened(image)
-    shown = [box for box in boxes if box.score is None or box.score >= threshold]
+    # As evaluation counts (M1): scores are of single precision, so a threshold of 0.7 takes in a score of 0.7.
+    least = np.float32(threshold)
+    shown = [box for box in boxes if box.score is None or np.float32(box.score) >= least]
     _draw(picture, shown, classes, 1.0, dashed=False)
     font = _font(max(12, min(picture.width // 32, 28)))
     sentence = _sentence(boxes, shown, threshold)

@@ -129,6 +129,13 @@ def test_only_boxes_from_the_threshold_on_are_drawn() -> None:
     assert coloured[0] > coloured[1] > coloured[2] == 0
 
 
+def test_a_score_that_equals_the_threshold_in_single_precision_is_drawn() -> None:
+    score = float(np.float32(0.7))
+    assert score < 0.7
+    drawn = boxes_on_image(photograph(), [CUP._replace(score=score)], ["cup"], 0.7)
+    assert drawn == boxes_on_image(photograph(), [CUP._replace(score=0.7)], ["cup"], 0.7)
+
+
 def test_the_image_keeps_its_size_above_a_line_of_text() -> None:
     png = Image.open(io.BytesIO(boxes_on_image(photograph(), [], ["cup"], 0.5)))
     assert png.format == "PNG"
