@@ -34,13 +34,18 @@ MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most 
 
 @dataclass(frozen=True)
 class Curve:
-    """A class's curve: recall, precision and threshold, each (n,) and in the same order; ap is 0..1, or None."""
+    """A class's curve: recall and precision, each (n,) and in the same order; ap is 0..1, or None.
+
+    recall_at and precision_at are those at the chart's threshold, or None where there is none. They are not read off
+    the curve, whose points may be thinned.
+    """
 
     class_name: str
     ap: float | None
     recall: ArrayLike
     precision: ArrayLike
-    threshold: ArrayLike
+    recall_at: float | None = None
+    precision_at: float | None = None
 
 
 def training_curve(
@@ -98,7 +103,6 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
 def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
     """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
 
-    Points go by falling threshold, as the evaluation gives them; the dot is the last one not below the given threshold.
     The size is CHART_PX.
     """
     figure = _figure(title)
@@ -109,20 +113,24 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
     axes = figure.subplots()
     drawn = sorted(curves, key=lambda curve: curve.ap or 0.0)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
     for index, curve in enumerate(drawn):
-        recall, precision = np.asarray(curve.recall, float), np.asarray(curve.precision, float)
         colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
-        label = curve.class_name if curve.ap is None else f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
-        above = np.flatnonzero(np.asarray(curve.threshold, float) >= threshold)
-        if len(above):
-            at = above[-1]
-            label += f"; at {threshold:.2f} precision {precision[at]:.2f}, recall {recall[at]:.2f}"
-            axes.plot(recall[at], precision[at], "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
-        axes.plot(recall, precision, color=colour, linestyle=style, label=label)
+        if curve.recall_at is not None and curve.precision_at is not None:
+            dot = curve.recall_at, curve.precision_at
+            axes.plot(*dot, "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
+        axes.plot(curve.recall, curve.precision, color=colour, linestyle=style, label=curve_label(curve, threshold))
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(loc="lower left", framealpha=0.9)
     if len(drawn) < len(curves):
         axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest AP")
     _save(figure, path)
+
+
+def curve_label(curve: Curve, threshold: float) -> str:
+    """The class, its AP, and its precision and recall at the threshold, as far as there are any."""
+    label = curve.class_name if curve.ap is None else f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
+    if curve.recall_at is None or curve.precision_at is None:
+        return label
+    return f"{label}; at {threshold:.2f} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}"
 
 
 def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:

@@ -19,19 +19,25 @@ def drawn(name: str, draw: Callable[[Path], None]) -> bytes:
 
 def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation_pb2.PrecisionRecallCurves) -> None:
     """Precision over recall by class."""
+    at_threshold = {item.class_name: item for item in evaluation.classes}
     drawn = [
-        charts.Curve(
-            curve.class_name,
-            curve.ap_50 if curve.HasField("ap_50") else None,
-            [point.recall for point in curve.points],
-            [point.precision for point in curve.points],
-            [point.threshold for point in curve.points],
-        )
+        _curve(curve, at_threshold[curve.class_name])
         for curve in answer.curves
         if curve.points  # a class without test boxes has none
     ]
     title = f"Precision over recall: test {_accuracy(evaluation)}"
     charts.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
+
+
+def _curve(curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassResult) -> charts.Curve:
+    return charts.Curve(
+        curve.class_name,
+        curve.ap_50 if curve.HasField("ap_50") else None,
+        [point.recall for point in curve.points],
+        [point.precision for point in curve.points],
+        at.recall if at.HasField("recall") else None,
+        at.precision if at.HasField("precision") else None,
+    )
 
 
 def confusion(file: Path, answer: evaluation_pb2.ConfusionMatrix) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
-from saucer.drawing import images
+from saucer.drawing import charts, evaluations, images
 from saucer.drawing.charts import (
     CHART_PX,
     MATRIX_PX,
@@ -18,7 +20,16 @@ from saucer.drawing.charts import (
     training_curve,
 )
 from saucer.drawing.images import TILE_PX, LabelledBox, Tile, boxes_on_image, sheet
+from saucer.evaluation.messages import curve_message
 from saucer.evaluation.pictures import MAX_CASES
+from saucer.evaluation.thinning import PrPoints, thin
+from saucer.evaluation.v1.evaluation_pb2 import (
+    ClassResult,
+    Evaluation,
+    PrecisionRecallCurve,
+    PrecisionRecallCurves,
+    PrecisionRecallPoint,
+)
 
 CUP = LabelledBox(20, 30, 120, 110, "cup", 0.9)
 PLATE = LabelledBox(-15, 60, 400, 300, "plate", 0.4)
@@ -79,7 +90,7 @@ def test_a_training_curve_of_little_or_nothing_is_still_a_picture(
 
 
 def curve(name: str, ap: float) -> Curve:
-    return Curve(name, ap, [0.1, 0.5, 0.9], [1.0, 0.9, 0.6], [0.9, 0.6, 0.1])
+    return Curve(name, ap, [0.1, 0.5, 0.9], [1.0, 0.9, 0.6], 0.5, 0.9)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 80])
@@ -90,9 +101,46 @@ def test_precision_and_recall_of_any_number_of_classes(tmp_path: Path, count: in
     assert ink(image) > 300
 
 
-def test_a_class_without_detections_or_none_above_the_threshold_has_no_dot_and_no_failure(tmp_path: Path) -> None:
-    precision_recall(tmp_path / "pr.png", [Curve("cup", 0.0, [], [], []), curve("plate", 0.7)], threshold=0.95)
-    assert opened(tmp_path / "pr.png").size == CHART_PX
+def drawn_curves(answer: PrecisionRecallCurves, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> Axes:
+    """The axes of the picture, which is not saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, _: figures.append(figure))
+    evaluations.curves(Path("pr.png"), evaluation, answer)
+    return figures[0].axes[0]
+
+
+def dots(axes: Axes) -> list[tuple[float, float]]:
+    return [tuple(np.column_stack(line.get_data())[0]) for line in axes.lines if line.get_marker() == "o"]
+
+
+def test_the_dot_and_the_legend_tell_the_figures_at_the_threshold_also_where_the_curve_lost_that_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    score = np.array([0.9, 0.7, 0.5, 0.1], np.float32).astype(float)
+    points = PrPoints(np.array([0.0, 0.25, 0.5, 0.75]), np.array([0.9, 0.9, 0.9, 0.9]), score)
+    (thinned,) = thin([points], 200)
+    assert score[1] not in thinned.points.threshold
+    evaluation = Evaluation(threshold=0.7, classes=[ClassResult(class_name="cup", precision=0.9, recall=0.25)])
+    axes = drawn_curves(PrecisionRecallCurves(curves=[curve_message("cup", 0.5, thinned)]), evaluation, monkeypatch)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "cup: AP@0.50 0.500; at 0.70 precision 0.90, recall 0.25"
+    ]
+    assert dots(axes) == [(0.25, 0.9)]
+
+
+def test_a_class_without_a_detection_above_the_threshold_has_no_dot_and_no_figures_in_the_legend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = PrecisionRecallPoint(recall=0.5, precision=1, threshold=0.6)
+    answer = PrecisionRecallCurves(curves=[PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])])
+    evaluation = Evaluation(threshold=0.95, classes=[ClassResult(class_name="cup", recall=0)])
+    axes = drawn_curves(answer, evaluation, monkeypatch)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["cup: AP@0.50 0.500"]
+    assert dots(axes) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 60])
