@@ -112,14 +112,17 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
         return
     axes = figure.subplots()
     drawn = sorted(curves, key=lambda curve: curve.ap or 0.0)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
+    lines: list[Line2D] = []
     for index, curve in enumerate(drawn):
         colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
         if curve.recall_at is not None and curve.precision_at is not None:
             dot = curve.recall_at, curve.precision_at
             axes.plot(*dot, "o", color=colour, markersize=9, markeredgecolor=INK, zorder=3)
-        axes.plot(curve.recall, curve.precision, color=colour, linestyle=style, label=curve_label(curve, threshold))
+        lines += axes.plot(
+            curve.recall, curve.precision, color=colour, linestyle=style, label=_plain(curve_label(curve, threshold))
+        )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
-    axes.legend(loc="lower left", framealpha=0.9)
+    axes.legend(handles=lines, loc="lower left", framealpha=0.9)
     if len(drawn) < len(curves):
         axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest AP")
     _save(figure, path)
@@ -147,7 +150,7 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     wrong = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diagonal(whole))[:-1]
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
     table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
-    labels = [names[place] for place in (*drawn, -1)]
+    labels = [_plain(names[place]) for place in (*drawn, -1)]
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.subplots()
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -224,8 +227,13 @@ def score_histogram(
 def _figure(title: str, size_px: tuple[int, int] = CHART_PX) -> Figure:
     figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI, layout="constrained")
     if title:
-        figure.suptitle(title)
+        figure.suptitle(_plain(title))
     return figure
+
+
+def _plain(text: str) -> str:
+    """The same text for matplotlib, which takes what stands between two dollar signs for a formula."""
+    return text.replace("$", r"\$")
 
 
 def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:

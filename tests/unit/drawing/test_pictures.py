@@ -143,6 +143,23 @@ def test_a_class_without_a_detection_above_the_threshold_has_no_dot_and_no_figur
     assert dots(axes) == []
 
 
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+@pytest.mark.parametrize("name", ["$5_and_$6", "_hidden", r"a\$b$c", "100%_{x}^2"])
+def test_a_class_name_is_drawn_as_it_is_in_every_chart(tmp_path: Path, name: str, suffix: str) -> None:
+    paths = [tmp_path / f"{chart}{suffix}" for chart in ("training", "curves", "matrix", "scores")]
+    training_curve(paths[0], [{"epoch": 1.0, "loss": 1.0, "map_50": 0.5}], title=f"Of {name}")
+    precision_recall(paths[1], [curve(name, 0.5), curve("cup", 0.7)], title=f"Of {name}")
+    confusion_matrix(paths[2], [name, "cup", "background"], [[3, 1, 0], [0, 2, 1], [1, 0, 0]])
+    score_histogram(paths[3], [0, 0.5, 1], [2, 3], [1, 0], title=f"Of {name}")
+    for path in paths:
+        if suffix == ".png":
+            assert ink(opened(path)) > 300
+        else:  # each text stands beside its outlines in a comment
+            assert f"<!-- {name}" in path.read_text() or f"<!-- Of {name} -->" in path.read_text()
+    if suffix == ".svg":
+        assert f"<!-- {name}: AP@0.50 0.500" in paths[1].read_text()
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 60])
 def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
     rows = np.arange((count + 1) ** 2).reshape(count + 1, count + 1).tolist()
