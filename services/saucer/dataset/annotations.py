@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from saucer.dataset.boxes import clip, turn
+from saucer.dataset.boxes import clip, own_areas, turn
 from saucer.dataset.domain import LabelKind
 from saucer.dataset.labels import MAX_BOXES_PER_IMAGE, Labels
 from saucer.dataset.report import ItemKind, ItemReason, Report
@@ -53,11 +53,12 @@ class AcceptedImages:
 @dataclass(frozen=True)
 class CheckedAnnotations:
     """What is accepted: `place` int64 [n] of the image, `category` int64 [n], `box` float64 [n, 4] inside the image
-    (zeros where labels are of whole images), `crowd` bool [n]."""
+    (zeros where labels are of whole images), `area` float64 [n] as boxes.own_areas() gives it, `crowd` bool [n]."""
 
     place: NDArray[np.int64]
     category: NDArray[np.int64]
     box: NDArray[np.float64]
+    area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
 
 
@@ -71,9 +72,10 @@ class _Rows:
         self.image_id = np.asarray(columns.image_id)
         self.category_id = np.asarray(columns.category_id)
         self.box = columns.boxes()
+        self.area = np.asarray(columns.area)
         self.crowd = np.array(columns.crowd, dtype=np.bool_)
         self.boxless = np.array(columns.boxless, dtype=np.bool_)
-        self.left = np.lexsort((self.crowd, *self.box.T[::-1], self.category_id, self.image_id, self.id))
+        self.left = np.lexsort((self.area, self.crowd, *self.box.T[::-1], self.category_id, self.image_id, self.id))
         self._file_of_image = labels.file_of_image
         self._name = name
         self._report = report
@@ -145,7 +147,8 @@ def check_annotations(
         )
     left = rows.left
     report.emptied_images += images_with_annotations - len(np.unique(place[left]))
-    return CheckedAnnotations(place[left], category[left], rows.box[left], rows.crowd[left])
+    box = rows.box[left]
+    return CheckedAnnotations(place[left], category[left], box, own_areas(rows.area[left], box), rows.crowd[left])
 
 
 def _beyond_limit(rows: _Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ Boxes are COCO's: x, y of the upper left corner, width, height, in pixels, float
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ CLIP_TOLERANCE_PX = 2.0
 DECIMALS = 3
 
 Boxes = NDArray[np.float64]
+Areas = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
@@ -62,6 +64,28 @@ def clip(boxes: Boxes, widths: NDArray[np.int64], heights: NDArray[np.int64]) ->
     vanished = fine & ((cut[:, 2] <= 0) | (cut[:, 3] <= 0))
     clipped = fine & ~vanished & (overhang > CLIP_TOLERANCE_PX)
     return Clipped(cut, not_finite, no_area | vanished, outside, clipped)
+
+
+def box_area(box: Sequence[float]) -> float:
+    """Of one box, in square pixels, rounded to DECIMALS."""
+    return round(box[2] * box[3], DECIMALS)
+
+
+def own_areas(areas: Areas, boxes: Boxes) -> Areas:
+    """Areas that say more than their boxes: of a segmentation, say. COCO's size classes go by them.
+
+    Args:
+        areas: float64 [n] in square pixels as the labels give them, NaN where they give none.
+        boxes: float64 [n, 4] as clip() gives them.
+
+    Returns:
+        float64 [n], rounded to DECIMALS; NaN where the box's own area holds: none is given, or none that is finite,
+        positive and less than the box's.
+    """
+    with np.errstate(over="ignore"):
+        own = areas.round(DECIMALS)
+    of_box = (boxes[:, 2] * boxes[:, 3]).round(DECIMALS)
+    return np.where((own > 0) & (own < of_box), own, np.nan)
 
 
 def turn(boxes: Boxes, orientation: int, widths: NDArray[np.int64], heights: NDArray[np.int64]) -> Boxes:

@@ -1,7 +1,8 @@
 """Reads COCO label files as a stream, whatever their size and whoever wrote them.
 
 Format: cocodataset.org/#format-data. Only what detection needs is kept: segmentations, captions and the like are
-skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it.
+skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it. Its
+`area`, by which COCO's size classes go, is kept where it is a number: what use it is of, boxes.own_areas() says.
 
 Numbers must be JSON numbers: a number as a string makes its item malformed. NaN and Infinity are no JSON (RFC 8259):
 they end the import with the place, since the file's writer is broken. Ids are integers of 64 bits.
@@ -38,7 +39,7 @@ _CHUNK_BYTES = 64 * 1024
 _ENTRY_DEPTH = 3
 _WANTED = {
     "images": frozenset({"id", "file_name", "width", "height", "split", "source_name"}),
-    "annotations": frozenset({"id", "image_id", "category_id", "bbox", "iscrowd"}),
+    "annotations": frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd"}),
     "categories": frozenset({"id", "name"}),
 }
 _NESTED = object()  # stands for an object or array where a scalar belongs
@@ -228,7 +229,15 @@ def _add_annotation(labels: Labels, entry: dict[str, Any] | None, item: str, rep
         report.refuse(ItemKind.ANNOTATION, ItemReason.MALFORMED_ANNOTATION, item, f"{error}.")
         return
     number, image_id, category_id = ids
-    labels.annotations.add(number, image_id, category_id, box, crowd=bool(crowd))
+    area = entry.get("area")
+    labels.annotations.add(
+        number,
+        image_id,
+        category_id,
+        box,
+        area=float(area) if area is not None and _is_number(area) else None,
+        crowd=bool(crowd),
+    )
 
 
 def _add_category(labels: Labels, entry: dict[str, Any] | None, item: str, report: Report) -> None:

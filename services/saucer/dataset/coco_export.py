@@ -1,14 +1,14 @@
 """A version as a COCO document (cocodataset.org/#format-data), in pieces, never whole in memory.
 
-Boxes are those of the manifest. `file_name` is a path below images/, the name that the owner knows where that can be;
-`split` stands beside it. So the document is one that an import reads to the same version again.
+Boxes and areas are those of the manifest. `file_name` is a path below images/, the name that the owner knows where that
+can be; `split` stands beside it. So the document is one that an import reads to the same version again.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from saucer.dataset.boxes import DECIMALS
+from saucer.dataset.boxes import box_area
 from saucer.dataset.domain import DatasetVersion
 from saucer.dataset.drafts import ListedImage, export_name
 
@@ -56,12 +56,12 @@ class CocoWriter:
         return b"\n]}\n"
 
     def _labels(self, image: ListedImage) -> Iterator[dict[str, Any]]:
-        for label in image.labels:
+        for label, area in image.measured_labels:
             self._annotations += 1
             entry: dict[str, Any] = {"id": self._annotations, "image_id": image.place, "category_id": int(label[0])}
             if len(label) > 1:
                 box = label[1:5]
-                entry |= {"bbox": box, "area": round(box[2] * box[3], DECIMALS), "iscrowd": int(label[5])}
+                entry |= {"bbox": box, "area": box_area(box) if area is None else area, "iscrowd": int(label[5])}
             yield entry
 
     def _lines(self, entries: Iterable[dict[str, Any]]) -> bytes:

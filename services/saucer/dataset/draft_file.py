@@ -25,7 +25,8 @@ def classes_line(classes: Sequence[str]) -> str:
 def image_line(image: ListedImage, *, with_split: bool) -> str:
     """Any other."""
     split = image.split if with_split else None
-    return json.dumps([image.sha256, image.width, image.height, split, image.source_name, image.labels]) + "\n"
+    facts = (image.sha256, image.width, image.height, split, image.source_name)
+    return json.dumps([*facts, image.measured_labels]) + "\n"
 
 
 def read_draft(file: TextIO, report: Report) -> Labels:
@@ -35,16 +36,17 @@ def read_draft(file: TextIO, report: Report) -> Labels:
     labels.categories = [CategoryEntry(number, name) for number, name in enumerate(json.loads(next(lines)))]
     for number, (sha256, width, height, split, source_name, own) in enumerate(_images(lines)):
         labels.images.add(ImageEntry(sha256, number, width, height, Split(split) if split else None, source_name))
-        for label in own:
+        for label, area in own:
             box = label[1:5] if len(label) > 1 else None
-            labels.annotations.add(
-                len(labels.annotations), number, int(label[0]), box, crowd=bool(label[5:] and label[5])
-            )
+            crowd = bool(label[5:] and label[5])
+            labels.annotations.add(len(labels.annotations), number, int(label[0]), box, area=area, crowd=crowd)
     labels.counts |= {"images": len(labels.images), "annotations": len(labels.annotations)}
     report.images_read += len(labels.images)
     report.annotations_read += len(labels.annotations)
     return labels
 
 
-def _images(lines: Iterator[str]) -> Iterator[tuple[str, int, int, str | None, str, list[list[float]]]]:
+def _images(
+    lines: Iterator[str],
+) -> Iterator[tuple[str, int, int, str | None, str, list[tuple[list[float], float | None]]]]:
     return (tuple(json.loads(line)) for line in lines)

@@ -24,7 +24,11 @@ StoredLabel = Sequence[float]
 
 @dataclass(frozen=True)
 class ListedImage:
-    """One image of a version or draft; `place` counts from 1 in the order of the manifest."""
+    """One image of a version or draft; `place` counts from 1 in the order of the manifest.
+
+    `areas` are of labels whose area is not their box's: the label with the area behind it. Some may be of labels that
+    the image no longer has.
+    """
 
     place: int
     sha256: str
@@ -33,8 +37,15 @@ class ListedImage:
     split: str
     source_name: str
     labels: Sequence[StoredLabel]
+    areas: Sequence[Sequence[float]]
     labelled: bool
     revision: int
+
+    @property
+    def measured_labels(self) -> list[tuple[StoredLabel, float | None]]:
+        """Each label with its area in square pixels; None: its box's."""
+        area_of = {tuple(label): area for *label, area in self.areas}
+        return [(label, area_of.get(tuple(label))) for label in self.labels]
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from saucer.lib.postgres import Connection
 
 # For the images of a whole set, written in one statement: 250,000 of them take seconds.
 SET_TIMEOUT_S = 120.0
-# A row of the longest listing, of MAX_BOXES_PER_IMAGE boxes, has less. A longer one is no listing of ours.
-MAX_ROW_BYTES = 1024**2
+# A row of the longest listing, of MAX_BOXES_PER_IMAGE boxes with areas, has less. A longer one is no listing of ours.
+MAX_ROW_BYTES = 2 * 1024**2
 _ROWS_AT_ONCE = 1_000
 
-_IMAGE = "place, sha256, width, height, split, source_name, labels, labelled, revision"
-_COPIED = "set_id, place, sha256, width, height, split, source_name, labels, labelled"
+_IMAGE = "place, sha256, width, height, split, source_name, labels, areas, labelled, revision"
+_COPIED = "set_id, place, sha256, width, height, split, source_name, labels, areas, labelled"
 _DRAFT = (
     "draft_id, account_id, dataset_version_id, display_name, label_kind, classes, images, unlabelled_images, state, "
     "created_at, revision"
@@ -126,7 +126,7 @@ async def shared_names(connection: Connection, set_id: str) -> set[str]:
 
 
 def _image(row: asyncpg.Record) -> ListedImage:
-    return ListedImage(**{**row, "labels": json.loads(row["labels"])})
+    return ListedImage(**{**row, "labels": json.loads(row["labels"]), "areas": json.loads(row["areas"])})
 
 
 # Drafts

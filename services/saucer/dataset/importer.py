@@ -348,6 +348,7 @@ def _columns(
     category = np.concatenate([part.category for part in checked])
     crowd = np.concatenate([part.crowd for part in checked])
     box = np.concatenate([part.box for part in checked])
+    area = np.concatenate([part.area for part in checked])
     del checked
     rows = np.lexsort((crowd, *box.T[::-1], category, image))
     return Columns(
@@ -357,6 +358,7 @@ def _columns(
         image=image[rows],
         category=category[rows],
         box=box[rows],
+        area=area[rows],
         crowd=crowd[rows],
     )
 

@@ -2,18 +2,20 @@
 
 Beyond COCO, each image has `split` (train, validation, test) and `source_name`, the name by which its owner knows it;
 `file_name` is the SHA-256 of its bytes, in hex. Images are ordered by hash and annotations by image, class and place;
-ids count from 1, category ids from 0. An annotation that labels the whole image has no bbox, area and iscrowd.
+ids count from 1, category ids from 0. `area` is what the annotation's label file stated, of a segmentation say, where
+that is less than the box's, else the box's. An annotation that labels the whole image has no bbox, area and iscrowd.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saucer.dataset.boxes import DECIMALS
+from saucer.dataset.boxes import box_area
 from saucer.dataset.domain import LabelKind
 from saucer.dataset.splits import Split
 from saucer.dataset.statistics import Columns
@@ -98,10 +100,10 @@ def _annotation(row: int, columns: Columns) -> dict[str, object]:
     }
     if columns.kind is LabelKind.CLASSES:
         return label
-    x, y, width, height = columns.box[row].tolist()
+    box, area = columns.box[row].tolist(), float(columns.area[row])
     return label | {
-        "bbox": [x, y, width, height],
-        "area": round(width * height, DECIMALS),
+        "bbox": box,
+        "area": box_area(box) if math.isnan(area) else area,
         "iscrowd": int(columns.crowd[row]),
     }
 

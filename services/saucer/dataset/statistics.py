@@ -65,7 +65,8 @@ class Statistics:
 @dataclass(frozen=True)
 class Columns:
     """Accepted images (m) and labels (n): `width`, `height` int64 [m] in pixels; `image` int64 [n] (row of the image),
-    `category` int64 [n], `box` float64 [n, 4], zeros where labels are of whole images, `crowd` bool [n]."""
+    `category` int64 [n], `box` float64 [n, 4], zeros where labels are of whole images, `area` float64 [n] in square
+    pixels, NaN where it is the box's, `crowd` bool [n]."""
 
     kind: LabelKind
     width: NDArray[np.int64]
@@ -73,6 +74,7 @@ class Columns:
     image: NDArray[np.int64]
     category: NDArray[np.int64]
     box: NDArray[np.float64]
+    area: NDArray[np.float64]
     crowd: NDArray[np.bool_]
 
 

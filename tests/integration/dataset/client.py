@@ -152,7 +152,8 @@ def archive_of(files: Mapping[str, bytes]) -> bytes:
 
 
 def coco_files(count: int, *, seed: int = 1, side: int = 64) -> dict[str, bytes]:
-    """`count` small pictures of noise, each with one box and every third with a second class."""
+    """`count` small pictures of noise, each with one box, every third of a second class and every other with an area
+    of its own, 150.5 of the box's 200."""
     rng = np.random.default_rng(seed)
     files: dict[str, bytes] = {}
     images, annotations = [], []
@@ -160,8 +161,9 @@ def coco_files(count: int, *, seed: int = 1, side: int = 64) -> dict[str, bytes]
         pixels = rng.integers(0, 255, (side, side, 3), dtype=np.uint8)
         files[f"images/{number}.png"] = cv2.imencode(".png", pixels)[1].tobytes()
         images.append({"id": number, "file_name": f"{number}.png", "width": side, "height": side})
+        area = {"area": 150.5} if number % 2 else {}
         annotations.append(
-            {"id": number, "image_id": number, "category_id": 1 + (number % 3 == 0), "bbox": [1, 2, 10, 20]}
+            {"id": number, "image_id": number, "category_id": 1 + (number % 3 == 0), "bbox": [1, 2, 10, 20], **area}
         )
     categories = [{"id": 1, "name": "cup"}, {"id": 2, "name": "plate"}]
     document = {"images": images, "annotations": annotations, "categories": categories}

@@ -206,6 +206,7 @@ async def test_images_of_versions_from_before_there_were_lists_are_listed_at_the
         else:
             version_id = await imported(before)
         listed = list((await before.list_images(version_id)).images)
+        exported = await before.export(version_id)
     assert listed
     connection = await asyncpg.connect(database_url)
     await connection.execute("DELETE FROM listed_image")
@@ -217,6 +218,7 @@ async def test_images_of_versions_from_before_there_were_lists_are_listed_at_the
             return list((await after.list_images(version_id)).images)
 
         assert await until(again) == listed
+        assert await after.export(version_id) == exported
 
 
 async def test_a_draft_may_be_split_again_by_what_was_labelled(dataset: Client) -> None:
@@ -372,6 +374,46 @@ async def test_an_exported_version_is_coco_and_its_boxes_are_the_manifests(datas
     ]
     assert [row["file_name"] for row in document["images"]] == [row["source_name"] for row in manifest["images"]]
     assert await reads(database_url, dataset.account_id) == (0, 0)
+
+
+async def test_a_label_keeps_its_area_until_its_box_is_changed_by_hand(dataset: Client) -> None:
+    version_id = await imported(dataset)
+    before = dataset.manifest(await dataset.version(version_id))
+    stated = {label["image_id"] for label in before["annotations"] if label["area"] == 150.5}
+    assert len(stated) == 6
+    draft = await dataset.create_draft(version_id)
+    kept, moved = [image for image in (await dataset.list_images(draft.draft_id)).images if image.image_id in stated][
+        :2
+    ]
+    (own,) = kept.boxes
+    await dataset.save(
+        draft.draft_id, kept, (own.class_name, own.x1, own.y1, own.x2, own.y2), (own.class_name, 30, 30, 40, 50)
+    )
+    await dataset.save(draft.draft_id, moved, (moved.boxes[0].class_name, 2, 2, 12, 22))
+    work = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
+    version = await dataset.version(work.dataset_version_id)
+    after = dataset.manifest(version)
+    assert before["images"] == after["images"]
+    areas: dict[int, list[float]] = {}
+    for label in after["annotations"]:
+        areas.setdefault(label["image_id"], []).append(label["area"])
+    assert areas == {
+        image["id"]: [150.5, 200]
+        if image["id"] == kept.image_id
+        else [150.5]
+        if image["id"] in stated - {moved.image_id}
+        else [200]
+        for image in after["images"]
+    }
+    exported = json.loads(await dataset.export(version.dataset_version_id))
+    assert exported["annotations"] == after["annotations"]
+
+
+async def test_a_draft_without_a_change_is_the_version_that_it_was_made_of(dataset: Client) -> None:
+    version_id = await imported(dataset)
+    draft = await dataset.create_draft(version_id)
+    work = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
+    assert work.dataset_version_id == version_id
 
 
 async def test_what_was_exported_with_its_images_is_the_same_version_again(dataset: Client, database_url: str) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from saucer.dataset.boxes import Clipped, clip, turn
+from saucer.dataset.boxes import Clipped, clip, own_areas, turn
 
 SIDES = st.integers(8, 5000)
 PLACES = st.floats(-1e4, 1e4)
@@ -89,3 +89,23 @@ def test_a_box_turns_with_its_picture(orientation: int) -> None:
 
     turned = turn(np.array([[20.0, 10.0, 30.0, 8.0]]), orientation, np.array([60]), np.array([100]))
     assert turned[0].tolist() == [x, y, w, h]
+
+
+@pytest.mark.parametrize(
+    ("area", "kept"),
+    [
+        (150.5, 150.5),
+        (150.12345, 150.123),
+        (199.999, 199.999),
+        (200.0, np.nan),
+        (200.5, np.nan),
+        (0.0, np.nan),
+        (0.0004, np.nan),
+        (-3.0, np.nan),
+        (np.inf, np.nan),
+        (1e308, np.nan),
+        (np.nan, np.nan),
+    ],
+)
+def test_an_area_is_kept_that_is_positive_and_less_than_the_boxs(area: float, kept: float) -> None:
+    np.testing.assert_array_equal(own_areas(np.array([area]), np.array([[5.0, 5, 10, 20]])), [kept])

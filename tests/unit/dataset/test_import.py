@@ -355,6 +355,32 @@ def test_a_manifest_can_be_imported_again(tmp_path: Path) -> None:
     assert again.result.content_hash == first.result.content_hash
 
 
+def areas(done: Imported) -> list[float]:
+    return [annotation["area"] for annotation in done.manifest["annotations"]]
+
+
+def test_the_area_that_a_label_states_is_kept_and_is_part_of_the_content(tmp_path: Path) -> None:
+    plain = run_import(simple(tmp_path / "plain", [box(1, 1, 4, 4, 10, 10)]))
+    stated = run_import(simple(tmp_path / "stated", [box(1, 1, 4, 4, 10, 10, area=61.5)]))
+    assert (areas(plain), areas(stated)) == ([100], [61.5])
+    assert stated.result.content_hash != plain.result.content_hash
+    write(tmp_path / "b", {"annotations.json": stated.manifest, **{f"images/{k}": v for k, v in stated.stored.items()}})
+    assert run_import(tmp_path / "b").result.content_hash == stated.result.content_hash
+
+
+@pytest.mark.parametrize("area", [100, 100.0, 130, 0, -1, 1e300, 2**60, None, "61.5", True, [61.5], {"a": 1}])
+def test_an_area_that_is_none_or_no_less_than_the_boxs_changes_nothing(tmp_path: Path, area: object) -> None:
+    plain = run_import(simple(tmp_path / "plain", [box(1, 1, 4, 4, 10, 10)]))
+    stated = run_import(simple(tmp_path / "stated", [box(1, 1, 4, 4, 10, 10, area=area)]))
+    assert not stated.refused
+    assert stated.result.content_hash == plain.result.content_hash
+
+
+def test_the_area_of_a_box_that_is_cut_to_less_is_the_boxs(tmp_path: Path) -> None:
+    cut = [box(1, 1, -20, 4, 30, 10, area=250), box(2, 1, -20, 20, 30, 10, area=90)]
+    assert areas(run_import(simple(tmp_path / "f", cut))) == [100, 90]
+
+
 def test_an_error_of_the_sink_ends_the_import_and_leaves_no_manifest(tmp_path: Path) -> None:
     def full(_: str, __: Sequence[str]) -> None:
         raise OSError("no space left")

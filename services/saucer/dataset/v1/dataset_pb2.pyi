@@ -575,7 +575,8 @@ class DatasetVersion(_message.Message):
     """SHA-256 over images, labels and split; the order of the source does not matter."""
     manifest_key: _builtins.str
     """The manifest: COCO JSON, with file_name = sha256 of the image and `split` on each image. Annotations that label whole
-    images have no bbox.
+    images have no bbox. `area` is what an imported COCO file states, where that is positive and less than the box's, until
+    the label is changed; else the box's.
     """
     manifest_sha256: _builtins.str
     image_prefix: _builtins.str

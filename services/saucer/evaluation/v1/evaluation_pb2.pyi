@@ -387,7 +387,7 @@ class CocoNumbers(_message.Message):
     AR_LARGE_FIELD_NUMBER: _builtins.int
     map_75: _builtins.float
     map_small: _builtins.float
-    """By the area of the box in square pixels: below 32², below 96², from 96² on."""
+    """By the area that the label states, else its box's, in square pixels: below 32², below 96², from 96² on."""
     map_medium: _builtins.float
     map_large: _builtins.float
     ar_1: _builtins.float
