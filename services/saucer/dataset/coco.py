@@ -1,8 +1,8 @@
 """Reads COCO label files as a stream, whatever their size and whoever wrote them.
 
 Format: cocodataset.org/#format-data. Only what detection needs is kept: segmentations, captions and the like are
-skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it. Its
-`area`, by which COCO's size classes go, is kept where it is a number: what use it is of, boxes.own_areas() says.
+skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it. An
+annotation's `area`, by which COCO's size classes go, is read if it is a number; boxes.own_areas() says which are used.
 
 Numbers must be JSON numbers: a number as a string makes its item malformed. NaN and Infinity are no JSON (RFC 8259):
 they end the import with the place, since the file's writer is broken. Ids are integers of 64 bits.
