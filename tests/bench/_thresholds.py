@@ -172,6 +172,9 @@ async def _every_call(
         "GetPrecisionRecallCurves": lambda: stub.GetPrecisionRecallCurves(
             messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id), metadata=metadata
         ),
+        "GetPrecisionRecallCurves, 1,000 points": lambda: stub.GetPrecisionRecallCurves(
+            messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id, max_points=1_000), metadata=metadata
+        ),
         "GetConfusionMatrix": lambda: stub.GetConfusionMatrix(
             messages.GetConfusionMatrixRequest(evaluation_id=evaluation_id), metadata=metadata
         ),

@@ -28,7 +28,6 @@ from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 
 MAX_CASES = 50  # bad cases in the table
 MAX_SUSPECTS = 20  # labels that may be wrong
-CURVE_POINTS = 1000
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
@@ -70,9 +69,7 @@ def gather(
     suspected = evaluation_pb2.ListSuspectedLabelsRequest(evaluation_id=evaluation_id, threshold=at)
     return Gathered(
         evaluation,
-        stub.GetPrecisionRecallCurves(
-            evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id, max_points=CURVE_POINTS)
-        ),
+        stub.GetPrecisionRecallCurves(evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id)),
         stub.GetScoreHistograms(evaluation_pb2.GetScoreHistogramsRequest(evaluation_id=evaluation_id)).histograms[0],
         stub.GetConfusionMatrix(evaluation_pb2.GetConfusionMatrixRequest(evaluation_id=evaluation_id, threshold=at)),
         _recommended(stub, evaluation_id),

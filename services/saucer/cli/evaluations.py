@@ -28,7 +28,6 @@ from saucer.cli.output import enum_word, message_dict, moment, ratio
 from saucer.drawing.wording import BACKGROUND
 from saucer.evaluation.v1 import evaluation_pb2
 
-CURVE_POINTS = 1000
 MOST_COLUMNS = 12  # classes of a confusion matrix, unless all are asked for
 SHARE = click.FloatRange(0, 1, min_open=True)
 _CHANGES = evaluation_pb2.Change.DESCRIPTOR
@@ -87,9 +86,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
         title = f"By class, at threshold {found.threshold:.2f}"
         class_table(app, title, CLASS_COLUMNS, [class_row(item) for item in found.classes], every=every)
     if plot is not None:
-        request = evaluation_pb2.GetPrecisionRecallCurvesRequest(
-            evaluation_id=found.evaluation_id, max_points=CURVE_POINTS
-        )
+        request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=found.evaluation_id)
         curves = app.connection.evaluation.GetPrecisionRecallCurves(request)
         with drawing(app, plot) as draw:
             draw.curves(plot, found, curves)

@@ -17,7 +17,7 @@ from saucer.evaluation.messages import (
 )
 from saucer.evaluation.reading import CaseFilter
 from saucer.evaluation.service import Evaluations
-from saucer.evaluation.stored import DEFAULT_POINTS
+from saucer.evaluation.stored import DEFAULT_POINTS, points_of_a_curve
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.errors import InvalidArgumentError
 
@@ -91,8 +91,9 @@ class Pictures:
         return await self._drawn("picture.svg" if wanted.svg else "picture.png", draw)
 
     async def _curves(self, wanted: Wanted) -> _Draw:
-        found = await self._evaluations.curves(wanted.evaluation_id, DEFAULT_POINTS)
         told = await self._told(wanted)
+        max_points = points_of_a_curve(DEFAULT_POINTS, len(told.classes))
+        found = await self._evaluations.curves(wanted.evaluation_id, max_points)
         shown = [curve for curve in found if wanted.class_name in {"", curve[0]}]
         _known(wanted.class_name, [name for name, _, _ in found])
         answer = evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in shown])

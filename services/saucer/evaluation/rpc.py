@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Literal, Protocol
 
+from saucer.evaluation.cache import Cache
 from saucer.evaluation.domain import DEFAULT_THRESHOLD
 from saucer.evaluation.messages import (
     bad_case_message,
@@ -25,14 +26,15 @@ from saucer.evaluation.pictures import MAX_CASES, Pictures, Wanted
 from saucer.evaluation.reading import CaseFilter
 from saucer.evaluation.recommending import Goal
 from saucer.evaluation.service import Evaluations
-from saucer.evaluation.stored import DEFAULT_POINTS
-from saucer.evaluation.thinning import LEAST_POINTS
+from saucer.evaluation.stored import DEFAULT_POINTS, points_of_a_curve
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib.auth import current
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.paging import Page, read_page
 
 DEFAULT_BINS = 20
+# Of answers with curves in memory, each of up to 6 MB: points of a message take about twice their bytes on the wire.
+KEPT_CURVES_BYTES = 64 * 1024**2
 
 
 def servicer(evaluations: Evaluations) -> Servicer:
@@ -48,6 +50,10 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     def __init__(self, evaluations: Evaluations) -> None:
         self._evaluations = evaluations
         self._pictures = Pictures(evaluations)
+        # What no default asks for takes seconds of hundreds of classes.
+        self._curves = Cache[tuple[str, int], evaluation_pb2.PrecisionRecallCurves](
+            "curves", lambda answer: 2 * answer.ByteSize(), KEPT_CURVES_BYTES
+        )
 
     async def GetEvaluation(
         self, request: evaluation_pb2.GetEvaluationRequest, context: Context
@@ -91,12 +97,18 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     async def GetPrecisionRecallCurves(
         self, request: evaluation_pb2.GetPrecisionRecallCurvesRequest, context: Context
     ) -> evaluation_pb2.PrecisionRecallCurves:
-        max_points = max(request.max_points or DEFAULT_POINTS, LEAST_POINTS)
-        curves = await self._evaluations.curves(request.evaluation_id, max_points)
-        # Tens of thousands of points take longer than other callers should wait.
-        return await asyncio.to_thread(
-            lambda: evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in curves])
-        )
+        # Curves that are kept are also only for those who may see the evaluation.
+        evaluation, _ = await self._evaluations.get(request.evaluation_id, DEFAULT_THRESHOLD)
+        max_points = points_of_a_curve(request.max_points or DEFAULT_POINTS, len(evaluation.source.classes))
+
+        async def make() -> evaluation_pb2.PrecisionRecallCurves:
+            curves = await self._evaluations.curves(request.evaluation_id, max_points)
+            # Tens of thousands of points take longer than other callers should wait.
+            return await asyncio.to_thread(
+                lambda: evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in curves])
+            )
+
+        return await self._curves.get((request.evaluation_id, max_points), make)
 
     async def GetConfusionMatrix(
         self, request: evaluation_pb2.GetConfusionMatrixRequest, context: Context

@@ -187,7 +187,10 @@ class Evaluations:
         return [(evaluation, _at_default(evaluation)) for evaluation in found]
 
     async def curves(self, evaluation_id: str, max_points: int) -> list[tuple[str, float | None, ThinnedPoints]]:
-        """By class: its name, its AP at IoU 0.50 and its curve. Raises FailedPreconditionError unless succeeded."""
+        """By class: its name, its AP at IoU 0.50 and its curve, of at most so many points (at least 2).
+
+        Raises FailedPreconditionError unless succeeded.
+        """
         evaluation, loaded = await self._succeeded(evaluation_id)
         assert evaluation.summary is not None
         drawn = await asyncio.to_thread(reading.curves, loaded, max_points)

@@ -13,7 +13,7 @@ from saucer.evaluation.columns import packed
 from saucer.evaluation.matching import Scored, StoredFormError, at_score_precision
 from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
 from saucer.evaluation.recommending import Recommender
-from saucer.evaluation.thinning import ThinnedPoints, thin
+from saucer.evaluation.thinning import LEAST_POINTS, ThinnedPoints, thin
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
@@ -22,8 +22,10 @@ FORMAT_VERSION = 1
 """Of a stored LabelledSet; bytes of another version are refused."""
 DEFAULT_POINTS = 100
 """Of a curve, where no other number is asked for; more look no better, and those of hundreds of classes are slow."""
-KEPT_POINTS = 200_000
-"""Points of thinned curves, 20 bytes each, that a Loaded keeps; more are made anew for each call."""
+MOST_POINTS = 100_000
+"""Of the curves of all classes together: an answer of 2.9 MB, which every gRPC client takes (4 MiB)."""
+POINT_BYTES = 20
+"""Of a thinned curve in memory."""
 NAME_BYTES = 400
 """Taken for one image's two names when the memory of a Loaded is estimated."""
 
@@ -76,6 +78,11 @@ class LabelledSet:
             raise StoredFormError(f"no stored test set: {error}") from error
 
 
+def points_of_a_curve(wanted: int, classes: int) -> int:
+    """How many each class's curve has at most, where so many are wanted: fewer where all would exceed MOST_POINTS."""
+    return max(LEAST_POINTS, min(wanted, MOST_POINTS // max(classes, 1)))
+
+
 class Loaded:
     """A finished evaluation in memory, from which any threshold is answered in milliseconds.
 
@@ -93,7 +100,7 @@ class Loaded:
         self.recommender = (
             None if validation is None else Recommender(ThresholdCurves(validation), len(self.truth.classes))
         )
-        self._thinned: tuple[int, list[ThinnedPoints]] | None = None
+        self._default_curves: list[ThinnedPoints] | None = None
         self._validation_rows = 0 if validation is None else validation.score.size
         self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
         self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
@@ -107,19 +114,19 @@ class Loaded:
     def thinned(self, max_points: int) -> list[ThinnedPoints]:
         """The curve of each class, of at most so many points (at least 2).
 
-        Kept for the next call with the same limit: of hundreds of classes and millions of points it takes a second.
+        Of hundreds of classes and millions of points it takes seconds, except for the default once it is warm.
         """
-        kept = self._thinned
-        if kept is not None and kept[0] == max_points:
-            return kept[1]
-        curves = thin([self.curves.points(label) for label in range(len(self.truth.classes))], max_points)
-        if sum(curve.points.recall.size for curve in curves) <= KEPT_POINTS:
-            self._thinned = (max_points, curves)
-        return curves
+        if max_points == self._default_points and self._default_curves is not None:
+            return self._default_curves
+        return thin([self.curves.points(label) for label in range(len(self.truth.classes))], max_points)
 
     def warm(self) -> None:
         """Makes what the calls with their own defaults ask for, so that the first one need not."""
-        self.thinned(DEFAULT_POINTS)
+        self._default_curves = self.thinned(self._default_points)
+
+    @property
+    def _default_points(self) -> int:
+        return points_of_a_curve(DEFAULT_POINTS, len(self.truth.classes))
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -142,7 +149,7 @@ class Loaded:
         curves = (self.scored.score.size + self._validation_rows) * 2 * (self.scored.score.itemsize + 8)
         # Row numbers; scores and images of errors.
         by_image = (self.scored.score.size + self.scored.truth_label.size) * (8 + 8)
-        thinned = min(self.scored.score.size, KEPT_POINTS) * 20
+        thinned = min(self.scored.score.size, self._default_points * len(self.truth.classes)) * POINT_BYTES
         return (
             sum(column.nbytes for column in columns)
             + curves

@@ -1,7 +1,7 @@
 """What evaluation answers is what the pure functions say of the same labels and detections."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import pytest
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 
-from saucer.evaluation import service
+from saucer.evaluation import service, stored
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import CocoNumbers
@@ -24,7 +24,7 @@ from saucer.evaluation.metrics import Counts, ErrorsByImage
 from saucer.evaluation.recommending import Recommender
 from saucer.evaluation.scoring import NOTHING_TO_SCORE
 from saucer.evaluation.suspecting import SuspectKind, suspects
-from saucer.evaluation.thinning import thin
+from saucer.evaluation.thinning import PrPoints, ThinnedPoints, thin
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
@@ -165,7 +165,7 @@ async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points:
     request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=told.evaluation_id, max_points=max_points)
     curves = (await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)).curves
     for label, curve in enumerate(curves):
-        [thinned] = thin([model.test.curves.points(label)], max(2, max_points or 200))
+        [thinned] = thin([model.test.curves.points(label)], max(2, max_points or 100))
         points = thinned.points
         assert curve.max_error == thinned.max_error
         assert [point.threshold for point in curve.points] == points.threshold.tolist()
@@ -173,6 +173,69 @@ async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points:
         assert [point.precision for point in curve.points] == points.precision.tolist()
         assert value(curve, "ap_50") == model.test.coco.ap_50[label]
     assert [curve.class_name for curve in curves] == list(model.test.truth.classes)
+
+
+async def long_curve(world: World) -> str:
+    """An evaluation of one class, whose curve has a point of each of 1,000 scores; its id."""
+    corners = [(x, y) for x in range(0, 400, 10) for y in range(0, 250, 10)]
+    labels = [
+        {"id": number, "image_id": 1, "category_id": 0, "bbox": [x, y, 8, 8]}
+        for number, (x, y) in enumerate(corners[::2], 1)
+    ]
+    found = Detections(
+        images=np.array([1]),
+        image_id=np.full(len(corners), 1),
+        box=np.array([(x, y, x + 8, y + 8) for x, y in corners], np.float32),
+        score=np.random.default_rng(0).permutation(np.linspace(0.1, 0.9, len(corners), dtype=np.float32)),
+        label=np.zeros(len(corners), np.int32),
+    )
+    files = {
+        "detections_test.npz": found.to_bytes(),
+        "detections_validation.npz": Detections.collect([], []).to_bytes(),
+    }
+    image = IMAGE | {"width": 400, "height": 250}
+    document = {"images": [image], "annotations": labels, "categories": CATEGORIES}
+    model = await stored_model(world.objects, world.account_id, document, ["cup"], files)
+    await world.tell(model)
+    told = await world.ended(model)
+    assert told.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED, told.error_message
+    return told.evaluation_id
+
+
+async def curve_of(world: World, evaluation_id: str, max_points: int) -> evaluation_pb2.PrecisionRecallCurve:
+    request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id, max_points=max_points)
+    (curve,) = (await world.stub.GetPrecisionRecallCurves(request, metadata=world.viewer)).curves
+    return curve
+
+
+async def test_a_long_curve_has_100_points_unless_asked_otherwise_and_never_more_than_a_message_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation_id = await long_curve(world)
+    asked = {most: await curve_of(world, evaluation_id, most) for most in (0, 200, 5000)}
+    assert (len(asked[0].points), len(asked[200].points)) == (100, 200)
+    assert len(asked[5000].points) > 400
+    assert asked[0].max_error > asked[200].max_error > asked[5000].max_error == 0
+    monkeypatch.setattr(stored, "MOST_POINTS", 150)
+    capped = await curve_of(world, evaluation_id, 5000)
+    assert len(capped.points) == 150
+    assert capped.max_error > asked[200].max_error
+
+
+async def test_curves_of_several_numbers_of_points_are_each_thinned_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation_id = await long_curve(world)
+    limits: list[int] = []
+
+    def counted(curves: Sequence[PrPoints], limit: int) -> list[ThinnedPoints]:
+        limits.append(limit)
+        return thin(curves, limit)
+
+    monkeypatch.setattr(stored, "thin", counted)
+    for max_points in (50, 70, 0, 50, 70, 0):
+        assert len((await curve_of(world, evaluation_id, max_points)).points) == (max_points or 100)
+    assert sorted(set(limits) - {100}) == sorted(limits)[:2] == [50, 70]
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])

@@ -622,7 +622,9 @@ class GetPrecisionRecallCurvesRequest(_message.Message):
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     max_points: _builtins.int
-    """Of each curve; 0: 200."""
+    """Of each curve; 0: 100. All curves of an answer together have at most 100,000 points, so that of many classes each
+    has fewer than asked for: its max_error says what that leaves out.
+    """
     def __init__(
         self,
         *,
