@@ -55,7 +55,8 @@ PROCESSES = (
     Process("dataset", object_store=True, cpu="1", memory="6Gi", keeps=("uploads-keep-hours",)),
     Process("task", calls=("dataset", "billing")),
     Process("training", object_store=True, keeps=("logs-keep-days", "attempts-keep-days")),
-    Process("evaluation", object_store=True, cpu="1", memory="6Gi"),
+    # A scoring's child of up to 4 GiB, 1 GiB of evaluations that are looked at, two more on their way there.
+    Process("evaluation", object_store=True, cpu="1", memory="7Gi"),
     Process(
         "publishing",
         calls=("billing", "triton"),

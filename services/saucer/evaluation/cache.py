@@ -4,8 +4,12 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from prometheus_client import Counter, Gauge
+
+# Values, so that one that is slow to read keeps no other caller waiting.
+MADE_AT_ONCE = 2
 
 asked_total = Counter("saucer_evaluation_cache_asked_total", "Asked for, by where it was", ["cache", "found"])
 cached_bytes = Gauge("saucer_evaluation_cached_bytes", "In memory, about", ["cache"])
@@ -15,7 +19,8 @@ Value = TypeVar("Value")
 
 
 class Cache(Generic[Key, Value]):
-    """Makes a value when it is first asked for, one at a time, which bounds the memory of making too.
+    """Makes a value when it is first asked for, and once however many ask; a few at a time, which bounds the memory of
+    making too.
 
     Above `max_bytes` values leave until the rest fits; one that is larger alone is answered, and not kept.
     """
@@ -26,15 +31,18 @@ class Cache(Generic[Key, Value]):
         self._max_bytes = max_bytes
         self._kept: OrderedDict[Key, Value] = OrderedDict()
         self._kept_bytes = 0
-        self._making = asyncio.Lock()
+        # Of values that are waited for.
+        self._making: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
+        self._room = asyncio.Semaphore(MADE_AT_ONCE)
 
     async def get(self, key: Key, make: Callable[[], Awaitable[Value]]) -> Value:
         """Raises what `make` raises; nothing is kept then."""
         if key not in self._kept:
-            async with self._making:
+            async with self._making.setdefault(key, asyncio.Lock()):
                 # Another caller may have made it while this one waited.
                 if key not in self._kept:
-                    value = await make()
+                    async with self._room:
+                        value = await make()
                     asked_total.labels(self._name, "nowhere").inc()
                     self._keep(key, value)
                     return value

@@ -41,8 +41,9 @@ from saucer.lib.postgres import Database, Transaction
 
 # How long the scoring of a process that was killed waits to be taken up; prolonged three times in that.
 CLAIM = timedelta(seconds=30)
-# Of finished evaluations in memory.
-CACHE_BYTES = 512 * 1024**2
+# Of finished evaluations in memory: three of 50,000 images and 2.5 million detections, each of 310 MB, so that two of
+# them can be compared.
+CACHE_BYTES = 1024**3
 # Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
 # would exceed it, and goes on with its token.
 PAGE_IMAGES_BYTES = 3 * 1024**2

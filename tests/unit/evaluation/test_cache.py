@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from saucer.evaluation.cache import Cache
+from saucer.evaluation.cache import MADE_AT_ONCE, Cache
 
 VALUE = b"123"
 
@@ -60,3 +60,47 @@ async def test_a_failure_is_not_kept() -> None:
         with pytest.raises(OSError):  # noqa: PT011 - any
             await asked.get("bad")
     assert asked.made == ["bad", "bad"]
+
+
+async def test_one_that_is_slow_to_make_keeps_no_caller_of_another_waiting() -> None:
+    cache = Cache[str, bytes]("test", len, 100)
+    read = asyncio.Event()
+
+    async def slow() -> bytes:
+        await read.wait()
+        return VALUE
+
+    async def fast() -> bytes:
+        return VALUE
+
+    waiting = asyncio.create_task(cache.get("slow", slow))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await cache.get("fast", fast) is VALUE
+    read.set()
+    assert await waiting is VALUE
+
+
+async def test_no_more_are_made_at_once_than_the_memory_has_room_for() -> None:
+    cache = Cache[int, bytes]("test", len, 100)
+    making = most = 0
+
+    async def make() -> bytes:
+        nonlocal making, most
+        making += 1
+        most = max(most, making)
+        await asyncio.sleep(0.01)
+        making -= 1
+        return VALUE
+
+    await asyncio.gather(*(cache.get(key, make) for key in range(5 * MADE_AT_ONCE)))
+    assert most == MADE_AT_ONCE
+
+
+async def test_a_caller_that_gives_up_leaves_the_making_to_the_next() -> None:
+    asked = Asked(100)
+    first, second = (asyncio.create_task(asked.get("a")) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second is VALUE
+    assert asked.made == ["a", "a"]
