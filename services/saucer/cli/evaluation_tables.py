@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from saucer.cli.output import duration, enum_word, percent, ratio
+from saucer.cli.output import duration, enum_word, percent, ratio, threshold
 from saucer.evaluation.v1 import evaluation_pb2
 
 CLASS_COLUMNS = (
@@ -36,7 +36,7 @@ def recommendation_row(item: evaluation_pb2.ThresholdRecommendation) -> tuple[ob
     return (
         item.class_name or "all",
         _GOALS[item.goal].format(f"{item.wanted:.2f}"),
-        ratio(item, "threshold"),
+        threshold(item.threshold) if item.HasField("threshold") else "-",
         ratio(item.test, "precision"),
         interval(item.test, "precision_interval"),
         ratio(item.test, "recall"),
@@ -59,7 +59,7 @@ def class_row(item: evaluation_pb2.ClassResult) -> tuple[object, ...]:
         item.true_positives,
         item.false_positives,
         item.misses,
-        ratio(item, "recommended_threshold"),
+        _recommended(item),
     )
 
 
@@ -77,10 +77,14 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
         (f"F1 at {at}", ratio(found, "f1")),
         (f"mAP@0.50 of what is above {at}", _unless_classified(found, "map_50_above_threshold")),
         (f"bad cases at {at}", f"{found.bad_cases} images"),
-        ("recommended threshold", ratio(found, "recommended_threshold")),
+        ("recommended threshold", _recommended(found)),
         ("took", duration(found.duration)),
         ("model id", found.model_id),
     ]
+
+
+def _recommended(found: evaluation_pb2.Evaluation | evaluation_pb2.ClassResult) -> str:
+    return threshold(found.recommended_threshold) if found.HasField("recommended_threshold") else "-"
 
 
 def accuracy_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:

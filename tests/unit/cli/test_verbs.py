@@ -236,7 +236,7 @@ class Script(
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "There are none & so on.")
         self.requests.append(request)
         response = evaluation_pb2.RecommendThresholdsResponse()
-        chosen = response.recommendations.add(goal=evaluation_pb2.THRESHOLD_GOAL_BEST_F1, threshold=0.31)
+        chosen = response.recommendations.add(goal=evaluation_pb2.THRESHOLD_GOAL_BEST_F1, threshold=0.87365)
         chosen.test.precision, chosen.test.precision_interval.low, chosen.test.precision_interval.high = 0.9, 0.6, 0.98
         response.recommendations.add(class_name="cup", goal=evaluation_pb2.THRESHOLD_GOAL_PRECISION, wanted=0.95)
         return response
@@ -655,7 +655,7 @@ def test_recommended_thresholds_say_what_they_do_and_with_what_certainty(cli: Cl
     text = cli("evaluation", "thresholds", EVALUATION, "--precision", "0.95")
     assert script.requests[-1].precision == 0.95
     assert not script.requests[-1].HasField("recall")
-    assert "0.310" in text
+    assert " 0.87365 " in text
     assert "0.600 - 0.980" in text
     assert "precision 0.95" in text
 

@@ -1,0 +1,9 @@
+"""Scores are float32 wherever they are stored or sent, so what is compared with them has to be."""
+
+import struct
+
+
+def at_score_precision(threshold: float) -> float:
+    """A threshold as a score would be stored, so that 0.7 takes in a score of 0.7."""
+    (rounded,) = struct.unpack("<f", struct.pack("<f", threshold))
+    return float(rounded)
