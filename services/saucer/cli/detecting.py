@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from ctypes import c_float
 from pathlib import Path
 
 import click
@@ -14,6 +13,7 @@ from saucer.cli.deployment_details import DEPLOYMENT
 from saucer.cli.deployments import get
 from saucer.cli.errors import CliError
 from saucer.cli.output import Output, message_dict
+from saucer.lib.scores import at_score_precision
 from saucer.publishing.v1 import publishing_pb2
 
 # Larger files are not sent.
@@ -102,8 +102,7 @@ def above(found: publishing_pb2.PredictResponse, threshold: float | None) -> lis
     """At or above the threshold; None: at or above what the deployment has for the class."""
     if threshold is None:
         return [item for item in found.detections if item.above_threshold]
-    least = c_float(threshold).value  # scores are of single precision: 0.7 takes in a score of 0.7
-    return [item for item in found.detections if item.score >= least]
+    return [item for item in found.detections if item.score >= at_score_precision(threshold)]
 
 
 def draw_boxes(

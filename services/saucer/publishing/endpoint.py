@@ -30,6 +30,7 @@ from saucer.lib.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from saucer.lib.scores import at_score_precision
 from saucer.publishing.domain import Deployment, DeploymentState, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance
@@ -172,7 +173,7 @@ class Endpoint:
             _need_active(deployment)
             width, height = upright_size(image)
             found, version = await self._send(deployment, side, infer, timeout_s, asked)
-            return Prediction(_detections(found, version), width, height, version.number)
+            return Prediction(detections(found, version), width, height, version.number)
 
     async def infer(
         self, name: str, number: str, read: Callable[[], Query], timeout_s: float | None
@@ -409,13 +410,14 @@ def _outer(reason: str, deployment_id: str) -> str:
     return re.sub(rf"deployment_{deployment_id}_\d+", deployment_id, reason)
 
 
-def _detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
-    thresholds = dict(version.thresholds)
-    detections = []
+def detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
+    """Each with whether it is at or above its class's threshold, as evaluation counts it."""
+    thresholds = {name: at_score_precision(threshold) for name, threshold in version.thresholds}
+    judged = []
     for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True):
         name = version.classes[label]
-        detections.append(Detection(name, score, tuple(box), score >= thresholds[name]))
-    return tuple(detections)
+        judged.append(Detection(name, score, tuple(box), score >= thresholds[name]))
+    return tuple(judged)
 
 
 def _need_active(deployment: Deployment) -> None:
