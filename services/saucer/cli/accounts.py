@@ -1,7 +1,5 @@
 """`saucer account`."""
 
-import csv
-import io
 from collections.abc import Iterable
 from typing import Literal
 
@@ -10,6 +8,7 @@ import click
 from saucer.billing.v1 import billing_pb2
 from saucer.cli.app import IDENTIFIER, MONEY, REASON, App, Topic, limit_option, listed, pass_app
 from saucer.cli.output import Output, duration, enum_word, local_time, message_dict, moment, money
+from saucer.lib.csv_lines import csv_line
 
 ACCOUNT = click.argument("account_id", required=False, type=IDENTIFIER, metavar="[ACCOUNT]")
 
@@ -175,13 +174,10 @@ CSV_COLUMNS = (
 
 
 def _print_csv(lines: Iterable[billing_pb2.StatementLine]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(CSV_COLUMNS)
+    click.echo(csv_line(CSV_COLUMNS), nl=False)
     for line in lines:
         values = (getattr(line, name) for name in CSV_COLUMNS[2:])
-        writer.writerow((line.create_time.ToJsonString(), enum_word(line, "kind"), *values))
-    click.echo(text.getvalue(), nl=False)
+        click.echo(csv_line((line.create_time.ToJsonString(), enum_word(line, "kind"), *values)), nl=False)
 
 
 @account.command()

@@ -1,7 +1,5 @@
 """Bad cases as files for other programs: COCO with tags, and CSV; written piece by piece, never whole in memory."""
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -9,6 +7,7 @@ from typing import Any
 
 from saucer.evaluation.reading import BadCase, CaseFilter, LabelledBox, every_bad_case
 from saucer.evaluation.stored import Loaded
+from saucer.lib.csv_lines import csv_line
 
 CSV_COLUMNS = (
     *("image_id", "file_name", "kind", "class", "score", "iou", "x1", "y1", "x2", "y2"),
@@ -28,19 +27,20 @@ def export(loaded: Loaded, threshold: float, wanted: CaseFilter, as_format: Expo
 
     COCO: the document of cocodataset.org/#format-data, whose `annotations` are the labels of these images and whose
     categories are the classes from 1 on; besides it `detections` in COCO's form of results. Images, labels and
-    detections have `tags`: the kinds of the faults that name them. CSV: a row a fault, corners in pixels.
+    detections have `tags`: the kinds of the faults that name them. CSV: a row a fault, corners in pixels; names as
+    csv_line() writes them.
     """
     write = {ExportFormat.COCO: _coco, ExportFormat.CSV: _csv}[as_format]
     return write(loaded, lambda: every_bad_case(loaded, threshold, wanted), threshold)
 
 
 def _csv(loaded: Loaded, cases: Callable[[], Iterable[BadCase]], threshold: float) -> Iterator[str]:
-    yield _csv_line(CSV_COLUMNS)
+    yield csv_line(CSV_COLUMNS)
     for case in cases():
         for fault in case.faults:
             detection = None if fault.detection is None else case.detections[fault.detection]
             truth = None if fault.truth is None else case.truth[fault.truth]
-            yield _csv_line(
+            yield csv_line(
                 (
                     *(case.image_id, case.file_name, fault.kind.name),
                     *((detection.class_name, detection.score) if detection else ("", "")),
@@ -48,12 +48,6 @@ def _csv(loaded: Loaded, cases: Callable[[], Iterable[BadCase]], threshold: floa
                     *((truth.class_name, *truth.corners) if truth else ("",) * 5),
                 )
             )
-
-
-def _csv_line(values: Iterable[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line).writerow(values)
-    return line.getvalue()
 
 
 def _coco(loaded: Loaded, cases: Callable[[], Iterable[BadCase]], threshold: float) -> Iterator[str]:

@@ -91,6 +91,7 @@ def _statement(number: int) -> billing_pb2.Statement:
         amount_micros=90_000,
         charged_ms=90_999,
         hold_id=f"{TASK}-{number}",
+        explanation="=1+1",
     )
     return billing_pb2.Statement(hold=hold, lines=[line])
 
@@ -149,6 +150,7 @@ def test_a_price_may_begin_later(cli: Cli, script: Script) -> None:
 def test_a_statement_as_csv_has_a_row_for_each_line_and_as_text_the_sum_of_a_work(cli: Cli) -> None:
     rows = list(csv.DictReader(io.StringIO(cli("account", "statement", "--csv"))))
     assert [(row["kind"], row["amount_micros"], row["hold_id"]) for row in rows] == [("posting", "90000", f"{TASK}-1")]
+    assert rows[0]["explanation"] == "'=1+1", "no formula for a spreadsheet"
     assert "In all, 1 starts: 0.09 EUR" in cli("account", "statement", "--work", TASK)
 
 

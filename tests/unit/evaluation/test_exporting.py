@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from pycocotools.coco import COCO
@@ -11,7 +12,7 @@ from saucer.evaluation import reading
 from saucer.evaluation.bad_cases import FaultKind
 from saucer.evaluation.exporting import CSV_COLUMNS, ExportFormat, export
 from saucer.evaluation.reading import CaseFilter, find_bad_cases
-from saucer.evaluation.stored import load
+from saucer.evaluation.stored import LabelledSet, load
 from saucer.evaluation.truth import from_coco
 from tests.unit.evaluation.test_reading import stored
 
@@ -40,6 +41,21 @@ def test_a_csv_has_a_row_for_each_fault_of_the_list(
             assert (row["class"], float(row["score"]), float(row["x2"])) == (box.class_name, box.score, box.corners[2])
         if fault.truth is not None:
             assert row["truth_class"] == case.truth[fault.truth].class_name
+
+
+def test_names_in_a_csv_are_no_formulas_for_a_spreadsheet() -> None:
+    truth, found, scored = stored(10)
+    plain = LabelledSet.from_bytes(truth)
+    classes = tuple(f"=1+{name}" for name in plain.truth.classes)
+    files = tuple(f"@{name}" for name in plain.source_names)
+    hostile = LabelledSet(replace(plain.truth, classes=classes), plain.object_names, files)
+    loaded = load(hostile.to_bytes(), found, scored)
+    rows = list(csv.DictReader(io.StringIO("".join(export(loaded, 0.3, CaseFilter(), ExportFormat.CSV)), newline="")))
+    assert {row["file_name"] for row in rows} <= {f"'{name}" for name in files}
+    assert {row["class"] for row in rows} | {row["truth_class"] for row in rows} == {
+        *(f"'{name}" for name in classes),
+        "",
+    }
 
 
 @pytest.mark.parametrize("wanted", WANTED)

@@ -102,7 +102,9 @@ class _ExportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExportFo
     EXPORT_FORMAT_COCO: _ExportFormat.ValueType  # 1
     """The images with their labels as annotations; detections beside them; each with tags that say what is wrong."""
     EXPORT_FORMAT_CSV: _ExportFormat.ValueType  # 2
-    """A row a fault."""
+    """A row a fault. A name that begins with =, +, -, @, a tab or a line's end has ' before it, since a spreadsheet would
+    take it for a formula.
+    """
 
 class ExportFormat(_ExportFormat, metaclass=_ExportFormatEnumTypeWrapper): ...
 
@@ -110,7 +112,9 @@ EXPORT_FORMAT_UNSPECIFIED: ExportFormat.ValueType  # 0
 EXPORT_FORMAT_COCO: ExportFormat.ValueType  # 1
 """The images with their labels as annotations; detections beside them; each with tags that say what is wrong."""
 EXPORT_FORMAT_CSV: ExportFormat.ValueType  # 2
-"""A row a fault."""
+"""A row a fault. A name that begins with =, +, -, @, a tab or a line's end has ' before it, since a spreadsheet would
+take it for a formula.
+"""
 Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
 class _SuspectKind:
