@@ -94,7 +94,8 @@ def accuracy_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
     return [
         ("mAP@0.50 (map_50)", ratio(found, "map_50")),
         ("mAP@0.50:0.95 (map)", ratio(found, "map")),
-        ("mAP@0.50, weighted by boxes", ratio(found, "map_50_weighted")),
+        ("mAP@0.50, weighted by boxes (map_50_weighted)", ratio(found, "map_50_weighted")),
+        ("mAP@0.50:0.95, weighted by boxes (map_weighted)", ratio(found, "map_weighted")),
         *coco_rows(found),
     ]
 

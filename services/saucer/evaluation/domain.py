@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from saucer.evaluation.metrics import Counts
+from saucer.evaluation.metrics import Counts, weighted_mean
 
 DEFAULT_THRESHOLD = 0.5
 """Of what a user sees first, of lists and of the event (PRODUCT 4.3)."""
@@ -103,6 +103,11 @@ class Figures:
     classification: bool = False
     top_1: float | None = None
     top_5: float | None = None
+
+    @property
+    def map_weighted(self) -> float | None:
+        """Mean of the classes' AP over IoU 0.50:0.95, each weighted by its boxes (M5)."""
+        return weighted_mean([entry.ap for entry in self.classes], [entry.boxes for entry in self.classes])
 
 
 @dataclass(frozen=True)

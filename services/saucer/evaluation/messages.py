@@ -56,6 +56,7 @@ def evaluation_message(evaluation: Evaluation, at: AtThreshold | None) -> evalua
             unlabelled_images=figures.unlabelled_images,
             map=figures.map,
             map_50=figures.map_50,
+            map_weighted=figures.map_weighted,
             map_50_weighted=figures.map_50_weighted,
             recommended_threshold=figures.recommended_threshold,
             classification=figures.classification,

@@ -6,6 +6,7 @@ denominator is zero is None, never NaN and never COCO's -1.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,8 +85,8 @@ def coco_metrics(truth: Truth, detections: DetectionColumns) -> CocoMetrics:
         ar_small=_mean(recall[:, :, SMALL, 2]),
         ar_medium=_mean(recall[:, :, MEDIUM, 2]),
         ar_large=_mean(recall[:, :, LARGE, 2]),
-        map_weighted=_weighted(ap, support),
-        map_50_weighted=_weighted(ap_50, support),
+        map_weighted=weighted_mean(ap, support),
+        map_50_weighted=weighted_mean(ap_50, support),
         ap=ap,
         ap_50=ap_50,
         support=support,
@@ -328,7 +329,8 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(measured.mean()) if measured.size else None
 
 
-def _weighted(ap: tuple[float | None, ...], support: tuple[int, ...]) -> float | None:
+def weighted_mean(ap: Sequence[float | None], support: Sequence[int]) -> float | None:
+    """Of the classes' AP, each weighted by its support (M5); None where no class has any."""
     measured = [(value, count) for value, count in zip(ap, support, strict=True) if value is not None]
     return _ratio(math.fsum(value * count for value, count in measured), sum(count for _, count in measured))
 

@@ -103,7 +103,7 @@ def check_figures(found: evaluation_pb2.Evaluation, pure: Answers, threshold: fl
     curves, coco = pure.curves, pure.coco
     assert found.threshold == threshold
     assert (value(found, "map"), value(found, "map_50")) == (coco.map, coco.map_50)
-    assert value(found, "map_50_weighted") == coco.map_50_weighted
+    assert (value(found, "map_weighted"), value(found, "map_50_weighted")) == (coco.map_weighted, coco.map_50_weighted)
     for field in fields(CocoNumbers):
         assert value(found.coco, field.name) == getattr(coco, field.name)
     assert value(found, "map_50_above_threshold") == curves.map_50_above_threshold(threshold)

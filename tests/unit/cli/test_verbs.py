@@ -215,6 +215,7 @@ class Script(
         self.requests.append(request)
         evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, images=10, map_50=0.81, threshold=0.25)
         evaluation.coco.map_75 = 0.625
+        evaluation.map_weighted = 0.456
         evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
         return evaluation
 
@@ -621,6 +622,7 @@ def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Scrip
     text = cli("evaluation", "show", TASK, "--threshold", "0.25", "--plot", str(tmp_path / "pr.png"))
     assert "0.810" in text
     assert "0.625" in text
+    assert "0.456" in text
     assert script.requests[-1].threshold == 0.25
     assert Image.open(tmp_path / "pr.png").format == "PNG"
 
@@ -716,6 +718,7 @@ def test_a_report_is_one_page_that_fetches_and_runs_nothing(cli: Cli, script: Sc
     text = file.read_text()
     without_pictures = re.sub(r"data:[^\"]*", "", text)
     assert "0.810" in without_pictures
+    assert "0.456" in without_pictures
     assert "miss of cup" in without_pictures
     assert "wrong class" in without_pictures
     assert without_pictures.count("<img") == 3

@@ -242,6 +242,7 @@ class Evaluation(_message.Message):
     CLASSIFICATION_FIELD_NUMBER: _builtins.int
     TOP_1_FIELD_NUMBER: _builtins.int
     TOP_5_FIELD_NUMBER: _builtins.int
+    MAP_WEIGHTED_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -279,6 +280,8 @@ class Evaluation(_message.Message):
     top_1: _builtins.float
     """How often the label is the best answer, or among the best five; of classification."""
     top_5: _builtins.float
+    map_weighted: _builtins.float
+    """Mean of the classes' AP over IoU 0.50 to 0.95, weighted by their boxes."""
     @_builtins.property
     def classes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClassResult]: ...
     @_builtins.property
@@ -325,10 +328,11 @@ class Evaluation(_message.Message):
         classification: _builtins.bool = ...,
         top_1: _builtins.float | None = ...,
         top_5: _builtins.float | None = ...,
+        map_weighted: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "top_1", b"top_1", "top_5", b"top_5"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_map_weighted", b"_map_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "coco", b"coco", "create_time", b"create_time", "duration", b"duration", "end_time", b"end_time", "f1", b"f1", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "map_weighted", b"map_weighted", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "top_1", b"top_1", "top_5", b"top_5"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "classification", b"classification", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "top_1", b"top_1", "top_5", b"top_5", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f1", b"_f1", "_map", b"_map", "_map_50", b"_map_50", "_map_50_above_threshold", b"_map_50_above_threshold", "_map_50_weighted", b"_map_50_weighted", "_map_weighted", b"_map_weighted", "_precision", b"_precision", "_recall", b"_recall", "_recommended_threshold", b"_recommended_threshold", "_top_1", b"_top_1", "_top_5", b"_top_5", "account_id", b"account_id", "bad_cases", b"bad_cases", "boxes", b"boxes", "by_prediction", b"by_prediction", "classes", b"classes", "classification", b"classification", "coco", b"coco", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "duration", b"duration", "end_time", b"end_time", "error_message", b"error_message", "evaluation_id", b"evaluation_id", "f1", b"f1", "images", b"images", "map", b"map", "map_50", b"map_50", "map_50_above_threshold", b"map_50_above_threshold", "map_50_weighted", b"map_50_weighted", "map_weighted", b"map_weighted", "model_id", b"model_id", "precision", b"precision", "recall", b"recall", "recommended_threshold", b"recommended_threshold", "revision", b"revision", "run_id", b"run_id", "state", b"state", "task_id", b"task_id", "threshold", b"threshold", "top_1", b"top_1", "top_5", b"top_5", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__f1: _TypeAlias = _typing.Literal["f1"]  # noqa: Y015
     _WhichOneofArgType__f1: _TypeAlias = _typing.Literal["_f1", b"_f1"]  # noqa: Y015
@@ -340,6 +344,8 @@ class Evaluation(_message.Message):
     _WhichOneofArgType__map_50_above_threshold: _TypeAlias = _typing.Literal["_map_50_above_threshold", b"_map_50_above_threshold"]  # noqa: Y015
     _WhichOneofReturnType__map_50_weighted: _TypeAlias = _typing.Literal["map_50_weighted"]  # noqa: Y015
     _WhichOneofArgType__map_50_weighted: _TypeAlias = _typing.Literal["_map_50_weighted", b"_map_50_weighted"]  # noqa: Y015
+    _WhichOneofReturnType__map_weighted: _TypeAlias = _typing.Literal["map_weighted"]  # noqa: Y015
+    _WhichOneofArgType__map_weighted: _TypeAlias = _typing.Literal["_map_weighted", b"_map_weighted"]  # noqa: Y015
     _WhichOneofReturnType__precision: _TypeAlias = _typing.Literal["precision"]  # noqa: Y015
     _WhichOneofArgType__precision: _TypeAlias = _typing.Literal["_precision", b"_precision"]  # noqa: Y015
     _WhichOneofReturnType__recall: _TypeAlias = _typing.Literal["recall"]  # noqa: Y015
@@ -360,6 +366,8 @@ class Evaluation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__map_50_above_threshold) -> _WhichOneofReturnType__map_50_above_threshold | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__map_50_weighted) -> _WhichOneofReturnType__map_50_weighted | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__map_weighted) -> _WhichOneofReturnType__map_weighted | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__precision) -> _WhichOneofReturnType__precision | None: ...
     @_typing.overload
