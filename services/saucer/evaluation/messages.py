@@ -125,7 +125,7 @@ def recommendation_message(
         wanted=recommendation.wanted,
         threshold=recommendation.threshold,
         validation=_measured_message(validation) if validation else None,
-        test=_measured_message(test) if test else None,
+        test=_with_intervals(test) if test else None,
     )
 
 
@@ -135,11 +135,22 @@ def _measured_message(counts: Counts) -> evaluation_pb2.MeasuredCounts:
         false_positives=counts.false_positives,
         misses=counts.false_negatives,
         precision=counts.precision,
-        precision_interval=_interval_message(counts.true_positives, counts.true_positives + counts.false_positives),
         recall=counts.recall,
-        recall_interval=_interval_message(counts.true_positives, counts.truths),
         f1=counts.f1,
     )
+
+
+def _with_intervals(counts: Counts) -> evaluation_pb2.MeasuredCounts:
+    """Of images that the threshold was not chosen on: M13 holds for no others."""
+    message = _measured_message(counts)
+    detections = counts.true_positives + counts.false_positives
+    message.MergeFrom(
+        evaluation_pb2.MeasuredCounts(
+            precision_interval=_interval_message(counts.true_positives, detections),
+            recall_interval=_interval_message(counts.true_positives, counts.truths),
+        )
+    )
+    return message
 
 
 def _interval_message(part: int, whole: int) -> evaluation_pb2.Interval | None:

@@ -268,6 +268,8 @@ async def test_thresholds_are_chosen_on_the_validation_split_and_told_of_the_tes
             assert ratios(entry.test) == ratios_of(counts)
             assert (entry.test.true_positives, entry.test.misses) == (counts.true_positives, counts.false_negatives)
             assert ratios(entry.validation) == ratios_of(model.validation.curves.at(label, entry.threshold))
+            assert not entry.validation.HasField("precision_interval")
+            assert not entry.validation.HasField("recall_interval")
             if counts.truths:
                 assert entry.test.recall_interval.low <= entry.test.recall <= entry.test.recall_interval.high
     every = await recommended_by(world, told.evaluation_id, precision=0.4, recall=0.2)

@@ -1080,7 +1080,7 @@ class ThresholdRecommendation(_message.Message):
     """Unset, with what follows, where no threshold of the validation split reaches it."""
     @_builtins.property
     def validation(self) -> Global___MeasuredCounts:
-        """There the threshold was chosen, so its figures are a little kind."""
+        """There the threshold was chosen, so its figures are a little kind, and have no intervals."""
 
     @_builtins.property
     def test(self) -> Global___MeasuredCounts:
