@@ -1,5 +1,6 @@
 """Two evaluations of the same test split side by side: what got better and what got worse (M14)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 
@@ -8,6 +9,11 @@ import numpy as np
 from saucer.evaluation.metrics import Counts
 from saucer.evaluation.stored import LabelledSet, Loaded
 from saucer.evaluation.truth import Truth
+
+NAMED_CLASSES = 5
+"""Of those that only one test set has."""
+_OF_IMAGES = ("images", "width", "height")
+_OF_LABELS = tuple(field.name for field in fields(Truth) if field.name not in {"classes", *_OF_IMAGES})
 
 
 class Change(StrEnum):
@@ -38,11 +44,22 @@ class Comparison:
     total: int
 
 
-def same_test_set(one: LabelledSet, other: LabelledSet) -> bool:
-    """Whether both have the same images and labels, so that their figures compare."""
-    return one.object_names == other.object_names and all(
-        np.array_equal(getattr(one.truth, field.name), getattr(other.truth, field.name)) for field in fields(Truth)
-    )
+def difference(one: LabelledSet, other: LabelledSet) -> str | None:
+    """What differs of two test sets, `class names (mug)`, `images` or `labels`, the first that does.
+
+    None: their figures compare.
+    """
+    if one.truth.classes != other.truth.classes:
+        named = sorted(set(one.truth.classes) ^ set(other.truth.classes)) or ["in another order"]
+        more = ", …" if len(named) > NAMED_CLASSES else ""
+        return f"class names ({', '.join(named[:NAMED_CLASSES])}{more})"
+    if one.object_names != other.object_names or not _equal(one.truth, other.truth, _OF_IMAGES):
+        return "images"
+    return None if _equal(one.truth, other.truth, _OF_LABELS) else "labels"
+
+
+def _equal(one: Truth, other: Truth, columns: Sequence[str]) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
 
 
 def compare(

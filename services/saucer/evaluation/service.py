@@ -19,7 +19,7 @@ from prometheus_client import Counter
 
 from saucer.evaluation import domain, reading, store
 from saucer.evaluation.cache import Cache
-from saucer.evaluation.comparing import Change, Comparison, compare, same_test_set
+from saucer.evaluation.comparing import Change, Comparison, compare, difference
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import DEFAULT_THRESHOLD, AtThreshold, Evaluation, EvaluationState, Source, Summary, Sums
 from saucer.evaluation.exporting import ExportFormat, export
@@ -270,10 +270,11 @@ class Evaluations:
         """
         evaluation, loaded = await self._succeeded(evaluation_id)
         base, base_loaded = await self._succeeded(base_id)
-        if not await asyncio.to_thread(same_test_set, base_loaded.test_set, loaded.test_set):
+        differs = await asyncio.to_thread(difference, base_loaded.test_set, loaded.test_set)
+        if differs is not None:
             raise FailedPreconditionError(
                 "TEST_SETS_DIFFER",
-                "The two evaluations were made on different images or labels, so their figures do not compare.",
+                f"The two evaluations were made with different {differs}, so their figures do not compare.",
                 dataset_version_id=evaluation.dataset_version_id,
                 base_dataset_version_id=base.dataset_version_id,
             )

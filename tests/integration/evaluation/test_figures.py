@@ -437,7 +437,7 @@ async def test_evaluations_of_different_test_sets_are_not_compared(world: World)
     request = evaluation_pb2.CompareEvaluationsRequest(
         evaluation_id=one.evaluation_id, base_evaluation_id=other.evaluation_id
     )
-    with pytest.raises(grpc.aio.AioRpcError, match="different images or labels") as refusal:
+    with pytest.raises(grpc.aio.AioRpcError, match="with different class names") as refusal:
         await world.stub.CompareEvaluations(request, metadata=world.viewer)
     assert refusal.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 

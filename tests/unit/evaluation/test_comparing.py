@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saucer.evaluation.comparing import Change, ImageChange, compare, same_test_set
+from saucer.evaluation.comparing import Change, ImageChange, compare, difference
 from saucer.evaluation.matching import match
 from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
 from saucer.evaluation.stored import LabelledSet, Loaded
@@ -55,13 +55,26 @@ def test_pages_join_to_the_whole() -> None:
 
 def test_other_labels_or_other_images_are_another_test_set() -> None:
     one, same = by_hand()
-    assert same_test_set(one.test_set, same.test_set)
+    assert difference(one.test_set, same.test_set) is None
     moved = truth_of([1, 2, 3], ["cup", "plate"], [(1, CUP, FAR, False), (2, PLATE, A, False), (3, PLATE, A, False)])
-    assert not same_test_set(one.test_set, loaded(moved, columns([1, 2, 3], [])).test_set)
+    assert difference(one.test_set, loaded(moved, columns([1, 2, 3], [])).test_set) == "labels"
     fewer = truth_of([1], ["cup", "plate"], [(1, CUP, A, False)])
-    assert not same_test_set(one.test_set, loaded(fewer, columns([1], [])).test_set)
-    renamed = truth_of([1, 2, 3], ["mug", "plate"], [(1, CUP, A, False), (2, PLATE, A, False), (3, PLATE, A, False)])
-    assert not same_test_set(one.test_set, loaded(renamed, columns([1, 2, 3], [])).test_set)
+    assert difference(one.test_set, loaded(fewer, columns([1], [])).test_set) == "images"
+
+
+@pytest.mark.parametrize(
+    ("classes", "says"),
+    [
+        (["mug", "plate"], "class names (cup, mug)"),
+        (["cup", "plate", "fork"], "class names (fork)"),
+        (["plate", "cup"], "class names (in another order)"),
+        (list("abcdef"), "class names (a, b, c, cup, d, …)"),
+    ],
+)
+def test_other_class_names_are_named(classes: list[str], says: str) -> None:
+    one, _ = by_hand()
+    other = truth_of([1, 2, 3], classes, [(1, CUP, A, False), (2, PLATE, A, False), (3, PLATE, A, False)])
+    assert difference(one.test_set, loaded(other, columns([1, 2, 3], [])).test_set) == says
 
 
 @settings(max_examples=30, deadline=None)

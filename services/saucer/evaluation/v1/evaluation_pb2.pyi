@@ -1380,7 +1380,7 @@ class CompareEvaluationsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     base_evaluation_id: _builtins.str
-    """What it is compared with. Of other images or labels: FAILED_PRECONDITION."""
+    """What it is compared with. Of other images, labels or class names: FAILED_PRECONDITION, which says what differs."""
     threshold: _builtins.float
     """Unset: 0.5."""
     change: Global___Change.ValueType
