@@ -8,10 +8,9 @@ import click
 
 from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
-from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
+from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, describe_case, suspect_row
 from saucer.cli.exports import ExportFile, write_pieces
 from saucer.cli.output import message_dict
-from saucer.drawing.wording import describe_faults
 from saucer.evaluation.v1 import evaluation_pb2
 
 _FORMATS = {".csv": evaluation_pb2.EXPORT_FORMAT_CSV, ".json": evaluation_pb2.EXPORT_FORMAT_COCO}
@@ -74,7 +73,7 @@ def bad_cases(
         app.output.table(
             f"Bad cases at threshold {found.threshold:.2f}",
             ("image", "faults"),
-            [(case.file_name, describe_faults(case)) for case in cases],
+            [(case.file_name, describe_case(found, case)) for case in cases],
         )
 
 

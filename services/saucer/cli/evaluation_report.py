@@ -17,13 +17,13 @@ from saucer.cli.evaluation_tables import (
     RECOMMENDATION_COLUMNS,
     SUSPECT_COLUMNS,
     class_row,
+    describe_case,
     recommendation_row,
     summary_rows,
     suspect_row,
 )
 from saucer.cli.output import moment
 from saucer.drawing import evaluations as drawing
-from saucer.drawing.wording import describe_faults
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 
 MAX_CASES = 50  # bad cases in the table
@@ -153,7 +153,8 @@ def _recommendations(found: Sequence[evaluation_pb2.ThresholdRecommendation] | s
 
 def _cases(gathered: Gathered) -> str:
     found = gathered.evaluation
-    parts = [_table(("image", "what is wrong"), ((case.file_name, describe_faults(case)) for case in gathered.cases))]
+    rows = ((case.file_name, describe_case(found, case)) for case in gathered.cases)
+    parts = [_table(("image", "what is wrong"), rows)]
     if len(gathered.cases) < found.bad_cases:
         parts.insert(0, _text(f"The {len(gathered.cases)} worst of {found.bad_cases}."))
     if gathered.pictured:

@@ -64,6 +64,7 @@ class Script(
     watched: int = 0
     import_polls: int = 0
     validation_kept: bool = True
+    classification: bool = False
     predicted: int = 0
 
     def task(self, state: Any, progress: float) -> task_pb2.Task:
@@ -214,6 +215,7 @@ class Script(
             not_found(context)
         self.requests.append(request)
         evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, images=10, map_50=0.81, threshold=0.25)
+        evaluation.classification = self.classification
         evaluation.coco.map_75 = 0.625
         evaluation.map_weighted = 0.456
         evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
@@ -286,6 +288,11 @@ class Script(
     def ListBadCases(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
         case = evaluation_pb2.BadCase(file_name="a.jpg", image=photograph() if request.include_images else b"")
+        if self.classification:
+            case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup", detection=-1, truth=0)
+            wrong = evaluation_pb2.BadCase(file_name="b.jpg")
+            wrong.faults.add(kind=evaluation_pb2.FAULT_KIND_CONFUSED, class_name="plate")
+            return evaluation_pb2.ListBadCasesResponse(bad_cases=[case, wrong])
         for _ in range(3):
             case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup")
         case.faults.add(kind=evaluation_pb2.FAULT_KIND_FALSE_POSITIVE, class_name="plate")
@@ -660,6 +667,18 @@ def test_recommended_thresholds_say_what_they_do_and_with_what_certainty(cli: Cl
     assert " 0.87365 " in text
     assert "0.600 - 0.980" in text
     assert "precision 0.95" in text
+
+
+def test_a_classifier_that_gives_no_sure_answer_is_unsure_and_misses_nothing(
+    cli: Cli, script: Script, tmp_path: Path
+) -> None:
+    script.classification = True
+    file = tmp_path / "report.html"
+    cli("evaluation", "report", EVALUATION, "--output", str(file))
+    for text in (cli("evaluation", "bad-cases", EVALUATION), file.read_text()):
+        assert "unsure of cup" in text
+        assert "confused of plate" in text
+        assert "miss of" not in text
 
 
 def test_bad_cases_read_images_only_for_the_sheet(cli: Cli, script: Script, tmp_path: Path) -> None:
