@@ -65,17 +65,16 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
     ) -> evaluation_pb2.ListEvaluationsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        found = await self._evaluations.list_evaluations(
+        found, more = await self._evaluations.list_evaluations(
             account_id,
             task_id=request.task_id or None,
             model_id=request.model_id or None,
             after=page.after_moment,
-            limit=page.size + 1,
+            limit=page.size,
         )
-        shown = found[: page.size]
-        last = shown[-1][0] if len(found) > page.size else None
+        last = found[-1][0] if more else None
         return evaluation_pb2.ListEvaluationsResponse(
-            evaluations=[evaluation_message(*entry) for entry in shown],
+            evaluations=[evaluation_message(*entry) for entry in found],
             next_page_token=page.token([last.created_at.isoformat(), last.evaluation_id] if last else None),
         )
 

@@ -44,6 +44,9 @@ CLAIM = timedelta(seconds=30)
 # Of finished evaluations in memory: three of 50,000 images and 2.5 million detections, each of 310 MB, so that two of
 # them can be compared.
 CACHE_BYTES = 1024**3
+# Of the evaluations of one page, about 100 bytes each and as many more as its name has, so that it fits what a gRPC
+# client takes by default (4 MiB), and is made while no other caller waits.
+PAGE_CLASSES = 4000
 # Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
 # would exceed it, and goes on with its token.
 PAGE_IMAGES_BYTES = 3 * 1024**2
@@ -179,13 +182,20 @@ class Evaluations:
         model_id: str | None,
         after: tuple[datetime, str] | None,
         limit: int,
-    ) -> list[tuple[Evaluation, AtThreshold | None]]:
-        """Newest first, each at the default threshold."""
+    ) -> tuple[list[tuple[Evaluation, AtThreshold | None]], bool]:
+        """Newest first, each at the default threshold, and whether more follow: the page may be shorter than `limit`,
+        since it ends before an evaluation with which it would have more than PAGE_CLASSES."""
         async with self._database.reading() as connection:
-            found = await store.list_evaluations(
-                connection, account_id, task_id=task_id, model_id=model_id, after=after, limit=limit
+            found, more = await store.list_evaluations(
+                connection,
+                account_id,
+                task_id=task_id,
+                model_id=model_id,
+                after=after,
+                limit=limit,
+                most_classes=PAGE_CLASSES,
             )
-        return [(evaluation, _at_default(evaluation)) for evaluation in found]
+        return [(evaluation, _at_default(evaluation)) for evaluation in found], more
 
     async def curves(self, evaluation_id: str, max_points: int) -> list[tuple[str, float | None, ThinnedPoints]]:
         """By class: its name, its AP at IoU 0.50 and its curve, of at most so many points (at least 2).

@@ -126,14 +126,24 @@ async def list_evaluations(
     model_id: str | None,
     after: tuple[datetime, str] | None,
     limit: int,
-) -> list[Evaluation]:
-    """Newest first."""
+    most_classes: int,
+) -> tuple[list[Evaluation], bool]:
+    """Newest first, one at least, of so many classes in all; and whether more follow."""
     rows = await connection.fetch(
         f"""
-        SELECT {_COLUMNS} FROM evaluation
-        WHERE account_id = $1 AND ($2::uuid IS NULL OR task_id = $2) AND ($3::uuid IS NULL OR model_id = $3)
-          AND ($4::timestamptz IS NULL OR (created_at, evaluation_id) < ($4, $5::uuid))
-        ORDER BY created_at DESC, evaluation_id DESC LIMIT $6
+        WITH page AS (
+            SELECT *, jsonb_array_length(source -> 'classes') AS classes FROM evaluation
+            WHERE account_id = $1 AND ($2::uuid IS NULL OR task_id = $2) AND ($3::uuid IS NULL OR model_id = $3)
+              AND ($4::timestamptz IS NULL OR (created_at, evaluation_id) < ($4, $5::uuid))
+            ORDER BY created_at DESC, evaluation_id DESC LIMIT $6 + 1
+        ), counted AS (
+            SELECT *, row_number() OVER newest AS place, sum(classes) OVER newest AS classes_so_far,
+                   count(*) OVER () AS there
+            FROM page WINDOW newest AS (ORDER BY created_at DESC, evaluation_id DESC)
+        )
+        SELECT {_COLUMNS}, there FROM counted
+        WHERE place = 1 OR (place <= $6 AND classes_so_far <= $7)
+        ORDER BY place
         """,  # noqa: S608 - column names
         account_id,
         task_id,
@@ -141,12 +151,13 @@ async def list_evaluations(
         after[0] if after else None,
         after[1] if after else None,
         limit,
+        most_classes,
     )
-    return [_evaluation(row) for row in rows]
+    return [_evaluation(row) for row in rows], bool(rows) and rows[0]["there"] > len(rows)
 
 
 def _evaluation(row: asyncpg.Record) -> Evaluation:
-    columns = dict(row)
+    columns = {name: value for name, value in row.items() if name != "there"}
     sums = Sums(**{name: columns.pop(f"{name}_sha256") for name in ("scored", "validation", "truth")})
     return Evaluation(
         **{

@@ -159,6 +159,35 @@ async def test_evaluations_are_listed_newest_first_page_by_page_and_by_model(wor
     assert only.model_id == models[0].model_id
 
 
+async def test_a_page_of_evaluations_ends_before_it_has_too_many_classes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (SEED, SEED, 3, SEED):
+        await scored(world, seed)
+    whole = (
+        await world.stub.ListEvaluations(evaluation_pb2.ListEvaluationsRequest(), metadata=world.viewer)
+    ).evaluations
+    classes = [len(entry.classes) for entry in whole]
+    assert min(classes) > 1
+    for most, places in (
+        (sum(classes[:2]), [2, 2]),
+        (sum(classes[:3]) - 1, [2, 2]),
+        (sum(classes[:3]), [3, 1]),
+        (1, [1] * 4),
+    ):
+        monkeypatch.setattr(service, "PAGE_CLASSES", most)
+        pages = []
+        request = evaluation_pb2.ListEvaluationsRequest()
+        while True:
+            page = await world.stub.ListEvaluations(request, metadata=world.viewer)
+            pages.append(list(page.evaluations))
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        assert [entry for page in pages for entry in page] == list(whole)
+        assert [len(page) for page in pages] == places
+
+
 @pytest.mark.parametrize("max_points", [0, 1, 2, 7])
 async def test_curves_are_thinned_to_what_is_asked_for(world: World, max_points: int) -> None:
     model, told = await scored(world)

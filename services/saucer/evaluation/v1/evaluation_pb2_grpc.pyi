@@ -36,7 +36,9 @@ class EvaluationServiceStub:
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]
     """The summary at a threshold, default 0.5."""
     ListEvaluations: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationsRequest, _evaluation_pb2.ListEvaluationsResponse]
-    """Newest first, each at threshold 0.5."""
+    """Newest first, each at threshold 0.5. A page of evaluations with many classes is shorter than asked for: more than
+    4,000 classes are on none that has more than one evaluation.
+    """
     GetPrecisionRecallCurves: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetPrecisionRecallCurvesRequest, _evaluation_pb2.PrecisionRecallCurves]
     """Precision over recall with the threshold at each point, one curve a class, thinned for drawing."""
     GetConfusionMatrix: _grpc.UnaryUnaryMultiCallable[_evaluation_pb2.GetConfusionMatrixRequest, _evaluation_pb2.ConfusionMatrix]
@@ -68,7 +70,9 @@ class EvaluationServiceAsyncStub(EvaluationServiceStub):
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetEvaluationRequest, _evaluation_pb2.Evaluation]  # type: ignore[assignment]
     """The summary at a threshold, default 0.5."""
     ListEvaluations: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.ListEvaluationsRequest, _evaluation_pb2.ListEvaluationsResponse]  # type: ignore[assignment]
-    """Newest first, each at threshold 0.5."""
+    """Newest first, each at threshold 0.5. A page of evaluations with many classes is shorter than asked for: more than
+    4,000 classes are on none that has more than one evaluation.
+    """
     GetPrecisionRecallCurves: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetPrecisionRecallCurvesRequest, _evaluation_pb2.PrecisionRecallCurves]  # type: ignore[assignment]
     """Precision over recall with the threshold at each point, one curve a class, thinned for drawing."""
     GetConfusionMatrix: _aio.UnaryUnaryMultiCallable[_evaluation_pb2.GetConfusionMatrixRequest, _evaluation_pb2.ConfusionMatrix]  # type: ignore[assignment]
@@ -109,7 +113,9 @@ class EvaluationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _evaluation_pb2.ListEvaluationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_evaluation_pb2.ListEvaluationsResponse, _abc.Awaitable[_evaluation_pb2.ListEvaluationsResponse]]:
-        """Newest first, each at threshold 0.5."""
+        """Newest first, each at threshold 0.5. A page of evaluations with many classes is shorter than asked for: more than
+        4,000 classes are on none that has more than one evaluation.
+        """
 
     @_abc_1.abstractmethod
     def GetPrecisionRecallCurves(
