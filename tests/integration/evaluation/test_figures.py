@@ -132,6 +132,27 @@ async def test_figures_are_those_of_the_pure_functions_at_any_threshold(world: W
     ]
 
 
+def averages(found: evaluation_pb2.Evaluation) -> dict[str, float | None]:
+    """All that no threshold moves: COCO's twelve numbers, the weighted ones and those of each class."""
+    coco = {name: value(found, name) for name in ("map", "map_50")}
+    coco |= {field.name: value(found.coco, field.name) for field in fields(CocoNumbers)}
+    assert len(coco) == 12
+    weighted = {name: value(found, name) for name in ("map_weighted", "map_50_weighted")}
+    of_classes = {
+        f"{name} {entry.class_name}": value(entry, name) for entry in found.classes for name in ("ap", "ap_50")
+    }
+    return coco | weighted | of_classes
+
+
+async def test_moving_the_threshold_moves_precision_and_recall_and_no_average_precision(world: World) -> None:
+    _, told = await scored(world)
+    served = [await at(world, told.evaluation_id, threshold) for threshold in THRESHOLDS]
+    moved = {(ratios(found), value(found, "map_50_above_threshold")) for found in served}
+    assert len(moved) >= 4, "other detections are above most of these thresholds"
+    for found in served:
+        assert averages(found) == averages(told)
+
+
 async def test_without_a_threshold_it_is_one_half_and_equal_in_event_list_and_answer(world: World) -> None:
     _, told = await scored(world)
     request = evaluation_pb2.ListEvaluationsRequest(task_id=told.task_id)
