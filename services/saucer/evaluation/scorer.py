@@ -2,7 +2,8 @@
 
 1. A claim expires unless it is prolonged, so the scoring of a process that was killed is taken up by the next one. A
    stop gives the claim back at once.
-2. Everything on the way can be done twice: the objects have the same keys and bytes each time.
+2. Everything on the way can be done twice: the objects have the same keys each time, and the same bytes of one version
+   of this code; so none is written before the claim is known to be held still.
 3. Only the transaction that ends the evaluation, guarded by the claim, makes it known, with its event. Then it is read
    into memory, since somebody will look at it.
 4. Nothing waits for ever: what cannot pass is FAILED at once, what may pass after MAX_ATTEMPTS, a child that dies
@@ -144,7 +145,7 @@ class Scorer:
 
     async def _while_held(self, claim: Claim) -> tuple[Summary, Sums]:
         """Scores while the claim is prolonged; stops at once where it is lost."""
-        making = asyncio.create_task(self._make(claim.evaluation))
+        making = asyncio.create_task(self._make(claim))
         holding = asyncio.create_task(self._hold(claim))
         try:
             await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
@@ -171,15 +172,17 @@ class Scorer:
             else:
                 held_at_s = asked_at_s
 
-    async def _make(self, evaluation: Evaluation) -> tuple[Summary, Sums]:
-        """The summary, and the checksums of the objects."""
-        source = evaluation.source
+    async def _make(self, claim: Claim) -> tuple[Summary, Sums]:
+        """The summary, and the checksums of the objects. Raises ClaimLostError."""
+        evaluation, source = claim.evaluation, claim.evaluation.source
         async with AsyncExitStack() as stack:
 
             def new_file() -> IO[bytes]:
                 return stack.enter_context(tempfile.TemporaryFile())
 
             async def put(target: StoredFile, file: IO[bytes]) -> str:
+                # After a pause another replica may have written it, of a version that writes other bytes.
+                await self._evaluations.prolong(claim)
                 return await self._objects.put(target.key, await asyncio.to_thread(_content, file))
 
             files = ScoringFiles(*(new_file() for _ in fields(ScoringFiles)))

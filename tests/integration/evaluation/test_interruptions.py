@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from nats.js import JetStreamContext
 
+from saucer.evaluation.scorer import scorings_total
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.ids import derived_id, new_id
 from saucer.local.servers import NatsServer
@@ -257,6 +258,31 @@ async def test_one_that_killed_every_process_that_had_it_ends_with_a_sentence(st
         told = await again.ended(model)
     assert told.state == evaluation_pb2.EVALUATION_STATE_FAILED
     assert "3 attempts" in told.error_message
+
+
+async def test_who_lost_the_claim_during_a_pause_does_not_overwrite_what_the_other_stored(start: Start) -> None:
+    lost = scorings_total.labels("claim_lost")._value
+    before = lost.get()
+    async with start(scoring_claim_s=60) as world:
+        model = await world.model()
+        await world.tell(model)
+        child = await child_of(os.getpid())
+        os.kill(child, signal.SIGSTOP)
+        connection = await asyncpg.connect(start.database_url)
+        # So long that this one does not notice by prolonging it meanwhile.
+        await connection.execute(
+            "UPDATE evaluation SET claim_token = $1, claim_expires_at = clock_timestamp() + interval '1 hour'", new_id()
+        )
+        os.kill(child, signal.SIGCONT)
+
+        async def noticed() -> bool:
+            return bool(lost.get() > before)
+
+        await until(noticed)
+        assert await world.objects.keys(f"system/{world.account_id}/evaluations") == []
+        await connection.execute("UPDATE evaluation SET claim_expires_at = clock_timestamp()")
+        await connection.close()
+        await check_scored_once(world, model)
 
 
 async def test_who_lost_the_claim_tells_nothing_and_the_other_finishes(start: Start) -> None:
