@@ -40,11 +40,3 @@ async def third(
 ) -> AsyncIterator[TritonServer]:
     async with _another("third", tmp_path, triton, triton_environment) as server:
         yield server
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made

@@ -39,6 +39,14 @@ AT_ONCE_S = 0.05
 Ask = Callable[[Online, publishing_pb2.Deployment, bytes], Awaitable[str]]
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 def png(width: int, height: int, rows: bytes) -> bytes:
     """A grey PNG whose header states a size, and whose pixels are what one likes."""
 

@@ -31,6 +31,14 @@ from tests.support.services import ServiceRunner, Tokens
 USUAL_STEPS = ("billing has granted the hold", "Triton has loaded it")
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 @asynccontextmanager
 async def process_of(
     world: Online, *arguments: str

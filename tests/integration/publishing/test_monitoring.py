@@ -29,6 +29,14 @@ from tests.support.services import ServiceRunner, Tokens
 STORED_S = 2 * PIECE.total_seconds() + 5
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 async def log_lines(
     world: Online, deployment: publishing_pb2.Deployment, **page: Any
 ) -> publishing_pb2.ListDeploymentLogLinesResponse:

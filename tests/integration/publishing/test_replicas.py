@@ -27,6 +27,14 @@ from tests.support.services import ServiceRunner, Tokens
 MEASURE_S = 10.0
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 async def until_serving(
     world: Online, deployment: publishing_pb2.Deployment, replicas: int
 ) -> publishing_pb2.Deployment:

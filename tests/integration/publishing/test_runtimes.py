@@ -23,9 +23,12 @@ IMAGES = list(pictures(12, seed=7))
 
 
 @pytest.fixture
-def world(world: Online) -> Online:
-    world.settings["triton_choose_runtime"] = True
-    return world
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        made.settings["triton_choose_runtime"] = True
+        yield made
 
 
 async def model(world: Online, account_id: str) -> str:

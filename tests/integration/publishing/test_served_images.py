@@ -33,6 +33,14 @@ TOLERANCE = 1e-3
 AT_ONCE = 8
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 def difference(answer: publishing_pb2.PredictResponse, evaluated: ImageDetections) -> float:
     """The largest of boxes and scores; the same boxes in the same order are taken for granted."""
     assert (answer.width, answer.height) == (evaluated.width, evaluated.height)

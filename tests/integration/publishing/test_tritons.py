@@ -19,6 +19,14 @@ from tests.support.events import until
 from tests.support.services import ServiceRunner, Tokens
 
 
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made
+
+
 async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_request_and_a_dead_one_within_seconds(
     world: Online, second: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,9 +36,12 @@ EXITS = b"a graph that ends its process"
 
 
 @pytest.fixture
-def world(world: Online) -> Online:
-    world.settings["triton_trial_s"] = TRIAL_S
-    return world
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        made.settings["triton_trial_s"] = TRIAL_S
+        yield made
 
 
 @pytest.fixture
