@@ -253,15 +253,16 @@ class Stack:
         self._add("gateway", "saucer.gateway.main", {**self._server_settings("gateway"), **gateway})
         for number in range(1, self.workers + 1):
             name = f"worker-{number}"
-            worker = {
+            worker: dict[str, object] = {
                 **_pick(addresses, "training"),
                 **store,
                 **machine,
                 "token_file": self.layout.token(auth.Role.WORKER),
                 "worker_id": name,
-                "threads": self.worker_threads or max(1, len(os.sched_getaffinity(0)) // self.workers),
                 "work_folder": self.home / name / "work",
             }
+            if self.worker_threads or self.workers > 1:
+                worker["threads"] = self.worker_threads or max(1, len(os.sched_getaffinity(0)) // self.workers)
             self._add(name, "saucer.worker.main", worker)
 
     def _server_settings(self, name: str) -> dict[str, object]:
