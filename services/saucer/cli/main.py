@@ -13,8 +13,8 @@ TOPICS = {
         "saucer.cli.accounts",
         "Accounts: create, list, show, topup, statement, month, adjust, refund, quotas, set-quotas, suspend, resume.",
     ),
-    "region": ("saucer.cli.offers", "Regions: create."),
-    "spec": ("saucer.cli.offers", "Compute shapes and their prices: create, list, price."),
+    "region": ("saucer.cli.offers", "Regions: create, list."),
+    "spec": ("saucer.cli.offers", "Compute shapes and their prices: create, list, price, withdraw, offer."),
     "group": ("saucer.cli.groups", "Prepaid capacity: create, update, show, list."),
     "budget": ("saucer.cli.groups", "Limits on what is spent: set, list."),
     "dataset": (
