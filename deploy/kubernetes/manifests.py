@@ -38,8 +38,8 @@ class Process:
     cpu: str = "250m"
     memory: str = "512Mi"
     settings: tuple[tuple[str, str], ...] = ()
-    # For how long it keeps things: settings that the ConfigMap may have.
-    keeps: tuple[str, ...] = ()
+    # Settings that the ConfigMap may have.
+    options: tuple[str, ...] = ()
 
     @property
     def token(self) -> str | None:
@@ -52,16 +52,16 @@ class Process:
 PROCESSES = (
     Process("billing"),
     # Imports run in children of up to 4 GiB.
-    Process("dataset", object_store=True, cpu="1", memory="6Gi", keeps=("uploads-keep-hours",)),
-    Process("task", calls=("dataset", "billing")),
-    Process("training", object_store=True, keeps=("logs-keep-days", "attempts-keep-days")),
+    Process("dataset", object_store=True, cpu="1", memory="6Gi", options=("uploads-keep-hours",)),
+    Process("task", calls=("dataset", "billing"), options=("fetches-weights",)),
+    Process("training", object_store=True, options=("logs-keep-days", "attempts-keep-days")),
     # A scoring's child of up to 4 GiB, 1 GiB of evaluations that are looked at, two more on their way there.
     Process("evaluation", object_store=True, cpu="1", memory="7Gi"),
     Process(
         "publishing",
         calls=("billing", "triton"),
         object_store=True,
-        keeps=("monitoring-keep-days",),
+        options=("monitoring-keep-days",),
         settings=(
             ("SAUCER_REGION_ID", REGION),
             ("SAUCER_SPEC_ID", TRITON_SPEC),
@@ -85,6 +85,7 @@ PROCESSES = (
         replicas=1,
         cpu="4",
         memory="16Gi",
+        options=("catalogue-url", "precision"),
         settings=(("SAUCER_REGION_ID", REGION), ("SAUCER_SPEC_ID", WORKER_SPEC)),
     ),
 )
@@ -166,7 +167,7 @@ def environment(process: Process) -> list[Manifest]:
     ]
     values += [
         {"name": f"SAUCER_{key.upper().replace('-', '_')}", **optional(key)}
-        for key in (*(KEEPS if process.database else ()), *process.keeps)
+        for key in (*(KEEPS if process.database else ()), *process.options)
     ]
     values += [{"name": name, "value": value} for name, value in process.settings]
     if process.name == "publishing":

@@ -16,6 +16,7 @@ from typing import Any
 import nats
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from saucer.lib import auth
 from saucer.lib.config import PREFIX, CallingSettings, ProcessSettings, TlsSettings
@@ -95,8 +96,14 @@ def test_the_worker_of_the_profile_gpu_is_the_worker_in_another_image_for_anothe
 def test_a_process_has_the_stacks_command_line_and_settings(stack: Stack, name: str) -> None:
     process = stack.processes["worker-1" if name == "worker" else name]
     assert container(name)["command"] == ["python", *process._command()[1:]]
-    # On one machine things are kept as long as the settings' classes say.
-    assert {field for field in settings_of(name) if "_keep_" not in field} == set(process._settings)
+    assert set(process._settings) <= settings_of(name)
+    # What else .env may say is, left out, what the settings' classes say.
+    for field in settings_of(name) - set(process._settings):
+        info = kind_of(name).model_fields[field]
+        default = re.fullmatch(r"\$\{[A-Z_]+:-(.*)\}", container(name)["environment"][PREFIX + field.upper()])
+        assert default is not None, field
+        assert info.annotation is not None
+        assert TypeAdapter(info.annotation).validate_strings(default[1]) == info.default, field
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -158,7 +165,7 @@ def test_no_secret_stands_in_an_environment_and_the_settings_example_has_every_d
     assert dict(re.findall(r"(?<!\$)\$\{(\w+):-([^}]*)\}", text)) == example
     for name, service in COMPOSE["services"].items():
         given = [variable for variable in service.get("environment", {}) if re.search("PASSWORD|KEY$|_URL", variable)]
-        assert set(given) <= {"POSTGRES_PASSWORD_FILE", "SAUCER_OBJECT_STORE_URL"}, name
+        assert set(given) <= {"POSTGRES_PASSWORD_FILE", "SAUCER_OBJECT_STORE_URL", "SAUCER_CATALOGUE_URL"}, name
 
 
 def test_for_how_long_things_are_kept_is_set_in_one_file_and_told_in_one_table() -> None:

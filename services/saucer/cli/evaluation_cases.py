@@ -8,9 +8,10 @@ import click
 
 from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
-from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, describe_case, suspect_row
+from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
 from saucer.cli.exports import ExportFile, write_pieces
 from saucer.cli.output import message_dict
+from saucer.drawing.wording import describe_case
 from saucer.evaluation.v1 import evaluation_pb2
 
 _FORMATS = {".csv": evaluation_pb2.EXPORT_FORMAT_CSV, ".json": evaluation_pb2.EXPORT_FORMAT_COCO}

@@ -17,13 +17,13 @@ from saucer.cli.evaluation_tables import (
     RECOMMENDATION_COLUMNS,
     SUSPECT_COLUMNS,
     class_row,
-    describe_case,
     recommendation_row,
     summary_rows,
     suspect_row,
 )
 from saucer.cli.output import moment
 from saucer.drawing import evaluations as drawing
+from saucer.drawing.wording import describe_case
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 
 MAX_CASES = 50  # bad cases in the table

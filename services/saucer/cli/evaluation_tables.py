@@ -3,7 +3,6 @@
 from typing import Literal
 
 from saucer.cli.output import duration, enum_word, percent, ratio, threshold
-from saucer.drawing.wording import describe_faults
 from saucer.evaluation.v1 import evaluation_pb2
 
 CLASS_COLUMNS = (
@@ -18,14 +17,6 @@ _GOALS = {
     evaluation_pb2.THRESHOLD_GOAL_PRECISION: "precision {}",
     evaluation_pb2.THRESHOLD_GOAL_RECALL: "recall {}",
 }
-
-
-def describe_case(found: evaluation_pb2.Evaluation, case: evaluation_pb2.BadCase) -> str:
-    """What is wrong with a bad case of the evaluation. Of a classification a miss is an answer that is not sure."""
-    if not found.classification:
-        return describe_faults(case)
-    unsure = [fault for fault in case.faults if fault.kind == evaluation_pb2.FAULT_KIND_MISS]
-    return ", ".join(f"unsure of {fault.class_name}" for fault in unsure) or describe_faults(case)
 
 
 def suspect_row(suspect: evaluation_pb2.SuspectedLabel) -> tuple[object, ...]:

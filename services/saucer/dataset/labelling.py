@@ -1,4 +1,4 @@
-"""The use cases of images and their labels; with service.py the only place that opens dataset's transactions.
+"""The use cases of images and their labels; beside service.py and roots.py, which open transactions too.
 
 1. The images of a version are listed from rows that its import left; a draft begins with a copy of them.
 2. Saving the labels of one image locks its draft, and needs the image's revision as it was read: of two people at one

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from saucer.drawing import charts, images
-from saucer.drawing.wording import BACKGROUND, describe_faults
+from saucer.drawing.wording import BACKGROUND, describe_case
 from saucer.evaluation.v1 import evaluation_pb2
 
 
@@ -53,7 +53,7 @@ def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence
             case.image,
             [_box(item, None) for item in case.truth],
             [_box(item, item.score) for item in case.detections],
-            describe_faults(case),
+            describe_case(evaluation, case),
         )
         for case in cases
     ]

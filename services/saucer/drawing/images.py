@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from saucer.drawing.palette import BOXES, GREY, INK
+from saucer.lib.scores import at_score_precision
 from saucer.serving.exif import orientation, turn
 
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
@@ -53,9 +54,8 @@ def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence
     image, or one of more than MAX_PIXELS.
     """
     picture = _opened(image)
-    # As evaluation counts (M1): scores are of single precision, so a threshold of 0.7 takes in a score of 0.7.
-    least = np.float32(threshold)
-    shown = [box for box in boxes if box.score is None or np.float32(box.score) >= least]
+    least = at_score_precision(threshold)
+    shown = [box for box in boxes if box.score is None or at_score_precision(box.score) >= least]
     _draw(picture, shown, classes, 1.0, dashed=False)
     font = _font(max(12, min(picture.width // 32, 28)))
     sentence = _sentence(boxes, shown, threshold)

@@ -7,8 +7,12 @@ from saucer.evaluation.v1 import evaluation_pb2
 BACKGROUND = "background"
 
 
-def describe_faults(case: evaluation_pb2.BadCase) -> str:
-    """`3 x miss of cup, false positive of plate`: each kind and class once, in the order of the case."""
+def describe_case(found: evaluation_pb2.Evaluation, case: evaluation_pb2.BadCase) -> str:
+    """What is wrong with a bad case of the evaluation: `3 x miss of cup, false positive of plate`, each kind and class
+    once, in the order of the case. Of a classification a miss is an answer that is not sure."""
+    unsure = [fault for fault in case.faults if fault.kind == evaluation_pb2.FAULT_KIND_MISS]
+    if found.classification and unsure:
+        return ", ".join(f"unsure of {fault.class_name}" for fault in unsure)
     said = Counter(_describe(fault) for fault in case.faults)
     return ", ".join(f"{count} x {words}" if count > 1 else words for words, count in said.items())
 

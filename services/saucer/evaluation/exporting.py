@@ -100,5 +100,5 @@ def _box(case: BadCase, box: LabelledBox, category: dict[str, int]) -> dict[str,
         "image_id": case.image_id,
         "category_id": category[box.class_name],
         "bbox": [x1, y1, x2 - x1, y2 - y1],
-        "area": (x2 - x1) * (y2 - y1),
+        "area": box.area,
     }

@@ -8,7 +8,6 @@ denominator is zero is None, never NaN and never COCO's -1.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import hotcoco
 import numpy as np
@@ -91,19 +90,6 @@ def coco_metrics(truth: Truth, detections: DetectionColumns) -> CocoMetrics:
         ap_50=ap_50,
         support=support,
     )
-
-
-def map_above(truth: Truth, detections: DetectionColumns, threshold: float) -> CocoMetrics:
-    """COCO's numbers of the detections with score >= threshold alone, as if the others did not exist (M9).
-
-    Needs the detections again and takes COCO's whole computation; for IoU 0.5 alone,
-    ThresholdCurves.map_50_above_threshold answers from what is stored.
-
-    Raises:
-        ValueError: the threshold is not a number. MismatchError: as matching.match does.
-    """
-    kept = detections.score >= at_score_precision(threshold)
-    return coco_metrics(truth, _Kept(detections.images, *_rows(detections, kept)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,19 +236,6 @@ class ErrorsByImage:
         wrong = self._wrong_image[np.searchsorted(self._wrong_score, at, "left") :]
         lost = self._truth_image[: np.searchsorted(self._found_score, at, "left")]
         return np.bincount(wrong, minlength=self._images) + np.bincount(lost, minlength=self._images)
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    images: NDArray[np.int64]
-    image_id: NDArray[np.int64]
-    box: NDArray[np.float32]
-    score: NDArray[np.float32]
-    label: NDArray[np.int32]
-
-
-def _rows(detections: DetectionColumns, rows: NDArray[np.bool_]) -> tuple[NDArray[Any], ...]:
-    return detections.image_id[rows], detections.box[rows], detections.score[rows], detections.label[rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

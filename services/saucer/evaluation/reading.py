@@ -20,11 +20,15 @@ CASES_AT_ONCE = 100
 
 @dataclass(frozen=True)
 class LabelledBox:
-    """Corners in pixels of the image; score is None for truth, which alone may be a crowd."""
+    """Corners in pixels of the image; score is None for truth, which alone may be a crowd.
+
+    `area` in square pixels is the label's own, or the box's.
+    """
 
     corners: tuple[float, float, float, float]
     class_name: str
     score: float | None
+    area: float
     crowd: bool = False
 
 
@@ -246,16 +250,25 @@ def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Faul
 def _truth_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
     truth = loaded.truth
     return tuple(
-        LabelledBox(_corners(truth.box[row]), truth.classes[truth.label[row]], None, bool(truth.crowd[row]))
+        LabelledBox(
+            _corners(truth.box[row]),
+            truth.classes[truth.label[row]],
+            None,
+            float(truth.area[row]),
+            bool(truth.crowd[row]),
+        )
         for row in rows
     )
 
 
 def _found_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
     found, classes = loaded.detections, loaded.truth.classes
-    return tuple(
-        LabelledBox(_corners(found.box[row]), classes[found.label[row]], float(found.score[row])) for row in rows
-    )
+    boxes = []
+    for row in rows:
+        x1, y1, x2, y2 = corners = _corners(found.box[row])
+        score = float(found.score[row])
+        boxes.append(LabelledBox(corners, classes[found.label[row]], score, (x2 - x1) * (y2 - y1)))
+    return tuple(boxes)
 
 
 def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:

@@ -55,7 +55,7 @@ class Transaction:
 
 @dataclass
 class Database:
-    """A service's own database. Its service.py alone opens transactions."""
+    """A service's own database. Its use cases open the transactions."""
 
     pool: Pool
     clock: Clock

@@ -47,7 +47,6 @@ SERVED_MS = 3_000
 # How long billing may take to hear of the last end.
 SETTLE_S = 20.0
 POLL_S = 0.2
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 def demo(data: Path | None, folder: Path, project: Path) -> None:

@@ -264,10 +264,6 @@ class NatsServer(Server):
         """A service's, by its name."""
         return f"nats://{user}:{self._passwords.get(user)}@{LOOPBACK}:{self.ports['client']}"
 
-    @property
-    def monitor_url(self) -> str:
-        return f"http://{LOOPBACK}:{self.ports['monitor']}"
-
     def _command(self) -> list[str]:
         program = Path(sysconfig.get_path("scripts")) / "nats-server"
         config = self.data_dir / "nats.conf"

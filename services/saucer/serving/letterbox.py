@@ -45,12 +45,6 @@ def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], P
     return canvas, placement
 
 
-def into_input(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
-    """Boxes [n, 4] xyxy from source pixels to input pixels."""
-    scale = np.array([placement.scale_x, placement.scale_y] * 2, np.float32)
-    return np.asarray(boxes * scale, np.float32)
-
-
 def into_source(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
     """Boxes [n, 4] xyxy from input pixels to source pixels, clipped to the source image."""
     scale = np.array([placement.scale_x, placement.scale_y] * 2, np.float32)

@@ -417,10 +417,19 @@ async def exported(world: World, evaluation_id: str, **more: Any) -> str:
 
 async def test_bad_cases_are_exported_whole_as_coco_and_as_csv(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "EXPORT_PIECE_BYTES", 100)
-    _, told = await scored(world)
+    model, told = await scored(world)
     listed = (await list_bad_cases(world, told.evaluation_id, threshold=0.3, page_size=200)).bad_cases
     document = json.loads(await exported(world, told.evaluation_id, threshold=0.3))
     assert [image["id"] for image in document["images"]] == [case.image_id for case in listed]
+    truth = model.test.truth
+    own = {(*np.round(box, 3), area) for box, area in zip(truth.box.tolist(), truth.area.tolist(), strict=True)}
+    written = {
+        (*np.round([x, y, x + width, y + height], 3), entry["area"])
+        for entry in document["annotations"]
+        for x, y, width, height in [entry["bbox"]]
+    }
+    assert written <= own
+    assert any(area != (x2 - x1) * (y2 - y1) for x1, y1, x2, y2, area in written)
     table = await exported(
         world, told.evaluation_id, threshold=0.3, format=evaluation_pb2.EXPORT_FORMAT_CSV, class_name="class 0"
     )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from saucer.evaluation.matching import Verdict, match
-from saucer.evaluation.metrics import ThresholdCurves, coco_arrays, coco_metrics, map_above
+from saucer.evaluation.metrics import ThresholdCurves, coco_arrays, coco_metrics
 from saucer.evaluation.truth import from_coco
 from tests.unit.evaluation.generated import columns, generate, pycocotools_of
 
@@ -49,7 +49,7 @@ def test_the_one_pass_gives_cocos_ap_50_of_the_detections_above_any_threshold(se
         theirs = pycocotools_of(labels, detections.above(threshold)).eval["precision"][0, :, :, 0, 2]
         ours = [coco_number(value) for value in curves.ap_50_above_threshold(threshold)]
         assert ours == pytest.approx(theirs.mean(axis=0).tolist(), abs=1e-12)
-        by_coco = map_above(truth, detections, threshold)
+        by_coco = coco_metrics(truth, detections.above(threshold))
         assert curves.map_50_above_threshold(threshold) == pytest.approx(by_coco.map_50, abs=1e-12)
 
 

@@ -3,11 +3,16 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from saucer.serving.letterbox import PAD_VALUE, into_input, into_source, letterbox, place
+from saucer.serving.letterbox import PAD_VALUE, Placement, into_source, letterbox, place
 
 sides = st.integers(1, 6000)
 sizes = st.sampled_from([64, 128, 192, 320, 640])
+
+
+def into_input(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float32]:
+    return boxes * np.array([placement.scale_x, placement.scale_y] * 2, np.float32)
 
 
 @given(sides, sides, sizes, st.lists(st.tuples(*[st.floats(0, 1)] * 4), max_size=5))

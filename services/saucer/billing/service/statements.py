@@ -6,7 +6,6 @@ from saucer.billing.domain import Account, Audit, MonthlyStatement, Statement, m
 from saucer.billing.store import accounts as accounts_store
 from saucer.billing.store import holds as holds_store
 from saucer.billing.store import records as records_store
-from saucer.billing.store import statements as statements_store
 from saucer.billing.store import transfers as store
 from saucer.lib.auth import current
 from saucer.lib.errors import InvalidArgumentError, NotFoundError
@@ -60,7 +59,7 @@ class Statements:
             hold_ids = sorted({transfer.hold_id for transfer in transfers if transfer.hold_id})
             holds = {hold.hold_id: hold for hold in await holds_store.get_holds(connection, hold_ids)}
             first_version = transfers[0].account_version if transfers else 0
-            taken = await statements_store.taken_before(connection, hold_ids, first_version)
+            taken = await store.taken_before(connection, hold_ids, first_version)
             last = transfers[-1] if transfers else None
             closing = (last.available_micros, last.frozen_micros) if last else opening
             charged_micros = await store.charged_in(connection, account_id, period.name)

@@ -20,7 +20,6 @@ from saucer.training.lease import Lease
 from saucer.training.log_limit import LogLimit
 
 _REQUEST = tuple(RunRequest.__dataclass_fields__)
-_FIXED = (*_REQUEST, "created_at")
 _UUIDS = ("run_id", "account_id", "task_id", "dataset_version_id", "model_id", "finish_request_id", "predicts_model_id")
 
 
