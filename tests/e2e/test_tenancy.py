@@ -33,7 +33,7 @@ MODULES = {
 }
 OF_ACCOUNTS = {access_pb2.ACCESS_VIEWER, access_pb2.ACCESS_EDITOR, access_pb2.ACCESS_OWNER}
 # Calls of an account's role that concern nobody's things.
-PUBLIC_KNOWLEDGE = {"ListSpecs", "ListScenes", "ListStartingPoints", "ListParameters"}
+PUBLIC_KNOWLEDGE = {"ListRegions", "ListSpecs", "ListScenes", "ListStartingPoints", "ListParameters"}
 
 
 @dataclass(frozen=True)

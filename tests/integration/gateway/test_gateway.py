@@ -40,7 +40,7 @@ class Gateway:
         return {"Authorization": f"Bearer {self.tokens.mint(role, account_id)}"}
 
     async def account(self) -> str:
-        body = {"requestId": new_id(), "displayName": "Łódź", "currency": "EUR"}
+        body = {"requestId": new_id(), "displayName": "Łódź", "currency": "EUR", "reason": "a test"}
         response = await self.http.post("/v1/accounts", json=body, headers=self.headers())
         assert response.status_code == 200, response.text
         account_id: str = response.json()["accountId"]

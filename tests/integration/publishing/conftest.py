@@ -1,4 +1,4 @@
-"""Servers that tests of publishing share."""
+"""Servers that tests of publishing share, and the world that they deploy in."""
 
 import shutil
 from collections.abc import AsyncIterator
@@ -6,9 +6,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from nats.js import JetStreamContext
 
 from saucer.local.servers import TritonServer
 from saucer.local.triton_env import TritonEnvironment
+from tests.integration.publishing.online import Online, online
+from tests.support.services import ServiceRunner, Tokens
 
 
 @asynccontextmanager
@@ -40,3 +43,11 @@ async def third(
 ) -> AsyncIterator[TritonServer]:
     async with _another("third", tmp_path, triton, triton_environment) as server:
         yield server
+
+
+@pytest.fixture
+async def world(
+    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
+) -> AsyncIterator[Online]:
+    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
+        yield made

@@ -6,26 +6,22 @@ import os
 import struct
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from nats.js import JetStreamContext
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from saucer.lib import grpc_server
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.grpc_server import MAX_STREAMS_OF_ACCOUNT
-from saucer.local.servers import TritonServer
 from saucer.publishing import endpoint
 from saucer.publishing.v1 import publishing_pb2
-from tests.integration.publishing.online import Online, jpeg, online, serving_processes
+from tests.integration.publishing.online import Online, jpeg, serving_processes
 from tests.support.memory import MIB, forget_peak, peak_bytes
-from tests.support.services import ServiceRunner, Tokens
 
 CALLERS = 1000
 # Images in flight, and what the runtime keeps of them; far below a thousand decoded photographs.
@@ -37,14 +33,6 @@ MAX_DECODED_BYTES = 600 * MIB
 # Of one refusal, on average, while a thousand are made.
 AT_ONCE_S = 0.05
 Ask = Callable[[Online, publishing_pb2.Deployment, bytes], Awaitable[str]]
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:

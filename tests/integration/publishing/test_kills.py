@@ -8,11 +8,9 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import grpc
 import pytest
-from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
@@ -23,20 +21,11 @@ from saucer.publishing.placement import model_name
 from saucer.publishing.triton import TritonClient
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from tests.integration.publishing.killed import STEPS
-from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg
 from tests.support.events import until
-from tests.support.services import ServiceRunner, Tokens
 
 # Each waits for the killed process's lease to end; the other steps are in `make soak`.
 USUAL_STEPS = ("billing has granted the hold", "Triton has loaded it")
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 @asynccontextmanager

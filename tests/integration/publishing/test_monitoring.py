@@ -1,40 +1,28 @@
 """What the details of a deployment show besides requests: how they were batched, and what its models said."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, timedelta
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from nats.js import JetStreamContext
 from tritonclient.grpc import service_pb2_grpc
 
 from saucer.lib.clock import ManualClock
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.postgres import connect
 from saucer.lib.retention import forget
-from saucer.local.servers import TritonServer
 from saucer.publishing import endpoint
 from saucer.publishing.main import PublishingSettings
 from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.traffic import PIECE
 from saucer.publishing.v1 import publishing_pb2
-from tests.integration.publishing.online import Online, infer_request, jpeg, online
+from tests.integration.publishing.online import Online, infer_request, jpeg
 from tests.support.events import until
-from tests.support.services import ServiceRunner, Tokens
 
 # A piece of time may have just begun, and its end is stored a moment later.
 STORED_S = 2 * PIECE.total_seconds() + 5
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 async def log_lines(

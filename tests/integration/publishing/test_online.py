@@ -54,14 +54,6 @@ OUTAGE_S = 6
 
 
 @pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
 async def own_triton(tmp_path: Path, triton_environment: TritonEnvironment) -> AsyncIterator[TritonServer]:
     """A server that a test may restart."""
     server = TritonServer(tmp_path / "triton", tmp_path / "repository", triton_environment)

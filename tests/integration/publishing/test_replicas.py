@@ -4,13 +4,10 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from nats.js import JetStreamContext
 
 from saucer.lib.grpc_client import from_rpc
 from saucer.local.servers import TritonServer
@@ -19,20 +16,11 @@ from saucer.publishing.placement import model_name
 from saucer.publishing.triton import INFER_S
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
-from tests.integration.publishing.online import HOLD_MICROS, PRICE_MICROS, Online, jpeg, online
+from tests.integration.publishing.online import HOLD_MICROS, PRICE_MICROS, Online, jpeg
 from tests.support.events import until
-from tests.support.services import ServiceRunner, Tokens
 
 # Long enough for several probes of each instance.
 MEASURE_S = 10.0
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 async def until_serving(

@@ -1,34 +1,26 @@
 """With which runtime a model is served: the fastest where it serves, as long as the replay agrees; kept, and shown."""
 
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from nats.js import JetStreamContext
 
-from saucer.local.servers import TritonServer
 from saucer.publishing.placement import model_name
 from saucer.publishing.triton import ModelFailed, TritonClient
 from saucer.publishing.v1 import publishing_pb2
 from saucer.serving.choosing import choose
 from saucer.serving.runtime import RUNTIMES, TOLERANCES, Tolerance
-from tests.integration.publishing.online import HOLD_MICROS, Online, lacks, online, signal_serving_process
+from tests.integration.publishing.online import HOLD_MICROS, Online, lacks, signal_serving_process
 from tests.support.events import until
 from tests.support.graphs import write_cells_model
 from tests.support.pictures import pictures
-from tests.support.services import ServiceRunner, Tokens
 
 IMAGES = list(pictures(12, seed=7))
 
 
 @pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        made.settings["triton_choose_runtime"] = True
-        yield made
+def world(world: Online) -> Online:
+    world.settings["triton_choose_runtime"] = True
+    return world
 
 
 async def model(world: Online, account_id: str) -> str:

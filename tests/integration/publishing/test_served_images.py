@@ -6,39 +6,27 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from nats.js import JetStreamContext
 from PIL import Image
 
-from saucer.local.servers import TritonServer
 from saucer.publishing.parity import Found, ImageParity, compare, judge
 from saucer.publishing.v1 import publishing_pb2
 from saucer.serving.detector import Detector, ImageDetections
 from saucer.serving.runtime import TOLERANCES
 from saucer.worker.job import TrainJob
-from tests.integration.publishing.online import Online, lacks, online
+from tests.integration.publishing.online import Online, lacks
 from tests.support.child import Child
 from tests.support.graphs import SPEC, write_cells_model
 from tests.support.pictures import pictures, written
-from tests.support.services import ServiceRunner, Tokens
 from tests.support.shapes import CLASSES, write_shapes
 
 # Of a box's sides in pixels of the image, and of a score.
 TOLERANCE = 1e-3
 # So many are on their way at once, so that Triton batches them.
 AT_ONCE = 8
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 def difference(answer: publishing_pb2.PredictResponse, evaluated: ImageDetections) -> float:

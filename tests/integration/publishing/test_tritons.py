@@ -3,28 +3,16 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-from nats.js import JetStreamContext
 
 from saucer.local.servers import TritonServer
 from saucer.publishing import reconcile
 from saucer.publishing.placement import model_name
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
-from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online, serving_processes
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, serving_processes
 from tests.support.events import until
-from tests.support.services import ServiceRunner, Tokens
-
-
-@pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        yield made
 
 
 async def test_a_drained_triton_gives_its_deployments_away_with_no_failed_request_and_a_dead_one_within_seconds(

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,21 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
-from nats.js import JetStreamContext
 
 from saucer import serving
 from saucer.lib.auth import Role
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
-from saucer.local.servers import TritonServer
 from saucer.publishing.placement import model_name
 from saucer.publishing.triton import TritonClient
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
 from tests.integration.publishing.load import Load, steady_load
-from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, online
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg
 from tests.support.events import until
 from tests.support.graphs import hanging_graph, write_model
-from tests.support.services import ServiceRunner, Tokens
+from tests.support.services import Tokens
 
 # A model of the tests loads in two seconds; a busy machine takes longer.
 TRIAL_S = 10.0
@@ -36,12 +33,9 @@ EXITS = b"a graph that ends its process"
 
 
 @pytest.fixture
-async def world(
-    run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, triton: TritonServer, tmp_path: Path
-) -> AsyncIterator[Online]:
-    async with online(run_service, tokens, jetstream, triton, tmp_path) as made:
-        made.settings["triton_trial_s"] = TRIAL_S
-        yield made
+def world(world: Online) -> Online:
+    world.settings["triton_trial_s"] = TRIAL_S
+    return world
 
 
 @pytest.fixture
