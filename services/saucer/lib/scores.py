@@ -1,4 +1,7 @@
-"""Scores are float32 wherever they are stored or sent, so what is compared with them has to be."""
+"""Scores are float32 wherever they are stored or sent, so what is compared with them has to be.
+
+For where there is no numpy; evaluation/matching.py has the same rule for arrays of scores.
+"""
 
 import struct
 
