@@ -5,9 +5,9 @@ hundreds of jobs, `make soak` thousands.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
@@ -44,6 +44,8 @@ TIME_ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Pacif
 POOR_MICROS, RICH_MICROS = 30 * PRICE_MICROS, 10_000 * PRICE_MICROS
 WORKERS, ROOM = 24, 12
 OTHER_SPEC = "cpu-8"
+# The reason by which a correction is known for one.
+REFUND = "a refund"
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ class Month:
             paid = statement.hold.settled_micros + statement.hold.posted_micros
             if statement.hold.state is HoldState.RESOLVED and paid:
                 amount = self.chance.randint(1, paid)
-                await self.services.billing.accounts.refund(statement.hold.hold_id, amount, correction())
+                await self.services.billing.accounts.refund(statement.hold.hold_id, amount, correction(REFUND))
                 self.given[account_id] += amount
                 return
 
@@ -387,6 +389,90 @@ def check_statement(statement: Statement, told: Told | None) -> None:
     assert hold.state in (HoldState.RESOLVED, HoldState.EXPIRED) or hold.group_id is not None
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What an event says was booked: its time, the change of each balance, what was charged, and the lines of it."""
+
+    time: datetime
+    available: int
+    frozen: int
+    charged: int
+    lines: Counter[TransferKind]
+
+
+async def moves(services: Platform) -> dict[str, list[Moved]]:
+    """By account, in order, from billing's events alone."""
+    moved: dict[str, list[Moved]] = defaultdict(list)
+    available: Counter[str] = Counter()
+    settled: Counter[str] = Counter()
+    kinds: dict[str, Any] = {
+        kind.DESCRIPTOR.full_name: kind
+        for kind in (
+            billing_events.AccountToppedUp,
+            billing_events.AccountCorrected,
+            billing_events.HoldGranted,
+            billing_events.ChargeSettled,
+            billing_events.HoldResolved,
+        )
+    }
+    async for event in services.events():
+        if event.type not in kinds:
+            continue
+        message = from_json(event.data, kinds[event.type]())
+        hold: Any = getattr(message, "hold", None)
+        match event.type.rpartition(".")[2]:
+            case "AccountToppedUp":
+                change = Moved(event.time, message.top_up.amount_micros, 0, 0, Counter([TransferKind.TOP_UP]))
+            case "AccountCorrected":
+                # It says what is available since; nothing, of a suspension.
+                given = message.account.available_micros - available[event.account_id]
+                refunded = given if message.reason == REFUND else 0
+                kind = TransferKind.REFUND if refunded else TransferKind.CREDIT if given > 0 else TransferKind.DEBIT
+                change = Moved(event.time, given, 0, -refunded, Counter([kind] if given else []))
+            case "HoldGranted":
+                held = hold.amount_micros
+                change = Moved(event.time, -held, held, 0, Counter([TransferKind.HOLD] if held else []))
+            case "ChargeSettled":
+                taken = message.amount_micros
+                settled[hold.hold_id] += taken
+                change = Moved(event.time, -taken, 0, taken, Counter([TransferKind.SETTLEMENT]))
+            case _:
+                taken = hold.settled_micros - settled[hold.hold_id]
+                expired = hold.state == billing_pb2.HOLD_STATE_EXPIRED
+                amounts = {
+                    TransferKind.POSTING: hold.posted_micros,
+                    TransferKind.SETTLEMENT: taken,
+                    TransferKind.LOSS: hold.lost_micros,
+                    TransferKind.EXPIRY if expired else TransferKind.RELEASE: hold.released_micros,
+                }
+                lines = Counter(kind for kind, amount in amounts.items() if amount)
+                charged = hold.posted_micros + taken
+                ended = hold.posted_micros + hold.released_micros
+                change = Moved(event.time, hold.released_micros - taken, -ended, charged, lines)
+        moved[event.account_id].append(change)
+        available[event.account_id] += change.available
+    return moved
+
+
+async def check_months(month: Month, account_id: str, moved: Sequence[Moved]) -> None:
+    """Each monthly statement's balances, sum and kinds of lines are those that follow from the events."""
+    billing = month.services.billing
+    zone = ZoneInfo((await billing.accounts.get(account_id)).time_zone)
+    of_month: dict[str, list[Moved]] = defaultdict(list)
+    for change in moved:
+        of_month[f"{change.time.astimezone(zone):%Y-%m}"].append(change)
+    available = frozen = 0
+    for name in sorted(of_month):
+        told = await billing.statements.of_month(account_id, name, after_version=None, limit=1_000_000)
+        assert (told.opening_available_micros, told.opening_frozen_micros) == (available, frozen), name
+        available += sum(change.available for change in of_month[name])
+        frozen += sum(change.frozen for change in of_month[name])
+        assert (told.closing_available_micros, told.closing_frozen_micros) == (available, frozen), name
+        assert told.charged_micros == sum(change.charged for change in of_month[name]), name
+        lines = sum((change.lines for change in of_month[name]), Counter[TransferKind]())
+        assert Counter(line.kind for line in told.transfers) == lines, name
+
+
 async def check_account(month: Month, account_id: str, statements: list[Statement]) -> int:
     """The balance follows from what was given and what was charged; the months' sums from the lines. What was lost."""
     billing = month.services.billing
@@ -418,6 +504,7 @@ async def play(month: Month, *, jobs: int, settle_every: int, seed: int) -> Coun
     audit = await month.services.billing.statements.audit()
     assert (audit.findings, audit.ledger_sum_micros, audit.frozen_micros) == ((), 0, 0)
     told, states, losses = await read(month.services), Counter[str](), defaultdict(int)
+    moved = await moves(month.services)
     for account_id in month.accounts:
         statements = await month.statements(account_id)
         for statement in statements:
@@ -426,6 +513,7 @@ async def play(month: Month, *, jobs: int, settle_every: int, seed: int) -> Coun
             states[statement.hold.charge_status] += 1
             states[statement.hold.refusal or ""] += 1
         losses[account_id] = await check_account(month, account_id, statements)
+        await check_months(month, account_id, moved[account_id])
     assert not told
     # Whoever can pay does: a loss is only ever of an account that ran out.
     assert all(account_id in month.poor for account_id, micros in losses.items() if micros)
