@@ -138,7 +138,7 @@ MONEY = Dashboard(
         Panel(
             "Lost by the platform, micros",
             "short",
-            (("sum(increase(saucer_billing_lost_micros_total[1h]))", "an hour"),),
+            (("max by (currency) (saucer_billing_lost_micros)", "{{currency}}, in all"),),
         ),
         Panel("Broken invariants", "short", (("max(saucer_billing_audit_findings)", "last audit"),)),
         Panel("Since the last audit", "s", (("time() - max(saucer_billing_audit_timestamp_seconds)", "age"),)),

@@ -20,6 +20,8 @@ REGION = "local"
 # What workers and Triton are in billing's words. Triton computes on processors.
 WORKER_SPEC, TRITON_SPEC, TRITON_CPUS = "gpu-1", "cpu-2", "2"
 MAX_WORKERS = 8
+# What a worker has to save and give back its run at a stop, and when it is killed; a service ends within 8 s.
+RELEASE_S, WORKER_GRACE_S, GRACE_S = 45, 60, 15
 # KEDA's own kind, which Kubernetes' schemas do not know.
 SCALING = "scaling.yaml"
 Manifest = dict[str, Any]
@@ -51,16 +53,18 @@ class Process:
 
 PROCESSES = (
     Process("billing"),
-    # Imports run in children of up to 4 GiB.
+    # Imports run in children of up to 4 GiB; 1.5 GiB of chunks that are being received.
     Process("dataset", object_store=True, cpu="1", memory="6Gi", options=("uploads-keep-hours",)),
     Process("task", calls=("dataset", "billing"), options=("fetches-weights",)),
     Process("training", object_store=True, options=("logs-keep-days", "attempts-keep-days")),
     # A scoring's child of up to 4 GiB, 1 GiB of evaluations that are looked at, two more on their way there.
     Process("evaluation", object_store=True, cpu="1", memory="7Gi"),
+    # 1.5 GiB of requests that are being received, and images with Triton.
     Process(
         "publishing",
         calls=("billing", "triton"),
         object_store=True,
+        memory="4Gi",
         options=("monitoring-keep-days",),
         settings=(
             ("SAUCER_REGION_ID", REGION),
@@ -70,10 +74,12 @@ PROCESSES = (
             ("SAUCER_TRITON_REPOSITORY", "/var/lib/saucer/models"),
         ),
     ),
+    # 256 MiB of large bodies and 64 of small ones, and what two of the large ones become on their way.
     Process(
         "gateway",
         calls=("billing", "dataset", "task", "training", "evaluation", "publishing"),
         database=False,
+        memory="1Gi",
         settings=(("SAUCER_HTTP_LISTEN", f"0.0.0.0:{HTTP}"),),
     ),
     Process(
@@ -86,7 +92,11 @@ PROCESSES = (
         cpu="4",
         memory="16Gi",
         options=("catalogue-url", "precision"),
-        settings=(("SAUCER_REGION_ID", REGION), ("SAUCER_SPEC_ID", WORKER_SPEC)),
+        settings=(
+            ("SAUCER_REGION_ID", REGION),
+            ("SAUCER_SPEC_ID", WORKER_SPEC),
+            ("SAUCER_RELEASE_S", str(RELEASE_S)),
+        ),
     ),
 )
 # Of every service with a database.
@@ -272,8 +282,7 @@ def deployment(process: Process) -> Manifest:
         "ports": ports(process),
         **probes(process),
     }
-    # Services end within 8 s of a SIGTERM; a worker saves a checkpoint and gives its run back.
-    more: Manifest = {"terminationGracePeriodSeconds": 60 if is_worker else 15}
+    more: Manifest = {"terminationGracePeriodSeconds": WORKER_GRACE_S if is_worker else GRACE_S}
     if is_worker:
         more["nodeSelector"] = {"nvidia.com/gpu.present": "true"}
         more["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]

@@ -12,6 +12,7 @@ from saucer.serving.detections import Detections
 BOXES_PER_IMAGE = 7.27
 DETECTIONS_PER_IMAGE = 30.2
 WIDTH, HEIGHT = 640, 480
+LARGE_CLASSES = 365
 FOUND = 0.75
 RIGHT_CLASS = 0.92
 
@@ -70,8 +71,8 @@ def split(
 
 
 def large_split() -> Split:
-    """50,000 images, 2.5 million detections, 365 classes."""
-    return split(50_000, 365, 50.0, validation_images=10_000)
+    """50,000 images, 2.5 million detections, LARGE_CLASSES."""
+    return split(50_000, LARGE_CLASSES, 50.0, validation_images=10_000)
 
 
 def _of_images(detections: Detections, first: int, last: int) -> Detections:

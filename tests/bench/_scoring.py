@@ -27,8 +27,9 @@ from saucer.evaluation.matching import Scored
 from saucer.evaluation.metrics import coco_evaluation
 from saucer.evaluation.scoring import score
 from saucer.evaluation.scoring_child import keep_pages
-from saucer.evaluation.scoring_process import MEMORY_BYTES, ChildLimits, ScoringFiles, run_child
+from saucer.evaluation.scoring_process import FILE_BYTES, MEMORY_BYTES, TIME_LIMIT_S, ScoringFiles, run_child
 from saucer.evaluation.truth import Truth, from_coco
+from saucer.lib.confinement import ChildLimits
 from saucer.serving.detections import Detections
 from tests.bench._detections import Split, large_split, split
 from tests.bench.harness import LEAST_ROUNDS, Row, Say, row
@@ -150,7 +151,7 @@ async def _score_as_the_service_does(scored_split: Split) -> None:
         ):
             file.write(data)
             file.flush()
-        await run_child(files, scored_split.classes, ChildLimits(), {})
+        await run_child(files, scored_split.classes, ChildLimits(MEMORY_BYTES, FILE_BYTES, TIME_LIMIT_S), {})
 
 
 if __name__ == "__main__":

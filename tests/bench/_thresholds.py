@@ -4,6 +4,7 @@ The service is evaluation as it is wired, with PostgreSQL, NATS and files, and i
 """
 
 import gc
+import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -17,15 +18,17 @@ import nats as nats_client
 
 from saucer.evaluation.domain import DEFAULT_THRESHOLD
 from saucer.evaluation.main import EvaluationSettings, wire
+from saucer.evaluation.stored import MOST_POINTS
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
 from saucer.lib import auth
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects
+from saucer.lib.paging import DEFAULT_PAGE_SIZE, read_page
 from saucer.lib.stream import ensure_stream
 from saucer.local.servers import NatsServer, PostgresServer
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
-from tests.bench._detections import Split, large_split, split
+from tests.bench._detections import LARGE_CLASSES, Split, large_split, split
 from tests.bench.harness import LEAST_ROUNDS, Row, Say, percentile, row
 from tests.support.events import event, publish
 from tests.support.services import KEY_ID, Metadata, ServiceRunner, Tokens
@@ -77,7 +80,7 @@ async def _measure(run: ServiceRunner, tokens: Tokens, store: str, say: Say) -> 
             small = await _thresholds(stub, metadata, await scored(split(5_000, 80)), say)
             made = large_split()
             base_id, evaluation_id = await scored(made), await scored(made)
-            large = await _every_call(stub, metadata, evaluation_id, base_id, say)
+            large = await _every_call(stub, metadata, evaluation_id, base_id, made.classes[0], say)
             charts = await _new_charts(stub, metadata, evaluation_id, say)
     await client.close()
     return [
@@ -161,13 +164,25 @@ async def _every_call(
     metadata: Metadata,
     evaluation_id: str,
     base_id: str,
+    class_name: str,
     say: Say,
 ) -> list[float]:
     """The slowest call's p99 of each round, of every call of the service; each with its own threshold and page size.
 
-    Of so few calls a round the p99 is the slowest, so this asks for more than a p99 would.
+    Without sheets of bad cases and lists with images, of which the store has none. Of so few calls a round the p99 is
+    the slowest, so this asks for more than a p99 would.
     """
     messages = evaluation_pb2
+
+    async def bad_cases(**wanted: Any) -> evaluation_pb2.ListBadCasesResponse:
+        request = messages.ListBadCasesRequest(evaluation_id=evaluation_id, **wanted)
+        return await stub.ListBadCases(request, metadata=metadata)
+
+    # Made as the service makes it: there are hundreds of pages before the last.
+    last_page = read_page(messages.ListBadCasesRequest(evaluation_id=evaluation_id)).token(
+        [(await bad_cases()).total_size - DEFAULT_PAGE_SIZE]
+    )
+    points = itertools.count(MOST_POINTS // LARGE_CLASSES, -1)
     calls: dict[str, Call] = {
         "GetEvaluation": lambda: stub.GetEvaluation(
             messages.GetEvaluationRequest(evaluation_id=evaluation_id, threshold=0.3), metadata=metadata
@@ -175,8 +190,9 @@ async def _every_call(
         "GetPrecisionRecallCurves": lambda: stub.GetPrecisionRecallCurves(
             messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id), metadata=metadata
         ),
-        "GetPrecisionRecallCurves, 1,000 points": lambda: stub.GetPrecisionRecallCurves(
-            messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id, max_points=1_000), metadata=metadata
+        "GetPrecisionRecallCurves, another number of points each": lambda: stub.GetPrecisionRecallCurves(
+            messages.GetPrecisionRecallCurvesRequest(evaluation_id=evaluation_id, max_points=next(points)),
+            metadata=metadata,
         ),
         "GetConfusionMatrix": lambda: stub.GetConfusionMatrix(
             messages.GetConfusionMatrixRequest(evaluation_id=evaluation_id), metadata=metadata
@@ -185,9 +201,11 @@ async def _every_call(
             messages.RecommendThresholdsRequest(evaluation_id=evaluation_id, precision=0.9, recall=0.5),
             metadata=metadata,
         ),
-        "ListBadCases": lambda: stub.ListBadCases(
-            messages.ListBadCasesRequest(evaluation_id=evaluation_id), metadata=metadata
-        ),
+        "ListBadCases": bad_cases,
+        "ListBadCases, the last page": partial(bad_cases, page_token=last_page),
+        "ListBadCases, of a class": partial(bad_cases, class_name=class_name),
+        "ListBadCases, of a kind": partial(bad_cases, kinds=[messages.FAULT_KIND_MISS]),
+        "ListBadCases, by score": partial(bad_cases, min_score=0.6, max_score=0.9),
         "ListSuspectedLabels": lambda: stub.ListSuspectedLabels(
             messages.ListSuspectedLabelsRequest(evaluation_id=evaluation_id), metadata=metadata
         ),
@@ -200,6 +218,9 @@ async def _every_call(
         ),
         "ListTestImages": lambda: stub.ListTestImages(
             messages.ListTestImagesRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "ListEvaluationImageReads": lambda: stub.ListEvaluationImageReads(
+            messages.ListEvaluationImageReadsRequest(), metadata=metadata
         ),
         "ListEvaluations": lambda: stub.ListEvaluations(messages.ListEvaluationsRequest(), metadata=metadata),
         # Of what is streamed, the first piece.

@@ -63,7 +63,22 @@ def _jobs(folder: Path, seed: int) -> tuple[TrainJob, TrainJob]:
         split: json.loads((annotations / f"{split}.json").read_text()) for split in ("train", "validation", "test")
     }
     counts = {split: len(content["images"]) for split, content in truth.items()}
-    data = Data("", "", "", "", ("cup", "plate"), counts["train"], counts["validation"], counts["test"], 640, 480, 0.03)
+    data = Data(
+        dataset_version_id="",
+        manifest_key="",
+        manifest_sha256="",
+        image_prefix="",
+        classes=("cup", "plate"),
+        training_images=counts["train"],
+        validation_images=counts["validation"],
+        test_images=counts["test"],
+        training_labels=len(truth["train"]["annotations"]),
+        validation_labels=len(truth["validation"]["annotations"]),
+        labels=sum(len(content["annotations"]) for content in truth.values()),
+        median_width=640,
+        median_height=480,
+        median_box_share=0.03,
+    )
     config, _ = derive(FORM, scenes.load()[FORM.scene], data, Machine(gpus=0, cpu_cores=os.cpu_count() or 1))
 
     def job(

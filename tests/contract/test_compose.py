@@ -20,11 +20,13 @@ from pydantic import TypeAdapter
 
 from saucer.lib import auth
 from saucer.lib.config import PREFIX, CallingSettings, ProcessSettings, TlsSettings
+from saucer.lib.run import STOP_S
 from saucer.local import nats_users
-from saucer.local.process import choose_ports
+from saucer.local.ports import choose_port
 from saucer.local.servers import MAX_CONNECTIONS, NATS_MAX_PAYLOAD_BYTES, NatsServer, TritonServer, triton_arguments
 from saucer.local.stack import SERVICES, Stack
 from saucer.local.triton_env import TritonEnvironment
+from saucer.worker.agent import RELEASE_S
 
 PROJECT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((PROJECT / "docker-compose.yml").read_text())
@@ -90,6 +92,15 @@ def test_the_worker_of_the_profile_gpu_is_the_worker_in_another_image_for_anothe
     assert gpu["environment"] == worker["environment"] | {"SAUCER_SPEC_ID": "${GPU_SPEC_ID:-gpu-1}"}
     (device,) = gpu["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_a_stopped_worker_may_save_and_give_back_its_run_before_it_is_killed(stack: Stack) -> None:
+    for name in ("worker", "worker-gpu"):
+        release_s = float(container(name)["environment"]["SAUCER_RELEASE_S"])
+        assert release_s == RELEASE_S
+        assert release_s + STOP_S < float(container(name)["stop_grace_period"].removesuffix("s"))
+    local = stack.processes["worker-1"]
+    assert float(str(local._settings["release_s"])) < local.stop_timeout_s
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -224,7 +235,7 @@ async def test_nats_takes_the_secret_passwords_and_the_url_of_each_service_logs_
     secrets: Path, tmp_path: Path
 ) -> None:
     config = (PROJECT / "deploy" / "nats" / "nats.conf").read_text()
-    port = choose_ports(tmp_path / "ports.json", ("client",))["client"]
+    port = choose_port()
     for said, here in (
         ("../../run/secrets/", f"../{secrets.parent.name}/secrets/"),
         ("0.0.0.0:4222", f"127.0.0.1:{port}"),

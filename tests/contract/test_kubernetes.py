@@ -21,9 +21,11 @@ import pytest
 import yaml
 
 from saucer.lib.config import TlsSettings
+from saucer.lib.run import STOP_S
 from saucer.local import nats_users
 from saucer.local.servers import triton_arguments
 from saucer.local.stack import SERVICES
+from saucer.worker.agent import RELEASE_S
 from tests.contract.test_compose import kind_of
 from tests.contract.test_watched import METRIC, PROMETHEUS, exported
 
@@ -305,6 +307,15 @@ def test_gpus_are_asked_for_by_workers_alone() -> None:
     assert {name for name, spec in pod_specs() if "nodeSelector" in spec} == asking
     most = of_kind("ScaledObject")["worker"]["spec"]["maxReplicaCount"]
     assert of_kind("ResourceQuota")["gpus"]["spec"]["hard"] == {"requests.nvidia.com/gpu": str(most)}
+
+
+def test_a_stopped_pod_has_the_time_that_its_process_takes_to_stop() -> None:
+    for name, spec in pod_specs():
+        environment = {each["name"]: each.get("value") for each in spec["containers"][0].get("env", ())}
+        release_s = float(environment.get("SAUCER_RELEASE_S") or 0)
+        assert (release_s == RELEASE_S) == (name == "worker")
+        if name in PROCESSES:
+            assert release_s + STOP_S < spec["terminationGracePeriodSeconds"]
 
 
 def selected(selector: str) -> set[tuple[str, str]]:

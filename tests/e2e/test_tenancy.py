@@ -1,7 +1,8 @@
 """Another account's token sees none of it. The calls are taken from the descriptors: a new one without a case fails."""
 
+import asyncio
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -167,8 +168,21 @@ def _fill(message: Message, ids: dict[str, str]) -> None:
             setattr(message, field.name, str(value) if field.type == field.TYPE_STRING else value)
 
 
-async def answer(saucer: Saucer, call: Call, request: Message, metadata: Metadata) -> grpc.aio.AioRpcError | None:
-    """How a call is refused; None if it is not."""
+async def answer(
+    saucer: Saucer, call: Call, request: Message, metadata: Metadata, *, streams_nothing: bool = False
+) -> grpc.aio.AioRpcError | None:
+    """How a call is refused; None if it is not.
+
+    Args:
+        streams_nothing: of a stream of requests none is sent. Where the caller is refused whatever is asked, one that
+            meets the refusal on its way would be told as an INTERNAL error by grpc.aio's client itself.
+    """
+
+    async def requests() -> AsyncIterator[Message]:
+        if streams_nothing:
+            await asyncio.Event().wait()
+        yield request
+
     path = f"/{call.method.containing_service.full_name}/{call.method.name}"
     channel = saucer.channels[call.service]
     response = message_factory.GetMessageClass(call.method.output_type)
@@ -178,7 +192,7 @@ async def answer(saucer: Saucer, call: Call, request: Message, metadata: Metadat
     }
     try:
         if call.method.client_streaming:
-            both = channel.stream_stream(path, **serializers)(iter([request]), metadata=metadata, timeout=10)
+            both = channel.stream_stream(path, **serializers)(requests(), metadata=metadata, timeout=10)
             async for _ in both:
                 break
         elif call.method.server_streaming:
@@ -220,7 +234,7 @@ async def test_calls_of_the_platform_are_denied_the_same_whether_the_id_exists_o
 
 @pytest.mark.parametrize("call", CALLS, ids=str)
 async def test_without_a_token_nothing_is_answered(saucer: Saucer, owned: Owned, call: Call) -> None:
-    refusal = await answer(saucer, call, request_of(call, owned.ids), ())
+    refusal = await answer(saucer, call, request_of(call, owned.ids), (), streams_nothing=True)
     assert refusal is not None
     assert refusal.code() is grpc.StatusCode.UNAUTHENTICATED
 
@@ -230,6 +244,6 @@ async def test_without_a_token_nothing_is_answered(saucer: Saucer, owned: Owned,
 )
 async def test_a_viewer_changes_nothing(saucer: Saucer, owned: Owned, call: Call) -> None:
     viewer = saucer.tokens.metadata(Role.VIEWER, owned.account.account_id)
-    refusal = await answer(saucer, call, request_of(call, owned.ids), viewer)
+    refusal = await answer(saucer, call, request_of(call, owned.ids), viewer, streams_nothing=True)
     assert refusal is not None
     assert refusal.code() is grpc.StatusCode.PERMISSION_DENIED

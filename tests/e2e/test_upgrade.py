@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -54,14 +55,18 @@ def former_users(former_code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class FormerStack(Stack):
-    """Tells every service its token if the former code had each read one."""
+    """Tells each process what the former code reads: no setting that it did not know, and every service its token if
+    each read one."""
 
+    former_code: Path
     all_have_tokens: bool
 
     def _add(self, name: str, module: str, settings: dict[str, object]) -> None:
         if self.all_have_tokens and name in SERVICES:
             settings = {"token_file": self.layout.token(auth.Role.SERVICE), **settings}
-        super()._add(name, module, settings)
+        main = self.former_code.joinpath(*module.split(".")).with_suffix(".py")
+        read = main.read_text() + (self.former_code / "saucer" / "lib" / "config.py").read_text()
+        super()._add(name, module, {key: value for key, value in settings.items() if re.search(rf"\b{key}:", read)})
 
 
 async def migrate_all(stack: Stack) -> None:
@@ -79,6 +84,7 @@ async def test_the_former_code_goes_on_while_and_after_the_schemas_are_migrated(
     former_users(former_code, monkeypatch)
     stack = FormerStack(servers_dir / "former", PROJECT, fast=True)
     former = former_module(former_code / "saucer" / "lib" / "config.py")
+    stack.former_code = former_code
     stack.all_have_tokens = "token_file" in former.ServiceSettings.model_fields
     await stack.start()
     saucer = Saucer(stack)

@@ -14,7 +14,7 @@ import pytest
 
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.ids import new_id
-from saucer.local.process import choose_ports
+from saucer.local.ports import choose_port
 from saucer.local.stack import PRICE_PER_HOUR_MICROS, REGION_ID
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
@@ -38,7 +38,7 @@ async def prometheus(saucer: Saucer, tmp_path: Path) -> AsyncIterator[httpx.Asyn
         ],
     }
     (tmp_path / "prometheus.yml").write_text(json.dumps(config))
-    port = choose_ports(tmp_path / "ports.json", ("http",))["http"]
+    port = choose_port()
     process = await asyncio.create_subprocess_exec(
         "prometheus",
         f"--config.file={tmp_path / 'prometheus.yml'}",

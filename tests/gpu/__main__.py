@@ -6,8 +6,8 @@
 4. The exported graph computes what torch computes.
 5. mmcv's compiled suppression of boxes and the stand-in keep the same ones. Without the compiled one it fails where
    MMCV_WITH_OPS=1 says that mmcv was built with it, as in deploy/Dockerfile.worker-cuda.
-6. ONNX Runtime with CUDA serves the boxes of the runtime of evaluations, and how many images a second at batch 1, 8 and
-   32; where it has no CUDA, that is skipped, and it says why.
+6. ONNX Runtime with CUDA, and with TensorRT, serves the boxes of the runtime of evaluations, and how many images a
+   second at batch 1, 8 and 32; where it has one of them not, that is skipped, and it says why.
 
 Without a GPU nothing is shown, and it says so and fails.
 """

@@ -1,4 +1,4 @@
-"""ONNX Runtime with CUDA against the runtime of evaluations, and how many images a second it computes."""
+"""ONNX Runtime with CUDA and with TensorRT against the runtime of evaluations, and the images a second they compute."""
 
 import time
 from collections.abc import Callable
@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from saucer.serving.errors import RuntimeUnusable
-from saucer.serving.runtime import TOLERANCES, Network
+from saucer.serving.runtime import EVALUATED_WITH, GPU_RUNTIMES, TOLERANCES, Network
 from saucer.serving.spec import GRAPH_FILE
 
-RUNTIME = "onnxruntime_cuda"
 BATCHES = (1, 8, 32)
 # Of RTMDet-tiny's input, as tests/bench/serving.py exports it.
 SIZE_PX = 320
@@ -31,21 +30,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module", params=[runtime for runtime in GPU_RUNTIMES if runtime != EVALUATED_WITH])
+def runtime(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def network(folder: Path) -> Network:
+def network(folder: Path, runtime: str) -> Network:
     try:
-        return Network(folder / GRAPH_FILE, 1, RUNTIME)
+        return Network(folder / GRAPH_FILE, 1, runtime)
     except RuntimeUnusable as error:
-        pytest.skip(f"{error}: serving on this GPU is unproven")
+        pytest.skip(f"{error}: serving with {runtime} on this GPU is unproven")
 
 
 def pictures(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(3).integers(0, 256, (count, SIZE_PX, SIZE_PX, 3), np.uint8)
 
 
-def test_boxes_are_within_the_tolerance_of_the_runtime_of_evaluations(network: Network, folder: Path) -> None:
+def test_boxes_are_within_the_tolerance_of_the_runtime_of_evaluations(
+    network: Network, runtime: str, folder: Path
+) -> None:
     """Anchor by anchor: after the selection, two boxes of almost one score may stand in either order."""
-    images, tolerance = pictures(64), TOLERANCES[RUNTIME]
+    images, tolerance = pictures(64), TOLERANCES[runtime]
     evaluated = Network(folder / GRAPH_FILE, 4)
     for start in range(0, len(images), 8):
         boxes, scores = network(images[start : start + 8])
@@ -58,11 +65,13 @@ def test_boxes_are_within_the_tolerance_of_the_runtime_of_evaluations(network: N
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_images_a_second_are_more_than_on_the_processor(network: Network, folder: Path, batch: int) -> None:
+def test_images_a_second_are_more_than_on_the_processor(
+    network: Network, runtime: str, folder: Path, batch: int
+) -> None:
     images = pictures(batch)
     on_gpu = per_second(network, images)
     on_processor = per_second(Network(folder / GRAPH_FILE, 4), images)
-    print(f"batch {batch}: {on_gpu:.0f} images/s with CUDA, {on_processor:.0f} on 4 threads of the processor")
+    print(f"batch {batch}: {on_gpu:.0f} images/s with {runtime}, {on_processor:.0f} on 4 threads of the processor")
     assert on_gpu > on_processor
 
 

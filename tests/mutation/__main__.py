@@ -23,14 +23,27 @@ from rich.progress import track
 
 ROOT = Path(__file__).parents[2]
 BILLING = Path("services/saucer/billing")
-PYTHON = ("ledger.py", "metering.py", "prepaid.py", "domain.py")
+PYTHON = ("ledger.py", "metering.py", "prepaid.py", "domain.py", "../lib/money.py")
 SQL = ("store/*.py", "schema/*.sql")
 # The first failure ends a mutant, so the fastest come first, and races many times over are left out.
 TESTS = (
     "unit/billing",
     *(
         f"integration/billing/test_{name}.py"
-        for name in ("sound_rows", "audit", "offers", "lists", "ledger", "prepaid", "budgets", "histories")
+        for name in (
+            "sound_rows",
+            "audit",
+            "offers",
+            "quotas",
+            "lists",
+            "accounts",
+            "closing",
+            "running_out",
+            "ledger",
+            "prepaid",
+            "budgets",
+            "histories",
+        )
     ),
 )
 LEFT_OUT = "not 64_callers and not asked_for_at_once and not lost_before"

@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
-from saucer.local.process import choose_ports
+from saucer.local.ports import choose_port
 from saucer.local.servers import NatsServer
 from saucer.training.main import TrainingSettings, wire
 from tests.support.engine import JOURNAL
@@ -112,14 +112,14 @@ class TrainingProcesses:
     """Training as processes on one database, each at an address that it has again when it is started again."""
 
     settings: dict[str, object]
-    folder: Path
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
+    _ports: dict[str, int] = field(default_factory=dict)
 
     async def start(self, name: str) -> Running:
         """Until it serves."""
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        address = f"127.0.0.1:{choose_ports(folder / 'ports.json', ['grpc'])['grpc']}"
+        if name not in self._ports:
+            self._ports[name] = choose_port()
+        address = f"127.0.0.1:{self._ports[name]}"
         settings = self.settings | {"listen": address, "log_level": "ERROR"}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAUCER_")}
         self.running[name] = await asyncio.create_subprocess_exec(
@@ -149,7 +149,7 @@ async def crew_of_processes(
         "nats_url": nats.uri,
         "public_keys_file": tokens.public_keys_file,
     }
-    processes = TrainingProcesses(settings, tmp_path)
+    processes = TrainingProcesses(settings)
     database = None
     try:
         replicas = [await processes.start(name) for name in ("first", "second")]

@@ -26,6 +26,10 @@ HOUR_MS = 3_600_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+# In `make test`, and in `make soak`.
+RACES = pytest.mark.parametrize("races", [50, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
+
+
 @dataclass
 class Ledger:
     """Two replicas of billing on one database."""
@@ -47,7 +51,7 @@ class Ledger:
 
     async def hold(self, request: HoldRequest) -> Hold:
         """As it is now, whatever its state."""
-        statements = await self.billing.statements.list(
+        statements, _ = await self.billing.statements.list(
             request.account_id, work_id=request.work_id, after=None, limit=100
         )
         (found,) = [statement.hold for statement in statements if statement.hold.hold_id == request.hold_id]
@@ -61,16 +65,16 @@ class Ledger:
         accounts = await self.billing.accounts.list(after=None, limit=1_000_000)
         return sum([await check_account(self.billing, account.account_id) for account in accounts])
 
-    async def until_one_waits_for_a_lock(self) -> None:
-        """Until a statement of this database waits for what another transaction holds."""
+    async def until_some_wait_for_a_lock(self, least: int = 1) -> None:
+        """Until so many statements of this database wait for what other transactions hold."""
 
         async def waits() -> bool:
             async with self.database.reading() as connection:
-                waiting: bool = await connection.fetchval(
-                    "SELECT EXISTS (SELECT FROM pg_stat_activity "
-                    "WHERE datname = current_database() AND wait_event_type = 'Lock')"
+                waiting: int = await connection.fetchval(
+                    "SELECT count(*) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND wait_event_type = 'Lock'"
                 )
-            return waiting
+            return waiting >= least
 
         await until(waits)
 
@@ -125,3 +129,9 @@ async def ledger(new_database: NewDatabase) -> AsyncIterator[Ledger]:
         audit = await ledger.audit()
         assert not audit.findings
         assert audit.ledger_sum_micros == 0
+
+
+async def granted(ledger: Ledger, balance_micros: int = HOLD_MICROS, count: int = 1) -> HoldRequest:
+    request = request_of(await ledger.account(balance_micros), count=count)
+    await ledger.billing.holds.create(request)
+    return request

@@ -49,6 +49,7 @@ from tests.support.servers import NewDatabase
 
 POLL_S = 0.005
 POOL = 8
+_SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -156,7 +157,7 @@ class Data:
     async def GetDatasetVersion(  # noqa: N802
         self, request: dataset_pb2.GetDatasetVersionRequest, context: object
     ) -> dataset_pb2.DatasetVersion:
-        splits = [dataset_pb2.SplitStatistics(split=name, images=60) for name in ("train", "validation", "test")]
+        splits = [dataset_pb2.SplitStatistics(split=name, images=60, boxes=180) for name in _SPLITS]
         statistics = dataset_pb2.DatasetStatistics(
             images=180, splits=splits, median_width=640, median_height=480, median_box_share=0.05
         )

@@ -20,9 +20,14 @@ def choose(
     now: datetime,
     weights: Mapping[str, int] | None = None,
     limits: Mapping[str, int] | None = None,
+    granted: Mapping[str, datetime] | None = None,
 ) -> str | None:
-    """The run to lease next, of those that may be leased to the worker that asks."""
-    weights, limits = weights or {}, limits or {}
+    """The run to lease next, of those that may be leased to the worker that asks.
+
+    Args:
+        granted: when each account got a run of this region and spec last.
+    """
+    weights, limits, granted = weights or {}, limits or {}, granted or {}
     accounts = {run.request.account_id for run in ready}
     allowed = [account_id for account_id in accounts if busy.get(account_id, 0) < limits.get(account_id, 10**9)]
     if not allowed:
@@ -30,6 +35,7 @@ def choose(
 
     def place(account_id: str) -> tuple[float, datetime, str]:
         since = min(run.queued_at for run in ready if run.request.account_id == account_id)
+        since = max(since, granted.get(account_id, since))
         return busy.get(account_id, 0) / weights.get(account_id, 1) - (now - since) / AGEING, since, account_id
 
     first = min(allowed, key=place)
@@ -66,8 +72,12 @@ def check_each_choice(monkeypatch: pytest.MonkeyPatch) -> Choices:
             and (run.request.region_id, run.request.spec_id) == (region_id, spec_id)
             and (run.ready_at is None or run.ready_at <= now)
         ]
+        grants = await connection.fetch(
+            "SELECT * FROM last_grant WHERE (region_id, spec_id) = ($1, $2)", region_id, spec_id
+        )
+        granted = {str(row["account_id"]): row["granted_at"] for row in grants}
         chosen = await next_queued(connection, region_id, spec_id, now)
-        found, expected = chosen.run_id if chosen else None, choose(ready, busy, now)
+        found, expected = chosen.run_id if chosen else None, choose(ready, busy, now, granted=granted)
         if found != expected:
             choices.wrong.append(f"{found} instead of {expected}, of {len(ready)} that waited in {region_id}")
         choices.number += chosen is not None

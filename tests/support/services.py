@@ -1,6 +1,5 @@
 """Services as they run, inside the test's process, on real PostgreSQL and NATS."""
 
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from saucer.lib.config import CallingSettings, ProcessSettings
 from saucer.lib.ids import new_id
 from saucer.lib.run import Process
 from saucer.lib.stream import STREAM, ensure_stream
+from saucer.local.ports import choose_port
 from saucer.local.servers import NatsServer
 from tests.support.events import until
 from tests.support.servers import NewDatabase
@@ -30,9 +30,7 @@ Metadata = tuple[tuple[str, str], ...]
 
 def free_address() -> str:
     """host:port where nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    return f"127.0.0.1:{choose_port()}"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,8 @@ def check_lines(lines: Iterable[billing_pb2.StatementLine]) -> None:
 async def check_account(billing: Billing, account_id: str) -> int:
     """Every line of an account, by its starts and by its months; how many there are."""
     account = await billing.accounts.get(account_id)
-    statements = await billing.statements.list(account_id, work_id=None, after=None, limit=1_000_000)
+    statements, more = await billing.statements.list(account_id, work_id=None, after=None, limit=1_000_000)
+    assert not more
     for statement in statements:
         check_lines(statement_message(statement).lines)
     first = month_of(account.created_at, account.time_zone)

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from saucer.lib.tls import Identity
-from saucer.local.process import choose_ports
+from saucer.local.ports import choose_port
 from saucer.local.servers import _let_pass, ensure_database
 
 PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
@@ -45,7 +45,7 @@ async def tls_postgres(folder: Path, identity: Identity) -> AsyncIterator[TlsPos
     data, password = _prepare(folder)
     initdb = PROGRAMS[-1].with_name("initdb")
     await _run(initdb, f"--pgdata={data}", "--username=postgres", f"--pwfile={password}", "--auth=scram-sha-256", "-N")
-    port = choose_ports(folder / "ports.json", ("sql",))["sql"]
+    port = choose_port()
     served = TlsPostgres(port)
     for source, name in (
         (identity.ca_file, "ca.crt"),

@@ -50,6 +50,8 @@ class Start:
     region_id: str = REGION
     spec_id: str = SPEC
     count: int = 1
+    starting_point: str = "imagenet-lite0"
+    weights_key: str = ""
 
     @property
     def hold_id(self) -> str:
@@ -78,7 +80,8 @@ class Start:
             seed=1,
             expected_accuracy=self.expected_accuracy,
             max_duration=to_duration(self.max_duration_ms),
-            starting_point="imagenet-lite0",
+            starting_point=self.starting_point,
+            weights_key=self.weights_key,
             output_prefix=self.output_prefix,
             resume=self.resume,
         )
@@ -175,6 +178,7 @@ class ScriptedWorker:
         elapsed_ms: int = 0,
         iterations: int = 100,
         epoch: float = 0.0,
+        validated: float = 0.0,
     ) -> worker_pb2.HeartbeatResponse:
         self.sequence = sequence or self.sequence + 1
         request = worker_pb2.HeartbeatRequest(
@@ -185,6 +189,7 @@ class ScriptedWorker:
             iteration=iteration,
             iterations=iterations,
             epoch=epoch,
+            validated=validated,
             elapsed=to_duration(elapsed_ms),
             metrics=metrics,
             log=log,

@@ -1,7 +1,7 @@
 """Accounts and holds: what they are and how a hold may move. Amounts are decided in ledger.py and metering.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from zoneinfo import ZoneInfo
@@ -60,9 +60,8 @@ class WorkKind(StrEnum):
     DEPLOYMENT = "DEPLOYMENT"
 
 
-# A hold that does not exist yet is None.
-TRANSITIONS: Mapping[HoldState | None, frozenset[HoldState]] = {
-    None: frozenset({HoldState.WAITING, HoldState.GRANTED, HoldState.REFUSED, HoldState.BURIED}),
+# The schema has the same, and what a hold may begin as: all but what comes after another state.
+TRANSITIONS: Mapping[HoldState, frozenset[HoldState]] = {
     HoldState.WAITING: frozenset({HoldState.GRANTED, HoldState.BURIED}),
     HoldState.GRANTED: frozenset({HoldState.RESOLVED, HoldState.EXPIRED}),
     HoldState.REFUSED: frozenset(),
@@ -70,11 +69,6 @@ TRANSITIONS: Mapping[HoldState | None, frozenset[HoldState]] = {
     HoldState.EXPIRED: frozenset(),
     HoldState.BURIED: frozenset(),
 }
-
-
-def may_move(source: HoldState | None, target: HoldState) -> bool:
-    """Whether the table allows it."""
-    return target in TRANSITIONS[source]
 
 
 @dataclass(frozen=True)
@@ -247,6 +241,13 @@ class Hold:
         )
 
 
+def transition(hold: Hold, state: HoldState) -> Hold:
+    """Raises ValueError for a move that the table does not have."""
+    if state not in TRANSITIONS[hold.state]:
+        raise ValueError(f"A hold does not go from {hold.state} to {state}.")
+    return replace(hold, state=state)
+
+
 @dataclass(frozen=True)
 class Group:
     """A resource group: capacity of a spec that an account has bought beforehand, for a time."""
@@ -337,10 +338,14 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Statement:
-    """One start with everything booked for it."""
+    """One start with what was booked for it, or with a part of that."""
 
     hold: Hold
     transfers: tuple[Transfer, ...]
+    # What was settled and posted before the first of these.
+    taken_micros: int = 0
+    # Whether more of the start's follow.
+    more: bool = False
 
 
 @dataclass(frozen=True)

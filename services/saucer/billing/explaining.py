@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from saucer.billing.domain import Hold, Transfer
 from saucer.billing.ledger import TransferKind
-from saucer.billing.metering import HOLD_HOURS, charge_micros
+from saucer.billing.metering import HOLD_HOURS
+from saucer.lib.money import charge_micros
 
 _TAKES = (TransferKind.SETTLEMENT, TransferKind.POSTING)
 

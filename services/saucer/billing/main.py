@@ -1,7 +1,9 @@
 """Wires billing, top to bottom."""
 
+from functools import partial
+
 from saucer.billing import consumers, rpc, watching
-from saucer.billing.service import Billing
+from saucer.billing.service import SWEEP_S, Billing
 from saucer.lib.config import ServiceSettings
 from saucer.lib.run import Process, run
 
@@ -15,8 +17,8 @@ async def wire(process: Process, settings: ServiceSettings) -> None:
     process.retention(settings, database)
     process.gauges(database, *watching.READINGS)
     billing = Billing(database)
-    process.background("sweep", billing.sweep())
-    process.background("audit", watching.audit_for_ever(billing.statements.audit))
+    process.rounds("sweep", billing.sweep_once, SWEEP_S)
+    process.rounds("audit", partial(watching.tell_audit, billing.statements.audit), watching.AUDIT_EVERY_S)
     dead_events = process.consumer(database, jetstream, consumers.handlers(billing))
     await process.serve(settings, [rpc.servicer(billing), dead_events], database)
 

@@ -149,8 +149,10 @@ def budget_message(budget: Budget, spending: Spending, currency: str) -> billing
 def statement_message(statement: Statement) -> billing_pb2.Statement:
     """A start with its lines."""
     hold, transfers = statement.hold, statement.transfers
-    explained = explanations(transfers, {hold.hold_id: hold}, {})
-    return billing_pb2.Statement(hold=hold_message(hold), lines=list(map(_line, transfers, explained)))
+    explained = explanations(transfers, {hold.hold_id: hold}, {hold.hold_id: statement.taken_micros})
+    return billing_pb2.Statement(
+        hold=hold_message(hold), lines=list(map(_line, transfers, explained)), more_lines=statement.more
+    )
 
 
 def monthly_statement_message(statement: MonthlyStatement, next_page_token: str) -> billing_pb2.MonthlyStatement:

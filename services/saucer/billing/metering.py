@@ -7,23 +7,16 @@ is taken is the difference to what was taken before. So gaps, duplicates, order 
 from dataclasses import dataclass, replace
 
 from saucer.billing.ledger import Movement, TransferKind
+from saucer.lib.money import FINISH_RESERVE_MS, charge_micros
 
 HOLD_HOURS = 2
 MS_PER_HOUR = 3_600_000
-# Of the hold, kept for checkpoint, prediction and export: what is unpaid must not reach into it.
-FINISH_RESERVE_MS = 600_000
-
 # A warning goes out once when funds are left for fewer hours than one of these, at the present rate.
 WARNING_HOURS = (24, 4, 1)
 
 
-def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> int:
-    """floor(price × count × whole seconds ÷ 3600), in micros."""
-    return price_per_hour_micros * count * (charged_ms // 1000) // 3600
-
-
 def reserve_micros(price_per_hour_micros: int, count: int) -> int:
-    """What finishing may cost: checkpoint, prediction and export."""
+    """What finishing may cost: checkpoint, prediction and export. What is unpaid must not reach into it."""
     return charge_micros(price_per_hour_micros, count, FINISH_RESERVE_MS)
 
 
@@ -128,6 +121,17 @@ def warning_hours(available_micros: int, rate_micros: int, warned_hours: int | N
     if not below or (warned_hours is not None and warned_hours <= min(below)):
         return None
     return min(below)
+
+
+def catch_up(meter: Meter, borne_micros: int, available_micros: int) -> tuple[int, int]:
+    """Of a counter that came after its hold was closed: what is taken from the balance, and what is lost.
+
+    Args:
+        borne_micros: what was posted and lost until now.
+    """
+    due_micros = meter.unpaid_micros - borne_micros
+    taken_micros = min(due_micros, available_micros)
+    return taken_micros, due_micros - taken_micros
 
 
 def resolve(meter: Meter, available_micros: int) -> Resolution:

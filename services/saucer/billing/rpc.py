@@ -1,6 +1,9 @@
 """Messages to use cases and back; nothing else."""
 
-from saucer.billing.domain import HoldRequest, Quotas, Region, Spec, WorkKind
+import asyncio
+from collections.abc import Sequence
+
+from saucer.billing.domain import HoldRequest, Quotas, Region, Spec, Statement, WorkKind
 from saucer.billing.messages import (
     account_message,
     audit_message,
@@ -57,13 +60,11 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         self, request: billing_pb2.ListAccountsRequest, context: Context
     ) -> billing_pb2.ListAccountsResponse:
         page = read_page(request)
-        accounts = await self._billing.accounts.list(
-            after=str(page.after[0]) if page.after else None, limit=page.size + 1
-        )
-        shown = accounts[: page.size]
+        accounts = await self._billing.accounts.list(after=page.after_id, limit=page.limit)
+        shown, following = page.cut(accounts, lambda row: (row.account_id,))
         return billing_pb2.ListAccountsResponse(
             accounts=[account_message(account) for account in shown],
-            next_page_token=page.token([shown[-1].account_id] if len(accounts) > page.size else None),
+            next_page_token=following,
         )
 
     async def TopUpAccount(self, request: billing_pb2.TopUpAccountRequest, context: Context) -> billing_pb2.TopUp:
@@ -95,13 +96,12 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
     ) -> billing_pb2.ListRecordsResponse:
         page = read_page(request)
         records = await self._billing.records.list(
-            account_id=request.account_id or None, after=page.after_moment, limit=page.size + 1
+            account_id=request.account_id or None, after=page.after_moment, limit=page.limit
         )
-        shown = records[: page.size]
-        last = shown[-1] if len(records) > page.size else None
+        shown, following = page.cut(records, lambda row: (row.created_at, row.record_id))
         return billing_pb2.ListRecordsResponse(
             records=[record_message(record) for record in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.record_id] if last else None),
+            next_page_token=following,
         )
 
     async def GetAccountQuotas(
@@ -225,12 +225,11 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
         every = not request.account_id and current().role is Role.ADMINISTRATOR
         account_id = None if every else current().account(request.account_id)
         page = read_page(request)
-        groups = await self._billing.groups.list(account_id, after=page.after_moment, limit=page.size + 1)
-        shown = groups[: page.size]
-        last = shown[-1] if len(groups) > page.size else None
+        groups = await self._billing.groups.list(account_id, after=page.after_moment, limit=page.limit)
+        shown, following = page.cut(groups, lambda row: (row.created_at, row.group_id))
         return billing_pb2.ListResourceGroupsResponse(
             resource_groups=[group_message(group) for group in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.group_id] if last else None),
+            next_page_token=following,
         )
 
     async def SetBudget(self, request: billing_pb2.SetBudgetRequest, context: Context) -> billing_pb2.Budget:
@@ -245,27 +244,28 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
     ) -> billing_pb2.ListBudgetsResponse:
         page = read_page(request)
         account = await self._billing.accounts.get(request.account_id)
-        budgets = await self._billing.budgets.list(
-            request.account_id, after=str(page.after[0]) if page.after else None, limit=page.size + 1
-        )
-        shown = budgets[: page.size]
+        budgets = await self._billing.budgets.list(request.account_id, after=page.after_id, limit=page.limit)
+        shown, following = page.cut(budgets, lambda row: (row[0].budget_id,))
         return billing_pb2.ListBudgetsResponse(
             budgets=[budget_message(budget, spending, account.currency) for budget, spending in shown],
-            next_page_token=page.token([shown[-1][0].budget_id] if len(budgets) > page.size else None),
+            next_page_token=following,
         )
 
     async def ListStatements(
         self, request: billing_pb2.ListStatementsRequest, context: Context
     ) -> billing_pb2.ListStatementsResponse:
         page = read_page(request)
-        statements = await self._billing.statements.list(
-            request.account_id, work_id=request.work_id or None, after=page.after_moment, limit=page.size + 1
+        after, after_version = page.after_line
+        statements, more = await self._billing.statements.list(
+            request.account_id,
+            work_id=request.work_id or None,
+            after=after,
+            after_version=after_version,
+            limit=page.size,
         )
-        shown = statements[: page.size]
-        last = shown[-1].hold if len(statements) > page.size else None
         return billing_pb2.ListStatementsResponse(
-            statements=[statement_message(statement) for statement in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.hold_id] if last else None),
+            statements=await asyncio.to_thread(lambda: list(map(statement_message, statements))),
+            next_page_token=page.token(_place(statements[-1]) if more else None),
         )
 
     async def GetMonthlyStatement(
@@ -273,7 +273,7 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
     ) -> billing_pb2.MonthlyStatement:
         page = read_page(request)
         # The month is part of the token: a list that begins in the present one goes on in it after midnight.
-        month, after_version = (str(page.after[0]), int(page.after[1])) if page.after else (request.month, None)
+        month, after_version = page.read_after(lambda month, version: (month, int(version))) or (request.month, None)
         statement = await self._billing.statements.of_month(
             request.account_id, month, after_version=after_version, limit=page.size
         )
@@ -283,3 +283,9 @@ class _BillingRpc(billing_pb2_grpc.BillingServiceServicer):
 
     async def AuditLedger(self, request: billing_pb2.AuditLedgerRequest, context: Context) -> billing_pb2.Audit:
         return audit_message(await self._billing.statements.audit())
+
+
+def _place(last: Statement) -> Sequence[str | int]:
+    """Of a statement, or of its last line where more of them follow."""
+    start = [last.hold.created_at.isoformat(), last.hold.hold_id]
+    return [*start, last.transfers[-1].account_version] if last.more else start

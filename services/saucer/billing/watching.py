@@ -1,11 +1,9 @@
-"""What alerts look at: open holds, and an audit every hour."""
+"""What alerts look at: open holds, losses, and an audit every hour."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from itertools import product
 
-import asyncpg
 import structlog
 from prometheus_client import Gauge
 
@@ -19,6 +17,7 @@ WORK_KINDS = ("TASK", "DEPLOYMENT")
 
 log = structlog.get_logger()
 open_holds = Gauge("saucer_billing_open_holds", "Holds that are not resolved", ["work_kind"])
+lost_micros = Gauge("saucer_billing_lost_micros", "Charges that neither hold nor balance covered", ["currency"])
 audit_findings = Gauge("saucer_billing_audit_findings", "Rows that broke an invariant at the last audit")
 audit_timestamp = Gauge("saucer_billing_audit_timestamp_seconds", "When the last audit ended, since the epoch")
 
@@ -28,19 +27,25 @@ async def _open_holds(connection: Connection, now: datetime) -> Mapping[tuple[st
     return dict.fromkeys(product(WORK_KINDS), 0.0) | {(row["work_kind"],): row["holds"] for row in rows}
 
 
-READINGS = (Reading(open_holds, _open_holds),)
+async def _lost_micros(connection: Connection, now: datetime) -> Mapping[tuple[str, ...], float]:
+    # Of every currency: the first loss is seen only against a nothing before it.
+    rows = await connection.fetch(
+        """
+        SELECT currency, (SELECT coalesce(sum(lost_micros), 0) FROM hold
+                          WHERE hold.currency = spec.currency AND lost_micros > 0) AS lost
+        FROM spec GROUP BY currency
+        """
+    )
+    return {(row["currency"],): float(row["lost"]) for row in rows}
 
 
-async def audit_for_ever(audit: Callable[[], Awaitable[Audit]]) -> None:
-    """Until cancelled; one that PostgreSQL did not answer comes again after the usual pause."""
-    while True:
-        try:
-            found = await audit()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            log.warning("audit_failed", error=repr(error))
-        else:
-            for finding in found.findings:
-                log.error("audit_finding", invariant=finding.invariant, row=finding.row)
-            audit_findings.set(sum(found.broken.values()))
-            audit_timestamp.set_to_current_time()
-        await asyncio.sleep(AUDIT_EVERY_S)
+READINGS = (Reading(open_holds, _open_holds), Reading(lost_micros, _lost_micros))
+
+
+async def tell_audit(audit: Callable[[], Awaitable[Audit]]) -> None:
+    """Makes one, and tells what it found as metrics and in the log. Raises what PostgreSQL raises."""
+    found = await audit()
+    for finding in found.findings:
+        log.error("audit_finding", invariant=finding.invariant, row=finding.row)
+    audit_findings.set(sum(found.broken.values()))
+    audit_timestamp.set_to_current_time()

@@ -6,7 +6,18 @@ from typing import Literal
 import click
 
 from saucer.billing.v1 import billing_pb2
-from saucer.cli.app import IDENTIFIER, MONEY, REASON, App, Topic, limit_option, listed, pass_app
+from saucer.cli.app import (
+    IDENTIFIER,
+    MONEY,
+    PAGE_SIZE,
+    REASON,
+    App,
+    Topic,
+    limit_option,
+    listed,
+    pass_app,
+    remark_rest,
+)
 from saucer.cli.output import Output, duration, enum_word, local_time, message_dict, moment, money
 from saucer.lib.csv_lines import csv_line
 
@@ -86,9 +97,7 @@ def statement(app: App, account_id: str | None, work_id: str | None, as_csv: boo
     request = billing_pb2.ListStatementsRequest(
         account_id=account_id or app.connection.required_account(), work_id=work_id or ""
     )
-    found: list[billing_pb2.Statement] = listed(
-        app, app.connection.billing.ListStatements, request, "statements", limit
-    )
+    found = _starts(app, request, limit)
     if as_csv:
         _print_csv([line for item in found for line in item.lines])
         return
@@ -103,6 +112,32 @@ def statement(app: App, account_id: str | None, work_id: str | None, as_csv: boo
         app.output.say(f"{which}, {len(found)} starts: {money(cost, found[0].hold.currency)}")
     if not found:
         app.output.say("Nothing was started yet.")
+
+
+def _starts(app: App, request: billing_pb2.ListStatementsRequest, limit: int | None) -> list[billing_pb2.Statement]:
+    """One statement a start with all its lines, of which a page may have a part; a remark where those are not all.
+
+    Beyond the limit, the request keeps the token of the rest.
+    """
+    found: list[billing_pb2.Statement] = []
+    while True:
+        goes_on = bool(found) and found[-1].more_lines
+        if len(found) == limit and not goes_on:
+            break
+        # The start whose lines go on is on the next page once more.
+        request.page_size = PAGE_SIZE if limit is None else min(PAGE_SIZE, limit - len(found) + goes_on)
+        answer = app.connection.billing.ListStatements(request)
+        for statement in answer.statements:
+            if found and found[-1].more_lines:
+                found[-1].lines.extend(statement.lines)
+                found[-1].more_lines = statement.more_lines
+            else:
+                found.append(statement)
+        request.page_token = answer.next_page_token
+        if not request.page_token:
+            return found
+    remark_rest(app, len(found))
+    return found
 
 
 @account.command()

@@ -5,7 +5,7 @@ The common options stand on every command, before or after its verb. Where one i
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -197,11 +197,28 @@ class _Moment(click.ParamType[datetime]):
             )
 
 
+class FormFile(click.Path):
+    """A file to be written in the form that its name ends in: one of these suffixes, in lower case."""
+
+    def __init__(self, suffixes: Collection[str]) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+        self._suffixes = suffixes
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuses other names."""
+        if Path(value).suffix.lower() not in self._suffixes:
+            self.fail(f"{value!r}: the name must end in {' or '.join(self._suffixes)}.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 IDENTIFIER = _Identifier()
 SECONDS = _Seconds()
 # Local, as times are printed, where it states no zone; aware.
 MOMENT = _Moment()
 MONEY = _Micros()
+CHART = FormFile((".png", ".svg"))
+# What has photographs in it is drawn in no other form.
+PICTURE = FormFile((".png",))
 
 
 # Of what administrators do.

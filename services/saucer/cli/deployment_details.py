@@ -6,8 +6,9 @@ import click
 
 from saucer.cli.app import IDENTIFIER, MOMENT, App, Verb, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
-from saucer.cli.output import enum_word, moment, threshold
+from saucer.cli.output import enum_word, moment
 from saucer.lib.clock import to_timestamp
+from saucer.lib.scores import threshold_text
 from saucer.publishing.v1 import publishing_pb2
 
 # Among which the gate of one is looked for.
@@ -129,7 +130,7 @@ def versions(app: App, deployment_id: str, limit: int) -> None:
         lambda item: (
             item.number,
             item.model_id,
-            ", ".join(f"{one.class_name} {threshold(one.threshold)}" for one in item.thresholds),
+            ", ".join(f"{one.class_name} {threshold_text(one.threshold)}" for one in item.thresholds),
             item.gate.runtime,
             _agreed(item.gate.parity) if item.HasField("gate") else "",
             moment(item, "create_time"),

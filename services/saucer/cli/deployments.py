@@ -24,8 +24,9 @@ from saucer.cli.app import (
 from saucer.cli.deployment_details import DEPLOYMENT, events, gate, instances, logs, records, traffic, versions
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
-from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money, threshold
+from saucer.cli.output import Output, duration, enum_word, message_dict, moment, money
 from saucer.lib.clock import to_duration
+from saucer.lib.scores import threshold_text
 from saucer.publishing.v1 import publishing_pb2
 
 WAIT = click.option("--wait", is_flag=True, help="Stay until it is active, or at rest.")
@@ -212,7 +213,10 @@ def print_deployment(output: Output, found: publishing_pb2.Deployment) -> None:
             ("cost", f"{money(found.cost_micros, found.currency)} for {duration(found.charged_ms / 1000)} of serving"),
             ("hold", money(found.hold_micros, found.currency)),
             ("missing", money(found.missing_micros, found.currency) if found.missing_micros else None),
-            ("thresholds", ", ".join(f"{item.class_name} {threshold(item.threshold)}" for item in found.thresholds)),
+            (
+                "thresholds",
+                ", ".join(f"{item.class_name} {threshold_text(item.threshold)}" for item in found.thresholds),
+            ),
             ("model id", found.model_id),
             ("created", moment(found, "create_time")),
             ("active since", moment(found, "active_time")),

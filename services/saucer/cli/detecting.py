@@ -27,15 +27,18 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 @click.argument("images", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Of the score; default: the deployment's, by class.")
 @click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), help="A folder for images with boxes drawn."
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for images with boxes drawn; not that of the images.",
 )
 @pass_app
 def predict(
     app: App, deployment_id: str, images: tuple[Path, ...], threshold: float | None, output: Path | None
 ) -> None:
     """Find things on images, and on all that lie in folders; --json has every box above the service's low floor."""
-    online = get(app, deployment_id)
     files = image_files(images)
+    drawings = drawing_files(output, files) if output is not None else []
+    online = get(app, deployment_id)
     refused = 0
     bar = app.output.bar("Predicting", len(files)) if len(files) > 1 else nullcontext(lambda completed: None)
     call = app.connection.publishing.PredictStream(_requests(deployment_id, files))
@@ -47,10 +50,9 @@ def predict(
                 _print_refusal(app.output, file, answer.error)
             else:
                 _print_found(app.output, file, answer.prediction, threshold)
-                if output is not None:
-                    drawn = draw_boxes(
-                        output / f"{file.stem}.png", file.read_bytes(), online, answer.prediction, threshold
-                    )
+                if drawings:
+                    drawing = drawings[answer.request_number - 1]
+                    drawn = draw_boxes(drawing, file.read_bytes(), online, answer.prediction, threshold)
                     app.output.remark(f"Drawn: {drawn}")
             done(answer.request_number)
     if refused:
@@ -72,6 +74,23 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
         if file.stat().st_size > MAX_IMAGE_BYTES:
             raise CliError(f"{file} is larger than {MAX_IMAGE_BYTES} bytes.")
     return files
+
+
+def drawing_files(folder: Path, images: Sequence[Path]) -> list[Path]:
+    """Where each image is drawn: under its own name, with a number where another image has that already.
+
+    Raises CliError if one of the images lies in the folder: it might be drawn over.
+    """
+    if any(image.parent.resolve() == folder.resolve() for image in images):
+        raise CliError(f"Images lie in {folder}; name another folder for --output, so that none is drawn over.")
+    drawings: dict[Path, Path] = {}
+    for image in images:
+        drawing, number = folder / f"{image.stem}.png", 1
+        while drawing in drawings:
+            number += 1
+            drawing = folder / f"{image.stem}-{number}.png"
+        drawings[drawing] = image
+    return list(drawings)
 
 
 def _requests(deployment_id: str, files: Sequence[Path]) -> Iterator[publishing_pb2.PredictStreamRequest]:

@@ -1,25 +1,27 @@
 """`saucer evaluation`, image by image: bad cases, suspected labels, the test split."""
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from saucer.cli.app import App, Verb, enum_choice, enum_number, limit_option, listed, pass_app
-from saucer.cli.evaluation_options import EVALUATION, FILE, THRESHOLD, drawing, evaluation_of
+from saucer.cli.app import PICTURE, App, FormFile, Verb, enum_choice, enum_number, limit_option, listed, pages, pass_app
+from saucer.cli.evaluation_options import EVALUATION, THRESHOLD, drawing, evaluation_of
 from saucer.cli.evaluation_tables import SUSPECT_COLUMNS, suspect_row
-from saucer.cli.exports import ExportFile, write_pieces
+from saucer.cli.exports import write_pieces
 from saucer.cli.output import message_dict
 from saucer.drawing.wording import describe_case
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.scores import threshold_text
 
 _FORMATS = {".csv": evaluation_pb2.EXPORT_FORMAT_CSV, ".json": evaluation_pb2.EXPORT_FORMAT_COCO}
 _SUSPECTS = evaluation_pb2.SuspectKind.DESCRIPTOR
 _KINDS = evaluation_pb2.FaultKind.DESCRIPTOR
 
 
-EXPORT = ExportFile(_FORMATS)
+EXPORT = FormFile(_FORMATS)
 
 
 @click.command("bad-cases", cls=Verb)
@@ -29,7 +31,7 @@ EXPORT = ExportFile(_FORMATS)
 @click.option("--class", "class_name", default="", help="Only with a fault of this class.")
 @click.option("--min-score", type=click.FloatRange(0, 1), help="Only faults of detections from this score on.")
 @click.option("--max-score", type=click.FloatRange(0, 1), help="Only faults of detections up to this score.")
-@click.option("--sheet", type=FILE, help="Draw them as a PNG; reads the images.")
+@click.option("--sheet", type=PICTURE, help="Draw them as a PNG; reads the images.")
 @click.option("--export", type=EXPORT, help="Write all of them to a file: .csv, or .json as COCO with tags.")
 @limit_option(24)
 @pass_app
@@ -46,6 +48,8 @@ def bad_cases(
     limit: int,
 ) -> None:
     """Images with a false positive, a miss, a confused class or a poorly placed box; worst first."""
+    if export is not None and sheet is not None:
+        raise click.UsageError("--export writes all of them, --sheet draws some: one at a time.")
     found = evaluation_of(app, evaluation_id, threshold)
     wanted: dict[str, Any] = {
         "evaluation_id": found.evaluation_id,
@@ -60,22 +64,42 @@ def bad_cases(
         write_pieces(app, export, app.connection.evaluation.ExportBadCases(exported))
         return
     request = evaluation_pb2.ListBadCasesRequest(**wanted, include_images=sheet is not None)
-    cases: list[evaluation_pb2.BadCase] = listed(
-        app, app.connection.evaluation.ListBadCases, request, "bad_cases", limit
-    )
+    total = 0
+
+    def call(asked: evaluation_pb2.ListBadCasesRequest) -> evaluation_pb2.ListBadCasesResponse:
+        nonlocal total
+        answer = app.connection.evaluation.ListBadCases(asked)
+        total = answer.total_size
+        return answer
+
+    cases: list[evaluation_pb2.BadCase] = _listed_or_drawn(app, call, request, "bad_cases", limit)
     if sheet is not None:
         with drawing(app, sheet) as draw:
-            draw.bad_cases(sheet, found, cases)
+            draw.bad_cases(sheet, found, cases, request, total)
     for case in cases:
         case.ClearField("image")
     if app.output.as_json:
         app.output.json([message_dict(case) for case in cases])
     elif sheet is None:
         app.output.table(
-            f"Bad cases at threshold {found.threshold:.2f}",
+            f"Bad cases at threshold {threshold_text(found.threshold)}",
             ("image", "faults"),
             [(case.file_name, describe_case(found, case)) for case in cases],
         )
+
+
+def _listed_or_drawn(app: App, call: Callable[[Any], Any], request: Any, field: str, limit: int) -> list[Any]:
+    """listed(); with images no more than a sheet has room for, since each that is read costs its owner."""
+    if not request.include_images:
+        return listed(app, call, request, field, limit)
+    from saucer.drawing import images  # noqa: PLC0415 - matplotlib, which other commands need not wait for
+
+    if limit <= images.MAX_TILES:
+        return listed(app, call, request, field, limit)
+    found = pages(call, request, field, images.MAX_TILES)
+    if request.page_token:
+        app.output.remark(f"A sheet has room for {len(found)} images; no other is read.")
+    return found
 
 
 @click.command(cls=Verb)
@@ -93,7 +117,7 @@ def suspects(app: App, evaluation_id: str, threshold: float | None, kinds: tuple
         kinds=[enum_number(_SUSPECTS, kind) for kind in kinds],
     )
     app.output.listing(
-        f"Labels that may be wrong, at threshold {found.threshold:.2f}",
+        f"Labels that may be wrong, at threshold {threshold_text(found.threshold)}",
         SUSPECT_COLUMNS,
         listed(app, app.connection.evaluation.ListSuspectedLabels, request, "suspected_labels", limit),
         suspect_row,
@@ -103,7 +127,7 @@ def suspects(app: App, evaluation_id: str, threshold: float | None, kinds: tuple
 @click.command(cls=Verb)
 @EVALUATION
 @click.option("--class", "class_name", default="", help="Only with a label of this class.")
-@click.option("--sheet", type=FILE, help="Draw them with their labels as a PNG; reads the images.")
+@click.option("--sheet", type=PICTURE, help="Draw them with their labels as a PNG; reads the images.")
 @limit_option(24)
 @pass_app
 def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, limit: int) -> None:
@@ -112,12 +136,12 @@ def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, li
     request = evaluation_pb2.ListTestImagesRequest(
         evaluation_id=found.evaluation_id, class_name=class_name, include_images=sheet is not None
     )
-    shown: list[evaluation_pb2.TestImage] = listed(
+    shown: list[evaluation_pb2.TestImage] = _listed_or_drawn(
         app, app.connection.evaluation.ListTestImages, request, "test_images", limit
     )
     if sheet is not None:
         with drawing(app, sheet) as draw:
-            draw.test_images(sheet, found, shown)
+            draw.test_images(sheet, found, shown, class_name)
     for image in shown:
         image.ClearField("image")
     if app.output.as_json or sheet is None:

@@ -25,6 +25,7 @@ from saucer.cli.output import moment
 from saucer.drawing import evaluations as drawing
 from saucer.drawing.wording import describe_case
 from saucer.evaluation.v1 import evaluation_pb2, evaluation_pb2_grpc
+from saucer.lib.scores import threshold_text
 
 MAX_CASES = 50  # bad cases in the table
 MAX_SUSPECTS = 20  # labels that may be wrong
@@ -94,7 +95,7 @@ def _recommended(
 def page(gathered: Gathered) -> str:
     """The file's text."""
     found = gathered.evaluation
-    at = f"threshold {found.threshold:.2f}"
+    at = f"threshold {threshold_text(found.threshold)}"
     parts = [
         _section("Summary", _table((), [row for row in (*summary_rows(found), *_context(found)) if row[1]])),
         _section(f"By class, at {at}", _table(CLASS_COLUMNS, map(class_row, found.classes))),
@@ -147,7 +148,7 @@ def _recommendations(found: Sequence[evaluation_pb2.ThresholdRecommendation] | s
         return _text(found)
     return _text(
         "Chosen on the validation split; the figures are those of the test split, with the 95 % interval that "
-        "the number of its boxes leaves."
+        "the number of its boxes leaves, and last those of the validation split, which are a little kind."
     ) + _table(RECOMMENDATION_COLUMNS, map(recommendation_row, found))
 
 
@@ -162,7 +163,9 @@ def _cases(gathered: Gathered) -> str:
             _picture(
                 "sheet.png",
                 "Bad cases with labels and detections",
-                lambda file: drawing.bad_cases(file, found, gathered.pictured),
+                lambda file: drawing.bad_cases(
+                    file, found, gathered.pictured, evaluation_pb2.ListBadCasesRequest(), found.bad_cases
+                ),
             )
         )
     return "".join(parts)

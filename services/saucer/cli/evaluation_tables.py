@@ -2,14 +2,18 @@
 
 from typing import Literal
 
-from saucer.cli.output import duration, enum_word, percent, ratio, threshold
+from saucer.cli.output import duration, enum_word, percent, ratio
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.scores import threshold_text
 
 CLASS_COLUMNS = (
     *("class", "boxes", "share", "AP@0.50", "AP", "precision", "recall", "F1"),
     *("right", "wrong", "missed", "best at"),
 )
-RECOMMENDATION_COLUMNS = ("class", "goal", "threshold", "precision", "", "recall", "", "F1")
+RECOMMENDATION_COLUMNS = (
+    *("class", "goal", "threshold", "precision", "", "recall", "", "F1"),
+    *("validation precision", "validation recall"),
+)
 SUSPECT_COLUMNS = ("suspicion", "may be", "image", "labelled", "found")
 
 _GOALS = {
@@ -35,13 +39,15 @@ def recommendation_row(item: evaluation_pb2.ThresholdRecommendation) -> tuple[ob
     """Of a table with RECOMMENDATION_COLUMNS."""
     return (
         item.class_name or "all",
-        _GOALS[item.goal].format(f"{item.wanted:.2f}"),
-        threshold(item.threshold) if item.HasField("threshold") else "-",
+        _GOALS[item.goal].format(f"{item.wanted:g}"),
+        threshold_text(item.threshold) if item.HasField("threshold") else "-",
         ratio(item.test, "precision"),
         interval(item.test, "precision_interval"),
         ratio(item.test, "recall"),
         interval(item.test, "recall_interval"),
         ratio(item.test, "f1"),
+        ratio(item.validation, "precision"),
+        ratio(item.validation, "recall"),
     )
 
 
@@ -65,12 +71,12 @@ def class_row(item: evaluation_pb2.ClassResult) -> tuple[object, ...]:
 
 def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
     """What is known of an evaluation as a whole; an empty figure is none."""
-    at = f"{found.threshold:.2f}"
+    at = threshold_text(found.threshold)
     return [
         ("evaluation id", found.evaluation_id),
         ("state", enum_word(found, "state")),
         ("error", found.error_message),
-        ("test split", f"{found.images} images, {found.boxes} boxes, {found.unlabelled_images} without labels"),
+        ("test split", f"{found.images} images, {found.boxes} boxes, {found.unlabelled_images} with nothing to find"),
         *accuracy_rows(found),
         (f"precision at {at}", ratio(found, "precision")),
         (f"recall at {at}", ratio(found, "recall")),
@@ -84,7 +90,7 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
 
 
 def _recommended(found: evaluation_pb2.Evaluation | evaluation_pb2.ClassResult) -> str:
-    return threshold(found.recommended_threshold) if found.HasField("recommended_threshold") else "-"
+    return threshold_text(found.recommended_threshold) if found.HasField("recommended_threshold") else "-"
 
 
 def accuracy_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, listed, pass_app
+from saucer.cli.app import CHART, IDENTIFIER, App, Topic, enum_choice, enum_number, limit_option, listed, pass_app
 from saucer.cli.errors import CliError
 from saucer.cli.evaluation_cases import bad_cases, images, suspects
 from saucer.cli.evaluation_options import (
@@ -27,6 +27,7 @@ from saucer.cli.evaluation_tables import (
 from saucer.cli.output import enum_word, message_dict, moment, ratio
 from saucer.drawing.wording import BACKGROUND
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.scores import threshold_text
 
 MOST_COLUMNS = 12  # classes of a confusion matrix, unless all are asked for
 SHARE = click.FloatRange(0, 1, min_open=True)
@@ -75,7 +76,7 @@ def list_(app: App, task_id: str | None, model_id: str | None, limit: int) -> No
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--plot", type=FILE, help="Draw precision over recall as a PNG or SVG.")
+@click.option("--plot", type=CHART, help="Draw precision over recall as a PNG or SVG.")
 @EVERY
 @pass_app
 def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | None, every: bool) -> None:
@@ -83,7 +84,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
     found = evaluation_of(app, evaluation_id, threshold)
     app.output.record("", found, summary_rows(found))
     if not app.output.as_json:
-        title = f"By class, at threshold {found.threshold:.2f}"
+        title = f"By class, at threshold {threshold_text(found.threshold)}"
         class_table(app, title, CLASS_COLUMNS, [class_row(item) for item in found.classes], every=every)
     if plot is not None:
         request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=found.evaluation_id)
@@ -95,7 +96,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
 @evaluation.command()
 @EVALUATION
 @THRESHOLD
-@click.option("--plot", type=FILE, help="Draw it as a PNG or SVG.")
+@click.option("--plot", type=CHART, help="Draw it as a PNG or SVG.")
 @EVERY
 @pass_app
 def confusion(app: App, evaluation_id: str, threshold: float | None, plot: Path | None, every: bool) -> None:
@@ -119,7 +120,7 @@ def _print_confusion(app: App, matrix: evaluation_pb2.ConfusionMatrix, *, every:
     places = [*range(shown), classes]
     names = [*matrix.class_names, BACKGROUND]
     app.output.table(
-        f"Labels (down) taken for (across), at threshold {matrix.threshold:.2f}",
+        f"Labels (down) taken for (across), at threshold {threshold_text(matrix.threshold)}",
         ("", *(names[place] for place in places)),
         [(names[row], *(matrix.rows[row].boxes[column] for column in places)) for row in places],
     )
@@ -134,7 +135,7 @@ def _print_confusion(app: App, matrix: evaluation_pb2.ConfusionMatrix, *, every:
 @EVERY
 @pass_app
 def thresholds(app: App, evaluation_id: str, precision: float | None, recall: float | None, every: bool) -> None:
-    """Recommended thresholds: chosen on the validation split, shown with what they do on the test split."""
+    """Recommended thresholds: chosen on the validation split, shown with what they do there and on the test split."""
     request = evaluation_pb2.RecommendThresholdsRequest(
         evaluation_id=evaluation_of(app, evaluation_id, None).evaluation_id, precision=precision, recall=recall
     )
@@ -143,7 +144,8 @@ def thresholds(app: App, evaluation_id: str, precision: float | None, recall: fl
         app.output.json([message_dict(item) for item in found])
         return
     rows = [recommendation_row(item) for item in found]
-    class_table(app, "On the test split, with 95 % intervals", RECOMMENDATION_COLUMNS, rows, every=every)
+    title = "On the test split, with 95 % intervals; last on the validation split, where they were chosen"
+    class_table(app, title, RECOMMENDATION_COLUMNS, rows, every=every)
 
 
 @evaluation.command()
@@ -180,7 +182,7 @@ def compare(
         return
     class_table(
         app,
-        f"By class, at threshold {compared.evaluation.threshold:.2f}; each before and now",
+        f"By class, at threshold {threshold_text(compared.evaluation.threshold)}; each before and now",
         ("class", "", "AP@0.50", "", "precision", "", "recall", "", "F1", ""),
         [
             (
@@ -205,7 +207,7 @@ def compare(
 @EVALUATION
 @THRESHOLD
 @click.option("--class", "class_name", default="", help="Only of this class.")
-@click.option("--plot", type=FILE, help="Draw it as a PNG or SVG.")
+@click.option("--plot", type=CHART, help="Draw it as a PNG or SVG.")
 @pass_app
 def scores(app: App, evaluation_id: str, threshold: float | None, class_name: str, plot: Path | None) -> None:
     """How many detections have which score, right and wrong; the threshold is only drawn."""

@@ -34,7 +34,10 @@ TOPICS = {
     ),
     "worker": ("saucer.cli.workers", "Workers (administrator): list, drain, resume."),
     "queue": ("saucer.cli.workers", "What waits for workers (administrator): list."),
-    "triton": ("saucer.cli.tritons", "Servers that carry deployments (administrator): list, register, drain, resume."),
+    "triton": (
+        "saucer.cli.tritons",
+        "Servers that carry deployments (administrator): list, register, drain, resume, unregister.",
+    ),
     "model": ("saucer.cli.models", "Models: list, download, delete."),
     "deploy": ("saucer.cli.deployments", "Put a model online."),
     "deployment": (

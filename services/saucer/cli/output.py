@@ -21,11 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from saucer.lib.scores import at_score_precision
-
 MICROS = 1_000_000
-# So many tell any two apart.
-FLOAT32_DIGITS = 9
 # Where there is no terminal to ask: room for whole ids.
 PLAIN_WIDTH = 240
 # Without a terminal a bar is a line for each such share.
@@ -180,16 +176,6 @@ def percent(share: float) -> str:
 def ratio(message: Message, field: str) -> str:
     """An optional share to three decimals; `-` if its denominator is zero."""
     return f"{getattr(message, field):.3f}" if message.HasField(field) else "-"
-
-
-def threshold(value: float) -> str:
-    """In as few digits as tell it from other scores: rounded up it would no longer take in the score that it is of."""
-    shortest = next(
-        text
-        for text in (f"{value:.{digits}g}" for digits in range(1, FLOAT32_DIGITS + 1))
-        if at_score_precision(float(text)) == at_score_precision(value)
-    )
-    return f"{Decimal(shortest):f}"
 
 
 def either(message: Message, *fields: str) -> str:

@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import click
 
 from saucer.cli.app import (
+    CHART,
     IDENTIFIER,
     MOMENT,
     App,
+    FormFile,
     Topic,
     enum_choice,
     enum_number,
@@ -22,7 +24,7 @@ from saucer.cli.app import (
 )
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
-from saucer.cli.exports import ExportFile, write_pieces
+from saucer.cli.exports import write_pieces
 from saucer.cli.output import duration, either, enum_word, local_time, message_dict, moment, percent
 from saucer.lib.clock import to_timestamp
 from saucer.task.v1 import task_pb2
@@ -83,7 +85,7 @@ def list_(app: App, task_id: str | None, limit: int) -> None:
 @click.option("--newest-first", is_flag=True)
 @click.option(
     "--export",
-    type=ExportFile(_FORMATS),
+    type=FormFile(_FORMATS),
     help="Write every line to a file: .txt or .log as text, .json or .jsonl as JSON.",
 )
 @limit_option(1000)
@@ -132,7 +134,7 @@ def logs(
 @run.command()
 @RUN
 @click.option("--follow", "-f", "keep_following", is_flag=True, help="Wait for more, until the run ends.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw the training curve as a PNG.")
+@click.option("--plot", type=CHART, help="Draw the training curve as a PNG or SVG.")
 @pass_app
 def metrics(app: App, run_id: str, keep_following: bool, plot: Path | None) -> None:
     """Loss, learning rate, accuracy and what else the engine reports."""

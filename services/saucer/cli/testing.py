@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from saucer.cli.app import App, Verb, pass_app
+from saucer.cli.app import PICTURE, App, Verb, pass_app
 from saucer.cli.deployment_details import DEPLOYMENT
 from saucer.cli.deployments import get
 from saucer.cli.detecting import MAX_IMAGE_BYTES, draw_boxes, print_boxes
@@ -20,8 +20,8 @@ from saucer.publishing.v1 import publishing_pb2
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The drawn picture, drawn again at each confidence; default: the image's name with -boxes.png.",
+    type=PICTURE,
+    help="The drawn picture, a PNG, drawn again at each confidence; default: the image's name with -boxes.png.",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="To begin with; default: the deployment's, by class.")
 @pass_app

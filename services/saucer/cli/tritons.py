@@ -81,6 +81,18 @@ def resume(app: App, triton_id: str) -> None:
     _print(app, app.connection.publishing.DrainTriton(request))
 
 
+@triton.command()
+@TRITON
+@pass_app
+def unregister(app: App, triton_id: str) -> None:
+    """Forget one that carries nothing; `triton drain` first, until `triton list` says that it uses no room.
+
+    For some seconds more it unloads models, and is refused; one that does not answer is forgotten with what it has.
+    """
+    request = publishing_pb2.UnregisterTritonRequest(triton_id=triton_id)
+    _print(app, app.connection.publishing.UnregisterTriton(request))
+
+
 def _row(triton: publishing_pb2.Triton) -> tuple[object, ...]:
     return (
         triton.triton_id,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -10,6 +11,7 @@ from saucer.cli.deployment_details import DEPLOYMENT
 from saucer.cli.deployments import POLL_S, ClassThreshold, get, print_deployment
 from saucer.cli.errors import CliError
 from saucer.cli.models import find_model
+from saucer.cli.output import enum_word
 from saucer.publishing.v1 import publishing_pb2
 
 PERCENT = click.option(
@@ -19,7 +21,7 @@ PERCENT = click.option(
     show_default=True,
     help="Of the traffic, until it is promoted or abandoned; 0: it takes all once the replay has agreed.",
 )
-WAIT = click.option("--wait", is_flag=True, help="Stay until it serves, or is rejected.")
+WAIT = click.option("--wait", is_flag=True, help="Stay until it serves, or will not.")
 
 
 @click.command(cls=Verb)
@@ -74,34 +76,50 @@ def rollback(app: App, deployment_id: str, version_number: int, percent: int, wa
 @click.argument("percent", type=click.IntRange(0, 99), required=False)
 @click.option("--promote", is_flag=True, help="All of the traffic, for good.")
 @click.option("--abandon", is_flag=True, help="None of it, for good.")
+@click.option(
+    "--version",
+    "version_number",
+    type=click.IntRange(min=1),
+    help="Only if the new version is this one; default: the one that there is now.",
+)
 @pass_app
-def split(app: App, deployment_id: str, percent: int | None, promote: bool, abandon: bool) -> None:
+def split(
+    app: App, deployment_id: str, percent: int | None, promote: bool, abandon: bool, version_number: int | None
+) -> None:
     """Give the new version another share of the traffic, or decide about it."""
     if (percent is not None) + promote + abandon != 1:
         raise CliError("Say one of PERCENT, --promote and --abandon.")
-    publishing, request_id = app.connection.publishing, app.request_id()
+    publishing = app.connection.publishing
+    # The call may be sent again when there is another new version, which is not meant.
+    number = version_number or get(app, deployment_id).candidate.version.number
+    meant: dict[str, Any] = {"request_id": app.request_id(), "deployment_id": deployment_id, "version_number": number}
     if promote:
-        request = publishing_pb2.PromoteCandidateRequest(request_id=request_id, deployment_id=deployment_id)
-        found = publishing.PromoteCandidate(request)
+        found = publishing.PromoteCandidate(publishing_pb2.PromoteCandidateRequest(**meant))
     elif abandon:
-        found = publishing.AbandonCandidate(
-            publishing_pb2.AbandonCandidateRequest(request_id=request_id, deployment_id=deployment_id)
-        )
+        found = publishing.AbandonCandidate(publishing_pb2.AbandonCandidateRequest(**meant))
     else:
-        found = publishing.SplitDeployment(
-            publishing_pb2.SplitDeploymentRequest(
-                request_id=request_id, deployment_id=deployment_id, percent=percent or 0
-            )
-        )
+        found = publishing.SplitDeployment(publishing_pb2.SplitDeploymentRequest(**meant, percent=percent or 0))
     print_deployment(app.output, found)
 
 
 def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> None:
-    number = current.candidate.version.number if current.HasField("candidate") else current.version_number
-    while wait and current.HasField("candidate") and not current.candidate.ready:
+    number = current.candidate.version.number or current.version_number
+    while wait and current.candidate.version.number == number and not current.candidate.ready:
         time.sleep(POLL_S)
         current = get(app, current.deployment_id)
     print_deployment(app.output, current)
-    served = {current.version_number, current.candidate.version.number if current.HasField("candidate") else 0}
-    if number not in served:
-        raise CliError(f"Version {number} was rejected; `saucer deployment records {current.deployment_id}` says why.")
+    if number not in (current.version_number, current.candidate.version.number):
+        raise CliError(_why_not(app, current, number))
+
+
+def _why_not(app: App, current: publishing_pb2.Deployment, number: int) -> str:
+    """What became of a version that was to serve, and does not."""
+    request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=current.deployment_id)
+    newest_first = app.connection.publishing.ListUpdateRecords(request).records
+    last = next((item for item in newest_first if item.to_version == number), publishing_pb2.UpdateRecord())
+    if last.action == publishing_pb2.UPDATE_ACTION_REJECTED:
+        return f"Version {number} was rejected; `saucer deployment records {current.deployment_id}` says why."
+    if last.action == publishing_pb2.UPDATE_ACTION_ABANDONED:
+        return f"Version {number} was abandoned by {last.author}."
+    state = enum_word(current, "state")
+    return f"Version {number} does not serve: the deployment is {state}, with version {current.version_number}."

@@ -11,6 +11,7 @@ from saucer.cli.app import App
 from saucer.cli.connection import follow
 from saucer.cli.errors import CliError
 from saucer.cli.output import duration, either, enum_word, money, percent, ratio
+from saucer.lib.money import charge_micros
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2
 
@@ -77,7 +78,6 @@ def _ticking(app: App, show: Show) -> Iterator[Show]:
 
 def _with_run(task: task_pb2.Task, run: training_pb2.Run) -> task_pb2.Task:
     """The task with what its run says now."""
-    seconds = run.charged_ms // 1000
     shown = task_pb2.Task()
     shown.CopyFrom(task)
     shown.MergeFrom(
@@ -90,7 +90,7 @@ def _with_run(task: task_pb2.Task, run: training_pb2.Run) -> task_pb2.Task:
             time_left=run.time_left if run.HasField("time_left") else None,
             best_map_50=run.best_map_50 if run.HasField("best_map_50") else None,
             best_top_1=run.best_top_1 if run.HasField("best_top_1") else None,
-            cost_micros=task.price_per_hour_micros * task.form.count * seconds // 3600,
+            cost_micros=charge_micros(task.price_per_hour_micros, task.form.count, run.charged_ms),
         )
     )
     return shown

@@ -6,7 +6,7 @@ The order of the checks is that of `check_annotations`; an annotation is reporte
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,8 +97,11 @@ class _Rows:
         return f"{self._name}, annotation {self.id[row]}", f"{sentence} Image {self.image_id[row]}.{box}"
 
 
-def label_kind(all_labels: Iterable[Labels]) -> LabelKind:
-    """Of a whole import: labels are of whole images if there is any, and none has a box."""
+def label_kind(all_labels: Sequence[Labels]) -> LabelKind:
+    """Of a whole import: as the source says, else labels are of whole images if there is any, and none has a box."""
+    stated = next((labels.kind for labels in all_labels if labels.kind), None)
+    if stated:
+        return stated
     counts = [(len(labels.annotations), sum(labels.annotations.boxless)) for labels in all_labels]
     some = any(count for count, _ in counts)
     return LabelKind.CLASSES if some and all(count == boxless for count, boxless in counts) else LabelKind.BOXES

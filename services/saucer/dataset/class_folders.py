@@ -2,7 +2,7 @@
 
 - `cup/1.jpg`, `plate/2.jpg`; or the same below folders named for splits: `train/cup/1.jpg`, `val/cup/3.jpg`. A class is
   the outermost folder; deeper ones do not matter.
-- Images beside the class folders have no label.
+- Images beside the class folders have no label: of `train/cup/1.jpg`, `train/plate/2.jpg` and `test/3.jpg` the last.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class _Place(NamedTuple):
 
 
 def are_class_folders(files: Sequence[str]) -> bool:
-    """Whether every image lies in one of several folders that may be classes."""
-    names = {place.class_name for place in _places(images_among(files))}
-    return len(names) >= LEAST_CLASSES and "" not in names and not any(name.lower() in _NO_CLASSES for name in names)
+    """Whether there are images in several folders, all of which may be classes."""
+    names = {place.class_name for place in _places(images_among(files))} - {""}
+    return len(names) >= LEAST_CLASSES and not any(name.lower() in _NO_CLASSES for name in names)
 
 
 def read_class_folders(files: Sequence[str], limits: LabelLimits, report: Report) -> Labels:
@@ -66,11 +66,11 @@ def read_images(files: Sequence[str], limits: LabelLimits, report: Report) -> La
 
 
 def _places(images: Sequence[str]) -> list[_Place]:
-    """Where each image belongs. Only if the outermost folders of all images are named for splits are they splits: a
-    class may be called `test`."""
+    """Where each image belongs. Only if the outermost folders of all images that lie in one are named for splits are
+    they splits: a class may be called `test`."""
     folders = [image.split("/")[:-1] for image in images]
-    if all(parts and split_of(parts[0]) is not None for parts in folders):
-        return [_Place(split_of(parts[0]), parts[1] if len(parts) > 1 else "") for parts in folders]
+    if all(split_of(parts[0]) is not None for parts in folders if parts):
+        return [_Place(split_of(parts[0]) if parts else None, parts[1] if len(parts) > 1 else "") for parts in folders]
     return [_Place(None, parts[0] if parts else "") for parts in folders]
 
 

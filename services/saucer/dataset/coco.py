@@ -3,6 +3,8 @@
 Format: cocodataset.org/#format-data. Only what detection needs is kept: segmentations, captions and the like are
 skipped while they stream by. An annotation without `bbox` labels the whole image, as iNaturalist's sets have it. An
 annotation's `area`, by which COCO's size classes go, is read if it is a number; boxes.own_areas() says which are used.
+An image without annotations is unlabelled, unless its entry has `"empty": true`, as those of our own exports have: COCO
+cannot say which of the two it is. Not even then is one empty of which an annotation is malformed.
 
 Numbers must be JSON numbers: a number as a string makes its item malformed. NaN and Infinity are no JSON (RFC 8259):
 they end the import with the place, since the file's writer is broken. Ids are integers of 64 bits.
@@ -38,7 +40,7 @@ MAX_TOKEN_BYTES = 16 * 1024**2
 _CHUNK_BYTES = 64 * 1024
 _ENTRY_DEPTH = 3
 _WANTED = {
-    "images": frozenset({"id", "file_name", "width", "height", "split", "source_name"}),
+    "images": frozenset({"id", "file_name", "width", "height", "split", "source_name", "empty"}),
     "annotations": frozenset({"id", "image_id", "category_id", "bbox", "area", "iscrowd"}),
     "categories": frozenset({"id", "name"}),
 }
@@ -46,10 +48,15 @@ _NESTED = object()  # stands for an object or array where a scalar belongs
 _MAX_INT = 2**63 - 1
 
 
+class OtherJsonError(ImportRefusedError):
+    """The file has neither images nor annotations: it is about something else, and no broken label file."""
+
+
 def read_labels(file: BinaryIO, name: str, limits: LabelLimits, report: Report) -> Labels:
     """Reads one label file; malformed items go to the report under `name`.
 
     Raises:
+        OtherJsonError: not_coco, of a file that may well lie beside labels of another format.
         ImportRefusedError: label_file_too_large, wrong_encoding, not_json, nested_too_deep, not_coco, too_many_images,
             too_many_annotations or too_many_categories.
     """
@@ -74,7 +81,8 @@ def read_labels(file: BinaryIO, name: str, limits: LabelLimits, report: Report) 
         adders[section](labels, entry, f"{name}, {section}[{labels.counts[section] - 1}]", report)
     missing = [section for section in _WANTED if section not in walk.seen]
     if missing:
-        raise _not_coco(name, f"it has no '{missing[0]}'")
+        error = OtherJsonError if {"images", "annotations"} <= set(missing) else ImportRefusedError
+        raise _not_coco(name, f"it has no '{missing[0]}'", error)
     report.images_read += labels.counts["images"]
     report.annotations_read += labels.counts["annotations"]
     return labels
@@ -147,7 +155,7 @@ class _Walk:
                 ImportReason.NESTED_TOO_DEEP, f"{printable(self._name)} is nested deeper than {MAX_DEPTH} levels."
             )
         if self._depth == 1 and event != "start_map":
-            raise _not_coco(self._name, "it is not an object")
+            raise _not_coco(self._name, "it is not an object", OtherJsonError)
         if self._section not in _WANTED:
             return
         if self._depth == 2 and event != "start_array":
@@ -206,6 +214,7 @@ def _add_image(labels: Labels, entry: dict[str, Any] | None, item: str, report: 
                 _side(entry, "height"),
                 _own_split(entry),
                 _source_name(entry),
+                empty=entry.get("empty") is True,
             )
         )
     except _MalformedError as error:
@@ -215,6 +224,7 @@ def _add_image(labels: Labels, entry: dict[str, Any] | None, item: str, report: 
 
 
 def _add_annotation(labels: Labels, entry: dict[str, Any] | None, item: str, report: Report) -> None:
+    identifier = _integer((entry or {}).get("image_id"))
     try:
         if entry is None:
             raise _MalformedError("not an object")
@@ -227,6 +237,8 @@ def _add_annotation(labels: Labels, entry: dict[str, Any] | None, item: str, rep
             raise _MalformedError("iscrowd is neither 0 nor 1")
     except _MalformedError as error:
         report.refuse(ItemKind.ANNOTATION, ItemReason.MALFORMED_ANNOTATION, item, f"{error}.")
+        if identifier is not None:
+            labels.misread_image_ids.append(identifier)
         return
     number, image_id, category_id = ids
     area = entry.get("area")
@@ -321,5 +333,5 @@ def _not_json(name: str, detail: str) -> ImportRefusedError:
     )
 
 
-def _not_coco(name: str, detail: str) -> ImportRefusedError:
-    return ImportRefusedError(ImportReason.NOT_COCO, f"{printable(name)} is not a COCO label file: {detail}.")
+def _not_coco(name: str, detail: str, error: type[ImportRefusedError] = ImportRefusedError) -> ImportRefusedError:
+    return error(ImportReason.NOT_COCO, f"{printable(name)} is not a COCO label file: {detail}.")

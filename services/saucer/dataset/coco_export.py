@@ -1,7 +1,8 @@
 """A version as a COCO document (cocodataset.org/#format-data), in pieces, never whole in memory.
 
 Boxes and areas are those of the manifest. `file_name` is a path below images/, the name that the owner knows where that
-can be; `split` stands beside it. So the document is one that an import reads to the same version again.
+can be; `split` stands beside it, and `empty` where the labels say that nothing is on it. So the document is one that an
+import reads to the same version again.
 """
 
 import json
@@ -39,6 +40,7 @@ class CocoWriter:
                 "height": image.height,
                 "split": image.split,
             }
+            | ({"empty": True} if image.empty else {})
             for image in images
         )
 

@@ -20,17 +20,17 @@ def handlers(datasets: Datasets) -> list[Handles]:
 
     async def account_created(event: CloudEvent, message: Message) -> None:
         account_id = cast(billing_events.AccountCreated, message).account.account_id
-        await datasets.meet_account(account_id)
+        await datasets.stores.meet(account_id)
         try:
-            await datasets.prove_store(account_id, new_id())
+            await datasets.stores.prove(account_id, new_id())
         except UnavailableError as error:
-            # Not for delivery again, which ends after a minute: housekeeping tries until it works.
+            # Not for delivery again, which ends after a minute: a round tries until it works.
             log.warning("store_not_proven_yet", account_id=account_id, error=str(error))
 
     async def quotas_changed(event: CloudEvent, message: Message) -> None:
         quotas = cast(billing_events.AccountQuotasChanged, message).quotas
         storage_bytes = quotas.storage_bytes if quotas.HasField("storage_bytes") else None
-        await datasets.set_quota(quotas.account_id, storage_bytes, quotas.revision)
+        await datasets.stores.set_quota(quotas.account_id, storage_bytes, quotas.revision)
 
     return [
         Handles(billing_events.AccountCreated, account_created),

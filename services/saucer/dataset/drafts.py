@@ -42,6 +42,11 @@ class ListedImage:
     revision: int
 
     @property
+    def empty(self) -> bool:
+        """Whether somebody said that nothing is on it."""
+        return self.labelled and not self.labels
+
+    @property
     def measured_labels(self) -> list[tuple[StoredLabel, float | None]]:
         """Each label with its area in square pixels; None: its box's."""
         area_of = {tuple(label): area for *label, area in self.areas}
@@ -72,7 +77,8 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Draft:
-    """A version that is being labelled. An image is unlabelled until somebody saves it, with a label or without."""
+    """A version that is being labelled. An image that is unlabelled in the version is so until somebody saves it, with
+    a label or without."""
 
     draft_id: str
     account_id: str
@@ -106,26 +112,29 @@ def begun(
     classes: Sequence[str],
     now: datetime,
 ) -> Draft:
-    """A draft of a version.
+    """A draft of a version. A whole image without a class is unlabelled, though the version says that no object is on
+    it.
 
     Raises:
         InvalidArgumentError: LABEL_KIND_DIFFERS, or as with_classes() does. ResourceExhaustedError.
     """
     total = version.statistics["total"]
-    has_labels = total["unlabelled_images"] < total["images"]
+    has_labels = total["crowd_boxes"] or any(row["images"] for row in total["classes"])
     if has_labels and label_kind not in (None, version.label_kind):
         raise InvalidArgumentError(
             "LABEL_KIND_DIFFERS", f"label_kind: the version has labels, and their kind is {version.label_kind}."
         )
+    kind = label_kind or version.label_kind
+    all_unlabelled = kind is LabelKind.CLASSES and not has_labels
     draft = Draft(
         draft_id=draft_id,
         account_id=version.account_id,
         dataset_version_id=version.dataset_version_id,
         display_name=display_name,
-        label_kind=label_kind or version.label_kind,
+        label_kind=kind,
         classes=version.classes,
         images=total["images"],
-        unlabelled_images=total["unlabelled_images"],
+        unlabelled_images=total["images"] if all_unlabelled else total["unlabelled_images"],
         state="OPEN",
         created_at=now,
         revision=1,

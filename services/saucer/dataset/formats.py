@@ -2,8 +2,9 @@
 
 Unless the caller names a format, the first that fits is taken: COCO where there is a .json file at the top or in
 annotations/ (layout.py), Pascal VOC where there is any .xml file, YOLO where there are class names or text files of
-images, class folders where every image lies in one of at least two folders, and else images without labels, unless
-something that may be labels is beside them.
+images, class folders where images lie in at least two folders that may be classes, and else images without labels,
+unless something that may be labels is beside them. Where VOC, YOLO or class folders fit, a .json file that has neither
+images nor annotations is passed over: Label Studio puts a notes.json beside its YOLO.
 
 No conversion library reads them: an import streams what may be large or mean harm within limits of memory, size and
 depth, and reports each item that it refuses with its reason, which would have to be built around any library anyway.
@@ -16,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from saucer.dataset.annotations import Places
 from saucer.dataset.class_folders import are_class_folders, read_class_folders, read_images
-from saucer.dataset.coco import read_labels
+from saucer.dataset.coco import OtherJsonError, read_labels
 from saucer.dataset.domain import SourceFormat
 from saucer.dataset.draft_file import DRAFT_FILE, read_draft
 from saucer.dataset.labels import LabelLimits, Labels
@@ -71,7 +72,13 @@ def read_sources(folder: Path, wanted: SourceFormat, limits: LabelLimits, report
             return Found(wanted, folder, (Source(_EVERYTHING, read_draft(file, report)),))
     layout = find_layout(folder) if wanted in (SourceFormat.AUTO, SourceFormat.COCO) else None
     if layout is not None:
-        return Found(SourceFormat.COCO, layout.folder, _read_coco(layout, limits, report))
+        try:
+            return Found(SourceFormat.COCO, layout.folder, _read_coco(layout, limits, report))
+        except OtherJsonError:
+            others = files_below(_unwrapped(folder))
+            if wanted is SourceFormat.COCO or len(layout.label_files) > 1 or _fitting(others) is None:
+                raise
+            report.forget_refused()
     if wanted is SourceFormat.COCO:
         raise ImportRefusedError(
             ImportReason.NO_LABEL_FILE,
@@ -95,13 +102,20 @@ def _unwrapped(folder: Path) -> Path:
     return folder
 
 
-def _recognised(files: list[str]) -> SourceFormat:
+def _fitting(files: list[str]) -> SourceFormat | None:
     if is_voc(files):
         return SourceFormat.PASCAL_VOC
     if is_yolo(files):
         return SourceFormat.YOLO
     if are_class_folders(files):
         return SourceFormat.CLASS_FOLDERS
+    return None
+
+
+def _recognised(files: list[str]) -> SourceFormat:
+    fitting = _fitting(files)
+    if fitting is not None:
+        return fitting
     unread = next((file for file in files if file.lower().endswith(_UNREAD_LABELS)), None)
     if unread is not None:
         raise ImportRefusedError(

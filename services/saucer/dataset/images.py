@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from saucer.dataset.import_job import MAX_IMAGE_BYTES
 from saucer.dataset.layout import read_at_most
 from saucer.dataset.report import ItemReason
 from saucer.serving.decode import decoded_size
@@ -19,8 +20,6 @@ from saucer.serving.errors import UnreadableImage
 from saucer.serving.exif import orientation
 from saucer.serving.header import stated_size
 
-# Of the file. Above it: image_too_large. serving/decode.py has the same bound.
-MAX_IMAGE_BYTES = 64 * 1024**2
 # Width × height by the header; above it: image_too_large, undecoded. Decoding this many takes 150 MB. Below the bound
 # of serving/decode.py, so that what is imported can be served.
 MAX_PIXELS = 50_000_000

@@ -1,18 +1,11 @@
 """An import, in a process of its own: `python -P -m saucer.dataset.import_child`, started by import_process.py.
 
-It reads one JSON object, its job, from standard input, and writes JSON lines to standard output:
-`{"progress": [done, total]}` and `{"images": [[sha256, path], …]}` of accepted images, now and then, and at the end
-`{"imported": …}` or `{"refused": …}`. Whatever else it ends with counts as a crash. It holds no token and no address of
-another part, so that a picture that breaks a decoder gains nothing but this process.
+It writes JSON lines to standard output: `{"progress": [done, total]}` and `{"images": [[sha256, path], …]}` of
+accepted images, now and then, and at the end `{"imported": …}` or `{"refused": …}`. Whatever else it ends with counts
+as a crash.
 """
 
-import ctypes
 import errno
-import json
-import os
-import resource
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +15,8 @@ from saucer.dataset.domain import SourceFormat
 from saucer.dataset.import_job import ImportJob
 from saucer.dataset.importer import ImportResult, import_folder
 from saucer.dataset.report import ImportRefusedError
+from saucer.lib import confinement
 
-_PR_SET_PDEATHSIG = 1
-# The service and what it answers come first on a busy machine.
-_NICENESS = 5
 # Images are told of when so many are accepted, or the last news is so old.
 MAX_NEWS = 64
 MAX_NEWS_AGE_S = 0.5
@@ -33,8 +24,8 @@ MAX_NEWS_AGE_S = 0.5
 
 def main() -> None:
     """Does the job on standard input."""
-    job = ImportJob.read(sys.stdin.buffer.readline())
-    _confine(job)
+    limits, told = confinement.begin()
+    job = ImportJob(**told)
     try:
         result = _import(job)
     except ImportRefusedError as refusal:
@@ -42,31 +33,17 @@ def main() -> None:
         _refuse(refusal.reason.value.upper(), refusal.sentence, report)
     except MemoryError:
         _refuse(
-            "OUT_OF_MEMORY", f"The import needs more than {job.memory_bytes:,} bytes of memory; import less at once."
+            "OUT_OF_MEMORY", f"The import needs more than {limits.memory_bytes:,} bytes of memory; import less at once."
         )
     except OSError as error:
         if error.errno == errno.EFBIG:
-            _refuse("FILE_TOO_LARGE", f"A file in the archive has more than {job.file_bytes:,} bytes.")
+            _refuse("FILE_TOO_LARGE", f"A file in the archive has more than {limits.file_bytes:,} bytes.")
         elif error.errno == errno.ENOSPC:
             _refuse("NO_ROOM", "The service has too little disk to unpack this archive; ask an administrator.")
         else:
             raise
     else:
         _say("imported", _as_json(result))
-
-
-def _confine(job: ImportJob) -> None:
-    os.nice(_NICENESS)
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (job.memory_bytes, job.memory_bytes))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (job.file_bytes, job.file_bytes))
-    # Python ignores SIGXFSZ, so that a file that grows too large is an OSError and no death.
-    if sys.platform == "linux":
-        if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-        if os.getppid() != job.parent:  # it died before the request above
-            sys.exit("the service that asked for this import has ended")
 
 
 def _import(job: ImportJob) -> ImportResult:
@@ -129,8 +106,7 @@ def _refuse(reason: str, sentence: str, report: dict[str, object] | None = None)
 
 
 def _say(kind: str, value: object) -> None:
-    sys.stdout.buffer.write(json.dumps({kind: value}).encode() + b"\n")
-    sys.stdout.buffer.flush()
+    confinement.say({kind: value})
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@
 2. Join the classes of all files; check and hash image by image (images.py), handing each accepted one to the sink.
 3. Check the boxes against the images (boxes.py), split (splits.py), count (statistics.py), write (manifest.py).
 
-"First" among duplicates is by split (train, validation, test), then file name, then id: never by the order in a file,
-so that the same folder makes the same version however its label file is sorted. Ids need to be unique within a file
-only. Meant for a child process with limits on memory and time: a decoder that is attacked takes nothing else with it.
+"First" among duplicates is one with annotations, for a copy that was left without must not cost the other's; then one
+of which its labels say that nothing is on it; then by split (train, validation, test), file name and id: never by the
+order in a file, so that the same folder makes the same version however its label file is sorted. Ids need to be unique
+within a file only. Meant for a child process with limits on memory and time: a decoder that is attacked takes nothing
+else with it.
 """
 
 from __future__ import annotations
@@ -25,17 +27,21 @@ from saucer.dataset.annotations import REFUSED, AcceptedImages, check_annotation
 from saucer.dataset.archive import safe_parts
 from saucer.dataset.domain import LabelKind, SourceFormat
 from saucer.dataset.formats import Source, read_sources
+from saucer.dataset.image_files import ImageFiles
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
-from saucer.dataset.labels import AnnotationColumns, ImageColumns, ImageEntry, LabelLimits
-from saucer.dataset.layout import NotInFolderError, find_image
+from saucer.dataset.labels import AnnotationColumns, ImageColumns, ImageEntry, LabelLimits, Labels
+from saucer.dataset.layout import NotInFolderError
 from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report, printable
 from saucer.dataset.seen import Seen, number_of_hash, number_of_text
-from saucer.dataset.splits import Split, SplitImage, assign_splits
+from saucer.dataset.splits import EMPTY, Split, SplitImage, assign_splits
 from saucer.dataset.statistics import Columns, Statistics, describe
 
 SHA256_BYTES = 32
+
+# How much the labels say of an image; of copies, the one of which they say most is first.
+_HAS_ANNOTATIONS, _EMPTY, _UNLABELLED = _KNOWLEDGE = range(3)
 
 
 class ImageSink(Protocol):
@@ -74,15 +80,18 @@ class _Accepted:
         self.width, self.height = array("q"), array("q")
         # The EXIF orientation by which the image's boxes have to be turned, 0 for none.
         self.turned = array("b")
+        # Its labels say that nothing is on it.
+        self.empty = array("b")
         self._sha256 = bytearray()
 
-    def add(self, facts: ImageFacts, split: Split | None, source_name: str, turned: int) -> None:
+    def add(self, facts: ImageFacts, split: Split | None, source_name: str, turned: int, *, empty: bool) -> None:
         """One more."""
         self.source_name.append(source_name)
         self.split.append(split)
         self.width.append(facts.width)
         self.height.append(facts.height)
         self.turned.append(turned)
+        self.empty.append(empty)
         self._sha256 += bytes.fromhex(facts.sha256)
 
     def __len__(self) -> int:
@@ -156,7 +165,11 @@ def import_folder(
     del found, sources
     splits = _assign_splits(accepted, order, columns, seed)
     hashes = _write(
-        manifest_path, listing_path, class_names, lambda: _manifest_images(accepted, order, splits), columns
+        manifest_path,
+        listing_path,
+        class_names,
+        lambda: _manifest_images(accepted, order, splits, columns.empty),
+        columns,
     )
     statistics = describe(columns, splits, class_names)
     return ImportResult(
@@ -224,51 +237,70 @@ def _accept_images(
 ) -> _Accepted:
     """`stored`: images are no files here, but stored already under the hashes that are their names."""
     total = sum(len(source.labels.images) for source in sources)
-    done = 0
     accepted = _Accepted()
     pictures = Seen()
+    files = ImageFiles(folder)
     for source in sources:
         for number in source.labels.malformed_image_ids:
             source.places.add(number, REFUSED)
-        names = Seen()
-        entries = source.labels.images
-        order = entries.order()
-        for row, repeated in zip(order, _repeated(np.asarray(entries.id)[order]), strict=True):
-            entry = entries[row]
-            path: tuple[str, ...] = ()
-            place = REFUSED
-            try:
-                if repeated:
-                    raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, f"Image id {entry.id} stands twice.")
-                parts = _checked_name(entry, names)
-                if stored:
-                    facts = _stored_facts(entry)
-                else:
-                    file, path = find_image(folder, source.file, parts)
-                    with file:
-                        data = read_image(file, limits)
-                    facts = check_image(data, limits)
-                orientation = _labelled_orientation(entry, facts)
-                if not pictures.add(number_of_hash(facts.sha256)):
-                    raise _ItemRefusedError(
-                        ItemReason.DUPLICATE_IMAGE, f"The same picture as {accepted.name_of(facts.sha256)}."
-                    )
-            except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
-                report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
+    for done, (source, names, row, known, repeated) in enumerate(_in_order(sources), 1):
+        entry = source.labels.images[row]
+        path: tuple[str, ...] = ()
+        place = REFUSED
+        try:
+            if repeated:
+                raise _ItemRefusedError(ItemReason.DUPLICATE_IMAGE, f"Image id {entry.id} stands twice.")
+            parts = _checked_name(entry, names)
+            if stored:
+                facts = _stored_facts(entry)
             else:
-                if not stored:
-                    sink(facts.sha256, path)
-                place = len(accepted)
-                report.turned_images += bool(orientation)
-                source_name = printable(entry.source_name or entry.file_name)
-                accepted.add(facts, entry.split or source.file.split, source_name, orientation)
-            if not repeated:
-                source.places.add(entry.id, place)
-            done += 1
-            progress(done, total)
+                file, path = files.open(source.file, parts)
+                with file:
+                    data = read_image(file, limits)
+                facts = check_image(data, limits)
+            orientation = _labelled_orientation(entry, facts)
+            if not pictures.add(number_of_hash(facts.sha256)):
+                raise _ItemRefusedError(
+                    ItemReason.DUPLICATE_IMAGE, f"The same picture as {accepted.name_of(facts.sha256)}."
+                )
+        except (_ItemRefusedError, NotInFolderError, ImageRefusedError) as refusal:
+            report.refuse(ItemKind.IMAGE, refusal.reason, entry.file_name, refusal.sentence)
+        else:
+            if not stored:
+                sink(facts.sha256, path)
+            place = len(accepted)
+            report.turned_images += bool(orientation)
+            source_name = printable(entry.source_name or entry.file_name)
+            split = entry.split or source.file.split
+            accepted.add(facts, split, source_name, orientation, empty=known == _EMPTY)
+        if not repeated:
+            source.places.add(entry.id, place)
+        progress(done, total)
+    for source in sources:
         # What is accepted of them is in `accepted`.
         source.labels.images = ImageColumns()
     return accepted
+
+
+def _in_order(sources: Sequence[Source]) -> Iterator[tuple[Source, Seen, int, int, bool]]:
+    """Source of each image, the names met in that, its row, what is known of it, and whether its id stood before: first
+    those of which most is known."""
+    names = [Seen() for _ in sources]
+    for known in _KNOWLEDGE:
+        for source, own_names in zip(sources, names, strict=True):
+            for row, repeated in _rows(source.labels, known):
+                yield source, own_names, row, known, repeated
+
+
+def _rows(labels: Labels, known: int) -> Iterator[tuple[int, bool]]:
+    """Of the images of which just so much is known."""
+    order = labels.images.order()
+    ids = np.asarray(labels.images.id)[order]
+    misread = np.isin(ids, np.asarray(labels.misread_image_ids))
+    empty = (np.asarray(labels.images.empty)[order] > 0) & ~misread
+    annotated = np.isin(ids, np.asarray(labels.annotations.image_id))
+    wanted = np.where(annotated, _HAS_ANNOTATIONS, np.where(empty, _EMPTY, _UNLABELLED)) == known
+    return zip(order[wanted].tolist(), _repeated(ids)[wanted].tolist(), strict=True)
 
 
 def _repeated(values: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -335,7 +367,7 @@ def _columns(
         height=np.asarray(accepted.height),
         turned=np.array(accepted.turned, dtype=np.int64),
     )
-    kind = label_kind(source.labels for source in sources)
+    kind = label_kind([source.labels for source in sources])
     checked = []
     for source in sources:
         name = str(source.file.path)
@@ -355,6 +387,8 @@ def _columns(
         kind=kind,
         width=images.width[order],
         height=images.height[order],
+        # A whole image always shows something: without a class it is unlabelled.
+        empty=(np.asarray(accepted.empty)[order] > 0) & (kind is LabelKind.BOXES),
         image=image[rows],
         category=category[rows],
         box=box[rows],
@@ -370,7 +404,8 @@ def _assign_splits(accepted: _Accepted, order: NDArray[np.int64], columns: Colum
     known: dict[frozenset[int], frozenset[int]] = {}
     classes = []
     for row in range(len(order)):
-        own = frozenset(columns.category[first[row] : first[row + 1]].tolist())
+        labels = columns.category[first[row] : first[row + 1]].tolist()
+        own = frozenset([EMPTY] if columns.empty[row] else labels)
         classes.append(known.setdefault(own, own))
     return assign_splits(_SplitImages(accepted, order, classes), seed)
 
@@ -391,10 +426,18 @@ class _SplitImages(Sequence[SplitImage]):
         return SplitImage(self.accepted.sha256(place), self.classes[row], self.accepted.split[place])
 
 
-def _manifest_images(accepted: _Accepted, order: NDArray[np.int64], splits: Sequence[Split]) -> Iterator[ManifestImage]:
-    for place, split in zip(map(int, order), splits, strict=True):
+def _manifest_images(
+    accepted: _Accepted, order: NDArray[np.int64], splits: Sequence[Split], empty: NDArray[np.bool_]
+) -> Iterator[ManifestImage]:
+    """`order`, `splits` and `empty` are in the manifest's order."""
+    for place, split, is_empty in zip(map(int, order), splits, empty.tolist(), strict=True):
         yield ManifestImage(
-            accepted.sha256(place), accepted.width[place], accepted.height[place], split, accepted.source_name[place]
+            accepted.sha256(place),
+            accepted.width[place],
+            accepted.height[place],
+            split,
+            accepted.source_name[place],
+            is_empty,
         )
 
 

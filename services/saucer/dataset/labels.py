@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from saucer.dataset.domain import LabelKind
 from saucer.dataset.splits import Split
 
 # Entries of all label files of one import, refused ones included. Above it: the import is refused, too_many_….
@@ -53,7 +54,7 @@ class LabelLimits:
 
 class ImageEntry(NamedTuple):
     """`width` and `height` are None where the file does not say; `split` likewise. `source_name` is the image's name
-    for its owner, where that is not the file name."""
+    for its owner, where that is not the file name. `empty`: the file says that nothing is on it."""
 
     file_name: str
     id: int
@@ -61,6 +62,7 @@ class ImageEntry(NamedTuple):
     height: int | None
     split: Split | None
     source_name: str | None = None
+    empty: bool = False
 
 
 @dataclass
@@ -75,6 +77,7 @@ class ImageColumns:
     # 1, 2, … in the order of Split; 0: none.
     split: array[int] = field(default_factory=lambda: array("b"))
     source_name: dict[int, str] = field(default_factory=dict)
+    empty: array[int] = field(default_factory=lambda: array("b"))
 
     def add(self, entry: ImageEntry) -> None:
         """One more."""
@@ -85,6 +88,7 @@ class ImageColumns:
         self.width.append(entry.width or 0)
         self.height.append(entry.height or 0)
         self.split.append(_SPLITS.index(entry.split))
+        self.empty.append(entry.empty)
 
     def __len__(self) -> int:
         return len(self.id)
@@ -97,6 +101,7 @@ class ImageColumns:
             self.height[row] or None,
             _SPLITS[self.split[row]],
             self.source_name.get(row),
+            bool(self.empty[row]),
         )
 
     def order(self) -> NDArray[np.int64]:
@@ -160,6 +165,7 @@ class Labels:
 
     `counts` are entries read for each section, malformed ones included. `normalised`: boxes are in shares of the
     upright picture's sides, not in pixels. `file_of_image` names the label file of each image id, where each has one.
+    `kind` is None where only the labels tell.
     """
 
     images: ImageColumns = field(default_factory=ImageColumns)
@@ -167,6 +173,9 @@ class Labels:
     annotations: AnnotationColumns = field(default_factory=AnnotationColumns)
     # Ids of malformed images, so that their annotations are reported as such.
     malformed_image_ids: set[int] = field(default_factory=set)
+    # Of images of which a malformed annotation was to say something, so that they do not count as empty.
+    misread_image_ids: array[int] = field(default_factory=lambda: array("q"))
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SECTIONS, 0))
     normalised: bool = False
     file_of_image: list[str] = field(default_factory=list)
+    kind: LabelKind | None = None

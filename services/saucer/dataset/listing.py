@@ -52,14 +52,19 @@ def write_listing_of(path: Path, manifest: bytes, kind: LabelKind) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for entry in document["images"]:
             image = ManifestImage(
-                entry["file_name"], entry["width"], entry["height"], Split(entry["split"]), entry["source_name"]
+                entry["file_name"],
+                entry["width"],
+                entry["height"],
+                Split(entry["split"]),
+                entry["source_name"],
+                empty=entry.get("empty", False),
             )
             file.write(_line(entry["id"], image, labels_of[entry["id"]], areas_of[entry["id"]]))
 
 
 def _line(place: int, image: ManifestImage, labels: Sequence[Sequence[float]], areas: Sequence[Sequence[float]]) -> str:
     name = image.source_name.translate(_COPY_ESCAPES)
-    columns = (_json(labels), _json(areas), bool(labels))
+    columns = (_json(labels), _json(areas), bool(labels) or image.empty)
     values = (place, image.sha256, image.width, image.height, image.split.value, name, *columns)
     return "\t".join(map(str, values)) + "\n"
 

@@ -1,17 +1,26 @@
 """Wires dataset, top to bottom."""
 
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
 from saucer.dataset import consumers, rpc
-from saucer.dataset.import_process import MEMORY_BYTES, TIME_LIMIT_S, ChildLimits
-from saucer.dataset.labelling import Labelling
-from saucer.dataset.roots import Roots
+from saucer.dataset.import_process import FILE_BYTES, MEMORY_BYTES, TIME_LIMIT_S
 from saucer.dataset.service import Datasets
-from saucer.dataset.work import ImportWorker, housekeeping
+from saucer.dataset.work import (
+    HOUSEKEEPING_S,
+    LEFTOVERS_S,
+    ImportWorker,
+    count_stored,
+    list_former_images,
+    prove_stores,
+    remove_leftovers,
+    sweep_folders,
+)
 from saucer.lib.config import ServiceSettings
+from saucer.lib.confinement import ChildLimits
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
 
@@ -44,17 +53,21 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
     objects = Objects(settings.object_store_url)
     claim = timedelta(seconds=settings.import_claim_s)
     datasets = Datasets(database, objects, claim=claim, uploads_keep=timedelta(hours=settings.uploads_keep_hours))
-    labelling, roots = Labelling(database, objects), Roots(database)
     dead_events = process.consumer(database, jetstream, consumers.handlers(datasets))
     # Resolved: an import's child works in a folder of its own.
     folder = settings.work_folder.resolve() / "imports"
     folder.mkdir(parents=True, exist_ok=True)
-    limits = ChildLimits(memory_bytes=settings.import_memory_bytes, time_limit_s=settings.import_time_limit_s)
+    limits = ChildLimits(settings.import_memory_bytes, FILE_BYTES, settings.import_time_limit_s)
     for number in range(settings.imports_at_once):
-        worker = ImportWorker(datasets, labelling, roots, objects, folder, limits, claim)
+        worker = ImportWorker(datasets, objects, folder, limits, claim)
         process.background(f"imports-{number}", worker.run())
-    process.background("housekeeping", housekeeping(datasets, objects, folder))
-    await process.serve(settings, [rpc.servicer(datasets, labelling, roots), dead_events], database)
+    process.rounds("proofs", partial(prove_stores, datasets), HOUSEKEEPING_S)
+    process.rounds("counts", partial(count_stored, datasets), HOUSEKEEPING_S)
+    process.rounds("uploads", datasets.uploads.sweep, HOUSEKEEPING_S)
+    process.rounds("folders", partial(sweep_folders, datasets, folder), HOUSEKEEPING_S)
+    process.rounds("leftovers", partial(remove_leftovers, datasets), LEFTOVERS_S)
+    process.background("former_images", list_former_images(datasets, objects, folder))
+    await process.serve(settings, [rpc.servicer(datasets), dead_events], database)
 
 
 def main() -> None:

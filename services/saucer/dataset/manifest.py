@@ -1,9 +1,11 @@
 """The manifest of a version: one COCO file, the same bytes for the same images and labels in whatever order they came.
 
 Beyond COCO, each image has `split` (train, validation, test) and `source_name`, the name by which its owner knows it;
-`file_name` is the SHA-256 of its bytes, in hex. Images are ordered by hash and annotations by image, class and place;
-ids count from 1, category ids from 0. `area` is what the annotation's label file stated, of a segmentation say, where
-that is less than the box's, else the box's. An annotation that labels the whole image has no bbox, area and iscrowd.
+`file_name` is the SHA-256 of its bytes, in hex. One of which the labels say that nothing is on it has `empty`, true:
+without it, an image without annotations is one that nobody labelled. Images are ordered by hash and annotations by
+image, class and place; ids count from 1, category ids from 0. `area` is what the annotation's label file stated, of a
+segmentation say, where that is less than the box's, else the box's. An annotation that labels the whole image has no
+bbox, area and iscrowd.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ class ManifestImage:
     height: int
     split: Split
     source_name: str
+    empty: bool
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _image(row: int, image: ManifestImage) -> dict[str, object]:
         "width": image.width,
         "height": image.height,
         "split": image.split.value,
-    }
+    } | ({"empty": True} if image.empty else {})
 
 
 def _annotation(row: int, columns: Columns) -> dict[str, object]:

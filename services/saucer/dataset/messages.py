@@ -169,7 +169,12 @@ def _statistics_message(statistics: Json) -> dataset_pb2.DatasetStatistics:
             for row in total["classes"]
         ],
         splits=[
-            dataset_pb2.SplitStatistics(split=split, images=counts["images"], boxes=counts["boxes"])
+            dataset_pb2.SplitStatistics(
+                split=split,
+                images=counts["images"],
+                boxes=counts["boxes"],
+                unlabelled_images=counts["unlabelled_images"],
+            )
             for split, counts in statistics["splits"].items()
         ],
         median_width=round(statistics["width_px"]["median"]),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from saucer.dataset.labels import MAX_CATEGORY_NAME_CHARS, ImageEntry, LabelLimits, Labels
 from saucer.dataset.layout import NotInFolderError, open_below
+from saucer.dataset.pairing import Pairs
 from saucer.dataset.report import ImportReason, ImportRefusedError, ItemKind, ItemReason, Report
 from saucer.dataset.splits import Split
 
@@ -24,15 +25,18 @@ class LabelledBox(NamedTuple):
 
 
 class ImageLabels(NamedTuple):
-    """What a label file says of its image. `width` and `height` are None where it does not say."""
+    """What a label file says of its image. `width` and `height` are None where it does not say. `empty`: it has no line
+    or object at all, so nothing is on the image; one of which all are refused does not say that."""
 
     boxes: Sequence[LabelledBox]
     width: int | None = None
     height: int | None = None
+    empty: bool = False
 
 
 class UnreadableLabelsError(Exception):
-    """The label file as a whole makes no sense; the image is left out, for to train on it as empty would be wrong."""
+    """The label file as a whole makes no sense, or which it is cannot be told; the image is left out, for to train on
+    it as empty would be wrong."""
 
 
 # Makes of a label file's bytes and name what it says; single bad lines go to the report.
@@ -42,13 +46,13 @@ Parse = Callable[[bytes, str], ImageLabels]
 def read_per_image(
     folder: Path,
     images: Sequence[str],
-    label_file_of: Mapping[str, str],
+    pairs: Pairs,
     split_of: Callable[[str], Split | None],
     parse: Parse,
     limits: LabelLimits,
     report: Report,
 ) -> Labels:
-    """Labels without categories; an image without a label file has no box.
+    """Labels without categories; an image without a label file is unlabelled.
 
     Raises:
         ImportRefusedError: too_many_images, too_many_annotations.
@@ -58,16 +62,18 @@ def read_per_image(
     for number, image in enumerate(images):
         labels.counts["images"] += 1
         _refuse_beyond(labels.counts["images"], limits.max_images, ImportReason.TOO_MANY_IMAGES, "images")
-        label_file = label_file_of.get(image, "")
+        label_file = pairs.label_file_of.get(image, "")
         labels.file_of_image.append(label_file)
         try:
+            if image in pairs.ambiguous:
+                raise UnreadableLabelsError(f"Several label files could be meant: {', '.join(pairs.ambiguous[image])}.")
             if label_file and taken.setdefault(label_file, image) != image:
                 raise UnreadableLabelsError(f"{label_file} is the label file of {taken[label_file]} too.")
             found = parse(_read(folder, label_file), label_file) if label_file else ImageLabels(())
         except UnreadableLabelsError as error:
             report.refuse(ItemKind.IMAGE, ItemReason.UNREADABLE_LABELS, image, str(error))
             continue
-        labels.images.add(ImageEntry(image, number, found.width, found.height, split_of(image)))
+        labels.images.add(ImageEntry(image, number, found.width, found.height, split_of(image), empty=found.empty))
         for entry in found.boxes:
             labels.annotations.add(len(labels.annotations), number, entry.category, entry.box, crowd=entry.crowd)
         _refuse_beyond(

@@ -109,7 +109,7 @@ class Report:
     `annotations_read` = accepted boxes + the counts of the annotations' reasons; the same holds for images.
     `clipped_boxes` were cut at the image's edge by more than boxes.CLIP_TOLERANCE_PX. `turned_images` had labels for
     the array as stored while the picture is shown turned (EXIF); their boxes were turned too. `emptied_images` had
-    annotations of which none was accepted: they now count as images without a box, so look at them.
+    annotations of which none was accepted: they now count as unlabelled, so look at them.
     """
 
     images_read: int = 0
@@ -133,6 +133,11 @@ class Report:
             if len(kept) < MAX_REPORTED:
                 item, sentence = describe(row)
                 kept.append(RefusedItem(kind, printable(item), reason, printable(sentence)))
+
+    def forget_refused(self) -> None:
+        """Of a file that turned out to hold no labels."""
+        self.refused.clear()
+        self.examples.clear()
 
     def as_json(self) -> dict[str, object]:
         """The report as JSON types; reasons that did not occur are absent."""

@@ -1,10 +1,10 @@
 """Messages to use cases and back; nothing else."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from saucer.dataset.domain import ImportRequest, SourceFormat
-from saucer.dataset.labelling import Labelling
 from saucer.dataset.messages import (
     draft_message,
     image_message,
@@ -16,7 +16,6 @@ from saucer.dataset.messages import (
     upload_message,
     version_message,
 )
-from saucer.dataset.roots import Roots
 from saucer.dataset.service import Datasets
 from saucer.dataset.v1 import dataset_pb2, dataset_pb2_grpc
 from saucer.lib.auth import Role, current
@@ -25,38 +24,36 @@ from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
 
 
-def servicer(datasets: Datasets, labelling: Labelling, roots: Roots) -> Servicer:
+def servicer(datasets: Datasets) -> Servicer:
     """What main.py serves."""
     return Servicer(
-        _DatasetRpc(datasets, labelling, roots),
+        _DatasetRpc(datasets),
         dataset_pb2_grpc.add_DatasetServiceServicer_to_server,
         dataset_pb2.DESCRIPTOR.services_by_name["DatasetService"],
     )
 
 
 class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
-    def __init__(self, datasets: Datasets, labelling: Labelling, roots: Roots) -> None:
+    def __init__(self, datasets: Datasets) -> None:
         self._datasets = datasets
-        self._labelling = labelling
-        self._roots = roots
 
     async def CreateUpload(self, request: dataset_pb2.CreateUploadRequest, context: Context) -> dataset_pb2.Upload:
         account_id = current().account(request.account_id)
-        upload = await self._datasets.create_upload(
+        upload = await self._datasets.uploads.create(
             derived_id("upload", account_id, request.request_id), account_id, request.size_bytes
         )
         return upload_message(upload)
 
     async def GetUpload(self, request: dataset_pb2.GetUploadRequest, context: Context) -> dataset_pb2.Upload:
-        return upload_message(await self._datasets.get_upload(request.upload_id))
+        return upload_message(await self._datasets.uploads.get(request.upload_id))
 
     async def WriteUpload(self, request: dataset_pb2.WriteUploadRequest, context: Context) -> dataset_pb2.Upload:
-        upload = await self._datasets.write_upload(request.upload_id, request.offset_bytes, request.data)
+        upload = await self._datasets.uploads.write(request.upload_id, request.offset_bytes, request.data)
         return upload_message(upload)
 
     async def ImportDataset(self, request: dataset_pb2.ImportDatasetRequest, context: Context) -> dataset_pb2.Import:
         account_id = current().account(request.account_id)
-        work = await self._datasets.import_dataset(
+        work = await self._datasets.imports.create(
             derived_id("import", account_id, request.request_id),
             ImportRequest(
                 account_id,
@@ -73,83 +70,85 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
         return import_message(work)
 
     async def MapRoot(self, request: dataset_pb2.MapRootRequest, context: Context) -> dataset_pb2.MappedRoot:
-        return root_message(await self._roots.map(request.account_id, request.name, request.url))
+        return root_message(await self._datasets.roots.map(request.account_id, request.name, request.url))
 
     async def UnmapRoot(self, request: dataset_pb2.UnmapRootRequest, context: Context) -> dataset_pb2.MappedRoot:
-        return root_message(await self._roots.unmap(request.account_id, request.name))
+        return root_message(await self._datasets.roots.unmap(request.account_id, request.name))
 
     async def ListMappedRoots(
         self, request: dataset_pb2.ListMappedRootsRequest, context: Context
     ) -> dataset_pb2.ListMappedRootsResponse:
-        roots = await self._roots.list(current().account(request.account_id))
+        roots = await self._datasets.roots.list(current().account(request.account_id))
         if current().role is not Role.ADMINISTRATOR:
             roots = [replace(root, url="") for root in roots]
         return dataset_pb2.ListMappedRootsResponse(roots=[root_message(root) for root in roots])
 
     async def GetImport(self, request: dataset_pb2.GetImportRequest, context: Context) -> dataset_pb2.Import:
-        return import_message(await self._datasets.get_import(request.import_id))
+        return import_message(await self._datasets.imports.get(request.import_id))
 
     async def GetDatasetVersion(
         self, request: dataset_pb2.GetDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
-        return version_message(await self._datasets.get_version(request.dataset_version_id))
+        return version_message(await self._datasets.versions.get(request.dataset_version_id))
 
     async def ListDatasetVersions(
         self, request: dataset_pb2.ListDatasetVersionsRequest, context: Context
     ) -> dataset_pb2.ListDatasetVersionsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        versions = await self._datasets.list_versions(account_id, after=page.after_moment, limit=page.size + 1)
-        shown = versions[: page.size]
-        last = shown[-1] if len(versions) > page.size else None
+        versions = await self._datasets.versions.list_versions(account_id, after=page.after_moment, limit=page.limit)
+        shown, following = page.cut(versions, lambda row: (row.created_at, row.dataset_version_id))
         return dataset_pb2.ListDatasetVersionsResponse(
             dataset_versions=[version_message(version) for version in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.dataset_version_id] if last else None),
+            next_page_token=following,
         )
 
     async def ListImageReads(
         self, request: dataset_pb2.ListImageReadsRequest, context: Context
     ) -> dataset_pb2.ListImageReadsResponse:
         page = read_page(request)
-        found = await self._labelling.list_reads(
-            current().account(request.account_id), before=page.after_day, limit=page.size + 1
+        found = await self._datasets.labelling.image_reads.list_days(
+            current().account(request.account_id), before=page.after_day, limit=page.limit
         )
-        shown = found[: page.size]
+        shown, following = page.cut(found, lambda row: (row[0],))
         return dataset_pb2.ListImageReadsResponse(
             image_reads=[
                 dataset_pb2.ImageReads(day=day.isoformat(), reads=reads, bytes=size) for day, reads, size in shown
             ],
-            next_page_token=page.token([shown[-1][0].isoformat()] if len(found) > page.size else None),
+            next_page_token=following,
         )
 
     async def ListImages(
         self, request: dataset_pb2.ListImagesRequest, context: Context
     ) -> dataset_pb2.ListImagesResponse:
         page = read_page(request)
-        image_set, found, more = await self._labelling.list_images(
+        image_set, found, more = await self._datasets.labelling.list_images(
             request.image_set_id,
             labelled=request.labelled if request.HasField("labelled") else None,
             split=request.split or None,
             class_name=request.class_name or None,
-            after=int(page.after[0]) if page.after else 0,
+            after=page.after_number or 0,
             limit=page.size,
             include_images=request.include_images,
         )
+        # A thousand images may have tens of thousands of boxes.
+        images = await asyncio.to_thread(lambda: [image_message(image_set, image, data) for image, data in found])
         return dataset_pb2.ListImagesResponse(
-            images=[image_message(image_set, image, data) for image, data in found],
-            next_page_token=page.token([found[-1][0].place] if more else None),
+            images=images, next_page_token=page.token([found[-1][0].place] if more else None)
         )
 
     async def ExportDatasetVersion(
         self, request: dataset_pb2.ExportDatasetVersionRequest, context: Context
     ) -> AsyncIterator[dataset_pb2.ExportedPiece]:
-        pieces = self._labelling.export_version(request.dataset_version_id, include_images=request.include_images)
+        pieces = self._datasets.labelling.export_version(
+            request.dataset_version_id, include_images=request.include_images
+        )
         async for piece in pieces:
             yield dataset_pb2.ExportedPiece(data=piece)
 
     async def CreateDraft(self, request: dataset_pb2.CreateDraftRequest, context: Context) -> dataset_pb2.Draft:
         account_id = current().account(request.account_id)
-        draft = await self._labelling.create_draft(
+        draft = await self._datasets.labelling.create_draft(
             derived_id("draft", account_id, request.request_id),
             account_id,
             request.dataset_version_id,
@@ -160,26 +159,25 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
         return draft_message(draft)
 
     async def GetDraft(self, request: dataset_pb2.GetDraftRequest, context: Context) -> dataset_pb2.Draft:
-        return draft_message(await self._labelling.get_draft(request.draft_id))
+        return draft_message(await self._datasets.labelling.get_draft(request.draft_id))
 
     async def ListDrafts(
         self, request: dataset_pb2.ListDraftsRequest, context: Context
     ) -> dataset_pb2.ListDraftsResponse:
         account_id = current().account(request.account_id)
         page = read_page(request)
-        drafts = await self._labelling.list_drafts(account_id, after=page.after_moment, limit=page.size + 1)
-        shown = drafts[: page.size]
-        last = shown[-1] if len(drafts) > page.size else None
+        drafts = await self._datasets.labelling.list_drafts(account_id, after=page.after_moment, limit=page.limit)
+        shown, following = page.cut(drafts, lambda row: (row.created_at, row.draft_id))
         return dataset_pb2.ListDraftsResponse(
             drafts=[draft_message(draft) for draft in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.draft_id] if last else None),
+            next_page_token=following,
         )
 
     async def AddDraftClasses(self, request: dataset_pb2.AddDraftClassesRequest, context: Context) -> dataset_pb2.Draft:
-        return draft_message(await self._labelling.add_classes(request.draft_id, request.classes))
+        return draft_message(await self._datasets.labelling.add_classes(request.draft_id, request.classes))
 
     async def SaveLabels(self, request: dataset_pb2.SaveLabelsRequest, context: Context) -> dataset_pb2.ListedImage:
-        draft, image = await self._labelling.save_labels(
+        draft, image = await self._datasets.labelling.save_labels(
             request.draft_id,
             request.image_id,
             request.revision,
@@ -189,4 +187,4 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
         return image_message(draft.image_set, image, b"")
 
     async def DeleteDraft(self, request: dataset_pb2.DeleteDraftRequest, context: Context) -> dataset_pb2.Draft:
-        return draft_message(await self._labelling.delete_draft(request.draft_id))
+        return draft_message(await self._datasets.labelling.delete_draft(request.draft_id))

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from saucer.dataset.archive import MAX_FILES, MAX_UNPACKED_BYTES, safe_parts
-from saucer.dataset.bounded import Bounded
 from saucer.dataset.domain import Chunk, Import, ImportFailedError, Upload
 from saucer.dataset.report import printable
-from saucer.dataset.roots import Roots
-from saucer.dataset.service import Datasets, chunk_key
+from saucer.dataset.service import Datasets
+from saucer.dataset.service.uploads import chunk_key
+from saucer.lib.bounded import Bounded
 from saucer.lib.errors import DataLossError, NotFoundError
 from saucer.lib.objects import Listed, Objects, user_prefix
 
@@ -30,7 +30,7 @@ def room(folder: Path) -> int:
     return int(shutil.disk_usage(folder).free * ROOM_SHARE)
 
 
-async def fetch(work: Import, datasets: Datasets, roots: Roots, objects: Objects, target: Path) -> Path:
+async def fetch(work: Import, datasets: Datasets, objects: Objects, target: Path) -> Path:
     """The archive (a file) or the folder that is to be imported: `target`, or where it lies if that is on this machine.
 
     Raises:
@@ -41,13 +41,13 @@ async def fetch(work: Import, datasets: Datasets, roots: Roots, objects: Objects
     budget = _Budget(await asyncio.to_thread(room, target.parent))
     try:
         if work.upload_id is not None:
-            upload, chunks = await datasets.chunks_of(work.upload_id)
+            upload, chunks = await datasets.uploads.chunks_of(work.upload_id)
             await _write(_upload_bytes(objects, upload, chunks), target, budget)
             return target
         key = f"{user_prefix(work.account_id)}/{work.store_path}"
         if work.mapped_root is not None:
             assert work.store_path is not None
-            objects, key = await roots.open(work.account_id, work.mapped_root), work.store_path
+            objects, key = await datasets.roots.open(work.account_id, work.mapped_root), work.store_path
         local = objects.local(key)
         if local is not None and await asyncio.to_thread(local.exists):
             return local

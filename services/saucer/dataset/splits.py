@@ -6,10 +6,10 @@ the train images are shared as if there were no split. A source without any trai
 split. Images without a split beside others that have one count as train.
 
 Method: iterative stratification (Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-Label Data, 2011), the
-class with the fewest open images first; images without a box are a class of their own. Two additions: a class with at
-least MIN_IMAGES_TO_SPREAD images wants one in every split, and a last pass moves an image where one is still missing,
-unless that took it from another class. Ties are broken by a hash of seed and image, so the result depends on the seed
-and on the images, not on their order.
+class with the fewest open images first; images with nothing on them are a class of their own, and unlabelled ones are
+another. Two additions: a class with at least MIN_IMAGES_TO_SPREAD images wants one in every split, and a last pass
+moves an image where one is still missing, unless that took it from another class. Ties are broken by a hash of seed and
+image, so the result depends on the seed and on the images, not on their order.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ class Split(StrEnum):
 
 SHARES: Mapping[Split, float] = {Split.TRAIN: 0.70, Split.VALIDATION: 0.15, Split.TEST: 0.15}
 
-# Pseudo-classes: of images without a box, and of every image.
-_NO_BOX = -1
+# Pseudo-classes: of images without a label, of every image, and of those of which labels say that nothing is on them.
+_UNLABELLED = -1
 _ANY = -2
+EMPTY = -3
 
 
 @dataclass(frozen=True, slots=True)
 class SplitImage:
-    """`key` identifies the image (its hash); `classes` are those of its boxes; `split` is the source's, if any."""
+    """`key` identifies the image (its hash); `classes` are those of its labels, or EMPTY; `split` is the source's, if
+    any."""
 
     key: str
     classes: frozenset[int]
@@ -49,9 +51,9 @@ class SplitImage:
 def assign_splits(images: Sequence[SplitImage], seed: int) -> list[Split]:
     """The split of each image, in the order given. Keys are unique."""
     own = {image.split for image in images}
-    if Split.TRAIN not in own:
+    if own == {None} or own.isdisjoint({Split.TRAIN, None}):
         return stratify(images, SHARES, seed)
-    missing = [split for split in Split if split not in own]
+    missing = [split for split in (Split.VALIDATION, Split.TEST) if split not in own]
     result = [image.split or Split.TRAIN for image in images]
     if missing:
         rows = [row for row, split in enumerate(result) if split is Split.TRAIN]
@@ -64,7 +66,7 @@ def assign_splits(images: Sequence[SplitImage], seed: int) -> list[Split]:
 def stratify(images: Sequence[SplitImage], shares: Mapping[Split, float], seed: int) -> list[Split]:
     """Shares images out, stratified by class; `shares` need not add up to 1. Keys are unique."""
     # Few sets of classes are common to many images, and each would take more memory than the rest of its image.
-    labels_of = {image.classes: frozenset({*(image.classes or {_NO_BOX}), _ANY}) for image in images}
+    labels_of = {image.classes: frozenset({*(image.classes or {_UNLABELLED}), _ANY}) for image in images}
     labels = [labels_of[image.classes] for image in images]
     order = sorted(range(len(images)), key=lambda row: _hash(seed, images[row].key))
     members: dict[int, list[int]] = defaultdict(list)

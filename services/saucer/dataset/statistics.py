@@ -25,8 +25,8 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Counts:
-    """`boxes` leaves crowd boxes out; an image is unlabelled if it has neither kind. Labels of whole images are no
-    boxes."""
+    """`boxes` leaves crowd boxes out; an image is unlabelled if it has neither kind, and nobody said that nothing is on
+    it. Labels of whole images are no boxes."""
 
     images: int
     unlabelled_images: int
@@ -64,13 +64,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Columns:
-    """Accepted images (m) and labels (n): `width`, `height` int64 [m] in pixels; `image` int64 [n] (row of the image),
-    `category` int64 [n], `box` float64 [n, 4], zeros where labels are of whole images, `area` float64 [n] in square
-    pixels, NaN where it is the box's, `crowd` bool [n]."""
+    """Accepted images (m) and labels (n): `width`, `height` int64 [m] in pixels; `empty` bool [m], of images without a
+    label: somebody said that nothing is on them, never so where labels are of whole images; `image` int64 [n] (row of
+    the image), `category` int64 [n], `box` float64 [n, 4], zeros where labels are of whole images, `area` float64 [n]
+    in square pixels, NaN where it is the box's, `crowd` bool [n]."""
 
     kind: LabelKind
     width: NDArray[np.int64]
     height: NDArray[np.int64]
+    empty: NDArray[np.bool_]
     image: NDArray[np.int64]
     category: NDArray[np.int64]
     box: NDArray[np.float64]
@@ -109,7 +111,7 @@ def _count(columns: Columns, chosen: NDArray[np.bool_], class_names: Sequence[st
     all_labels = int(labels.sum())
     return Counts(
         images=int(chosen.sum()),
-        unlabelled_images=int(chosen.sum()) - len(np.unique(columns.image[inside])),
+        unlabelled_images=int((chosen & ~columns.empty).sum()) - len(np.unique(columns.image[inside])),
         boxes=int(boxes.sum()),
         crowd_boxes=int((inside & columns.crowd).sum()),
         classes=tuple(

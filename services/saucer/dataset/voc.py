@@ -3,6 +3,7 @@
 - Corners are pixels counted from 1, both inclusive, as the development kit has them: a box of 1, 1, W, H is the whole
   image, and x = xmin - 1, width = xmax - xmin + 1.
 - `difficult` objects are left out of VOC's own scores, so they become crowd boxes: ignored in training and scoring.
+- A file without an object says that nothing is on its image; an image without a file is unlabelled.
 - Splits: ImageSets/Main/{train,val,test}.txt, else folders named for a split.
 - An XML file is found by its image's name; `filename` in it is not looked at: renamed images keep the old one there.
 """
@@ -36,6 +37,8 @@ MAX_DEPTH = 32
 MAX_VALUE_CHARS = 1_000
 
 _LISTS = "ImageSets/Main"
+# Some tools write the second.
+_YES = ("1", "true")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -52,19 +55,19 @@ def read_voc(folder: Path, files: Sequence[str], limits: LabelLimits, report: Re
     """
     images = images_among(files)
     label_files = [file for file in files if _is_xml(file)]
-    label_file_of = pair(images, label_files)
+    pairs = pair(images, label_files)
     listed = listed_splits(folder, _split_lists(files), images)
     classes = _Classes(limits.max_categories)
     labels = read_per_image(
         folder,
         images,
-        label_file_of,
+        pairs,
         lambda image: listed.get(image) if listed else split_of_folders(image),
         lambda data, name: _parse(data, name, classes, report),
         limits,
         report,
     )
-    for file in sorted(set(label_files) - set(label_file_of.values())):
+    for file in sorted(set(label_files) - pairs.files()):
         report.images_read += 1
         report.refuse(ItemKind.IMAGE, ItemReason.MISSING_IMAGE, file, "No image belongs to this label file.")
     classes.settle(labels)
@@ -77,7 +80,7 @@ def _split_lists(files: Sequence[str]) -> list[tuple[str, Split]]:
 
 
 def _in_lists(file: str) -> bool:
-    return f"/{file}".rpartition("/")[0].endswith(f"/{_LISTS}") and file.endswith(".txt")
+    return f"/{file}".rpartition("/")[0].endswith(f"/{_LISTS}") and file.lower().endswith(".txt")
 
 
 def _is_xml(file: str) -> bool:
@@ -169,8 +172,9 @@ def _parse(data: bytes, name: str, classes: _Classes, report: Report) -> ImageLa
             continue
         x1, y1, x2, y2 = (corner for corner in corners if corner is not None)
         box = (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
-        boxes.append(LabelledBox(classes.number(class_name), box, entry.get("difficult") == "1"))
-    return ImageLabels(boxes, _side(document.size.get("width")), _side(document.size.get("height")))
+        boxes.append(LabelledBox(classes.number(class_name), box, entry.get("difficult", "").lower() in _YES))
+    width, height = (_side(document.size.get(side)) for side in ("width", "height"))
+    return ImageLabels(boxes, width, height, empty=not document.objects)
 
 
 def _number(text: str) -> float | None:

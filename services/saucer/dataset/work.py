@@ -3,8 +3,8 @@
 1. A claim expires unless it is prolonged, so the import of a process that was killed is taken up by the next one. A
    stop gives the claim back at once.
 2. Everything on the way can be done twice: images are stored under their hash and manifests under version and hash,
-   and the version's id is derived from the import's. What was stored for an import that then failed is referred to by
-   nothing; the same images imported again find it there.
+   and the version's id is derived from the import's. What was stored for an import that then failed, and no version
+   names, is removed soon after: see service/leftovers.py.
 3. Only the transaction that ends the import, guarded by the claim, makes the version: nothing is half imported.
 4. Of an import this process holds at most STORES_AT_ONCE images at a time; what the child may take is a setting.
 """
@@ -13,8 +13,7 @@ import asyncio
 import os
 import re
 import shutil
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,32 +26,32 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from saucer.dataset.archive import MAX_UNPACKED_BYTES, safe_parts
-from saucer.dataset.bounded import Bounded
 from saucer.dataset.domain import DatasetVersion, Import, Imported, ImportFailedError, Json
-from saucer.dataset.import_job import ImportJob
-from saucer.dataset.import_process import AcceptedImage, ChildDiedError, ChildLimits, run_child
-from saucer.dataset.labelling import Labelling
+from saucer.dataset.import_job import MAX_IMAGE_BYTES, ImportJob
+from saucer.dataset.import_process import AcceptedImage, run_child
 from saucer.dataset.layout import NotInFolderError, open_below, read_at_most
 from saucer.dataset.listing import write_listing_of
-from saucer.dataset.roots import Roots
-from saucer.dataset.service import ClaimLostError, Datasets
+from saucer.dataset.service import Datasets
 from saucer.dataset.sources import fetch, room
-from saucer.dataset.storage import Room, images_prefix
-from saucer.lib.clock import wait_at_most
+from saucer.dataset.storage import NoRoomError, Room, images_prefix
+from saucer.lib.bounded import Bounded
+from saucer.lib.claims import ClaimLostError, while_held, work_off
+from saucer.lib.confined import ChildDiedError
+from saucer.lib.confinement import ChildLimits
 from saucer.lib.errors import DataLossError, NotFoundError, ResourceExhaustedError, UnavailableError
 from saucer.lib.ids import derived_id, new_id
 from saucer.lib.objects import Objects, sha256_of, system_prefix
+from saucer.lib.rounds import INTERRUPTIONS
 
-# The net under the wake-up, and how soon an expired claim is seen.
-POLL_S = 1.0
-# After a failure to reach PostgreSQL; an import that the object store interrupted waits longer.
-RETRY_S = 1.0
+# Of an import that the object store or PostgreSQL interrupted.
 RETRY_IMPORT = timedelta(seconds=10)
 # How often a claim is prolonged and progress shown, at most; a short claim is prolonged three times in its life.
 PROGRESS_S = 1.0
 # To give a claim back at a stop; if PostgreSQL takes longer, the claim expires instead.
 GIVE_BACK_S = 2.0
 HOUSEKEEPING_S = 5.0
+# Queued imports of an account may wait for it.
+LEFTOVERS_S = 1.0
 STORES_AT_ONCE = 8
 # A loop goes on after these,
 _TRANSIENT = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, UnavailableError)
@@ -68,8 +67,6 @@ _INTERRUPTIONS = (
 )
 # In an import's folder: the rows of its images.
 LISTING = "listing"
-# Of an image that is stored; import_child admits no larger one (images.MAX_IMAGE_BYTES).
-MAX_IMAGE_BYTES = 64 * 1024**2
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CLAIM = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -96,8 +93,6 @@ class ImportWorker:
     def __init__(
         self,
         datasets: Datasets,
-        labelling: Labelling,
-        roots: Roots,
         objects: Objects,
         work_folder: Path,
         limits: ChildLimits,
@@ -105,8 +100,6 @@ class ImportWorker:
     ) -> None:
         """Below `work_folder` each claim has a folder of its own, named by its token; replicas may share it."""
         self._datasets = datasets
-        self._labelling = labelling
-        self._roots = roots
         self._objects = objects
         self._folders = work_folder
         self._limits = limits
@@ -114,22 +107,7 @@ class ImportWorker:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            try:
-                self._datasets.import_queued.clear()
-                work = await self._datasets.claim_import(new_id())
-                if work is not None:
-                    await self._do(work)
-                    continue
-            except ClaimLostError:
-                # Also where an end was committed and PostgreSQL's answer got lost.
-                log.warning("import_claim_lost")
-                continue
-            except _TRANSIENT as error:
-                log.warning("imports_interrupted", error=repr(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            await wait_at_most(self._datasets.import_queued, POLL_S)
+        await work_off(self._datasets.imports.claim, self._do, self._datasets.imports.queued, _TRANSIENT)
 
     async def _do(self, work: Import) -> None:
         """One claimed import, to its end or back to the queue. Raises ClaimLostError."""
@@ -140,85 +118,67 @@ class ImportWorker:
         try:
             with imports_running.track_inprogress(), import_seconds.time():
                 version, report = await self._while_held(work, folder, progress)
-            await self._datasets.succeed(work, version, folder / LISTING, report, images=progress.images_total)
+            await self._datasets.imports.succeed(work, version, folder / LISTING, report, images=progress.images_total)
         except ImportFailedError as error:
-            await self._datasets.fail(work, error)
+            await self._datasets.imports.fail(work, error)
         except ClaimLostError:
             raise
         except _INTERRUPTIONS as error:
             log.warning("import_interrupted", import_id=work.import_id, error=repr(error))
-            await self._datasets.give_back(work, RETRY_IMPORT)
+            await self._datasets.imports.give_back(work, RETRY_IMPORT)
         except asyncio.CancelledError:
             with suppress(ClaimLostError, *_TRANSIENT):
                 async with asyncio.timeout(GIVE_BACK_S):
-                    await self._datasets.give_back(work, timedelta(0))
+                    await self._datasets.imports.give_back(work, timedelta(0))
             raise
         except Exception:
             # The child's death, or a fault of ours that this import brings out: not again and again, and no other
             # import must wait for it.
             log.exception("import_crashed", import_id=work.import_id)
-            await self._datasets.crash(work)
+            await self._datasets.imports.crash(work)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _while_held(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
-        """Imports while the claim is prolonged; stops at once where it is lost. Nothing is left in `folder` then, nor
-        after any other failure, before anybody can hear of it."""
-        assert work.claim_token is not None
-        making = asyncio.create_task(self._make(work, folder, progress))
-        holding = asyncio.create_task(self._hold(work.claim_token, progress))
+        """Nothing is left in `folder` after a failure, before anybody can hear of it."""
+        token = work.claim_token
+        assert token is not None
         try:
-            await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
-            if not making.done():
-                holding.result()
-            return await making
-        finally:
-            making.cancel()
-            holding.cancel()
-            ended = await asyncio.gather(making, holding, return_exceptions=True)
-            if isinstance(ended[0], BaseException):
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-    async def _hold(self, token: str, progress: _Progress) -> None:
-        held_at_s = time.monotonic()
-        while True:
-            await asyncio.sleep(min(PROGRESS_S, self._claim_s / 3))
-            asked_at_s = time.monotonic()
-            try:
-                await self._datasets.prolong(
+            return await while_held(
+                self._make(work, folder, progress),
+                lambda: self._datasets.imports.prolong(
                     token, images_done=progress.images_done, images_total=progress.images_total
-                )
-            except _TRANSIENT as error:
-                log.warning("import_claim_not_prolonged", error=repr(error))
-                if time.monotonic() - held_at_s > self._claim_s:
-                    raise ClaimLostError from error
-            else:
-                held_at_s = asked_at_s
+                ),
+                claim_s=self._claim_s,
+                every_s=min(PROGRESS_S, self._claim_s / 3),
+                transient=_TRANSIENT,
+            )
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
 
     async def _make(self, work: Import, folder: Path, progress: _Progress) -> tuple[DatasetVersion, Json]:
         await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
         source = folder / "source"
         if work.draft_id is not None:
-            await self._labelling.write_draft(work, source)
+            await self._datasets.labelling.write_draft(work, source)
         else:
-            source = await fetch(work, self._datasets, self._roots, self._objects, source)
+            source = await fetch(work, self._datasets, self._objects, source)
         prefix = images_prefix(work.account_id)
         job = await self._job(work, folder, source)
         images_folder = Path(job.source if source.is_dir() else job.unpacked)
-        stored = Room(await self._datasets.storage_left(work.account_id))
+        stored = Room()
         try:
             async with Bounded(STORES_AT_ONCE) as stores:
                 imported = await run_child(
                     job,
-                    self._limits.time_limit_s,
-                    images=lambda images: stores.start(
-                        asyncio.to_thread(self._store_images, images_folder, prefix, images, stored)
-                    ),
+                    self._limits,
+                    images=lambda images: stores.start(self._store_images(work, images_folder, prefix, images, stored)),
                     progress=progress.show,
                 )
         finally:
-            if stored.taken_bytes:
-                await self._datasets.add_stored(work.account_id, stored.taken_bytes)
+            if taken_bytes := stored.close():
+                await self._datasets.imports.stored(work, taken_bytes)
         return await self._version(work, imported, folder / "manifest.json", prefix), imported.report
 
     async def _job(self, work: Import, folder: Path, source: Path) -> ImportJob:
@@ -230,24 +190,51 @@ class ImportWorker:
             seed=work.split_seed,
             source_format=work.source_format,
             max_unpacked_bytes=min(MAX_UNPACKED_BYTES, await asyncio.to_thread(room, folder)),
-            memory_bytes=self._limits.memory_bytes,
-            file_bytes=self._limits.file_bytes,
-            parent=os.getpid(),
         )
 
-    def _store_images(self, folder: Path, prefix: str, images: Sequence[AcceptedImage], room: Room) -> None:
-        """Blocks: for a thread. Only what has the hash that was said is stored, below a key of that hash."""
-        stored = 0
+    async def _store_images(
+        self, work: Import, folder: Path, prefix: str, images: Sequence[AcceptedImage], room: Room
+    ) -> None:
+        """Raises ImportFailedError as read_accepted() does, and QUOTA_STORAGE; ChildDiedError, UnavailableError."""
+        while images:
+            storing = asyncio.ensure_future(asyncio.to_thread(self._store_while_room, folder, prefix, images, room))
+            try:
+                done, wanted_bytes = await asyncio.shield(storing)
+            except asyncio.CancelledError:
+                # The thread goes on with the image that it has: nothing is stored after the import's end.
+                room.close()
+                await asyncio.gather(storing, return_exceptions=True)
+                raise
+            images = images[done:]
+            if images:
+                async with room.growing:
+                    if not room.fits(wanted_bytes):
+                        room.grow(await self._datasets.imports.reserve(work, wanted_bytes))
+
+    def _store_while_room(
+        self, folder: Path, prefix: str, images: Sequence[AcceptedImage], room: Room
+    ) -> tuple[int, int]:
+        """How many of the images are done, and the size of the next one, for which there is no room.
+
+        Blocks: for a thread. Only what has the hash that was said is stored, below a key of that hash.
+        """
+        done, stored, wanted_bytes = 0, 0, 0
         for image in images:
             if not _SHA256.fullmatch(image.sha256):
-                raise ChildDiedError
-            read = partial(read_accepted, folder, image, room)
-            stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", read)
+                raise ChildDiedError("the import said what is no hash")
+            try:
+                read = partial(read_accepted, folder, image, room)
+                stored += self._objects.put_if_missing(f"{prefix}/{image.sha256}", read)
+            except NoRoomError as error:
+                wanted_bytes = error.size_bytes
+                break
+            done += 1
         images_stored_total.labels("stored").inc(stored)
-        images_stored_total.labels("there").inc(len(images) - stored)
+        images_stored_total.labels("there").inc(done - stored)
+        return done, wanted_bytes
 
     async def _version(self, work: Import, imported: Imported, manifest: Path, image_prefix: str) -> DatasetVersion:
-        former = await self._datasets.version_of_content(work.account_id, imported.content_hash)
+        former = await self._datasets.versions.of_content(work.account_id, imported.content_hash)
         if former is not None:
             return former
         version_id = derived_id("dataset_version", work.import_id)
@@ -275,11 +262,11 @@ def read_accepted(folder: Path, image: AcceptedImage, room: Room) -> bytes:
     """Its bytes, which have the hash that was said, and for which there is room.
 
     Raises:
-        ImportFailedError: SOURCE_CHANGED, QUOTA_STORAGE. ChildDiedError: the path leads out of the folder.
+        ImportFailedError: SOURCE_CHANGED. ChildDiedError: the path leads out of the folder. NoRoomError.
     """
     parts = safe_parts(image.path)
     if not parts:
-        raise ChildDiedError
+        raise ChildDiedError("the import said a path that leads out of its folder")
     try:
         with open_below(folder, parts) as file:
             data = read_at_most(file, MAX_IMAGE_BYTES)
@@ -297,41 +284,40 @@ def _changed() -> ImportFailedError:
     )
 
 
-async def housekeeping(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
-    """Until cancelled: proves stores that could not be proven yet, counts what was stored before there was a count,
-    removes what has expired or was left behind; once, lists the images of versions that were imported before there were
-    such lists."""
-    chores: list[Callable[[], Awaitable[object]]] = [
-        lambda: _prove_stores(datasets),
-        lambda: _count_stored(datasets),
-        datasets.sweep_uploads,
-        lambda: _sweep_folders(datasets, work_folder),
-    ]
-    once: list[Callable[[], Awaitable[object]]] = [lambda: _list_former_images(datasets, objects, work_folder)]
-    while True:
-        for chore in (*chores, *once):
-            try:
-                await chore()
-            except _TRANSIENT as error:
-                log.warning("housekeeping_interrupted", error=repr(error))
-            else:
-                if chore in once:
-                    once.remove(chore)
+async def prove_stores(datasets: Datasets) -> None:
+    """A round: those that could not be proven yet."""
+    for account_id in await datasets.stores.unproven():
+        await datasets.stores.prove(account_id, new_id())
+
+
+async def count_stored(datasets: Datasets) -> None:
+    """A round: what was stored before there was a count."""
+    for account_id in await datasets.stores.uncounted():
+        await datasets.stores.count(account_id)
+
+
+async def remove_leftovers(datasets: Datasets) -> None:
+    """One round, of every account for which it can be done now. Raises UnavailableError, what PostgreSQL raises."""
+    for account_id in await datasets.leftovers.due():
+        with suppress(ClaimLostError):
+            await datasets.leftovers.remove(account_id, new_id())
+
+
+async def list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
+    """Lists the images of versions that were imported before there were such lists; returns when none is left."""
+    left = True
+    while left:
+        try:
+            left = await _list_former_images(datasets, objects, work_folder)
+        except INTERRUPTIONS as error:
+            log.warning("round_interrupted", work="former_images", error=repr(error))
         await asyncio.sleep(HOUSEKEEPING_S)
 
 
-async def _prove_stores(datasets: Datasets) -> None:
-    for account_id in await datasets.unproven_accounts():
-        await datasets.prove_store(account_id, new_id())
-
-
-async def _count_stored(datasets: Datasets) -> None:
-    for account_id in await datasets.uncounted_accounts():
-        await datasets.count_stored(account_id)
-
-
-async def _list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> None:
-    for version in await datasets.unlisted_versions():
+async def _list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> bool:
+    """Of a batch of versions; false: of none."""
+    listed = 0
+    for version in await datasets.versions.unlisted():
         try:
             manifest = await objects.get(version.manifest_key, sha256=version.manifest_sha256)
         except (NotFoundError, DataLossError, ResourceExhaustedError) as error:
@@ -340,13 +326,15 @@ async def _list_former_images(datasets: Datasets, objects: Objects, work_folder:
         with NamedTemporaryFile(dir=work_folder, prefix="listing-") as file:
             listing = Path(file.name)
             await asyncio.to_thread(write_listing_of, listing, manifest, version.label_kind)
-            await datasets.list_images_of(version, listing)
+            await datasets.versions.list_images_of(version, listing)
+        listed += 1
+    return listed > 0
 
 
-async def _sweep_folders(datasets: Datasets, work_folder: Path) -> None:
-    """Removes the folders of claims that have ended. A claim is in the database before its folder is made."""
+async def sweep_folders(datasets: Datasets, work_folder: Path) -> None:
+    """A round: removes the folders of claims that have ended. A claim is in the database before its folder is made."""
     names = [name for name in await asyncio.to_thread(os.listdir, work_folder) if _CLAIM.fullmatch(name)]
-    live = await datasets.live_claims(names)
+    live = await datasets.imports.live_claims(names)
     for name in names:
         if name not in live:
             await asyncio.to_thread(shutil.rmtree, work_folder / name, ignore_errors=True)

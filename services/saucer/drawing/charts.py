@@ -4,6 +4,7 @@ An SVG's text is drawn as outlines, so that it looks the same everywhere. Nothin
 are objects of their own, never pyplot's.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,24 +21,26 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path as MplPath
 from matplotlib.textpath import TextPath
-from matplotlib.transforms import Affine2D
 from numpy.typing import ArrayLike, NDArray
 
 from saucer.drawing.palette import BLUE, GREEN, GREY, INK, LINES, ORANGE, PURPLE, STYLES, VERMILION
+from saucer.lib.scores import threshold_text
 
 CHART_PX = (1200, 720)
 DPI = 120
-MAX_CURVES = 12  # more cannot be told apart; beyond it the classes with the lowest AP are drawn
+MAX_CURVES = 12  # more cannot be told apart; beyond it the worst are drawn
 MATRIX_PX = (1200, 1080)
+# From one digit to the next, of a font of size 1: in DejaVu Sans, which comes with matplotlib, all are as wide.
+DIGIT_ADVANCE = 0.63625
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A class's curve: recall and precision, each (n,) and in the same order; ap is 0..1, or None.
+    """A class's curve: recall and precision, each (n,) and in the same order; ap is 0..1, or None: of a classification.
 
-    recall_at and precision_at are those at the chart's threshold, or None where there is none. They are not read off
-    the curve, whose points may be thinned.
+    recall_at, precision_at and f1_at are those at the chart's threshold, or None where there is none. They are not read
+    off the curve, whose points may be thinned.
     """
 
     class_name: str
@@ -46,6 +49,7 @@ class Curve:
     precision: ArrayLike
     recall_at: float | None = None
     precision_at: float | None = None
+    f1_at: float | None = None
 
 
 def training_curve(
@@ -103,6 +107,7 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
 def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
     """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
 
+    Of more classes it draws those with the lowest AP, of a classification those with the lowest F1 at the threshold.
     The size is CHART_PX.
     """
     figure = _figure(title)
@@ -111,7 +116,7 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
         _save(figure, path)
         return
     axes = figure.subplots()
-    drawn = sorted(curves, key=lambda curve: curve.ap or 0.0)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
+    drawn = sorted(curves, key=_goodness)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
     lines: list[Line2D] = []
     for index, curve in enumerate(drawn):
         colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
@@ -124,8 +129,13 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(handles=lines, loc="lower left", framealpha=0.9)
     if len(drawn) < len(curves):
-        axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest AP")
+        measure = f"F1 at {threshold_text(threshold)}" if drawn[0].ap is None else "AP"
+        axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest {measure}")
     _save(figure, path)
+
+
+def _goodness(curve: Curve) -> float:
+    return (curve.f1_at or 0.0) if curve.ap is None else curve.ap
 
 
 def curve_label(curve: Curve, threshold: float) -> str:
@@ -133,7 +143,7 @@ def curve_label(curve: Curve, threshold: float) -> str:
     label = curve.class_name if curve.ap is None else f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
     if curve.recall_at is None or curve.precision_at is None:
         return label
-    return f"{label}; at {threshold:.2f} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}"
+    return f"{label}; at {threshold_text(threshold)} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}"
 
 
 def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:
@@ -183,11 +193,21 @@ def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *,
     axes.add_collection(numbers)
 
 
-def _outline(text: str, size: float) -> MplPath:
-    """Centred at the origin, in inches."""
-    outline = TextPath((0, 0), text, size=size / 72)
-    box = outline.get_extents()
-    return outline.transformed(Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2))
+def _outline(digits: str, size: float) -> MplPath:
+    """Centred at the origin, in inches; `size` in points."""
+    outlines = [_digit(digit) for digit in digits]
+    vertices = np.concatenate(
+        [points + np.array([place * DIGIT_ADVANCE, 0]) for place, (points, _) in enumerate(outlines)]
+    )
+    middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
+    return MplPath((vertices - middle) * size / 72, np.concatenate([codes for _, codes in outlines]))
+
+
+@functools.cache
+def _digit(digit: str) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """Vertices and codes of its outline, in a font of size 1."""
+    outline = TextPath((0, 0), digit, size=1)
+    return np.asarray(outline.vertices, float), np.asarray(outline.codes, np.uint8)
 
 
 def score_histogram(
@@ -216,7 +236,7 @@ def score_histogram(
     )
     lines: list[Artist | Container] = [right_bars, wrong_bars]
     if threshold is not None:
-        lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold:.2f}"))
+        lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold_text(threshold)}"))
     axes.set_yscale("log")
     axes.set(xlabel="score", ylabel="detections", xlim=(edges[0], edges[-1]), ylim=(0.7, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

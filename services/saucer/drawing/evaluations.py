@@ -5,8 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from saucer.drawing import charts, images
-from saucer.drawing.wording import BACKGROUND, describe_case
+from saucer.drawing.wording import BACKGROUND, describe_case, describe_filter
 from saucer.evaluation.v1 import evaluation_pb2
+from saucer.lib.scores import threshold_text
 
 
 def drawn(name: str, draw: Callable[[Path], None]) -> bytes:
@@ -23,10 +24,20 @@ def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation
     drawn = [
         _curve(curve, at_threshold[curve.class_name])
         for curve in answer.curves
-        if curve.points  # a class without test boxes has none
+        if _has_labels(evaluation, curve, at_threshold[curve.class_name])
     ]
     title = f"Precision over recall: test {_accuracy(evaluation)}"
     charts.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
+
+
+def _has_labels(
+    evaluation: evaluation_pb2.Evaluation, curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassResult
+) -> bool:
+    """Whether the test split has labels of the class: then nothing found, a curve without points, is the worst of all.
+
+    A label of a crowd alone gives no AP; of classification, which has no crowds, there is no AP at all.
+    """
+    return at.boxes > 0 if evaluation.classification else curve.HasField("ap_50")
 
 
 def _curve(curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassResult) -> charts.Curve:
@@ -37,17 +48,24 @@ def _curve(curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassR
         [point.precision for point in curve.points],
         at.recall if at.HasField("recall") else None,
         at.precision if at.HasField("precision") else None,
+        at.f1 if at.HasField("f1") else None,
     )
 
 
 def confusion(file: Path, answer: evaluation_pb2.ConfusionMatrix) -> None:
     """Which class is taken for which."""
-    title = f"Labels taken for what, at threshold {answer.threshold:.2f}"
+    title = f"Labels taken for what, at threshold {threshold_text(answer.threshold)}"
     charts.confusion_matrix(file, [*answer.class_names, BACKGROUND], [row.boxes for row in answer.rows], title=title)
 
 
-def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence[evaluation_pb2.BadCase]) -> None:
-    """A sheet of cases that came with their images."""
+def bad_cases(
+    file: Path,
+    evaluation: evaluation_pb2.Evaluation,
+    cases: Sequence[evaluation_pb2.BadCase],
+    asked: evaluation_pb2.ListBadCasesRequest,
+    total: int,
+) -> None:
+    """A sheet of cases that came with their images, of so many in all that were asked for."""
     tiles = [
         images.Tile(
             case.image,
@@ -57,7 +75,10 @@ def bad_cases(file: Path, evaluation: evaluation_pb2.Evaluation, cases: Sequence
         )
         for case in cases
     ]
-    title = f"{evaluation.bad_cases} bad cases of {evaluation.images} images, at threshold {evaluation.threshold:.2f}"
+    title = f"{total} bad cases of {evaluation.images} images, at threshold {threshold_text(evaluation.threshold)}"
+    wanted = describe_filter(evaluation, asked)
+    if wanted:
+        title += f": {wanted}"
     images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
@@ -74,17 +95,21 @@ def scores(file: Path, evaluation: evaluation_pb2.Evaluation, histogram: evaluat
     )
 
 
-def test_images(file: Path, evaluation: evaluation_pb2.Evaluation, shown: Sequence[evaluation_pb2.TestImage]) -> None:
-    """A sheet of images that came with their bytes, with their labels."""
+def test_images(
+    file: Path, evaluation: evaluation_pb2.Evaluation, shown: Sequence[evaluation_pb2.TestImage], class_name: str
+) -> None:
+    """A sheet of images that came with their bytes, with their labels: those of a class, or all."""
     tiles = [
         images.Tile(image.image, [_box(item, None) for item in image.truth], caption=image.file_name) for image in shown
     ]
     title = f"{len(shown)} of {evaluation.images} images of the test split"
+    if class_name:
+        title += f", with a label of {class_name}"
     images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
 def _box(item: evaluation_pb2.LabelledBox, score: float | None) -> images.LabelledBox:
-    return images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score)
+    return images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, score, item.crowd)
 
 
 def _accuracy(evaluation: evaluation_pb2.Evaluation) -> str:

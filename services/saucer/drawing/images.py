@@ -12,13 +12,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from saucer.drawing.palette import BOXES, GREY, INK
-from saucer.lib.scores import at_score_precision
+from saucer.lib.scores import at_score_precision, threshold_text
 from saucer.serving.exif import orientation, turn
 
 MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
 TILE_PX = (380, 300)  # the room of an image on a sheet
 CAPTION_LINES = 3
+TITLE_LINE_PX = 24
 GAP_PX = 12
 DASH_PX = 9
 
@@ -27,7 +28,7 @@ Colour = tuple[int, int, int]
 
 
 class LabelledBox(NamedTuple):
-    """Corners in pixels of the image; score is None for a label that a person made."""
+    """Corners in pixels of the image; score is None for a label that a person made, which alone may be of a crowd."""
 
     x1: float
     y1: float
@@ -35,6 +36,7 @@ class LabelledBox(NamedTuple):
     y2: float
     class_name: str
     score: float | None = None
+    crowd: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,13 @@ def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Seque
     columns = min(columns, max(places, 2))
     small, large = _font(14), _font(17)
     across, down = TILE_PX[0] + GAP_PX, TILE_PX[1] + GAP_PX + CAPTION_LINES * 18
-    top = GAP_PX + 24 * (1 + bool(title))
-    canvas = Image.new("RGB", (columns * across + GAP_PX, math.ceil(places / columns) * down + top + GAP_PX), "white")
+    width = columns * across + GAP_PX
+    heading = _wrapped(title, large, width - 2 * GAP_PX)
+    top = GAP_PX + TITLE_LINE_PX * (1 + len(heading))
+    canvas = Image.new("RGB", (width, math.ceil(places / columns) * down + top + GAP_PX), "white")
     pen = ImageDraw.Draw(canvas)
-    if title:
-        pen.text((GAP_PX, GAP_PX // 2), title, INK, large)
+    for row, line in enumerate(heading):
+        pen.text((GAP_PX, GAP_PX // 2 + row * TITLE_LINE_PX), line, INK, large)
     _legend(pen, names, top - 22, canvas.width, small)
     for index, tile in enumerate(shown):
         corner = GAP_PX + index % columns * across, top + GAP_PX + index // columns * down
@@ -130,13 +134,16 @@ def _sentence(boxes: Sequence[LabelledBox], shown: Sequence[LabelledBox], thresh
         counts = {
             name: sum(box.class_name == name for box in shown) for name in sorted({box.class_name for box in shown})
         }
-        return ", ".join(f"{name}: {count}" for name, count in counts.items()) + f"   (threshold {threshold:.2f})"
+        return (
+            ", ".join(f"{name}: {count}" for name, count in counts.items())
+            + f"   (threshold {threshold_text(threshold)})"
+        )
     best = max((box for box in boxes), key=lambda box: box.score or 0.0, default=None)
     if best is None:
-        return f"Nothing found (threshold {threshold:.2f})."
-    return (
-        f"Nothing reaches the threshold of {threshold:.2f}; the highest below it is {best.class_name} {best.score:.2f}."
-    )
+        return f"Nothing found (threshold {threshold_text(threshold)})."
+    # Rounded, a score just below the threshold would be told as the threshold itself.
+    highest = f"{best.class_name} {threshold_text(best.score or 0.0)}"
+    return f"Nothing reaches the threshold of {threshold_text(threshold)}; the highest below it is {highest}."
 
 
 def _draw(
@@ -189,8 +196,8 @@ def _label(
     font: Font,
     below: bool,
 ) -> None:
-    """Writes a box's class and score at its upper left corner, outside; `below`: at the lower left one."""
-    text = box.class_name if box.score is None else f"{box.class_name} {box.score:.2f}"
+    """Writes what a box is at its upper left corner, outside; `below`: at the lower left one."""
+    text = _name(box)
     across, high = font.getlength(text) + 6, font.size + 4
     x = max(0.0, min(box.x1 * scale, size[0] - across))
     y = box.y2 * scale + 2 if below else box.y1 * scale - high - 1
@@ -199,6 +206,12 @@ def _label(
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "white"
     pen.rectangle((x, y, x + across, y + high), colour, "black")
     pen.text((x + 3, y + 1), text, ink, font)
+
+
+def _name(box: LabelledBox) -> str:
+    if box.score is not None:
+        return f"{box.class_name} {box.score:.2f}"
+    return f"{box.class_name} (crowd)" if box.crowd else box.class_name
 
 
 def _wrapped(text: str, font: Font, width: float) -> list[str]:

@@ -3,11 +3,14 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.matching import NEVER, NONE, Scored, Verdict, at_score_precision
+
+Column = TypeVar("Column", bound=np.generic)
 
 
 class FaultKind(IntEnum):
@@ -39,7 +42,8 @@ _KIND_OF_VERDICT = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault. A miss has no detection, score and label; a false positive that is no duplicate has no truth.
+    """One fault. A miss has no detection, score and label, but of whole images those of the answer that is not sure; a
+    false positive that is no duplicate has no truth.
 
     `detection` and `truth` are row numbers of the columns that were matched; `iou` is that of the two boxes, 0 where
     one is missing.
@@ -60,7 +64,7 @@ class Faults:
     """Faults as columns of k rows, ordered by image id, then kind, then falling score, then row number.
 
     `image` int32 [k] indexes Scored.images; `kind` uint8 (FaultKind); `detection` and `truth` int32, `label` and
-    `truth_label` int32: NONE where there is none; `iou` float32; `score` float32, NEVER for a miss.
+    `truth_label` int32: NONE where there is none; `iou` float32; `score` float32, NEVER where there is no detection.
     """
 
     images: NDArray[np.int64]
@@ -120,11 +124,13 @@ def truth_states(scored: Scored, threshold: float) -> NDArray[np.uint8]:
 @dataclass(frozen=True, slots=True, eq=False)
 class FaultRows:
     """Where the faults at a threshold are, before one is put together: rows of detections that are wrong (`wrong`), and
-    of truths that are missed (`missing`), both ascending."""
+    of truths that are missed (`missing`), both ascending; for each of the latter, the row of the answer that is not
+    sure (`unsure`), NONE where there is none."""
 
     scored: Scored
     wrong: NDArray[np.intp]
     missing: NDArray[np.intp]
+    unsure: NDArray[np.intp]
 
     def counts(self) -> NDArray[np.int64]:
         """How many faults each image has, int64 [m]."""
@@ -137,31 +143,30 @@ class FaultRows:
         """Those on the images at these places of Scored.images."""
         among = np.zeros(self.scored.images.size, np.bool_)
         among[places] = True
+        missing = among[self.scored.truth_image[self.missing]]
         return FaultRows(
             self.scored,
             self.wrong[among[self.scored.image[self.wrong]]],
-            self.missing[among[self.scored.truth_image[self.missing]]],
+            self.missing[missing],
+            self.unsure[missing],
         )
 
     def faults(self) -> Faults:
         """All of them."""
         scored, wrong, missing = self.scored, self.wrong, self.missing
-        nothing = np.full(missing.size, NONE, np.int32)
-        truth = np.concatenate([scored.truth[wrong], missing.astype(np.int32)])
-        named = truth != NONE
-        truth_label = np.full(truth.size, NONE, np.int32)
-        truth_label[named] = scored.truth_label[truth[named]]
+        detection = np.concatenate([wrong, self.unsure])
+        truth = np.concatenate([scored.truth[wrong], missing])
         kind = _kinds_of_verdicts(tuple(FaultKind))[scored.verdict[wrong]]
         faults = Faults(
             images=scored.images,
             image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
             kind=np.concatenate([kind, np.full(missing.size, FaultKind.MISS)]).astype(np.uint8),
-            detection=np.concatenate([wrong.astype(np.int32), nothing]),
-            truth=truth,
-            iou=np.concatenate([scored.iou[wrong], np.zeros(missing.size, np.float32)]),
-            score=np.concatenate([scored.score[wrong], np.full(missing.size, NEVER, np.float32)]),
-            label=np.concatenate([scored.label[wrong], nothing]),
-            truth_label=truth_label,
+            detection=detection.astype(np.int32),
+            truth=truth.astype(np.int32),
+            iou=_taken(scored.iou, detection, 0),
+            score=_taken(scored.score, detection, NEVER),
+            label=_taken(scored.label, detection, NONE),
+            truth_label=_taken(scored.truth_label, truth, NONE),
         )
         rows = np.lexsort((faults.truth, faults.detection, -faults.score, faults.kind, faults.image))
         columns = {field.name: getattr(faults, field.name) for field in fields(Faults)}
@@ -185,30 +190,43 @@ def fault_rows(
     kinds: Collection[FaultKind] = tuple(FaultKind),
     label: int | None = None,
     scores: ScoreRange | None = None,
+    answers: NDArray[np.integer] | None = None,
 ) -> FaultRows:
     """Faults of the detections with score >= threshold and of the truths that they leave, in O(n + t).
 
     `kinds`, `label` and `scores` filter; a fault is of a class if its detection or its truth is, so that a confusion
-    shows under both; a miss has no score, so it lies in no range. Raises ValueError for a threshold that is not a
-    number.
+    shows under both. A miss is of its truth's class alone, and without a score it lies in no range. `answers`, of whole
+    images: classifying.answers_by_truth(). Raises ValueError for a threshold that is not a number.
     """
     wrong = np.flatnonzero(scored.score >= at_score_precision(threshold))
     wrong = wrong[_kinds_of_verdicts(kinds)[scored.verdict[wrong]] != NONE]
-    if FaultKind.MISS in kinds and scores is None:
+    if FaultKind.MISS in kinds and (scores is None or answers is not None):
         # A truth that a confused or poorly placed detection names is told of there, and not as a miss again.
         missing = np.flatnonzero(truth_states(scored, threshold) == TruthState.MISSED)
     else:
         missing = np.empty(0, np.intp)
+    unsure = np.full(missing.size, NONE) if answers is None else answers[missing].astype(np.intp)
     if scores is not None:
         low, high = map(at_score_precision, scores)
         wrong = wrong[(scored.score[wrong] >= low) & (scored.score[wrong] <= high)]
+        score = _taken(scored.score, unsure, NEVER)
+        within = _reached(score, low) & (score <= high)
+        missing, unsure = missing[within], unsure[within]
     if label is not None:
         truth = scored.truth[wrong]
         of_truth = np.zeros(wrong.size, np.bool_)
         of_truth[truth != NONE] = scored.truth_label[truth[truth != NONE]] == label
         wrong = wrong[(scored.label[wrong] == label) | of_truth]
-        missing = missing[scored.truth_label[missing] == label]
-    return FaultRows(scored, wrong, missing)
+        of_label = scored.truth_label[missing] == label
+        missing, unsure = missing[of_label], unsure[of_label]
+    return FaultRows(scored, wrong, missing, unsure)
+
+
+def _taken(column: NDArray[Column], rows: NDArray[np.integer], nothing: float | np.float32) -> NDArray[Column]:
+    """The column at these rows; `nothing` where the row is NONE."""
+    values = np.full(rows.size, nothing, column.dtype)
+    values[rows != NONE] = column[rows[rows != NONE]]
+    return values
 
 
 def _kinds_of_verdicts(kinds: Collection[FaultKind]) -> NDArray[np.int16]:

@@ -66,6 +66,14 @@ def match_answers(truth: Truth, answers: DetectionColumns) -> Scored:
     )
 
 
+def answers_by_truth(scored: Scored) -> NDArray[np.int32]:
+    """The row of the answer to each truth's image, sure or not, int32 [t]; NONE: there is none."""
+    answers = np.full(scored.truth_label.size, NONE, np.int32)
+    judged = np.flatnonzero(scored.truth != NONE)
+    answers[scored.truth[judged]] = judged
+    return answers
+
+
 def top_accuracies(truth: Truth, answers: DetectionColumns) -> TopAccuracies:
     """How often the label is the best answer, or among the MOST_ANSWERS best; no threshold moves them."""
     if not truth.label.size:

@@ -13,7 +13,8 @@ from saucer.evaluation.truth import Truth
 NAMED_CLASSES = 5
 """Of those that only one test set has."""
 _OF_IMAGES = ("images", "width", "height")
-_OF_LABELS = tuple(field.name for field in fields(Truth) if field.name not in {"classes", *_OF_IMAGES})
+# Sizes are left to the corners: test sets that were stored without sizes have them from there, rounded.
+_OF_LABELS = tuple(field.name for field in fields(Truth) if field.name not in {"classes", "box_size", *_OF_IMAGES})
 
 
 class Change(StrEnum):

@@ -92,6 +92,7 @@ class Figures:
 
     images: int
     boxes: int
+    # Those of which labels say that nothing is on them, too.
     unlabelled_images: int
     map: float | None
     map_50: float | None

@@ -6,9 +6,10 @@ from pydantic import Field
 
 from saucer.evaluation import consumers, rpc
 from saucer.evaluation.scorer import MAX_ATTEMPTS, Scorer
-from saucer.evaluation.scoring_process import MEMORY_BYTES, TIME_LIMIT_S, ChildLimits
+from saucer.evaluation.scoring_process import FILE_BYTES, MEMORY_BYTES, TIME_LIMIT_S
 from saucer.evaluation.service import CACHE_BYTES, CLAIM, Evaluations
 from saucer.lib.config import ServiceSettings
+from saucer.lib.confinement import ChildLimits
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
 
@@ -39,7 +40,7 @@ async def wire(process: Process, settings: EvaluationSettings) -> None:
     claim = timedelta(seconds=settings.scoring_claim_s)
     evaluations = Evaluations(database, objects, claim=claim, cache_bytes=settings.cache_bytes)
     dead_events = process.consumer(database, jetstream, consumers.handlers(evaluations))
-    limits = ChildLimits(settings.scoring_memory_bytes, settings.scoring_time_limit_s)
+    limits = ChildLimits(settings.scoring_memory_bytes, FILE_BYTES, settings.scoring_time_limit_s)
     scorer = Scorer(evaluations, objects, limits, max_attempts=settings.scoring_attempts)
     process.background("scorer", scorer.run())
     await process.serve(settings, [rpc.servicer(evaluations), dead_events], database)

@@ -254,7 +254,11 @@ def _near_pairs(
     """
     d_box, d_label = _corner_columns(detections.box[by_rank]), detections.label[by_rank]
     t_box, t_label, t_crowd = _corner_columns(truth.box[by_image]), truth.label[by_image], truth.crowd[by_image]
-    d_area, t_area = _areas(d_box), _areas(t_box)
+    # To pycocotools a box is a corner and a size, and ends at their sum (M2). A limit may be met exactly, so every bit
+    # counts.
+    d_box[2:] -= d_box[:2]
+    d_area, t_area = d_box[2] * d_box[3], truth.box_size[by_image].prod(axis=1)
+    d_box[2:] += d_box[:2]
     truths = np.bincount(truth_image, minlength=truth.images.size)
     first, count = (np.cumsum(truths) - truths)[image], truths[image]
     ends = np.cumsum(count)
@@ -292,12 +296,6 @@ _SHARED_CORNERS = (np.maximum, np.maximum, np.minimum, np.minimum)
 def _corner_columns(box: NDArray[np.floating]) -> NDArray[np.float64]:
     """Boxes [n, 4] as four contiguous columns [4, n]."""
     return np.ascontiguousarray(box.T, np.float64)
-
-
-def _areas(columns: NDArray[np.float64]) -> NDArray[np.float64]:
-    left, top, right, bottom = columns
-    areas: NDArray[np.float64] = (right - left) * (bottom - top)
-    return areas
 
 
 def _overlap(

@@ -293,4 +293,6 @@ def read_filter(
 
 def _box_message(box: LabelledBox) -> evaluation_pb2.LabelledBox:
     x1, y1, x2, y2 = box.corners
-    return evaluation_pb2.LabelledBox(x1=x1, y1=y1, x2=x2, y2=y2, class_name=box.class_name, score=box.score or 0.0)
+    return evaluation_pb2.LabelledBox(
+        x1=x1, y1=y1, x2=x2, y2=y2, class_name=box.class_name, score=box.score or 0.0, crowd=box.crowd
+    )

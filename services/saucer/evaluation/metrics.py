@@ -125,7 +125,8 @@ class _Curve:
 
     def __init__(self, score: NDArray[np.float32], hit: NDArray[np.bool_], truths: int) -> None:
         """`score` falling; the order of equal ones makes no difference."""
-        self.score = np.ascontiguousarray(score[::-1])
+        # A copy even of a single score: else all scores that it is one of stay in memory.
+        self.score = score[::-1].copy()
         self.hits_from = np.append(np.cumsum(hit)[::-1], 0)
         self.truths = truths
 
@@ -133,6 +134,10 @@ class _Curve:
         first = int(np.searchsorted(self.score, threshold, "left"))
         hits = int(self.hits_from[first])
         return Counts(self.truths, hits, self.score.size - first - hits)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.score.nbytes + self.hits_from.nbytes
 
     def points(self) -> PrPoints:
         first = np.flatnonzero(np.append(True, self.score[1:] != self.score[:-1])[: self.score.size])
@@ -152,6 +157,10 @@ class _Ap50:
         self.precision = np.arange(1, place.size + 1) / (place + 1)
         self.recall = np.arange(1, place.size + 1) / max(truths, 1)
         self.truths = truths
+
+    @property
+    def size_bytes(self) -> int:
+        return self.score.nbytes + self.precision.nbytes + self.recall.nbytes
 
     def above(self, threshold: np.float32) -> float | None:
         if not self.truths:
@@ -217,6 +226,12 @@ class ThresholdCurves:
         values = [value for value in self.ap_50_above_threshold(threshold) if value is not None]
         return math.fsum(values) / len(values) if values else None
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the memory."""
+        curves = sum(curve.size_bytes for curve in (self._overall, *self._classes))
+        return curves + sum(ap_50.size_bytes for ap_50 in self._ap_50)
+
 
 class ErrorsByImage:
     """FP + FN (M7) of each image at any threshold, found among those that make them alone."""
@@ -236,6 +251,12 @@ class ErrorsByImage:
         wrong = self._wrong_image[np.searchsorted(self._wrong_score, at, "left") :]
         lost = self._truth_image[: np.searchsorted(self._found_score, at, "left")]
         return np.bincount(wrong, minlength=self._images) + np.bincount(lost, minlength=self._images)
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the memory."""
+        columns = (self._wrong_score, self._wrong_image, self._found_score, self._truth_image)
+        return sum(column.nbytes for column in columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,25 +296,18 @@ def coco_evaluation(truth: Truth, detections: DetectionColumns) -> hotcoco.COCOe
         [{"id": label + 1, "name": name} for label, name in enumerate(truth.classes)],
         place(truth.image_id),
         truth.label + 1,
-        _corners_and_sizes(truth.box, np.empty((truth.label.size, 4))),
+        np.concatenate([truth.box[:, :2], truth.box_size], axis=1),
         area=truth.area,
         iscrowd=truth.crowd,
     )
     # Image, left, top, width, height, score, class.
     rows = np.empty((detections.score.size, 7))
     rows[:, 0] = place(detections.image_id)
-    _corners_and_sizes(detections.box, rows[:, 1:5])
+    rows[:, 1:5] = detections.box
+    rows[:, 3:5] -= rows[:, 1:3]
     rows[:, 5] = detections.score
     rows[:, 6] = detections.label + 1
     return hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
-
-
-def _corners_and_sizes(box: NDArray[np.floating], into: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Boxes of two corners [n, 4] as left, top, width and height."""
-    into[:] = box
-    into[:, 2] -= into[:, 0]
-    into[:, 3] -= into[:, 1]
-    return into
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -14,6 +14,7 @@ from saucer.evaluation.messages import (
     curve_message,
     evaluation_message,
     histogram_message,
+    kind_number,
 )
 from saucer.evaluation.reading import CaseFilter
 from saucer.evaluation.service import Evaluations
@@ -60,12 +61,14 @@ class Pictures:
     """Draws one picture at a time: matplotlib shares its fonts, and the memory of pictures is bounded so.
 
     Charts are kept, since a finished evaluation does not change and one takes some tenths of a second. Sheets are not:
-    the images on them are read, and counted, each time.
+    the images on them are read, and counted, each time; those of one sheet at a time, while charts are drawn.
     """
 
     def __init__(self, evaluations: Evaluations) -> None:
         self._evaluations = evaluations
         self._drawing = asyncio.Lock()
+        # Held while a sheet's images are in memory, from before they are read.
+        self._sheets = asyncio.Lock()
         self._charts = Cache[tuple[object, ...], bytes]("charts", len, KEPT_BYTES)
 
     async def draw(self, wanted: Wanted) -> Drawn:
@@ -76,7 +79,8 @@ class Pictures:
             images as SVG. UnavailableError: the store does not answer.
         """
         if wanted.kind == _Kind.PICTURE_KIND_BAD_CASES:
-            return await self._sheet(wanted)
+            async with self._sheets:
+                return await self._sheet(wanted)
         # A chart that is kept is also only for those who may see the evaluation.
         await self._evaluations.get(wanted.evaluation_id, DEFAULT_THRESHOLD)
         key = (wanted.evaluation_id, wanted.kind, wanted.threshold, wanted.class_name, wanted.svg)
@@ -126,7 +130,16 @@ class Pictures:
         )
         told = await self._told(wanted)
         cases = [bad_case_message(case, image) for case, image in found]
-        data = await self._drawn("picture.png", lambda drawing, file: drawing.bad_cases(file, told, cases))
+        least, highest = wanted.cases.scores or (None, None)
+        asked = evaluation_pb2.ListBadCasesRequest(
+            kinds=[kind_number(kind) for kind in wanted.cases.kinds],
+            class_name=wanted.cases.class_name,
+            min_score=least,
+            max_score=highest,
+        )
+        data = await self._drawn(
+            "picture.png", lambda drawing, file: drawing.bad_cases(file, told, cases, asked, total)
+        )
         return Drawn(data, len(cases), total)
 
     async def _told(self, wanted: Wanted) -> evaluation_pb2.Evaluation:

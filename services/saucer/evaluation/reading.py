@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saucer.evaluation.bad_cases import Fault, FaultKind, FaultRows, ScoreRange, fault_rows
+from saucer.evaluation.classifying import answers_by_truth
 from saucer.evaluation.domain import AtThreshold
 from saucer.evaluation.matching import NONE
 from saucer.evaluation.stored import Loaded
@@ -34,7 +35,10 @@ class LabelledBox:
 
 @dataclass(frozen=True)
 class CaseFault:
-    """What is wrong, with the boxes by their place in the case's `truth` and `detections`; None: no box."""
+    """What is wrong, with the boxes by their place in the case's `truth` and `detections`; None: no box.
+
+    A miss has a detection only in a classification: the answer that is not sure.
+    """
 
     kind: FaultKind
     detection: int | None
@@ -201,9 +205,10 @@ def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iter
 def _wanted_rows(loaded: Loaded, threshold: float, wanted: CaseFilter) -> FaultRows:
     if wanted.class_name and wanted.class_name not in loaded.truth.classes:
         nothing = np.empty(0, np.intp)
-        return FaultRows(loaded.scored, nothing, nothing)
+        return FaultRows(loaded.scored, nothing, nothing, nothing)
     label = loaded.truth.classes.index(wanted.class_name) if wanted.class_name else None
-    return fault_rows(loaded.scored, threshold, wanted.kinds or tuple(FaultKind), label, wanted.scores)
+    answers = answers_by_truth(loaded.scored) if loaded.test_set.whole_images else None
+    return fault_rows(loaded.scored, threshold, wanted.kinds or tuple(FaultKind), label, wanted.scores, answers)
 
 
 def _worst_first(rows: FaultRows) -> NDArray[np.intp]:
@@ -224,6 +229,8 @@ def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Faul
     truth = loaded.truth
     place = int(np.searchsorted(truth.images, image_id))
     truths, found = loaded.truths_of(place).tolist(), loaded.detections_of(place, threshold).tolist()
+    # The answer of an unsure image is below the threshold, as all its others are.
+    found += [fault.detection for fault in faults if fault.kind is FaultKind.MISS and fault.detection is not None]
     place_of_truth = {row: number for number, row in enumerate(truths)}
     place_of_detection = {row: number for number, row in enumerate(found)}
     return BadCase(
@@ -277,7 +284,7 @@ def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
 
 
 def _class_of(fault: Fault, classes: tuple[str, ...]) -> str:
-    """The detection's class where there is one, else the missed truth's."""
-    label = fault.label if fault.label is not None else fault.truth_label
+    """What is missed, else what is wrongly there."""
+    label = fault.truth_label if fault.kind is FaultKind.MISS else fault.label
     assert label is not None, "a fault has a detection or a truth"
     return classes[label]

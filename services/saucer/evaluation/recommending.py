@@ -74,6 +74,15 @@ class Choices:
         first = int(np.searchsorted(self._complete.recall, wanted, "left"))
         return float(self._complete.threshold[first]) if first < self._complete.recall.size else None
 
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the memory."""
+        return sum(
+            column.nbytes
+            for points in (self._precise, self._complete)
+            for column in (points.threshold, points.recall, points.precision)
+        )
+
 
 class Recommender:
     """Recommends thresholds on one set of curves; what they offer is worked out once."""
@@ -99,6 +108,11 @@ class Recommender:
                 )
                 found.append(Recommendation(label, goal, wanted, threshold, *counts))
         return found
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of the memory, the curves included."""
+        return self._curves.size_bytes + sum(choices.size_bytes for choices in self._choices.values())
 
 
 def wilson(part: int, whole: int) -> Interval | None:

@@ -23,18 +23,15 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from saucer.evaluation.domain import CannotScoreError, Evaluation, StoredFile, Summary, Sums
-from saucer.evaluation.scoring_process import ChildDiedError, ChildLimits, ScoringFiles, run_child
-from saucer.evaluation.service import Claim, ClaimLostError, Evaluations
+from saucer.evaluation.scoring_process import ScoringFiles, run_child
+from saucer.evaluation.service import Claim, Evaluations
 from saucer.lib import tracing
-from saucer.lib.clock import wait_at_most
+from saucer.lib.claims import ClaimLostError, while_held, work_off
+from saucer.lib.confined import ChildDiedError
+from saucer.lib.confinement import ChildLimits
 from saucer.lib.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError
-from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
 
-# The net under the wake-up, and how soon an expired claim is seen.
-POLL_S = 1.0
-# After a failure to reach PostgreSQL.
-RETRY_S = 1.0
 # Of one evaluation, then it is FAILED: with the delays below about 35 minutes, less than a task waits for it.
 MAX_ATTEMPTS = 40
 RETRY_FIRST_S = 1.0
@@ -67,29 +64,18 @@ class Scorer:
 
     async def run(self) -> None:
         """Until cancelled."""
-        while True:
-            try:
-                self._evaluations.wanted.clear()
-                claim = await self._evaluations.claim(new_id())
-                if claim is not None:
-                    await self._do(claim)
-                    continue
-            except _INTERRUPTIONS as error:
-                log.warning("scorings_interrupted", error=repr(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            await wait_at_most(self._evaluations.wanted, POLL_S)
+        await work_off(self._evaluations.claim, self._do, self._evaluations.wanted, _INTERRUPTIONS)
 
     async def _do(self, claim: Claim) -> None:
-        """One claimed evaluation, to its end or back to those that wait."""
+        """One claimed evaluation, to its end or back to those that wait. Raises ClaimLostError."""
         outcome = "interrupted"
         try:
             ids = {"evaluation_id": claim.evaluation.evaluation_id}
             with tracing.span("score", parent=claim.evaluation.traceparent, attributes=ids):
                 outcome = await self._end(claim)
         except ClaimLostError:
-            log.warning("scoring_claim_lost", evaluation_id=claim.evaluation.evaluation_id)
             outcome = "claim_lost"
+            raise
         except asyncio.CancelledError:
             with suppress(ClaimLostError, *_INTERRUPTIONS):
                 async with asyncio.timeout(GIVE_BACK_S):
@@ -107,7 +93,14 @@ class Scorer:
         try:
             if evaluation.attempts > self._max_attempts:
                 raise CannotScoreError(f"It could not be scored in {self._max_attempts} attempts; the model is usable.")
-            summary, sums = await self._while_held(claim)
+            claim_s = self._evaluations.claim_length.total_seconds()
+            summary, sums = await while_held(
+                self._make(claim),
+                lambda: self._evaluations.prolong(claim),
+                claim_s=claim_s,
+                every_s=claim_s / 3,
+                transient=_INTERRUPTIONS,
+            )
             ended = await self._evaluations.succeed(claim, summary, sums, passed_ms())
             scoring_seconds.observe(time.perf_counter() - started)
             await self._warm(ended)
@@ -142,35 +135,6 @@ class Scorer:
         except (*_INTERRUPTIONS, DataLossError) as error:
             # It has succeeded all the same; whoever reads it is told.
             log.warning("evaluation_not_warmed", evaluation_id=evaluation.evaluation_id, error=repr(error))
-
-    async def _while_held(self, claim: Claim) -> tuple[Summary, Sums]:
-        """Scores while the claim is prolonged; stops at once where it is lost."""
-        making = asyncio.create_task(self._make(claim))
-        holding = asyncio.create_task(self._hold(claim))
-        try:
-            await asyncio.wait({making, holding}, return_when=asyncio.FIRST_COMPLETED)
-            if not making.done():
-                holding.result()
-            return await making
-        finally:
-            making.cancel()
-            holding.cancel()
-            await asyncio.gather(making, holding, return_exceptions=True)
-
-    async def _hold(self, claim: Claim) -> None:
-        claim_s = self._evaluations.claim_length.total_seconds()
-        held_at_s = time.monotonic()
-        while True:
-            await asyncio.sleep(claim_s / 3)
-            asked_at_s = time.monotonic()
-            try:
-                await self._evaluations.prolong(claim)
-            except _INTERRUPTIONS as error:
-                log.warning("scoring_claim_not_prolonged", error=repr(error))
-                if time.monotonic() - held_at_s > claim_s:
-                    raise ClaimLostError from error
-            else:
-                held_at_s = asked_at_s
 
     async def _make(self, claim: Claim) -> tuple[Summary, Sums]:
         """The summary, and the checksums of the objects. Raises ClaimLostError."""

@@ -9,13 +9,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from prometheus_client import Counter
 
 from saucer.evaluation import domain, reading, store
 from saucer.evaluation.cache import Cache
@@ -31,10 +30,12 @@ from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import events_pb2
-from saucer.lib import image_reads, tracing
+from saucer.lib import tracing
 from saucer.lib.auth import current
+from saucer.lib.claims import ClaimLostError
 from saucer.lib.errors import DataLossError, FailedPreconditionError, NotFoundError
 from saucer.lib.ids import derived_id
+from saucer.lib.image_reads import PAGE_IMAGES_BYTES, ImageReads, StoredImage
 from saucer.lib.objects import Objects
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
@@ -47,13 +48,6 @@ CACHE_BYTES = 1024**3
 # Of the evaluations of one page, about 100 bytes each and as many more as its name has, so that it fits what a gRPC
 # client takes by default (4 MiB), and is made while no other caller waits.
 PAGE_CLASSES = 4000
-# Images of one answer, so that it fits what a gRPC client takes by default (4 MiB): the page ends before the image that
-# would exceed it, and goes on with its token.
-PAGE_IMAGES_BYTES = 3 * 1024**2
-# A page has one image at least, up to this size: a client that is to see one of over 4 MiB must say so to its channel.
-# A larger one comes empty, since no message of ours holds it (lib's MAX_MESSAGE_BYTES).
-MAX_IMAGE_BYTES = 16 * 1024**2
-
 # Of an exported file, at a time: so few that the first comes at once.
 EXPORT_PIECE_BYTES = 32 * 1024
 
@@ -61,12 +55,6 @@ Side = tuple[Evaluation, AtThreshold]
 Entry = TypeVar("Entry", BadCase, LabelledImage)
 
 log = structlog.get_logger()
-image_reads_total = Counter("saucer_evaluation_image_reads_total", "Images read because a caller asked", ["account_id"])
-image_bytes_total = Counter("saucer_evaluation_image_bytes_total", "Bytes of these images", ["account_id"])
-
-
-class ClaimLostError(Exception):
-    """Another process has the evaluation, or it is at rest."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +73,7 @@ class Evaluations:
     ) -> None:
         self._database = database
         self._objects = objects
+        self.image_reads = ImageReads("evaluation", database, objects)
         self._cache = Cache[str, Loaded]("evaluations", lambda loaded: loaded.size_bytes, cache_bytes)
         self.claim_length = claim
         # Set when there is something to score.
@@ -323,49 +312,9 @@ class Evaluations:
     ) -> list[tuple[Entry, bytes]]:
         if not include_images:
             return [(entry, b"") for entry in entries]
-        names = [entry.object_name for entry in entries]
-        return list(zip(entries, await self._images(evaluation, names, images_bytes), strict=False))
-
-    async def _images(self, evaluation: Evaluation, object_names: Sequence[str], most_bytes: int) -> list[bytes]:
-        """Of the first so many as fit into an answer, of one at least."""
-        images: list[bytes] = []
-        read_bytes = shown_bytes = reads = 0
-        try:
-            for name in object_names:
-                reads += 1
-                image = await self._image(evaluation, name)
-                read_bytes += len(image)
-                if len(image) > MAX_IMAGE_BYTES:
-                    log.warning("image_too_large_to_show", image=name, size_bytes=len(image))
-                    image = b""
-                shown_bytes += len(image)
-                if images and shown_bytes > most_bytes:
-                    break
-                images.append(image)
-        finally:
-            # What was read was paid for, also where a later one failed.
-            await self._count_reads(evaluation.account_id, reads, read_bytes)
-        return images
-
-    async def _image(self, evaluation: Evaluation, object_name: str) -> bytes:
-        try:
-            return await self._objects.get(f"{evaluation.source.image_prefix}/{object_name}")
-        except NotFoundError:
-            log.warning("image_gone", evaluation_id=evaluation.evaluation_id, image=object_name)
-            return b""
-
-    async def list_reads(self, account_id: str, *, before: date | None, limit: int) -> list[tuple[date, int, int]]:
-        """Days with the reads and bytes of each, newest first."""
-        async with self._database.reading() as connection:
-            return await image_reads.list_reads(connection, account_id, before=before, limit=limit)
-
-    async def _count_reads(self, account_id: str, reads: int, size_bytes: int) -> None:
-        if not reads:
-            return
-        image_reads_total.labels(account_id).inc(reads)
-        image_bytes_total.labels(account_id).inc(size_bytes)
-        async with self._database.transaction() as tx:
-            await image_reads.count_reads(tx.connection, account_id, tx.now.date(), reads, size_bytes)
+        stored = [StoredImage(f"{evaluation.source.image_prefix}/{entry.object_name}") for entry in entries]
+        images = await self.image_reads.page(evaluation.account_id, stored, images_bytes)
+        return list(zip(entries, images, strict=False))
 
     async def _own(self, evaluation_id: str) -> Evaluation:
         async with self._database.reading() as connection:

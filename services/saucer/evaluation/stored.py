@@ -4,6 +4,7 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,19 @@ from saucer.evaluation.columns import packed
 from saucer.evaluation.matching import Scored, StoredFormError, at_score_precision
 from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
 from saucer.evaluation.recommending import Recommender
-from saucer.evaluation.thinning import LEAST_POINTS, ThinnedPoints, thin
+from saucer.evaluation.thinning import LEAST_POINTS, ThinnedPoints, Thinner
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
 
 FORMAT_VERSION = 1
-"""Of a stored LabelledSet; bytes of another version are refused."""
+"""Of a stored LabelledSet; bytes of another version are refused. `box_size` was added within it: programs that do not
+know it pass over it, and what they stored is read without, so that replicas of both read what either wrote."""
 DEFAULT_POINTS = 100
 """Of a curve, where no other number is asked for; more look no better, and those of hundreds of classes are slow."""
-MOST_POINTS = 100_000
-"""Of the curves of all classes together: an answer of 2.9 MB, which every gRPC client takes (4 MiB)."""
-POINT_BYTES = 20
-"""Of a thinned curve in memory."""
+MOST_POINTS_OF_A_CURVE = 5000
+MOST_POINTS = 50_000
+"""Of the curves of all classes together: an answer of 1.5 MB, made in a twentieth of a second."""
 NAME_BYTES = 400
 """Taken for one image's two names when the memory of a Loaded is estimated."""
 
@@ -65,9 +66,11 @@ class LabelledSet:
                 if int(stored["format_version"]) != FORMAT_VERSION:
                     raise StoredFormError(f"format version {stored['format_version']}, not {FORMAT_VERSION}")
                 names = json.loads(stored["names"].tobytes())
-                columns = {name: stored[name] for name in _COLUMNS}
+                columns = {name: stored[name] for name in _COLUMNS if name != "box_size"}
+                box = columns["box"]
+                size = stored["box_size"] if "box_size" in stored else box[:, 2:] - box[:, :2]
                 return cls(
-                    Truth(classes=tuple(names["classes"]), **columns),
+                    Truth(classes=tuple(names["classes"]), box_size=size, **columns),
                     tuple(names["object_names"]),
                     tuple(names["source_names"]),
                     bool(names.get("whole_images", False)),
@@ -79,8 +82,8 @@ class LabelledSet:
 
 
 def points_of_a_curve(wanted: int, classes: int) -> int:
-    """How many each class's curve has at most, where so many are wanted: fewer where all would exceed MOST_POINTS."""
-    return max(LEAST_POINTS, min(wanted, MOST_POINTS // max(classes, 1)))
+    """How many each class's curve has at most, where so many are wanted; fewer where all would exceed MOST_POINTS."""
+    return max(LEAST_POINTS, min(wanted, MOST_POINTS_OF_A_CURVE, MOST_POINTS // max(classes, 1)))
 
 
 class Loaded:
@@ -100,8 +103,6 @@ class Loaded:
         self.recommender = (
             None if validation is None else Recommender(ThresholdCurves(validation), len(self.truth.classes))
         )
-        self._default_curves: list[ThinnedPoints] | None = None
-        self._validation_rows = 0 if validation is None else validation.score.size
         self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
         self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
         self.errors_by_image = ErrorsByImage(scored)
@@ -112,21 +113,20 @@ class Loaded:
         return int(np.count_nonzero(self.errors_by_image.at(threshold)))
 
     def thinned(self, max_points: int) -> list[ThinnedPoints]:
-        """The curve of each class, of at most so many points (at least 2).
-
-        Of hundreds of classes and millions of points it takes seconds, except for the default once it is warm.
-        """
-        if max_points == self._default_points and self._default_curves is not None:
-            return self._default_curves
-        return thin([self.curves.points(label) for label in range(len(self.truth.classes))], max_points)
+        """The curve of each class, of at most so many points. Raises ValueError beyond points_of_a_curve()."""
+        return self._thinner.thin(max_points)
 
     def warm(self) -> None:
-        """Makes what the calls with their own defaults ask for, so that the first one need not."""
-        self._default_curves = self.thinned(self._default_points)
+        """Makes what takes seconds of hundreds of classes and millions of points, so that no call waits for it."""
+        self.thinned(LEAST_POINTS)
 
-    @property
-    def _default_points(self) -> int:
-        return points_of_a_curve(DEFAULT_POINTS, len(self.truth.classes))
+    @cached_property
+    def _thinner(self) -> Thinner:
+        # A scoring, which draws nothing, does without.
+        classes = len(self.truth.classes)
+        return Thinner(
+            [self.curves.points(label) for label in range(classes)], points_of_a_curve(MOST_POINTS_OF_A_CURVE, classes)
+        )
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -139,22 +139,18 @@ class Loaded:
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes of the memory; the curves hold each detection's score and a count twice."""
+        """About what it takes of the memory."""
         columns = [
             value
             for holder in (self.truth, self.detections, self.scored)
             for value in (getattr(holder, field.name) for field in fields(holder))
             if isinstance(value, np.ndarray)
         ]
-        curves = (self.scored.score.size + self._validation_rows) * 2 * (self.scored.score.itemsize + 8)
-        # Row numbers; scores and images of errors.
-        by_image = (self.scored.score.size + self.scored.truth_label.size) * (8 + 8)
-        thinned = min(self.scored.score.size, self._default_points * len(self.truth.classes)) * POINT_BYTES
+        derived = (self.curves, self._thinner, self._truth_rows, self._detection_rows, self.errors_by_image)
         return (
             sum(column.nbytes for column in columns)
-            + curves
-            + by_image
-            + thinned
+            + sum(part.size_bytes for part in derived)
+            + (0 if self.recommender is None else self.recommender.size_bytes)
             + NAME_BYTES * self.scored.images.size
         )
 
@@ -168,6 +164,10 @@ class _RowsOfImage:
 
     def of(self, place: int) -> NDArray[np.intp]:
         return self._rows[self._ends[place] : self._ends[place + 1]]
+
+    @property
+    def size_bytes(self) -> int:
+        return self._rows.nbytes + self._ends.nbytes
 
 
 def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = None) -> Loaded:

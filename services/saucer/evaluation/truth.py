@@ -30,7 +30,8 @@ class Truth:
 
     - `images` int64 [m]: image ids, ascending; `width`, `height` int32 [m].
     - `image_id` int64 [t], `label` int32 [t] (index into `classes`), `box` float64 [t, 4],
-      `crowd` bool [t] (COCO's iscrowd), `area` float64 [t] (COCO's area, by which its size classes go).
+      `box_size` float64 [t, 2] (width and height as labelled, which the corners give only rounded), `crowd` bool [t]
+      (COCO's iscrowd), `area` float64 [t] (COCO's area, by which its size classes go).
     """
 
     classes: tuple[str, ...]
@@ -39,6 +40,7 @@ class Truth:
     height: NDArray[np.int32]
     image_id: NDArray[np.int64]
     box: NDArray[np.float64]
+    box_size: NDArray[np.float64]
     label: NDArray[np.int32]
     crowd: NDArray[np.bool_]
     area: NDArray[np.float64]
@@ -124,6 +126,7 @@ def from_coco(document: Manifest | Mapping[str, Any], classes: Sequence[str]) ->
         height=height,
         image_id=image_id,
         box=np.stack([x, y, x + w, y + h], axis=1),
+        box_size=np.stack([w, h], axis=1),
         label=label,
         crowd=np.array([bool(box.iscrowd) for box in boxes], np.bool_),
         area=area,

@@ -1,7 +1,8 @@
 """HTTP and JSON in, gRPC out. Generic: it knows the contracts' descriptors, and nothing of what they mean.
 
 1. Path and verb choose a method (routes.py); path, query and body fill its request (mapping.py).
-2. The header `authorization` goes on as metadata; who may do what is decided by the service alone.
+2. The header `authorization` goes on as metadata; who may do what is decided by the service alone. A body is read only
+   of a caller whose token is valid, within a limit of time, and while there is room for it.
 3. A unary method answers JSON, a failed one the JSON of its google.rpc.Status with the HTTP status of its code.
 4. A method that streams answers server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html):
    a message an event; `id` is the message's `sequence`, and a client that comes back with Last-Event-ID goes on after
@@ -12,6 +13,7 @@
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import time
@@ -32,11 +34,25 @@ from starlette.types import Receive, Scope, Send
 from saucer.gateway.mapping import HTTP_STATUS, error_json, fill, to_json
 from saucer.gateway.routes import Match, Route, find
 from saucer.lib import tracing
-from saucer.lib.errors import DomainError, InvalidArgumentError
-from saucer.lib.grpc_server import MAX_UNARY_S, to_status, until
+from saucer.lib.auth import Verifier
+from saucer.lib.byte_budget import ByteBudget, Held, holder_of
+from saucer.lib.errors import DeadlineExceededError, DomainError, InvalidArgumentError, UnauthenticatedError
+from saucer.lib.grpc_server import MAX_UNARY_S, until
+from saucer.lib.grpc_status import ERROR_DOMAIN, to_status
 
 # An image of 20 MiB, in base64, fits. A larger body is 413.
 MAX_BODY_BYTES = 32 * 1024 * 1024
+# A body is whole so long after it is begun to be read, or the request is 408.
+MAX_BODY_S = 60.0
+# A body up to this counts as small. Small ones have room of their own, so that large ones cannot keep them out: 1024 at
+# once, 512 of one account.
+SMALL_BODY_BYTES = 64 * 1024
+SMALL_BODIES_BYTES = 1024 * SMALL_BODY_BYTES
+# Large bodies that are turned into messages at once: meanwhile each is there about four times over.
+CONVERSIONS = 2
+# What still comes of a body that is refused is taken and dropped for so long: a connection that is closed over it is
+# reset, often before the client has read why.
+LINGER_S = 2.0
 # More query parameters than this are refused.
 MAX_PARAMETERS = 200
 # JSON of more than this is read and written in a thread, so that other calls do not wait.
@@ -61,11 +77,13 @@ StreamCall = Callable[..., "grpc.aio.UnaryStreamCall[Message, Message]"]
 class HttpError(Exception):
     """A refusal that no service made: it has an HTTP status of its own beside its google.rpc.Status."""
 
-    def __init__(self, http_status: int, error: DomainError, **headers: str) -> None:
+    def __init__(self, http_status: int, error: DomainError, *, unread: bool = False, **headers: str) -> None:
+        """`unread`: the body is not whole, so the connection cannot be used again."""
         super().__init__(error.message)
         self.http_status = http_status
         self.error = error
-        self.headers = headers
+        self.unread = unread
+        self.headers = headers | ({"Connection": "close"} if unread else {})
 
 
 class NoSuchRouteError(DomainError):
@@ -89,9 +107,22 @@ class RequestStreamError(DomainError):
 class Transcoder:
     """An ASGI application over the routes."""
 
-    def __init__(self, routes: Sequence[Route], channels: Mapping[str, grpc.aio.Channel]) -> None:
-        """`channels` by name of service. Raises KeyError if a route's service has none."""
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        channels: Mapping[str, grpc.aio.Channel],
+        verifier: Verifier,
+        body_memory_bytes: int,
+    ) -> None:
+        """`channels` by name of service. Raises KeyError if a route's service has none.
+
+        Large bodies have `body_memory_bytes` together, each until its call is answered.
+        """
         self._routes = routes
+        self._verifier = verifier
+        self.large_bodies = ByteBudget(body_memory_bytes)
+        self.small_bodies = ByteBudget(SMALL_BODIES_BYTES)
+        self._conversions = asyncio.Semaphore(CONVERSIONS)
         self._unary: dict[tuple[str, str], UnaryCall] = {}
         self._streams: dict[tuple[str, str], StreamCall] = {}
         self._stopping = asyncio.Event()
@@ -118,7 +149,7 @@ class Transcoder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
         request = Request(scope, receive)
-        name = "unknown"
+        name, unread = "unknown", False
         try:
             match = self._match(request)
             name = match.route.method.full_name
@@ -128,6 +159,7 @@ class Transcoder:
             body = error_json(status)
             body["error"]["code"] = error.http_status
             response = JSONResponse(body, error.http_status, error.headers)
+            unread = error.unread
         except grpc.aio.AioRpcError as error:
             response = _error_response(_status_of(error, match.route.service))
         except ClientDisconnect:
@@ -135,7 +167,10 @@ class Transcoder:
         except Exception as error:  # a fault of ours: INTERNAL, with its trace in the log
             response = _error_response(to_status(name, error))
         requests_total.labels(name, str(response.status_code)).inc()
-        await response(scope, receive, send)
+        if unread:
+            await _answer_and_drop(response, receive, send)
+        else:
+            await response(scope, receive, send)
 
     def _match(self, request: Request) -> Match:
         raw_path: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
@@ -154,6 +189,27 @@ class Transcoder:
             raise RequestStreamError(
                 "REQUESTS_STREAMED", f"{match.route.method.full_name} takes a stream of requests, by gRPC only."
             )
+        with self._room(request) if match.route.body else contextlib.nullcontext():
+            return await self._call(request, match)
+
+    def _room(self, request: Request) -> Held:
+        """Room for the body of a caller whose token is valid.
+
+        Raises HttpError: it has none, the body is too large, or there is no room now.
+        """
+        # One that comes in chunks states no length, and may become the largest.
+        chunked = "transfer-encoding" in request.headers
+        size_bytes = MAX_BODY_BYTES if chunked else int(request.headers.get("content-length", "0"))
+        if size_bytes > MAX_BODY_BYTES:
+            raise _unread(_too_large(), 413)
+        try:
+            principal = self._verifier.verify(_token(request), time.time())
+            bodies = self.small_bodies if size_bytes <= SMALL_BODY_BYTES else self.large_bodies
+            return bodies.hold(holder_of(principal), size_bytes)
+        except DomainError as error:
+            raise _unread(error) from error
+
+    async def _call(self, request: Request, match: Match) -> Response:
         message = await self._request_message(request, match)
         route = match.route
         metadata = _metadata(request)
@@ -183,7 +239,8 @@ class Transcoder:
         body = await _read_body(request) if match.route.body else b""
         message: Message = GetMessageClass(match.route.method.input_type)()
         if len(body) > INLINE_BYTES:
-            await asyncio.to_thread(fill, message, match, query, body)
+            async with self._conversions:
+                await asyncio.to_thread(fill, message, match, query, body)
         else:
             fill(message, match, query, body)
         return message
@@ -236,15 +293,36 @@ async def _chain(first: "asyncio.Future[Any]", messages: AsyncIterator[Message])
 
 async def _read_body(request: Request) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise HttpError(
-                413,
-                InvalidArgumentError("BODY_TOO_LARGE", f"The body is larger than {MAX_BODY_BYTES} bytes."),
-                Connection="close",
-            )
+    try:
+        async with asyncio.timeout(MAX_BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise _unread(_too_large(), 413)
+    except TimeoutError as error:
+        slow = DeadlineExceededError("BODY_TOO_SLOW", f"The body was not whole within {MAX_BODY_S:g} seconds.")
+        raise _unread(slow, 408) from error
     return bytes(body)
+
+
+def _too_large() -> InvalidArgumentError:
+    return InvalidArgumentError("BODY_TOO_LARGE", f"The body is larger than {MAX_BODY_BYTES} bytes.")
+
+
+def _unread(error: DomainError, http_status: int | None = None) -> HttpError:
+    code = code_pb2.Code.Value(error.code)
+    return HttpError(http_status or HTTP_STATUS[code], error, unread=True, **_challenge(code))
+
+
+async def _answer_and_drop(response: Response, receive: Receive, send: Send) -> None:
+    """Answers, then drops what comes until the client goes away."""
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body"})
 
 
 async def _encode(message: Message) -> bytes:
@@ -256,6 +334,13 @@ async def _encode(message: Message) -> bytes:
 def _metadata(request: Request) -> tuple[tuple[str, str], ...]:
     token = request.headers.get("authorization")
     return (("authorization", token),) if token else ()
+
+
+def _token(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        raise UnauthenticatedError("TOKEN_MISSING", "Send the header `Authorization: Bearer <token>`.")
+    return token
 
 
 def _timeout_s(request: Request) -> float | None:
@@ -287,10 +372,13 @@ def _status_of(error: grpc.aio.AioRpcError, service: str) -> status_pb2.Status:
         # grpc's own words name addresses inside the platform.
         message = f"The service {service} does not answer now; try again."
     status = status_pb2.Status(code=code, message=message)
-    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=code_pb2.Code.Name(code), domain="saucer"))
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason=code_pb2.Code.Name(code), domain=ERROR_DOMAIN))
     return status
 
 
 def _error_response(status: status_pb2.Status) -> JSONResponse:
-    headers = {"WWW-Authenticate": "Bearer"} if status.code == code_pb2.UNAUTHENTICATED else None
-    return JSONResponse(error_json(status), HTTP_STATUS[status.code], headers)
+    return JSONResponse(error_json(status), HTTP_STATUS[status.code], _challenge(status.code))
+
+
+def _challenge(code: int) -> dict[str, str]:
+    return {"WWW-Authenticate": "Bearer"} if code == code_pb2.UNAUTHENTICATED else {}

@@ -1,1 +1,1 @@
-"""Plumbing that every service stands on. Knows no service and no business word."""
+"""Plumbing that every service stands on. Knows no service, and of their business only what all must compute alike."""

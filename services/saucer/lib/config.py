@@ -9,6 +9,7 @@ from typing import Literal, Self, TypeVar
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from saucer.lib.grpc_server import MAX_MESSAGE_BYTES, RECEIVING_BYTES
 from saucer.lib.stream import KEEP_DAYS, StreamShape
 from saucer.lib.tls import Identity
 
@@ -69,6 +70,9 @@ class ServerSettings(ProcessSettings):
     public_keys_file: Path
     # Ids of revoked tokens, one a line.
     revoked_tokens_file: Path | None = None
+    # For requests that carry bytes (images, chunks of uploads) while they are received and answered: two thirds for
+    # calls, one for streams of requests (byte_budget.py shares them out). One that does not fit is RESOURCE_EXHAUSTED.
+    receiving_memory_bytes: int = Field(default=RECEIVING_BYTES, ge=8 * MAX_MESSAGE_BYTES)
 
 
 class ServiceSettings(ServerSettings):

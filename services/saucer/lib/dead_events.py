@@ -31,13 +31,10 @@ class _DeadEvents(dead_events_pb2_grpc.DeadEventServiceServicer):
     ) -> dead_events_pb2.ListDeadEventsResponse:
         page = read_page(request)
         async with self._database.reading() as connection:
-            rows = await list_dead(
-                connection, after_event_id=str(page.after[0]) if page.after else None, limit=page.size + 1
-            )
-        shown = rows[: page.size]
-        last = [str(shown[-1]["event_id"])] if len(rows) > page.size else None
+            rows = await list_dead(connection, after_event_id=page.after_id, limit=page.limit)
+        shown, following = page.cut(rows, lambda row: (str(row["event_id"]),))
         return dead_events_pb2.ListDeadEventsResponse(
-            dead_events=[_to_message(row) for row in shown], next_page_token=page.token(last)
+            dead_events=[_to_message(row) for row in shown], next_page_token=following
         )
 
     async def RetryDeadEvent(

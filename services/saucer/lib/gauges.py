@@ -3,12 +3,10 @@
 Every replica reads and exports the same figures, so that rules take their maximum.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-import asyncpg
 import structlog
 from prometheus_client import Counter, Gauge
 
@@ -36,17 +34,10 @@ class Reading:
     read: Read
 
 
-async def read_for_ever(service: str, database: Database, readings: Sequence[Reading]) -> None:
-    """Until cancelled: every service's own two gauges, and those of `readings`."""
-    every = [*_usual(service), *readings]
-    failures = read_failures_total.labels(service)
-    while True:
-        try:
-            await read_once(database, every)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            failures.inc()
-            log.warning("gauges_not_read", error=repr(error))
-        await asyncio.sleep(READ_EVERY_S)
+async def read_all(service: str, database: Database, readings: Sequence[Reading]) -> None:
+    """Reads every service's own two gauges, and those of `readings`. Raises what PostgreSQL raises, and counts it."""
+    with read_failures_total.labels(service).count_exceptions():
+        await read_once(database, [*_usual(service), *readings])
 
 
 async def read_once(database: Database, readings: Sequence[Reading]) -> None:

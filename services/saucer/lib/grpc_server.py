@@ -2,7 +2,8 @@
 
 1. Access stands in the protos, on each method; a method without one stops the start.
 2. The role is checked before anything is looked up, so a refusal is the same whether the id exists or not.
-3. Requests that carry bytes are read only then, and within a limit of time.
+3. Requests are read only then, within a limit of time, and while there is room for them: memory is bounded, whoever
+   sends whatever.
 4. Requests are checked by the rules in the protos (protovalidate) before a handler sees them.
 5. A call that changes something is recorded before it is done: who, what, with which token (records.py).
 6. DomainErrors become google.rpc.Status with ErrorInfo; anything else is INTERNAL with a fixed sentence, and the log
@@ -13,35 +14,33 @@ from __future__ import annotations  # some of grpc's classes are generic only fo
 
 import asyncio
 import collections
-import errno
-import socket
+import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias, TypeVar, cast
 
-import asyncpg
 import grpc
 import protovalidate
 import structlog
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import code_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import Counter, Gauge, Histogram
 
 from saucer.lib import auth, tracing
+from saucer.lib.byte_budget import ByteBudget, holder_of
 from saucer.lib.errors import (
-    DeadlineExceededError,
-    DomainError,
     InvalidArgumentError,
     PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
     UnavailableError,
 )
+from saucer.lib.grpc_receiving import WhenLate, in_time, only, refuse_late, timely
+from saucer.lib.grpc_status import to_status
 from saucer.lib.ids import new_id
 from saucer.lib.records import Recorder, is_recorded
 from saucer.lib.tls import Identity
@@ -54,14 +53,22 @@ MAX_UNARY_S = 120.0
 MAX_STREAMS = 1000
 # Of them, those of one account: likewise.
 MAX_STREAMS_OF_ACCOUNT = 200
-# A request of a stream is whole so long after it is waited for, or the stream ends; that of a unary call is, within
-# MAX_UNARY_S.
-MAX_RECEIVE_S = 60.0
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+# While a request is awaited it may come to have MAX_MESSAGE_BYTES: of no other length gRPC tells before it is whole. So
+# each that carries bytes takes that much room before it is awaited, and then what it has, until its call ends. Room for
+# 42 unary calls that are being received, 21 of one account, and for 21 streams of requests, 10 of one account, which
+# keep theirs to their end; four of them are as many images as one deployment takes at once. A request without bytes
+# takes room once it is late: so without room there is as much as a network brings in SMALL_REQUEST_S.
+RECEIVING_BYTES = 1536 * 1024 * 1024
+# In a process none of whose requests carries bytes: eight calls, four of one account or platform token.
+SMALL_RECEIVING_BYTES = 288 * 1024 * 1024
+# The share of streams of requests; they cannot keep other calls out.
+STREAMS_SHARE = 3
+# Streams of reflection, which needs no token, at once.
+MAX_REFLECTIONS = 4
 # Pings that come more often, while nothing is sent, end the connection. Without a word gRPC takes five minutes, and our
 # channels' pings would end every stream that is silent for two.
 MIN_PING_INTERVAL_MS = 10_000
-ERROR_DOMAIN = "saucer"
 # Calls in progress at a stop have this long to end.
 STOP_GRACE_S = 5.0
 
@@ -72,8 +79,6 @@ serving = Gauge("saucer_serving", "1 while the gRPC server takes calls")
 call_seconds = Histogram("saucer_grpc_call_seconds", "Duration of unary calls", ["method"])
 
 Handler = Callable[..., Any]
-# One request that grpc has read, or those that are still to be read.
-_Given: TypeAlias = "Message | AsyncIterator[Message]"
 T = TypeVar("T")
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -143,14 +148,23 @@ class Server:
         servicers: Sequence[Servicer],
         identity: Identity | None = None,
         recorder: Recorder | None = None,
+        receiving_bytes: int = RECEIVING_BYTES,
     ) -> None:
         """`listen` is host:port; port 0 takes a free one. Raises OSError if the port is taken.
 
-        With an identity callers need a certificate of its authority. Without a recorder no call is recorded.
+        With an identity callers need a certificate of its authority. Without a recorder no call is recorded. Requests
+        that are being received have `receiving_bytes`, or SMALL_RECEIVING_BYTES where none carries bytes.
         """
         recorded = recorded_of(servicers) if recorder is not None else frozenset()
+        bulky = bulky_of(servicers)
         self._interceptor = _Interceptor(
-            verifier, access_of(servicers), recorded, bulky_of(servicers), limits_of(servicers), recorder
+            verifier,
+            access_of(servicers),
+            recorded,
+            bulky,
+            limits_of(servicers),
+            recorder,
+            receiving_bytes if bulky else SMALL_RECEIVING_BYTES,
         )
         self._server = grpc.aio.server(
             interceptors=[self._interceptor],
@@ -158,6 +172,10 @@ class Server:
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.so_reuseport", 0),
+                # With its probes of the network gRPC comes to take 16 MiB of a stream before a message is asked for: on
+                # loopback 100 calls that nobody read held 1.6 GB. Without them it takes 64 KiB, of those calls 9 MB,
+                # and a message that is asked for may come whole at once all the same.
+                ("grpc.http2.bdp_probe", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
             ],
         )
@@ -199,7 +217,11 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         bulky: Collection[str],
         limits_s: Mapping[str, float],
         recorder: Recorder | None,
+        receiving_bytes: int,
     ) -> None:
+        self._calls_room = ByteBudget(receiving_bytes - receiving_bytes // STREAMS_SHARE)
+        self._streams_room = ByteBudget(receiving_bytes // STREAMS_SHARE)
+        self._reflections = 0
         self._verifier = verifier
         self._bulky = bulky
         self._limits_s = limits_s
@@ -220,32 +242,68 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             handler = await continuation(handler_call_details)
-            if handler is None or method not in self._access:
-                return handler  # unknown, or health and reflection, which are open
-            wrapped = self._wrapped[method] = self._wrap(method, handler)
+            if handler is None:
+                return None  # unknown
+            wrap = self._wrap if method in self._access else self._wrap_open
+            wrapped = self._wrapped[method] = wrap(method, handler)
         return wrapped
 
     def _wrap(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
-        codecs = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.unary_unary and method in self._bulky:
-            # On the wire one request is a stream of one. Taken as that, it is read here: of a caller that may call at
-            # all, and within a limit, where grpc would wait for the rest of it for ever. It costs a tenth of a call.
-            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
+        """On the wire one request is a stream of one. Taken as that, each is read here.
+
+        gRPC itself would read it of whoever sends, and wait for the rest of it for ever. It costs a twentieth of a
+        call.
+        """
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codecs)
+            return grpc.stream_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **_codecs(handler))
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codecs)
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.unary_stream, takes_stream=False), **_codecs(handler)
+            )
         if handler.stream_stream:
-            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **codecs)
+            return grpc.stream_stream_rpc_method_handler(
+                self._stream(method, handler.stream_stream, takes_stream=True), **_codecs(handler)
+            )
         raise TypeError(f"{method} answers a stream with one message, which no method of ours does.")
 
-    def _authorize(self, method: str, context: Context) -> None:
+    def _wrap_open(self, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        """Health and reflection, which need no token, and so get no room."""
+        call: Any = handler.unary_unary or handler.unary_stream or handler.stream_stream
+
+        async def request_of(context: Context) -> Message:
+            try:
+                with WhenLate(refuse_late):
+                    return await only(context)
+            except Exception as error:  # in wire form, whatever it is
+                await self._refuse(method, context, error)
+
+        async def answer(_: object, context: Context) -> object:
+            return await call(await request_of(context), context)
+
+        async def follow(_: object, context: Context) -> None:
+            await call(await request_of(context), context)
+
+        async def reflect(_: object, context: Context) -> AsyncIterator[object]:
+            self._reflections += 1
+            try:
+                if self._reflections > MAX_REFLECTIONS:
+                    raise ResourceExhaustedError("TOO_MANY_STREAMS", "Too many streams are open; try again later.")
+                async for response in call(timely(context), context):
+                    yield response
+            except Exception as error:  # likewise
+                await self._refuse(method, context, error)
+            finally:
+                self._reflections -= 1
+
+        if handler.unary_unary:
+            return grpc.stream_unary_rpc_method_handler(answer, **_codecs(handler))
+        return grpc.stream_stream_rpc_method_handler(follow if handler.unary_stream else reflect, **_codecs(handler))
+
+    def _authorize(self, method: str, context: Context) -> str:
+        """Who shares room with the caller. Raises UnauthenticatedError, PermissionDeniedError."""
         access = self._access[method]
         if access == access_pb2.ACCESS_PUBLIC:
-            return
+            return ""
         token = _bearer(context)
         principal = self._verifier.verify(token, time.time())
         if principal.role not in auth.ALLOWED[access]:
@@ -253,6 +311,17 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 "ROLE_NOT_ALLOWED", f"The role {principal.role} may not call {method}.", method=method
             )
         auth.set_current(principal)
+        return holder_of(principal)
+
+    async def _received(self, method: str, context: Context, holder: str, room: contextlib.ExitStack) -> Message:
+        """The request of a call that has one, with room for it. Raises ResourceExhaustedError, InvalidArgumentError."""
+        if method in self._bulky:
+            held = room.enter_context(self._calls_room.hold(holder, MAX_MESSAGE_BYTES))
+            request = await only(context)
+            held.shrink(request.ByteSize())
+            return request
+        with WhenLate(lambda: room.enter_context(self._calls_room.hold(holder, MAX_MESSAGE_BYTES))):
+            return await only(context)
 
     def _unary(self, method: str, call: Handler) -> Handler:
         count_ok = calls_total.labels(method, "OK")
@@ -260,16 +329,17 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         if self._recorder is not None and method in self._recorded:
             call = _recorded(method, call, self._recorder)
 
-        async def answer(given: _Given, context: Context) -> object:
+        async def answer(_: object, context: Context) -> object:
             started = time.perf_counter()
             try:
-                self._authorize(method, context)
+                holder = self._authorize(method, context)
                 remaining = context.time_remaining()
                 limit_s = self._limits_s.get(method, MAX_UNARY_S)
                 async with asyncio.timeout(min(remaining, limit_s) if remaining is not None else limit_s):
-                    request = given if isinstance(given, Message) else await _only(given)
-                    check(request)
-                    response: Message = await call(request, context)
+                    with contextlib.ExitStack() as room:
+                        request = await self._received(method, context, holder, room)
+                        check(request)
+                        response: Message = await call(request, context)
             except Exception as error:  # in wire form, whatever it is
                 await self._refuse(method, context, error)
             count_ok.inc()
@@ -280,27 +350,31 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         if self._access[method] == access_pb2.ACCESS_WORKER:
             return answer
 
-        async def handle(given: _Given, context: Context) -> object:
+        async def handle(_: object, context: Context) -> object:
             with tracing.span(method.removeprefix("/"), parent=_traceparent(context), kind=tracing.SERVER):
-                return await answer(given, context)
+                return await answer(None, context)
 
         return handle
 
-    def _stream(self, method: str, call: Handler) -> Handler:
-        async def handle(given: _Given, context: Context) -> AsyncIterator[object]:
+    def _stream(self, method: str, call: Handler, *, takes_stream: bool) -> Handler:
+        async def handle(_: object, context: Context) -> AsyncIterator[object]:
             self._streams += 1
             account_id = ""
+            room = contextlib.ExitStack()
             try:
-                self._authorize(method, context)
-                if isinstance(given, Message):
-                    check(given)
-                    received: object = given
-                else:
-                    received = self._each(method, given, context)
+                holder = self._authorize(method, context)
                 if self._streams > MAX_STREAMS:
                     raise ResourceExhaustedError("TOO_MANY_STREAMS", "Too many streams are open; try again later.")
                 account_id = self._open_stream()
-                async for response in until(self.stopping, call(received, context)):
+                if takes_stream:
+                    room.enter_context(self._streams_room.hold(holder, MAX_MESSAGE_BYTES))
+                    responses = call(self._each(method, context), context)
+                else:
+                    with contextlib.ExitStack() as meanwhile:
+                        request = await in_time(self._received(method, context, holder, meanwhile))
+                    check(request)
+                    responses = call(request, context)
+                async for response in until(self.stopping, responses):
                     yield response
                 if self.stopping.is_set():
                     # Not the end of what is streamed: a client goes on where it was, with the next process.
@@ -310,19 +384,18 @@ class _Interceptor(grpc.aio.ServerInterceptor):
             else:
                 calls_total.labels(method, "OK").inc()
             finally:
+                room.close()
                 self._streams -= 1
                 self._close_stream(account_id)
 
         return handle
 
-    async def _each(
-        self, method: str, requests: AsyncIterator[Message], context: Context
-    ) -> AsyncIterator[Message | InvalidArgumentError]:
+    async def _each(self, method: str, context: Context) -> AsyncIterator[Message | InvalidArgumentError]:
         """The requests of a stream, with an InvalidArgumentError in the place of one that breaks a rule.
 
         Whether that ends the stream is the handler's to say. The token is looked at for each: it may have ended.
         """
-        while (request := await _in_time(anext(requests, None))) is not None:
+        async for request in timely(context):
             self._authorize(method, context)
             try:
                 check(request)
@@ -384,16 +457,6 @@ async def until(stopping: asyncio.Event, responses: AsyncIterator[T]) -> AsyncIt
 
 
 _END = object()
-# A server that is lost, that is stopping, or that has no room or connection left; nothing was committed.
-_DATABASE_AWAY = (
-    ConnectionError,
-    # The name of a server whose container or pod is gone.
-    socket.gaierror,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-)
 _STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -412,22 +475,8 @@ def _recorded(method: str, call: Handler, recorder: Recorder) -> Handler:
     return handle
 
 
-async def _only(requests: AsyncIterator[Message]) -> Message:
-    """The request of a call that has one."""
-    try:
-        return await requests.__anext__()
-    except StopAsyncIteration as error:
-        raise InvalidArgumentError("REQUEST_MISSING", "The call ended before its request was whole.") from error
-
-
-async def _in_time(receiving: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(MAX_RECEIVE_S):
-            return await receiving
-    except TimeoutError as error:
-        raise DeadlineExceededError(
-            "REQUEST_TOO_SLOW", f"The request was not whole within {MAX_RECEIVE_S:g} seconds."
-        ) from error
+def _codecs(handler: grpc.RpcMethodHandler[Any, Any]) -> dict[str, Any]:
+    return {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
 
 
 def _traceparent(context: Context) -> str | None:
@@ -457,41 +506,3 @@ def check(request: Message) -> None:
 
 def _path(violation: Any) -> str:
     return ".".join(element.field_name for element in violation.field.elements) or "request"
-
-
-def to_status(method: str, error: Exception) -> status_pb2.Status:
-    """google.rpc.Status (https://google.aip.dev/193) of an error."""
-    if isinstance(error, DomainError):
-        status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=error.message)
-        info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
-        _add(status, info)
-        if error.reason == "FIELD_INVALID":
-            fields = [
-                error_details_pb2.BadRequest.FieldViolation(field=field, description=rule)
-                for field, rule in error.metadata.items()
-            ]
-            _add(status, error_details_pb2.BadRequest(field_violations=fields))
-        return status
-    if isinstance(error, TimeoutError):
-        return status_pb2.Status(code=code_pb2.DEADLINE_EXCEEDED, message="The call took longer than its deadline.")
-    if _is_database_away(error):
-        log.warning("database_unavailable", method=method, error=repr(error))
-        return to_status(method, UnavailableError("DATABASE_UNAVAILABLE", "The service cannot store now; try again."))
-    trace_id = tracing.trace_id() or new_id()
-    log.error("call_failed", method=method, trace_id=trace_id, exc_info=error)
-    return status_pb2.Status(
-        code=code_pb2.INTERNAL, message=f"Something went wrong in Saucer; its log has it under {trace_id}."
-    )
-
-
-def _is_database_away(error: Exception) -> bool:
-    if isinstance(error, asyncpg.DataError):
-        return False
-    unreachable = isinstance(error, OSError) and error.errno in {errno.EHOSTUNREACH, errno.ENETUNREACH}
-    return unreachable or isinstance(error, _DATABASE_AWAY)
-
-
-def _add(status: status_pb2.Status, detail: Message) -> None:
-    packed = AnyMessage()
-    packed.Pack(detail)
-    status.details.append(packed)

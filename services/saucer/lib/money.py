@@ -1,4 +1,13 @@
-"""Amounts of money, for people."""
+"""Amounts of money: what time costs, and how an amount is said to people."""
+
+# Of finishing (checkpoint, prediction and export), a start is charged this much at most; of its hold, as much is kept
+# for it.
+FINISH_RESERVE_MS = 600_000
+
+
+def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> int:
+    """floor(price × count × whole seconds ÷ 3600), in micros: what a counter of a start comes to."""
+    return price_per_hour_micros * count * (charged_ms // 1000) // 3600
 
 
 def in_words(micros: int, currency: str) -> str:

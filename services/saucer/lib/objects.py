@@ -106,15 +106,15 @@ class Objects:
             raise UnavailableError("STORE_UNAVAILABLE", f"The object store took no {key}: {error}") from error
         return await asyncio.to_thread(sha256_of, data)
 
-    async def get(self, key: str, *, sha256: str | None = None) -> bytes:
-        """An object whole.
+    async def get(self, key: str, *, sha256: str | None = None, max_bytes: int | None = None) -> bytes:
+        """An object whole, of at most `max_bytes`; None: MAX_WHOLE_BYTES.
 
         Raises:
             NotFoundError: there is none. DataLossError: it does not match the checksum. UnavailableError.
-            ResourceExhaustedError: OBJECT_TOO_LARGE: it is larger than MAX_WHOLE_BYTES.
+            ResourceExhaustedError: OBJECT_TOO_LARGE: it is larger, which is told before it is read.
         """
-        chunks = [chunk async for chunk in self.stream(key, sha256=sha256, max_bytes=MAX_WHOLE_BYTES)]
-        return b"".join(chunks)
+        most = MAX_WHOLE_BYTES if max_bytes is None else max_bytes
+        return b"".join([chunk async for chunk in self.stream(key, sha256=sha256, max_bytes=most)])
 
     async def stream(
         self, source: str | Listed, *, sha256: str | None = None, max_bytes: int | None = None

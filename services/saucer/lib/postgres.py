@@ -28,6 +28,8 @@ else:
 POOL_SIZE = 10
 # A statement that takes longer is cancelled and its transaction undone.
 COMMAND_TIMEOUT_S = 20.0
+# The same of one migration, which may build an index of a large table, and of a replica that waits for another's.
+MIGRATION_TIMEOUT_S = 3600.0
 # Between attempts to reach a server that is not up yet; services start in any order.
 CONNECT_RETRY_S = 0.5
 # Every migration of every replica takes this advisory lock first, so that two starting at once do not race.
@@ -110,9 +112,11 @@ async def migrate(database: Database, *packages: str) -> None:
 
     Args:
         packages: import names of packages with a folder `schema`; their files are remembered by package and name.
+
+    Raises LockNotAvailableError where others hold a table for longer than COMMAND_TIMEOUT_S, TimeoutError.
     """
     async with database.pool.acquire() as connection:
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK)
+        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATION_LOCK, timeout=MIGRATION_TIMEOUT_S)
         try:
             await connection.execute(
                 "CREATE TABLE IF NOT EXISTS migration (name text PRIMARY KEY, applied_at timestamptz NOT NULL)"
@@ -130,7 +134,9 @@ async def migrate(database: Database, *packages: str) -> None:
 
 async def _apply(connection: Connection, clock: Clock, name: str, sql: str) -> None:
     async with connection.transaction():
-        await connection.execute(sql)
+        # Whoever wants a table that a migration waits for waits behind it.
+        await connection.execute("SELECT set_config('lock_timeout', $1, true)", f"{round(COMMAND_TIMEOUT_S * 1000)}ms")
+        await connection.execute(sql, timeout=MIGRATION_TIMEOUT_S)
         await connection.execute(
             "INSERT INTO migration (name, applied_at) VALUES ($1, $2)", name, await clock.now(connection)
         )

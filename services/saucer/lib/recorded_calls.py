@@ -33,12 +33,11 @@ class _Calls(calls_pb2_grpc.CallServiceServicer):
                 account_id=request.account_id or None,
                 author=request.author or None,
                 resource_id=request.resource_id or None,
-                after_call_id=str(page.after[0]) if page.after else None,
-                limit=page.size + 1,
+                after_call_id=page.after_id,
+                limit=page.limit,
             )
-        shown = rows[: page.size]
-        last = [str(shown[-1]["call_id"])] if len(rows) > page.size else None
-        return calls_pb2.ListCallsResponse(calls=[_to_message(row) for row in shown], next_page_token=page.token(last))
+        shown, following = page.cut(rows, lambda row: (str(row["call_id"]),))
+        return calls_pb2.ListCallsResponse(calls=[_to_message(row) for row in shown], next_page_token=following)
 
 
 def _to_message(row: asyncpg.Record) -> calls_pb2.Call:

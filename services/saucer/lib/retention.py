@@ -1,17 +1,15 @@
 """What is forgotten, and when: rows that were of use once, in small portions, so that nothing waits for it."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import asyncpg
 import structlog
 from prometheus_client import Counter
 
 from saucer.lib.postgres import Database
 
-SWEEP_S = 3600.0
+FORGET_EVERY_S = 3600.0
 # Rows of one transaction; the next follows at once.
 BATCH = 1000
 # An event may come again for as long as the stream keeps it, and a lost stream is filled from the outbox.
@@ -56,16 +54,6 @@ def usual(events_keep_days: int, calls_keep_days: int) -> Sequence[Forget]:
             "(SELECT call_id FROM recorded_call WHERE asked_at < $1 LIMIT $2)",
         ),
     )
-
-
-async def forget_for_ever(service: str, database: Database, rules: Sequence[Forget]) -> None:
-    """Until cancelled: a round each hour."""
-    while True:
-        try:
-            await forget(service, database, rules)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            log.warning("nothing_forgotten", error=repr(error))
-        await asyncio.sleep(SWEEP_S)
 
 
 async def forget(service: str, database: Database, rules: Sequence[Forget]) -> None:

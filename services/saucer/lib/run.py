@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
@@ -22,13 +23,14 @@ from saucer.lib.auth import Verifier
 from saucer.lib.clock import PostgresClock
 from saucer.lib.consumer import Consumer, Handles
 from saucer.lib.dead_events import dead_events_servicer
-from saucer.lib.gauges import Reading, read_for_ever
+from saucer.lib.gauges import READ_EVERY_S, Reading, read_all
 from saucer.lib.grpc_server import Server, Servicer
 from saucer.lib.outbox import Relay
 from saucer.lib.postgres import Database, connect, migrate
 from saucer.lib.recorded_calls import recorded_calls_servicer
 from saucer.lib.records import Recorder
-from saucer.lib.retention import Forget, forget_for_ever, usual
+from saucer.lib.retention import FORGET_EVERY_S, Forget, forget, usual
+from saucer.lib.rounds import repeat
 from saucer.lib.stream import USUAL, ensure_stream, update_stream
 from saucer.lib.tls import Identity
 
@@ -65,6 +67,10 @@ class Process:
             log.error("background_failed", work=task.get_name(), exc_info=task.exception())
             self.failure = task.exception()
             self.failed.set()
+
+    def rounds(self, name: str, once: Callable[[], Awaitable[object]], every_s: float, *, at_once: bool = True) -> None:
+        """The same for work that is done again and again; see repeat()."""
+        self.background(name, repeat(name, once, every_s, at_once=at_once))
 
     async def database(self, settings: config.ServiceSettings, package: str) -> Database:
         """The service's database, migrated."""
@@ -112,12 +118,12 @@ class Process:
 
     def gauges(self, database: Database, *readings: Reading) -> None:
         """Exports what lies in the database: the usual gauges of a service, and its own."""
-        self.background("gauges", read_for_ever(self.name, database, readings))
+        self.rounds("gauges", partial(read_all, self.name, database, readings), READ_EVERY_S)
 
     def retention(self, settings: config.ServiceSettings, database: Database, *rules: Forget) -> None:
         """Forgets what is old: events by their setting, and what the service's own rules say."""
         every = [*usual(settings.events_keep_days, settings.calls_keep_days), *rules]
-        self.background("retention", forget_for_ever(self.name, database, every))
+        self.rounds("retention", partial(forget, self.name, database, every), FORGET_EVERY_S)
 
     def consumer(self, database: Database, jetstream: JetStreamContext, handlers: Sequence[Handles]) -> Servicer:
         """Takes events; the servicer lists and retries those it could not."""
@@ -147,6 +153,7 @@ class Process:
             servicers,
             self.identity,
             recorder,
+            settings.receiving_memory_bytes,
         )
         self.stack.push_async_callback(server.stop)
         await server.start()

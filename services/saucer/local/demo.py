@@ -61,7 +61,7 @@ async def _demo(data: Path | None, folder: Path, project: Path) -> None:
     stack = Stack(folder / "stack", project, say=lambda text: console.print(Text(text, style="dim")))
     try:
         await stack.start()
-    except (ServerStartError, TritonEnvironmentError) as error:
+    except (ServerStartError, TritonEnvironmentError, OSError) as error:
         raise click.ClickException(str(error)) from error
     try:
         demonstration = Demonstration(stack, folder, console, started)

@@ -1,4 +1,4 @@
-"""A server program as a child process: free ports, a log, one instance per folder, a stop that leaves nothing.
+"""A server program as a child process: ports, a log, one instance per folder, a stop that leaves nothing.
 
 A server has a folder of its own, `<data_dir>`:
 
@@ -11,22 +11,17 @@ and logs to `<data_dir>/../logs/<name>.log`.
 import asyncio
 import contextlib
 import fcntl
-import json
 import math
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-LOOPBACK = "127.0.0.1"
-# Below Linux's ephemeral range (32768-60999): no outgoing connection can sit on a port wanted again after a restart.
-PORTS = range(10_240, 32_768)
-PORT_ATTEMPTS = 200  # after so many taken ports, start() fails
+from saucer.local.ports import LOOPBACK, choose_ports, release_ports, remembered_ports
+
 POLL_S = 0.03
 PREDECESSOR_S = 15.0  # how long start() waits for a former server in the same folder to end; then it fails
 GROUP_S = 2.0  # how long a server's own children may outlive it; then they are killed
@@ -57,7 +52,7 @@ class Server:
         self.data_dir = data_dir.resolve()
         self.log_path = self.data_dir.parent / "logs" / f"{self.name}.log"
         # Known without a start here, too: another process may ask where the server listens.
-        self.ports = _remembered_ports(self.data_dir / "ports.json")
+        self.ports = remembered_ports(self.data_dir / "ports.json")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,7 +65,10 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     async def start(self) -> None:
-        """Starts the server and returns once it answers. Raises ServerStartError; nothing runs then."""
+        """Starts the server and returns once it answers. Raises ServerStartError, OSError without a free port.
+
+        Nothing runs then.
+        """
         if self.running:
             raise RuntimeError(f"{self.name} runs already")
         self.data_dir.mkdir(parents=True, exist_ok=True)
@@ -88,11 +86,21 @@ class Server:
             raise
 
     async def stop(self) -> None:
-        """Asks the server to end, kills it after `stop_timeout_s`, and returns when none of its processes is left."""
+        """Asks the server to end, kills it after `stop_timeout_s`, and returns when none of its processes is left.
+
+        Its ports are anybody's then.
+        """
         if self._process is None:
             return
-        if self._process.poll() is None:
-            self._process.send_signal(self.stop_signal)
+        try:
+            await self._end()
+        finally:
+            release_ports(self.ports.values())
+
+    async def _end(self) -> None:
+        process = self._started()
+        if process.poll() is None:
+            process.send_signal(self.stop_signal)
         if await self._ended_within(self.stop_timeout_s) and await self._unlocked_within(GROUP_S):
             return
         self.kill()
@@ -182,45 +190,6 @@ class Server:
         except TimeoutError:
             message = f"{self.name} did not answer within {self.start_timeout_s:.0f} s. {_log_tail(self.log_path)}"
             raise ServerStartError(message) from None
-
-
-def choose_ports(remembered: Path, names: Sequence[str]) -> dict[str, int]:
-    """A free loopback port for each name: those written in `remembered` if still free, else others; writes them there.
-
-    Raises ServerStartError when PORT_ATTEMPTS ports in a row are taken.
-    """
-    former = _remembered_ports(remembered)
-    ports: dict[str, int] = {}
-    for name in names:
-        wanted = former.get(name)
-        ports[name] = wanted if wanted and _is_free(wanted) else _other_port(ports)
-    remembered.write_text(json.dumps(ports))
-    return ports
-
-
-def _remembered_ports(path: Path) -> dict[str, int]:
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        ports: dict[str, int] = json.loads(path.read_text())
-        return ports
-    return {}
-
-
-def _other_port(taken: Mapping[str, int]) -> int:
-    # Not the module's generator: hypothesis seeds it, and then two processes of tests would choose the same ports.
-    for port in random.SystemRandom().sample(PORTS, PORT_ATTEMPTS):
-        if port not in taken.values() and _is_free(port):
-            return port
-    raise ServerStartError(f"no free port found between {PORTS.start} and {PORTS.stop}")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
 
 
 async def http_status(port: int, path: str) -> int | None:

@@ -24,7 +24,8 @@ import asyncpg
 
 from saucer.lib.tls import Identity
 from saucer.local import nats_users
-from saucer.local.process import LOOPBACK, Server, ServerStartError, http_status
+from saucer.local.ports import LOOPBACK
+from saucer.local.process import Server, ServerStartError, http_status
 from saucer.local.triton_env import TritonEnvironment
 
 MAX_CONNECTIONS = 200  # pools x services x replicas stay below it

@@ -23,7 +23,8 @@ import grpc
 from saucer.billing.v1 import billing_pb2, billing_pb2_grpc
 from saucer.lib import auth
 from saucer.lib.ids import new_id
-from saucer.local.process import LOOPBACK, Server, ServerStartError, choose_ports
+from saucer.local.ports import LOOPBACK, choose_ports, release_ports
+from saucer.local.process import Server, ServerStartError
 from saucer.local.servers import NatsServer, PostgresServer, TritonServer, write_private
 from saucer.local.service_process import ServiceProcess
 from saucer.local.triton_env import ensure_triton_environment
@@ -43,6 +44,9 @@ RESTART_FIRST_S = 0.5
 RESTART_GREATEST_S = 10.0
 SUPERVISE_POLL_S = 0.2
 TRITON_ROOM = 8
+# Less than ServiceProcess.stop_timeout_s: all of a Saucer on one machine stops within ten seconds. The checkpoint of a
+# large detector may take longer; then the lease runs out, and the run resumes from the one before.
+WORKER_RELEASE_S = 5.0
 
 Say = Callable[[str], None]
 
@@ -166,6 +170,7 @@ class Stack:
         rest = [server for server in self._servers if server not in triton]
         for together in (workers, [*services, *triton], rest):
             await asyncio.gather(*(server.stop() for server in together))
+        release_ports(self._ports.values())
 
     async def kill(self, name: str) -> None:
         """SIGKILL for one process, which stays down until restart(): for tests of crashes."""
@@ -260,6 +265,7 @@ class Stack:
                 "token_file": self.layout.token(auth.Role.WORKER),
                 "worker_id": name,
                 "work_folder": self.home / name / "work",
+                "release_s": WORKER_RELEASE_S,
             }
             if self.worker_threads or self.workers > 1:
                 worker["threads"] = self.worker_threads or max(1, len(os.sched_getaffinity(0)) // self.workers)

@@ -50,7 +50,7 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CountersAt:
     """The counters of a version on one Triton at the end of the piece of time that began then."""
 
     version_number: int
@@ -59,7 +59,7 @@ class Reading:
     counters: Counters
 
 
-def by_piece(readings: Sequence[Reading]) -> dict[tuple[int, datetime], Counters]:
+def by_piece(readings: Sequence[CountersAt]) -> dict[tuple[int, datetime], Counters]:
     """What was counted in each piece, all Tritons together, by version and beginning. `readings` in order of time.
 
     The first reading of a version on a Triton has nothing to be compared with, and counts from the load on.

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from saucer.lib.money import charge_micros
 from saucer.publishing import instances
 from saucer.publishing.instances import Instance
 
@@ -269,7 +270,7 @@ class Deployment:
     # Of the version that serves, and of the candidate.
     instances: tuple[Instance, ...]
     state: DeploymentState
-    # Where a refused new start goes back to.
+    # Where a refused new start goes back to, and is.
     former_state: DeploymentState | None
     charge_status: ChargeStatus
     start_number: int
@@ -309,6 +310,11 @@ class Deployment:
         return self.state in AT_REST
 
     @property
+    def refused(self) -> bool:
+        """Whether the present start was refused its hold."""
+        return self.state is _S.REFUSED or (self.at_rest and self.former_state is not None)
+
+    @property
     def own_instances(self) -> list[Instance]:
         """Of the version that serves, or will."""
         return [item for item in self.instances if item.version_number == self.version.number]
@@ -318,6 +324,20 @@ class Deployment:
         """Of the candidate."""
         number = self.candidate.version.number if self.candidate else None
         return [item for item in self.instances if item.version_number == number]
+
+    @property
+    def shared(self) -> bool:
+        """Whether the candidate has a share of the traffic."""
+        return self.candidate is not None and self.candidate.ready and self.candidate.percent > 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether requests are taken: it is ACTIVE; or DEGRADED, and a candidate with a share serves meanwhile.
+
+        The user has given that one traffic, so its answer is better than none. It is no replica, and not charged.
+        """
+        meanwhile = self.shared and any(item.serving for item in self.candidate_instances)
+        return self.state is _S.ACTIVE or (self.state is _S.DEGRADED and meanwhile)
 
     @property
     def counted(self) -> list[Instance]:
@@ -332,7 +352,7 @@ class Deployment:
     @property
     def cost_micros(self) -> int:
         """Of the present start so far, as billing charges it (PRODUCT 6.3)."""
-        return self.price_per_hour_micros * self.form.replicas * (self.charged_ms // 1000) // 3600
+        return charge_micros(self.price_per_hour_micros, self.form.replicas, self.charged_ms)
 
     @property
     def unit_us(self) -> int:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
-import asyncpg
 import structlog
 from prometheus_client import Counter, Histogram
 from tritonclient.grpc import service_pb2 as pb
@@ -30,14 +29,15 @@ from saucer.lib.errors import (
     ResourceExhaustedError,
     UnavailableError,
 )
+from saucer.lib.rounds import INTERRUPTIONS
 from saucer.lib.scores import at_score_precision
-from saucer.publishing.domain import Deployment, DeploymentState, Version
+from saucer.publishing.domain import Deployment, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance
 from saucer.publishing.limits import Limits
 from saucer.publishing.placement import model_name
 from saucer.publishing.service import Deployments
-from saucer.publishing.traffic import Traffic
+from saucer.publishing.traffic import Piece, Traffic
 from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, TritonClient, TritonUnavailable
 from saucer.serving.decode import MAX_PIXELS
 from saucer.serving.errors import UnreadableImage
@@ -50,7 +50,7 @@ MAX_IN_FLIGHT = 32
 MAX_IN_FLIGHT_TOTAL = 128
 # An encoded image, as publishing.proto has it too; a larger one is INVALID_ARGUMENT.
 MAX_IMAGE_BYTES = 20 * 1024 * 1024
-# For this long an ACTIVE deployment is not looked up again; one that stops answers for that much longer at most.
+# For this long a deployment that answers is not looked up again; one that stops answers for that much longer at most.
 KNOWN_S = 0.5
 # A place where a request failed is asked last for so long; by then it is known whether it serves.
 AVOID_S = 5.0
@@ -60,6 +60,8 @@ MAX_KNOWN = 10_000
 TELL_USE_S = 1.0
 # Between two looks for pieces of traffic that are over.
 TELL_TRAFFIC_S = 2.0
+# A process that ends waits so long for PostgreSQL to take its last pieces.
+LAST_TRAFFIC_S = 3.0
 
 log = structlog.get_logger()
 requests_total = Counter("saucer_publishing_requests_total", "Requests to deployments by outcome", ["outcome"])
@@ -153,6 +155,10 @@ class Endpoint:
         self._failed_at_s: dict[Place, float] = {}
         self._known: dict[str, tuple[float, Deployment]] = {}
 
+    def admit(self) -> None:
+        """A call that asks no model: one request to the token's limits. Raises ResourceExhaustedError: RATE_LIMITED."""
+        self._limits.take(current().token_id, 0, time.monotonic())
+
     async def predict(self, deployment_id: str, image: bytes, timeout_s: float | None) -> Prediction:
         """Boxes on one image. `timeout_s` is what is left of the caller's deadline.
 
@@ -170,15 +176,16 @@ class Endpoint:
             deployment = await self.find(deployment_id)
             side = choose(deployment)
             asked.meet(deployment, side)
-            _need_active(deployment)
-            width, height = upright_size(image)
-            found, version = await self._send(deployment, side, infer, timeout_s, asked)
+            _need_answers(deployment)
+            async with self._placed(deployment):
+                width, height = upright_size(image)
+                found, version = await self._send(deployment, side, infer, timeout_s, asked, named=False)
             return Prediction(detections(found, version), width, height, version.number)
 
     async def infer(
         self, name: str, number: str, read: Callable[[], Query], timeout_s: float | None
     ) -> pb.ModelInferResponse:
-        """The answer to a KServe request of a deployment, and of one version of it if a number is given.
+        """The answer to a KServe request of a deployment, and of one version of it, and no other, if a number is given.
 
         Each of its images is a request to the token's limits. Raises as predict() does, and as find_side() and `read`.
         """
@@ -196,57 +203,68 @@ class Endpoint:
             deployment, named = await self.find_side(name, number)
             side = named or choose(deployment)
             asked.meet(deployment, side)
-            _need_active(deployment)
-            for image in query.images:
-                upright_size(image)
-            answer, version = await self._send(deployment, side, infer, timeout_s, asked)
+            _need_answers(deployment)
+            async with self._placed(deployment):
+                for image in query.images:
+                    upright_size(image)
+                    # It takes a while, in which nobody else is served.
+                    await asyncio.sleep(0)
+                answer, version = await self._send(deployment, side, infer, timeout_s, asked, named=named is not None)
         answer.model_name, answer.model_version = deployment.deployment_id, str(version.number)
         return answer
 
     async def _send(
-        self, deployment: Deployment, side: Side, infer: Infer[T], timeout_s: float | None, asked: Asked
+        self, deployment: Deployment, side: Side, infer: Infer[T], timeout_s: float | None, asked: Asked, *, named: bool
     ) -> tuple[T, Version]:
         """Asks one instance of a side; where it fails, each of the others in turn: an inference changes nothing.
 
-        Those of the version that serves are the last: what becomes of a candidate must not fail a request.
+        Those of the other side, if it has a share, are the last: what becomes of one must not fail a request. But
+        whoever has named a version is answered by no other.
         """
+        number = side.version.number
         self._used.add(deployment.deployment_id)
         ends_s = None if timeout_s is None else time.monotonic() + timeout_s
         tried: set[Place] = set()
-        async with self._placed(deployment):
-            choice = self._choose_place(deployment, side.version.number, tried)
-            while choice is not None:
-                version, place = choice
-                tried.add(place)
-                asked.counted = True
-                try:
-                    return await self._ask(deployment, version, place, infer, _deadline(ends_s)), version
-                except (ModelFailed, TritonUnavailable) as error:
-                    if _deadline(ends_s) == 0.0:  # the caller's, which says nothing of the instance
-                        raise
-                    self._avoid(place)
-                    self._known.pop(deployment.deployment_id, None)
-                    deployment = await self.active(deployment.deployment_id)
-                    choice = self._choose_place(deployment, side.version.number, tried)
-                    if choice is None:
-                        raise
-                    log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
-            raise TritonUnavailable("no instance of it serves")
+        choice = self._choose_place(deployment, number, named, tried)
+        while choice is not None:
+            version, place = choice
+            tried.add(place)
+            asked.counted = True
+            try:
+                return await self._ask(deployment, version, place, infer, _deadline(ends_s)), version
+            except (ModelFailed, TritonUnavailable) as error:
+                if _deadline(ends_s) == 0.0:  # the caller's, which says nothing of the instance
+                    raise
+                self._avoid(place)
+                self._known.pop(deployment.deployment_id, None)
+                deployment = await self.answering(deployment.deployment_id)
+                choice = self._choose_place(deployment, number, named, tried)
+                if choice is None:
+                    raise
+                log.info("infer_elsewhere", deployment_id=deployment.deployment_id, error=error.reason)
+        raise TritonUnavailable("no instance of it serves")
 
     def _choose_place(
-        self, deployment: Deployment, version_number: int, tried: Collection[Place]
+        self, deployment: Deployment, version_number: int, named: bool, tried: Collection[Place]
     ) -> tuple[Version, Place] | None:
-        """The one with fewest requests of this process, in an order of chance; None: all were tried."""
+        """The one with fewest requests of this process, in an order of chance; None: all were tried.
+
+        Of the wanted version if it can be; but one where a request has just failed comes last.
+        """
         now_s = time.monotonic()
 
         def burden(choice: tuple[Version, Place]) -> tuple[bool, bool, int, float]:
             version, place = choice
             failed = now_s - self._failed_at_s.get(place, -AVOID_S) < AVOID_S
-            return (version.number != version_number, failed, self._busy[place], random.random())
+            return (failed, version.number != version_number, self._busy[place], random.random())
 
-        choices = [(side.version, place) for side in sides(deployment) for place in side.places if place not in tried]
-        wanted = (version_number, deployment.version.number)
-        return min((choice for choice in choices if choice[0].number in wanted), key=burden, default=None)
+        asked = [
+            side
+            for side in sides(deployment)
+            if (side.version.number == version_number if named else _takes_traffic(deployment, side))
+        ]
+        choices = [(side.version, place) for side in asked for place in side.places if place not in tried]
+        return min(choices, key=burden, default=None)
 
     def _avoid(self, place: Place) -> None:
         if len(self._failed_at_s) >= MAX_KNOWN:
@@ -268,31 +286,38 @@ class Endpoint:
         return answer
 
     async def tell_traffic(self, replica: str) -> None:
-        """Until cancelled: stores what was counted, a piece at a time."""
-        while True:
-            await asyncio.sleep(TELL_TRAFFIC_S)
-            pieces = self._traffic.take_ended(datetime.now(UTC))
-            try:
-                await self._deployments.monitoring.store_pieces(replica, pieces)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
-                self._traffic.put_back(pieces)
-                log.warning("traffic_not_told", error=repr(error))
+        """Stores the pieces of what was counted that have ended. Raises what PostgreSQL raises, and keeps them then."""
+        await self._store(replica, self._traffic.take_ended(datetime.now(UTC)))
+
+    async def tell_last_traffic(self, replica: str) -> None:
+        """Stores all of what was counted, once no more requests come; what is not stored within its limit is lost."""
+        try:
+            async with asyncio.timeout(LAST_TRAFFIC_S):
+                await self._store(replica, self._traffic.take_all())
+        except INTERRUPTIONS as error:
+            log.warning("traffic_lost", error=repr(error))
+
+    async def _store(self, replica: str, pieces: Sequence[Piece]) -> None:
+        try:
+            await self._deployments.monitoring.store_pieces(replica, pieces)
+        except (*INTERRUPTIONS, asyncio.CancelledError):
+            # They may be stored all the same, and then stay as they are there.
+            self._traffic.put_back(pieces)
+            raise
 
     async def tell_use(self) -> None:
-        """Until cancelled: says which deployments were asked, on which their idle stop depends."""
-        while True:
-            await asyncio.sleep(TELL_USE_S)
-            used, self._used = self._used, set()
-            try:
-                await self._deployments.serving.used(used)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
-                self._used |= used
-                log.warning("use_not_told", error=repr(error))
+        """Says which deployments were asked, on which their idle stop depends. Raises likewise."""
+        used, self._used = self._used, set()
+        try:
+            await self._deployments.serving.used(used)
+        except INTERRUPTIONS:
+            self._used |= used
+            raise
 
-    async def active(self, deployment_id: str) -> Deployment:
+    async def answering(self, deployment_id: str) -> Deployment:
         """Raises NotFoundError, FailedPreconditionError naming the state."""
         deployment = await self.find(deployment_id)
-        _need_active(deployment)
+        _need_answers(deployment)
         return deployment
 
     async def find_side(self, name: str, number: str) -> tuple[Deployment, Side | None]:
@@ -313,14 +338,14 @@ class Endpoint:
         raise NotFoundError("deployment_version", number[:100])
 
     async def find(self, deployment_id: str) -> Deployment:
-        """A deployment, as it was at most KNOWN_S ago if it was ACTIVE then. Raises NotFoundError."""
+        """A deployment, as it was at most KNOWN_S ago if it answered then. Raises NotFoundError."""
         looked_up_s, deployment = self._known.get(deployment_id, (0.0, None))
         if deployment is not None and time.monotonic() - looked_up_s < KNOWN_S:
             current().own("deployment", deployment_id, deployment.account_id)
             return deployment
         deployment = await self._deployments.get(deployment_id)
         self._known.pop(deployment_id, None)
-        if deployment.state is DeploymentState.ACTIVE:
+        if deployment.answers:
             if len(self._known) >= MAX_KNOWN:
                 self._known.clear()
             self._known[deployment_id] = (time.monotonic(), deployment)
@@ -345,7 +370,7 @@ class Endpoint:
             self._known.pop(key, None)
             log.warning("infer_failed", deployment_id=key, error=error.reason)
             # It may have been stopped a moment ago: then its state says more.
-            await self.active(key)
+            await self.answering(key)
             raise UnavailableError("NOT_SERVING", "The model does not answer now; it is being brought back.") from error
         finally:
             self._in_flight[key] -= 1
@@ -392,6 +417,11 @@ def sides(deployment: Deployment) -> list[Side]:
     return found
 
 
+def _takes_traffic(deployment: Deployment, side: Side) -> bool:
+    """Whether it may answer whoever names no version."""
+    return deployment.shared or side.version.number == deployment.version.number
+
+
 def choose(deployment: Deployment) -> Side:
     """The side that a request goes to: the candidate's share is a matter of chance."""
     candidate = deployment.candidate
@@ -420,9 +450,9 @@ def detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
     return tuple(judged)
 
 
-def _need_active(deployment: Deployment) -> None:
+def _need_answers(deployment: Deployment) -> None:
     """Raises FailedPreconditionError naming the state."""
-    if deployment.state is not DeploymentState.ACTIVE:
+    if not deployment.answers:
         raise FailedPreconditionError(
             "NOT_ACTIVE",
             f"The deployment is {deployment.state}; only an ACTIVE one answers.",

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+# After so many failures at one Triton, the last with its files written anew, an instance is tried at another as well.
+LEAVE_ATTEMPTS = 2
+
 
 class InstanceState(StrEnum):
     """Of one instance. LOADING: being put there and replayed; LOST: it has served, and does not now."""
@@ -40,6 +43,11 @@ class Instance:
         """Whether it answers requests."""
         return self.state is InstanceState.SERVING
 
+    @property
+    def stuck(self) -> bool:
+        """Whether its Triton may be what keeps it from serving."""
+        return self.attempts >= LEAVE_ATTEMPTS
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -49,25 +57,44 @@ class Plan:
     given_up: tuple[Instance, ...] = ()
 
 
-def plan(held: Sequence[Instance], replicas: int, leaving: Collection[str], room: Mapping[str, int]) -> Plan:
+def plan(
+    held: Sequence[Instance],
+    replicas: int,
+    leaving: Collection[str],
+    room: Mapping[str, int],
+    awaited: Collection[str] = (),
+    refusing: Mapping[str, int] | None = None,
+) -> Plan:
     """What is to change so that as many serve as are wanted, each on a Triton of its own, the most free first.
 
     Args:
         held: of the version that serves.
-        leaving: Tritons that are drained, or have not answered for a while.
+        leaving: Tritons that are drained, have not answered for a while, or are of another spec.
         room: by Triton that may take more, how many more.
+        awaited: Tritons on which a candidate is to follow first; until then nothing is replaced by what serves there.
+        refusing: by Triton, how many instances of any deployment are stuck there: one that everything leaves has the
+            most room, and comes last.
 
-    What is on a leaving Triton stays until another serves in its place, one for one.
+    What is on a leaving Triton stays until another serves in its place, one for one. What is stuck is tried on, too,
+    until as many serve elsewhere as are wanted. Once more are stuck than are wanted, it is tried nowhere else: it is
+    the model, then.
     """
     going = sorted((item for item in held if item.triton_id in leaving), key=_worth)
-    staying = sorted((item for item in held if item.triton_id not in leaving), key=_worth)
+    stuck = [item for item in held if item.triton_id not in leaving and item.stuck]
+    staying = sorted((item for item in held if item.triton_id not in leaving and not item.stuck), key=_worth)
+    wanted = replicas - len(staying) if len(stuck) <= replicas else 0
     taken = {item.triton_id for item in held}
-    free = sorted((key for key in room if key not in taken and room[key] > 0), key=lambda key: (-room[key], key))
-    replaced = sum(item.serving for item in staying) + len(going) - replicas
+    refused = refusing or {}
+    free = sorted(
+        (key for key in room if key not in taken and room[key] > 0),
+        key=lambda key: (refused.get(key, 0), -room[key], key),
+    )
+    following = sum(item.serving and item.triton_id not in awaited for item in staying)
+    replaced = following + len(going) - replicas
     surplus = len(staying) - replicas if not going else 0
     return Plan(
-        added=tuple(free[: max(0, replicas - len(staying))]),
-        given_up=(*going[: max(0, replaced)], *staying[: max(0, surplus)]),
+        added=tuple(free[: max(0, wanted)]),
+        given_up=(*going[: max(0, replaced)], *staying[: max(0, surplus)], *(stuck if following >= replicas else ())),
     )
 
 

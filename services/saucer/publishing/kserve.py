@@ -2,7 +2,8 @@
 
 https://github.com/kserve/open-inference-protocol. Triton itself is private, since its control and shared-memory calls
 are code execution for whoever reaches them. So only the calls of SERVED exist here, all others are UNIMPLEMENTED; and a
-request to Triton is made anew, from nothing but a name, a shape and the image's bytes.
+request to Triton is made anew, from nothing but a name, a shape and the image's bytes. Each call is a request to the
+token's limits (limits.py), one for each image where there are images.
 """
 
 from __future__ import annotations  # some of grpc's classes are generic only for type checkers
@@ -21,7 +22,6 @@ from tritonclient.grpc import service_pb2 as pb
 from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.v1 import access_pb2
-from saucer.publishing.domain import DeploymentState
 from saucer.publishing.endpoint import Endpoint, Query, sides
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.triton import LENGTH_BYTES
@@ -72,19 +72,25 @@ class _KServe:
         self._fleet = fleet
 
     async def server_live(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
+        self._endpoint.admit()
         return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
+        self._endpoint.admit()
         return pb.ServerReadyResponse(ready=await self._fleet.live())
 
     async def server_metadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
+        self._endpoint.admit()
         return pb.ServerMetadataResponse(name="saucer", version="1")
 
     async def model_ready(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        deployment, _ = await self._endpoint.find_side(request.name, request.version)
-        return pb.ModelReadyResponse(ready=deployment.state is DeploymentState.ACTIVE)
+        self._endpoint.admit()
+        deployment, side = await self._endpoint.find_side(request.name, request.version)
+        ready = deployment.answers and (side is None or bool(side.places))
+        return pb.ModelReadyResponse(ready=ready)
 
     async def model_metadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
+        self._endpoint.admit()
         deployment, _ = await self._endpoint.find_side(request.name, request.version)
         tensor = pb.ModelMetadataResponse.TensorMetadata
         return pb.ModelMetadataResponse(
@@ -96,6 +102,7 @@ class _KServe:
         )
 
     async def model_config(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
+        self._endpoint.admit()
         deployment, side = await self._endpoint.find_side(request.name, request.version)
         version = side.version if side else deployment.version
         text = config_pbtxt(deployment.deployment_id, version=version.number)

@@ -1,5 +1,6 @@
 """What orders, probes and the time make of a deployment, from its first start to its end. No I/O."""
 
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -21,15 +22,21 @@ from saucer.publishing.domain import (
 )
 from saucer.publishing.instances import Instance, InstanceState
 
-# A good probe of an instance proves at most this much time before it; what is longer ago is not charged.
+# A good probe of an instance proves at most this much time before it; what is longer ago is not charged. The lease of a
+# replica that died fits in, with the probe of the one that takes over.
 PROBE_GAP_LIMIT = timedelta(seconds=15)
 # While it serves, the counter is told this often.
 PROGRESS_EVERY = timedelta(minutes=1)
 # Between attempts to load: doubles up to the greatest.
 RETRY_FIRST = timedelta(seconds=1)
 RETRY_GREATEST = timedelta(seconds=60)
+# By up to this share of it a pause is shorter, for each instance by another: what failed at once is not tried at once.
+RETRY_SPREAD = 0.25
 # So often each Triton may refuse a model that is being deployed; then the deployment has failed, with Triton's reason.
+# So often a candidate that is ready may fail where the other version serves; then it is rejected.
 LOAD_ATTEMPTS = 3
+# So long what is on a Triton that is to be left waits for a candidate to serve in its new place, too.
+FOLLOW_LIMIT = timedelta(minutes=5)
 
 
 # Starting
@@ -115,9 +122,9 @@ def _fresh(deployment: Deployment) -> Deployment:
 
 
 def refuse(deployment: Deployment, message: str, missing_micros: int, now: datetime) -> Deployment:
-    """The hold is refused: a first start is REFUSED, a new one is where it was."""
+    """The hold is refused: a first start is REFUSED, a new one is where it was, and has a former state still."""
     refused = transition(deployment, deployment.former_state or DeploymentState.REFUSED, now)
-    return replace(refused, former_state=None, missing_micros=missing_micros, error_message=message)
+    return replace(refused, missing_micros=missing_micros, error_message=message)
 
 
 def start_again(deployment: Deployment, request_id: str, now: datetime, form: Form | None = None) -> Deployment:
@@ -167,12 +174,33 @@ def _beside(deployment: Deployment, own: Sequence[Instance], now: datetime) -> l
     return [known.get(key, Instance(number, key, InstanceState.LOADING, now)) for key in places]
 
 
+def awaited(deployment: Deployment, leaving: Collection[str], now: datetime) -> set[str]:
+    """Tritons on which the version that serves has arrived before a candidate, which is ready and serves elsewhere.
+
+    Requests go to the candidate, so what serves on a leaving Triton, or on one on which the other version is stuck, is
+    not given up before it has followed; but one that does not follow within the limit keeps no Triton from being left.
+    """
+    left = {*leaving, *(item.triton_id for item in deployment.own_instances if item.stuck)}
+    serving = {item.triton_id for item in deployment.candidate_instances if item.serving}
+    if deployment.candidate is None or not deployment.candidate.ready or serving.isdisjoint(left):
+        return set()
+    arrived = (item for item in deployment.own_instances if item.serving and now - item.since < FOLLOW_LIMIT)
+    return {item.triton_id for item in arrived} - serving
+
+
 def is_placed(deployment: Deployment, leaving: Collection[str]) -> bool:
-    """Whether it has as many instances as it is to have, and none on a Triton that it is to leave."""
+    """Whether nothing is to be placed or given up, wherever there is room.
+
+    It has as many instances as it is to have, none of them stuck or on a Triton that it is to leave; or more are stuck
+    than it is to have, so that it is tried nowhere else.
+    """
+    replicas = deployment.form.replicas
     own = {item.triton_id for item in deployment.own_instances}
     beside = {item.triton_id for item in deployment.candidate_instances}
     followed = deployment.candidate is None or beside == own
-    return len(own) == deployment.form.replicas and own.isdisjoint(leaving) and followed
+    stuck = sum(item.stuck for item in deployment.own_instances)
+    settled = len(own) - stuck < replicas < stuck if stuck else len(own) == replicas
+    return settled and own.isdisjoint(leaving) and followed
 
 
 def activate(deployment: Deployment, instance: Instance, parity: Parity, probe_key: str, now: datetime) -> Deployment:
@@ -232,13 +260,16 @@ def _active(deployment: Deployment, now: datetime) -> Deployment:
 
 
 def _degraded(deployment: Deployment, now: datetime) -> Deployment:
-    """Nothing serves, nothing is charged."""
+    """Nothing of its version serves, nothing is charged; a candidate with a share answers on, uncharged too."""
     message = next((item.message for item in deployment.own_instances if item.message), "")
     return replace(transition(deployment, DeploymentState.DEGRADED, now), error_message=message)
 
 
-def count(deployment: Deployment, instance: Instance, now: datetime) -> Deployment:
+def count(deployment: Deployment, instance: Instance, now: datetime, attended: timedelta) -> Deployment:
     """A good probe of an instance: the counter goes on by its share, by no more than the limit, up to the max duration.
+
+    Args:
+        attended: for how long the process that probed has been there; what was before then is not charged.
 
     At the max duration, and at its idle stop, the deployment is STOPPING.
     """
@@ -246,7 +277,7 @@ def count(deployment: Deployment, instance: Instance, now: datetime) -> Deployme
     probed = _with(deployment, replace(instance, probed_at=max(now, instance.probed_at)))
     if deployment.state is not DeploymentState.ACTIVE or instance not in deployment.counted:
         return probed
-    elapsed = max(timedelta(0), min(now - instance.probed_at, PROBE_GAP_LIMIT))
+    elapsed = max(timedelta(0), min(now - instance.probed_at, PROBE_GAP_LIMIT, attended))
     served_us = deployment.charged_rest_us + elapsed // timedelta(microseconds=1)
     charged_ms, rest_us = divmod(served_us, deployment.unit_us)
     grown = replace(probed, charged_ms=deployment.charged_ms + charged_ms, charged_rest_us=rest_us)
@@ -261,12 +292,22 @@ def count(deployment: Deployment, instance: Instance, now: datetime) -> Deployme
 
 def put_off(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
     """An attempt failed: the next one comes after a pause that grows."""
-    pause = min(RETRY_FIRST * 2 ** min(instance.attempts, 16), RETRY_GREATEST)
-    later = replace(instance, attempts=instance.attempts + 1, retry_at=now + pause, message=message)
+    place = f"{deployment.deployment_id}/{instance.version_number}/{instance.triton_id}"
+    spread = RETRY_SPREAD * zlib.crc32(place.encode()) / 2**32
+    pause = min(RETRY_FIRST * 2 ** min(instance.attempts, 16), RETRY_GREATEST) * (1 - spread)
+    return _tell(deployment, replace(instance, attempts=instance.attempts + 1, retry_at=now + pause), message)
+
+
+def note(deployment: Deployment, instance: Instance, message: str) -> Deployment:
+    """Something that is none of the model's fault keeps an instance from serving: no attempt, but no secret either."""
+    return deployment if instance.serving else _tell(deployment, instance, message)
+
+
+def _tell(deployment: Deployment, instance: Instance, message: str) -> Deployment:
     own = instance.version_number == deployment.version.number
     # While another serves, the deployment has no error of its own.
     told = message if own and deployment.state is not DeploymentState.ACTIVE else deployment.error_message
-    return replace(_with(deployment, later), error_message=told)
+    return replace(_with(deployment, replace(instance, message=message)), error_message=told)
 
 
 def refuse_load(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
@@ -291,11 +332,34 @@ def propose(deployment: Deployment, version: Version, percent: int, now: datetim
 
 
 def may_be_ready(deployment: Deployment) -> bool:
-    """Whether a candidate that is not called ready yet serves wherever the other version does, and somewhere."""
-    if deployment.candidate is None or deployment.candidate.ready:
-        return False
+    """Whether a candidate that is not called ready yet may be."""
+    return deployment.candidate is not None and not deployment.candidate.ready and candidate_serves(deployment)
+
+
+def candidate_serves(deployment: Deployment) -> bool:
+    """Whether the candidate serves now wherever the other version does, and somewhere."""
     serving = {item.triton_id for item in deployment.candidate_instances if item.serving}
     return bool(serving) and {item.triton_id for item in deployment.own_instances if item.serving} <= serving
+
+
+def fails_alone(deployment: Deployment, instance: Instance) -> bool:
+    """Whether an instance is the candidate's, and the other version serves from the same Triton.
+
+    While that does not serve either, it is Triton that is in trouble, and not the candidate.
+    """
+    beside = any(item.serving and item.triton_id == instance.triton_id for item in deployment.own_instances)
+    return beside and instance in deployment.candidate_instances
+
+
+def is_beyond_help(deployment: Deployment, instance: Instance) -> bool:
+    """Whether a candidate is given up for an instance that, once more, could not be made to serve.
+
+    What is not ready and does not load is not tried again: the other serves on, and the user, who is told at once, can
+    ask again. What has a share elsewhere, or was there before, is.
+    """
+    ready = deployment.candidate is not None and deployment.candidate.ready
+    tries = 1 if instance.state is InstanceState.LOADING and not ready else LOAD_ATTEMPTS
+    return fails_alone(deployment, instance) and instance.attempts + 1 >= tries
 
 
 def pass_gate(deployment: Deployment, now: datetime) -> Deployment:

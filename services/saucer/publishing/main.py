@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -16,15 +17,16 @@ from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
 from saucer.publishing import consumers, kserve, rpc, watching
 from saucer.publishing.domain import Triton
-from saucer.publishing.endpoint import Endpoint
+from saucer.publishing.endpoint import TELL_TRAFFIC_S, TELL_USE_S, Endpoint
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.limits import Limits
-from saucer.publishing.monitoring_store import retention_rules
 from saucer.publishing.peers import Peers
 from saucer.publishing.placement import Placement
 from saucer.publishing.reconcile import Reconciler
 from saucer.publishing.sampling import sample
-from saucer.publishing.service import Deployments
+from saucer.publishing.service import SWEEP_S, Deployments
+from saucer.publishing.store import versions as version_store
+from saucer.publishing.store.monitoring import retention_rules
 from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import TRIAL_S
 
@@ -53,11 +55,11 @@ class PublishingSettings(CallingSettings):
     triton_gpu: bool = False
     # What a model's first load may take there, in a child process; one that takes longer is refused.
     triton_trial_s: float = Field(default=TRIAL_S, gt=0, le=90)
-    # Whether the fastest runtime is found by measurement, once for each model and spec, and serves if the replay
-    # agrees; else the one of evaluations serves.
+    # Whether the fastest runtime is found by measurement, once for each model and spec, or again after a while if one
+    # failed, and serves if the replay agrees; else the one of evaluations serves, or what was found before.
     triton_choose_runtime: bool = True
     # What one token may ask for of one replica of publishing, at most a second's worth at once; more is
-    # RESOURCE_EXHAUSTED.
+    # RESOURCE_EXHAUSTED. An image is a request, and so is any other call of KServe's, as whether a model is ready.
     token_requests_per_s: float = Field(default=500.0, gt=0)
     token_megabytes_per_s: float = Field(default=200.0, gt=0)
     # Series, events and log lines of deployments.
@@ -71,13 +73,14 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     database = await process.database(settings, "saucer.publishing")
     jetstream = await process.jetstream(settings)
     process.relay(database, jetstream)
-    process.retention(settings, database, *retention_rules(timedelta(days=settings.monitoring_keep_days)))
+    monitoring = retention_rules(timedelta(days=settings.monitoring_keep_days))
+    process.retention(settings, database, *monitoring, version_store.RETENTION)
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers)
     await deployments.tritons.register(_own_triton(settings))
     dead_events = process.consumer(database, jetstream, consumers.handlers(deployments))
-    process.background("sweep", deployments.sweep())
+    process.rounds("sweep", deployments.sweep, SWEEP_S)
     objects = Objects(settings.object_store_url)
 
     def place(client: TritonClient, triton: Triton) -> Placement:
@@ -102,11 +105,13 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     endpoint = Endpoint(
         deployments, fleet, Limits(settings.token_requests_per_s, settings.token_megabytes_per_s * 1_000_000)
     )
-    process.background("tell_use", endpoint.tell_use())
+    process.rounds("tell_use", endpoint.tell_use, TELL_USE_S, at_once=False)
     process.background("sample", sample(fleet, deployments.monitoring))
-    process.background("tell_traffic", endpoint.tell_traffic(replica))
+    # The stop is in the opposite order: by then the server and these rounds have ended.
+    process.stack.push_async_callback(endpoint.tell_last_traffic, replica)
+    process.rounds("tell_traffic", partial(endpoint.tell_traffic, replica), TELL_TRAFFIC_S, at_once=False)
     await process.serve(
-        settings, [rpc.servicer(deployments, endpoint), kserve.servicer(endpoint, fleet), dead_events], database
+        settings, [rpc.servicer(deployments, endpoint, fleet), kserve.servicer(endpoint, fleet), dead_events], database
     )
 
 

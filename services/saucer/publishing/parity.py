@@ -1,9 +1,14 @@
 """Whether what is served is what was evaluated: the same images, the stored boxes against the served ones.
 
-A box counts if its score is at or above SCORE_FLOOR. It is paired if the other side has a box of the same class within
-the tolerance of the runtime that serves (serving/runtime.py), each box having at most one partner. Partners are looked
-for among all boxes of the other side, those below the floor too: else a box at 0.0501 whose partner is at 0.0499 would
-count as missing because of the floor alone.
+A box counts if its score is at or above SCORE_FLOOR; where no image has such a box on either side, as of a model that
+was stopped early, every box counts, down to the model's own floor. Right at that floor a box may be lacking on one side
+because of the floor alone: within a runtime's rounding, which is next to none for the runtime of evaluations; one that
+rounds more may fail so, and that of evaluations then serves in its place (placement.py).
+
+A box is paired if the other side has a box of the same class within the tolerance of the runtime that serves
+(serving/runtime.py), each box having at most one partner. Partners are looked for among all boxes of the other side,
+those that do not count too: else a box at 0.0501 whose partner is at 0.0499 would count as missing because of the floor
+alone.
 
 What differs, and by how much, is told of each box that counts against the nearest of its class on the other side; a box
 that overlaps none by COUNTERPART_IOU is found by one side only.
@@ -47,14 +52,43 @@ class ImageParity:
     score: float = 0.0
 
 
-def compare(image_id: int, stored: Found, served: Found, tolerance: Tolerance, scale: float = 1.0) -> ImageParity:
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """An image with what is stored and what is served; `scale` is pixels of the image for one of the model's input."""
+
+    image_id: int
+    stored: Found
+    served: Found
+    scale: float
+
+
+def compare_all(images: Sequence[Answered], tolerance: Tolerance) -> list[ImageParity]:
+    """Image by image: the boxes from SCORE_FLOOR on; all of them where there is none, lest nothing is compared."""
+
+    def down_to(floor: float) -> list[ImageParity]:
+        return [compare(it.image_id, it.stored, it.served, tolerance, it.scale, floor) for it in images]
+
+    compared = down_to(SCORE_FLOOR)
+    return compared if any(image.boxes for image in compared) else down_to(0.0)
+
+
+def compare(
+    image_id: int,
+    stored: Found,
+    served: Found,
+    tolerance: Tolerance,
+    scale: float = 1.0,
+    floor: float = SCORE_FLOOR,
+) -> ImageParity:
     """Pairs the boxes of one image, greedily: by stored score descending, each with the best IoU that is left.
 
-    `scale` is pixels of the image for one of the model's input, where that is more than one.
+    Args:
+        scale: pixels of the image for one of the model's input, where that is more than one.
+        floor: boxes of a lower score do not count.
     """
     iou = iou_matrix(stored.boxes, served.boxes) if len(stored.scores) and len(served.scores) else None
     partner_of = _pair(stored, served, iou, tolerance, scale)
-    counts_stored, counts_served = stored.scores >= SCORE_FLOOR, served.scores >= SCORE_FLOOR
+    counts_stored, counts_served = stored.scores >= floor, served.scores >= floor
     has_partner = partner_of >= 0
     paired = int(np.sum(counts_stored & has_partner)) + int(np.sum(counts_served[partner_of[has_partner]]))
     only_evaluated, box_px, score = _distances(stored, served, iou, counts_stored)

@@ -6,12 +6,15 @@ Triton's version number there is the deployment's start.
 How a model is put there:
 
 1. The first time on a spec, all RUNTIMES, or GPU_RUNTIMES, are tried on the machine that serves, and the fastest is
-   taken (serving/choosing.py); later the one that was taken then.
+   taken (serving/choosing.py); later the one that was taken then. If one failed that the machine has, memory may have
+   been short for it: then all are tried again after a while (service/gates.py), and the better result is kept.
 2. Its shape is the Triton's: copies × threads. One copy with all threads answers soonest; as many copies with a thread
    each answer some 15 % more images a second, for the memory of each. Only one copy measures the runtimes.
-3. Test images are replayed, and compared within the tolerance of that runtime.
-4. If they do not agree, and it is not the runtime of evaluations, that one is loaded in its place and replayed. The
-   result is kept, and once it is good, the choice.
+3. Test images are replayed, and compared within the tolerance of that runtime. One that is refused ends it: evaluation
+   has read it, and no runtime reads another way.
+4. If they do not agree, the next best runtime is loaded in its place and replayed, and so on to that of evaluations.
+   The result is kept, and once it is good, the choice. A complete one goes only where its boxes do not agree: that it
+   does not load may pass, and the runtime of evaluations serves only that time.
 5. What is brought back later gets the runtime that was kept, and no replay.
 """
 
@@ -35,7 +38,7 @@ from saucer.lib.objects import Objects
 from saucer.publishing import repository
 from saucer.publishing.domain import LogLine, Model, Parity, Triton
 from saucer.publishing.gate import Gate, RuntimeChoice, explain, fall_back, make_gate
-from saucer.publishing.replay import Sample, choose_samples, replay
+from saucer.publishing.replay import ImagesRefused, Sample, choose_samples, replay
 from saucer.publishing.service.gates import Gates
 from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.triton import ModelFailed, TritonClient, TritonUnavailable
@@ -109,6 +112,7 @@ class Placement:
         self._repository = Path(place.repository)
         self._work_folder = work_folder
         measured = GPU_RUNTIMES if place.gpu else RUNTIMES
+        self._measures = choose_runtime
         self._runtimes = measured if choose_runtime else (EVALUATED_WITH,)
         self._probe_images: dict[str, bytes] = {}
 
@@ -119,21 +123,29 @@ class Placement:
             anew: unload and remove first what an earlier attempt may have left: it may be what fails.
 
         Raises:
-            NotFoundError, DataLossError: of the model's files. ModelFailed. TritonUnavailable, UnavailableError.
+            NotFoundError, DataLossError: of the model's files. ModelFailed. ImagesRefused, of the replay.
+            TritonUnavailable, UnavailableError.
         """
         await self._need_triton()
         async with self._folder(name, start_number) as folder:
             samples = await choose_samples(self._objects, model, folder)
             if anew:
                 await self._clear(name, start_number)
-            chosen = await self._gates.chosen(model.model_id, self._place)
-            gate, probe_key = await self._try(name, start_number, model, folder, samples, chosen)
-            if not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
+            look_up = self._gates.settled if self._measures else self._gates.chosen
+            chosen = await look_up(model.model_id, self._place)
+            try:
+                gate, probe_key = await self._try(name, start_number, model, folder, samples, chosen)
+            except ImagesRefused:
+                replays_total.labels(False).inc()
+                raise
+            disagreed: set[str] = set()
+            while not gate.parity.ok and gate.choice.runtime != EVALUATED_WITH:
+                disagreed.add(gate.choice.runtime)
                 log.warning("runtime_disagrees", name=name, runtime=gate.choice.runtime, paired=gate.parity.paired)
                 gate, probe_key = await self._try(name, start_number, model, folder, samples, fall_back(gate))
         await self._gates.keep(*known_name(name), self._place, gate)
-        if gate.parity.ok and len(self._runtimes) > 1:
-            await self._gates.choose(model.model_id, self._place, gate.choice)
+        if gate.parity.ok and self._measures and (chosen is None or disagreed):
+            await self._gates.choose(model.model_id, self._place, gate.choice, disagreed)
         replays_total.labels(gate.parity.ok).inc()
         return gate.parity, probe_key
 
@@ -176,6 +188,13 @@ class Placement:
             if problem is not None:
                 return problem
         return None
+
+    async def has(self, name: str, start_number: int) -> bool:
+        """Whether Triton answers and has it loaded, well or not: after a restart it has none."""
+        try:
+            return await self._triton.ready(name, str(start_number))
+        except TritonUnavailable:
+            return False
 
     async def remove(self, name: str) -> None:
         """Unloads it and removes its folder. Raises ModelFailed, TritonUnavailable."""
@@ -226,7 +245,7 @@ class Placement:
     ) -> tuple[Gate, str]:
         """Loads it with the chosen runtime, or with the one that its machine chooses, and replays."""
         copies = self._place.copies
-        if chosen is None and copies > 1 and len(self._runtimes) > 1:
+        if chosen is None and copies > 1 and self._measures:
             # Several would measure each other's load, and each might choose another.
             await self._load(name, start_number, model, folder, self._runtimes, copies=1)
             chosen = explain((await self._triton.report(name, str(start_number))).choice)
@@ -235,7 +254,7 @@ class Placement:
         report = await self._triton.report(name, str(start_number))
         await self._keep_lines(name, report.process, report.lines)
         found = report.choice
-        # A machine that lacks the chosen runtime takes the one of evaluations.
+        # A machine that lacks the chosen runtime, or on which it does not load now, takes the one of evaluations.
         choice = chosen if chosen is not None and chosen.runtime == found.runtime else explain(found)
         compared, probe_key = await replay(
             self._triton,

@@ -12,38 +12,53 @@
    images are replayed; then it is SERVING. The first one makes the deployment ACTIVE; one that fails, FAILED, unless
    another serves or may yet.
 5. SERVING: a real inference every few seconds. A good one counts the time since the last, by the instance's share of
-   the replicas; at a bad one the instance is LOST, and with the last one the deployment DEGRADED.
+   the replicas, as far as this process was there to answer callers (attendance.py); at a bad one the instance is LOST,
+   and with the last one the deployment DEGRADED.
 6. LOST: judged once more, then unloaded and loaded (a killed backend process heals no other way; a restarted Triton
    has forgotten its models), then judged: SERVING. Meanwhile the endpoint asks the other instances. Where that does not
    help, the next attempt writes the files anew: a disk may have lost something of them.
 7. A candidate has an instance beside each of the deployment's, under a name of its own, put there as in 4 and probed as
    in 5. Whatever goes wrong with it, it is rejected, and the other version serves on; but where that does not serve
-   either, it is the Triton that is in trouble, and the candidate's instance is LOST with the other.
+   either, it is the Triton that is in trouble, and the candidate's instance is LOST with the other. One that does not
+   come back as the other does is rejected after a few attempts.
 8. STOPPING: each instance is unloaded and removed; with the last one STOPPED. A Triton that does not answer is waited
    for only while the instance there was thought to serve.
-9. What is on a Triton that is drained, or does not answer for a while, gets an instance on another with room; once that
-   serves, the old one is given up, one for one, so never fewer serve than before.
-10. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
+9. What is on a Triton that is drained, does not answer for a while, or is registered at another spec by now, gets an
+   instance on another with room; once that serves, the old one is given up, one for one, so never fewer serve than
+   before. A candidate that is ready is to serve there as well first, for as long as that may be expected.
+10. What fails LEAVE_ATTEMPTS times at a Triton (instances.py) is tried at another with room as well, first where
+    least fails so, and given up once that serves; until then the first is asked on, at growing pauses. Once more fail
+    so than there are to be replicas, it is tried nowhere else.
+11. What keeps an action from being done, and is none of the model's fault (a full disk, the object store or Triton
+    away), is told as the instance's message, and the action is tried again; it counts as no attempt.
+12. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
     every endpoint learns that it is not wanted any more.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import partial
 
-import asyncpg
 import structlog
 from prometheus_client import Gauge
 
 from saucer.lib.errors import DataLossError, DomainError, NotFoundError
 from saucer.publishing import domain, lifecycle
-from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity, Version
+from saucer.publishing.attendance import Attendance
+from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity, Triton, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance, InstanceState
 from saucer.publishing.placement import model_name
+from saucer.publishing.replay import ImagesRefused
 from saucer.publishing.service import Deployments
 from saucer.publishing.service.serving import LEASE
-from saucer.publishing.triton import ModelFailed, TritonError, TritonUnavailable
+from saucer.publishing.service.versions import Blames
+from saucer.publishing.triton import AWAY, ModelFailed, TritonError, TritonUnavailable
+from saucer.publishing.turns import Turns
 
 # Between two looks at what is wanted; PostgreSQL answers one within this, or the round is given up.
 TICK_S = 0.5
@@ -56,8 +71,10 @@ LOOK_EVERY_S = 2.0
 MOVE_AFTER_S = 10.0
 # What is not wanted any more is left for this long: endpoints may send to it until they look again (endpoint.KNOWN_S).
 RETIRE_AFTER_S = 2.0
-# After something that is none of the model's fault: Triton or the object store was away.
+# After something that is none of the model's fault: Triton, the object store or room on a disk was lacking.
 PAUSE_S = 2.0
+# Loads on one Triton, each with a process that tries the model: of more at once, on few cores, all would take too long.
+LOADS_AT_ONCE = 4
 # A candidate that is not ready by then is rejected.
 CANDIDATE_LIMIT = timedelta(minutes=15)
 
@@ -66,12 +83,12 @@ deployments_gauge = Gauge("saucer_publishing_deployments", "Deployments that tak
 missing_gauge = Gauge("saucer_publishing_missing_replicas", "Replicas of ACTIVE deployments that do not serve")
 
 Act = Callable[[Deployment, Instance], Awaitable[None]]
+Tell = Callable[[str], Awaitable[None]]
 _S = DeploymentState
 _LOOK = "LOOK"
 _ORPHAN = "ORPHAN"
 # What is given up when nobody wants it any more: loading takes long.
 _LONG = frozenset({InstanceState.LOADING, InstanceState.LOST})
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError)
 
 
 class Reconciler:
@@ -92,7 +109,10 @@ class Reconciler:
         self._unwanted_since_s: dict[str, float] = {}
         # By Triton, and the loop's clock: does not answer since.
         self._dead_since_s: dict[str, float] = {}
+        # By Triton: who loads there.
+        self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(LOADS_AT_ONCE))
         self._look_at_s = 0.0
+        self._attendance = Attendance()
         self._acts: Mapping[InstanceState, Act] = {
             InstanceState.LOADING: self._load,
             InstanceState.SERVING: self._probe,
@@ -108,14 +128,16 @@ class Reconciler:
                 try:
                     async with asyncio.timeout(ROUND_TIMEOUT_S):
                         asked_at_s = loop.time()
-                        if await self._serving.take_lease(self._holder):
+                        leased = await self._serving.take_lease(self._holder)
+                        self._attendance.round(loop.time())
+                        if leased:
                             held_until_s = asked_at_s + LEASE.total_seconds()
                             await self._round()
-                except _AWAY as error:
+                except AWAY as error:
                     log.warning("reconcile_interrupted", error=repr(error))
                 # A round may hang for ROUND_TIMEOUT_S before this is looked at again.
                 if loop.time() > held_until_s - ROUND_TIMEOUT_S - 2 * TICK_S:
-                    await self._end_tasks()
+                    await self._stand_by()
                     deployments_gauge.clear()
                     missing_gauge.set(0)
                 await asyncio.sleep(TICK_S)
@@ -123,8 +145,15 @@ class Reconciler:
             await self._end_tasks()
             try:
                 await self._serving.release_lease(self._holder)
-            except _AWAY as error:
+            except AWAY as error:
                 log.warning("lease_not_released", error=repr(error))
+
+    async def _stand_by(self) -> None:
+        """What was seen is old by the time the lease comes back: Tritons and what is wanted are looked at anew."""
+        await self._end_tasks()
+        self._dead_since_s.clear()
+        self._unwanted_since_s.clear()
+        self._paused_until_s.clear()
 
     async def _end_tasks(self) -> None:
         tasks = list(self._tasks.values())
@@ -156,8 +185,9 @@ class Reconciler:
         leaving = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
         leaving |= {triton.triton_id for triton in tritons if triton.draining}
         for deployment in deployments:
-            placed = deployment.state not in domain.MOVABLE or lifecycle.is_placed(deployment, leaving)
-            if not placed and not await self._serving.place(deployment, self._holder, leaving):
+            left = leaving | _others(tritons, deployment)
+            placed = deployment.state not in domain.MOVABLE or lifecycle.is_placed(deployment, left)
+            if not placed and not await self._serving.place(deployment, self._holder, left):
                 log.info("no_room", deployment_id=deployment.deployment_id)
 
     async def _find_room(self, queued: list[Deployment]) -> None:
@@ -196,7 +226,8 @@ class Reconciler:
         if lifecycle.may_be_ready(deployment):
             await self._versions.pass_gate(deployment)
         elif now - deployment.candidate.proposed_at > CANDIDATE_LIMIT:
-            await self._versions.reject(deployment, "It was not ready in time.")
+            told = next((item.message for item in deployment.candidate_instances if item.message), "")
+            await self._versions.reject(deployment, f"It was not ready in time. {told}".strip())
 
     def _begin(self, deployment: Deployment, instance: Instance) -> None:
         place = _place(deployment, instance)
@@ -207,28 +238,42 @@ class Reconciler:
                 self._tasks[place].cancel()
         elif self._paused_until_s.get(place, 0.0) <= asyncio.get_running_loop().time():
             act = self._stop if stopping else self._acts[instance.state]
-            self._spawn(place, deployment.state if stopping else instance.state, act(deployment, instance))
+            doing = deployment.state if stopping else instance.state
+            self._spawn(place, doing, act(deployment, instance), partial(self._serving.note, deployment, instance))
 
-    def _spawn(self, name: str, doing: str, work: Awaitable[None]) -> None:
+    def _spawn(self, name: str, doing: str, work: Awaitable[None], tell: Tell | None = None) -> None:
         self._doing[name] = doing
-        self._tasks[name] = asyncio.create_task(self._guard(name, work), name=f"reconcile {name}")
+        self._tasks[name] = asyncio.create_task(self._guard(name, work, tell), name=f"reconcile {name}")
 
-    async def _guard(self, name: str, work: Awaitable[None]) -> None:
-        """Runs an action."""
+    async def _guard(self, name: str, work: Awaitable[None], tell: Tell | None) -> None:
+        """Runs an action; what keeps it from being done is told to whoever waits for it."""
         try:
             await work
-        except _AWAY as error:
+        except AWAY as error:
             log.warning("action_put_off", name=name, error=repr(error))
-            self._pause(name)
-        except Exception:  # whatever is wrong with one deployment, the others are served on
+            await self._put_off(name, error, tell)
+        except Exception as error:  # whatever is wrong with one deployment, the others are served on
             log.exception("action_failed", name=name)
-            self._pause(name)
+            await self._put_off(name, error, tell)
         finally:
             self._tasks.pop(name, None)
             self._doing.pop(name, None)
 
+    async def _put_off(self, name: str, error: Exception, tell: Tell | None) -> None:
+        self._pause(name)
+        if tell is not None:
+            try:
+                await tell(_trouble(error))
+            except AWAY as silence:
+                log.warning("trouble_not_told", name=name, error=repr(silence))
+
     def _pause(self, name: str) -> None:
         self._paused_until_s[name] = asyncio.get_running_loop().time() + PAUSE_S
+
+    def _turn(self, deployment: Deployment, instance: Instance) -> AbstractAsyncContextManager[None]:
+        """To load: first what served, then what is to serve, then candidates; of these, what has failed less often."""
+        waits = 2 if not _is_own(deployment, instance) else int(instance.state is InstanceState.LOADING)
+        return self._turns[instance.triton_id].turn(waits, instance.attempts)
 
     # LOADING
 
@@ -236,11 +281,14 @@ class Reconciler:
         model = await self._serving.model_of(_version(deployment, instance))
         try:
             placement = await self._fleet.placement(instance.triton_id)
-            parity, probe_key = await placement.put(
-                _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
-            )
+            async with self._turn(deployment, instance):
+                parity, probe_key = await placement.put(
+                    _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
+                )
         except (NotFoundError, DataLossError) as error:
             await self._not_served(deployment, instance, EndReason.FAILED, error.message)
+        except ImagesRefused as error:
+            await self._not_served(deployment, instance, EndReason.PARITY_FAILED, error.reason)
         except ModelFailed as error:
             await self._load_failed(deployment, instance, error.reason)
         else:
@@ -253,21 +301,18 @@ class Reconciler:
         log.warning("load_failed", deployment_id=deployment.deployment_id, place=instance.key, error=reason)
         if _is_own(deployment, instance):
             await self._serving.refuse_load(deployment, instance, reason)
+            # Where it is to be tried elsewhere, that comes before the last attempt here.
+            self._look_at_s = 0.0
         else:
             await self._not_served(deployment, instance, EndReason.FAILED, f"Triton does not serve the model: {reason}")
 
     async def _not_served(
         self, deployment: Deployment, instance: Instance, reason: EndReason, message: str, parity: Parity | None = None
     ) -> None:
-        """An instance cannot be served: the end of what has never served, and of a candidate that is not ready.
-
-        A candidate is not tried again: the other serves on, and the user, who is told at once, can ask again.
-        """
+        """An instance cannot be served: the end of what has never served, and of a candidate that is to blame."""
         if deployment.state is _S.DEPLOYING:
             await self._serving.fail(deployment, reason, message, parity)
-        elif deployment.candidate is not None and not deployment.candidate.ready and not _is_own(deployment, instance):
-            await self._versions.reject(deployment, message)
-        else:
+        elif not await self._reject(deployment, instance, message, lifecycle.is_beyond_help):
             await self._serving.put_off(deployment, instance, message)
 
     # SERVING and LOST
@@ -275,20 +320,33 @@ class Reconciler:
     async def _probe(self, deployment: Deployment, instance: Instance) -> None:
         problem = await self._judge(deployment, instance)
         if problem is None:
-            await self._serving.count(deployment, instance)
-        elif await self._is_alone_in_trouble(deployment, instance):
-            await self._versions.reject(deployment, f"It failed while it had a share of the traffic: {problem}")
-        else:
+            await self._serving.count(deployment, instance, self._attended)
+        elif not await self._reject_at_work(deployment, instance, problem):
             log.warning("instance_lost", deployment_id=deployment.deployment_id, place=instance.key, error=problem)
             await self._serving.lose(deployment, instance, problem)
 
-    async def _is_alone_in_trouble(self, deployment: Deployment, instance: Instance) -> bool:
-        """Whether it is a candidate's, and the other version serves from the same Triton.
+    async def _reject_at_work(self, deployment: Deployment, instance: Instance, problem: str) -> bool:
+        """As _reject, of what served; where Triton has forgotten it, it is Triton that is to blame."""
+        placement = await self._fleet.placement(instance.triton_id)
+        if not await placement.has(_name(deployment, instance), deployment.start_number):
+            return False
+        message = f"It failed while it had a share of the traffic: {problem}"
+        return await self._reject(deployment, instance, message, lifecycle.fails_alone)
 
-        While that does not serve either, it is Triton that is in trouble, and not the candidate.
+    def _attended(self) -> timedelta:
+        return self._attendance.lasted(asyncio.get_running_loop().time())
+
+    async def _reject(self, deployment: Deployment, instance: Instance, message: str, blames: Blames) -> bool:
+        """Rejects a candidate that is to blame, and not the Triton: whether it does.
+
+        The other version is asked itself, too: what is known of it may be as old as its last probe.
         """
-        beside = [item for item in deployment.own_instances if item.triton_id == instance.triton_id and item.serving]
-        return not _is_own(deployment, instance) and bool(beside) and await self._judge(deployment, beside[0]) is None
+        if _is_own(deployment, instance):
+            return False
+        beside = replace(instance, version_number=deployment.version.number)
+        if await self._judge(deployment, beside) is not None:
+            return False
+        return await self._versions.reject_for(deployment, instance, message, blames)
 
     async def _judge(self, deployment: Deployment, instance: Instance) -> str | None:
         placement = await self._fleet.placement(instance.triton_id)
@@ -304,13 +362,18 @@ class Reconciler:
             return
         model = await self._serving.model_of(version)
         try:
-            await placement.put_back(name, deployment.start_number, model, anew=instance.attempts > 0)
+            async with self._turn(deployment, instance):
+                await placement.put_back(name, deployment.start_number, model, anew=instance.attempts > 0)
             problem = await self._judge(deployment, instance)
         except ModelFailed as error:
             problem = error.reason
+        except (NotFoundError, DataLossError) as error:
+            problem = error.message
         if problem is None:
             await self._serving.recover(deployment, instance)
-        else:
+        elif not await self._reject(
+            deployment, instance, f"It could not be brought back: {problem}", lifecycle.is_beyond_help
+        ):
             await self._serving.put_off(deployment, instance, problem)
 
     # STOPPING, and what nobody wants
@@ -350,6 +413,12 @@ class Reconciler:
                 self._spawn(place, _ORPHAN, placement.remove_starts(name, stale))
 
 
+def _others(tritons: Sequence[Triton], deployment: Deployment) -> set[str]:
+    """Those that are not of the spec that is paid for; one that carries it may have become so."""
+    paid = (deployment.form.region_id, deployment.form.spec_id)
+    return {triton.triton_id for triton in tritons if (triton.region_id, triton.spec_id) != paid}
+
+
 def _is_own(deployment: Deployment, instance: Instance) -> bool:
     """Whether it is of the version that serves, or will; else it is the candidate's."""
     return instance.version_number == deployment.version.number
@@ -376,6 +445,22 @@ def _disagreement(parity: Parity) -> str:
         f"Only {parity.paired} of {parity.boxes} boxes of the replay agree with the evaluation; worst: images "
         f"{', '.join(str(image) for image in parity.worst_images)}; the version's gate says what differs."
     )
+
+
+def _trouble(error: Exception) -> str:
+    """A sentence for the deployment's owner, the same for the same trouble; paths and addresses are for the log."""
+    match error:
+        case TritonUnavailable():
+            return "Triton does not answer."
+        case TritonError():
+            return error.reason
+        case DomainError(reason="STORE_UNAVAILABLE"):
+            return "The object store is not available."
+        case DomainError():
+            return error.message
+        case OSError():
+            return f"A file or a connection of publishing fails: {error.strerror or type(error).__name__}."
+    return "Something unexpected fails; the log of publishing says more."
 
 
 def _is_due(deployment: Deployment, instance: Instance, now: datetime) -> bool:

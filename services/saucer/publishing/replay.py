@@ -1,7 +1,7 @@
 """The replay of PRODUCT 5.6: test images of the model's data set, through Triton, against the stored detections."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from saucer.lib.errors import DataLossError
 from saucer.lib.objects import Objects
 from saucer.publishing.domain import Model
-from saucer.publishing.parity import Found, ImageParity, choose_evenly, compare
+from saucer.publishing.parity import Answered, Found, ImageParity, choose_evenly, compare_all
 from saucer.publishing.triton import InferRefused, TritonClient
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
@@ -33,6 +33,19 @@ class Sample:
     key: str
     sha256: str
     stored: Found
+
+
+class ImagesRefused(Exception):  # noqa: N818 - a finding about the model
+    """The model refuses images that evaluation has read; `reason` is a sentence."""
+
+    def __init__(self, refused: Sequence[tuple[int, str]], images: int) -> None:
+        """`refused`: ids of some of so many images, and why."""
+        image_id, why = min(refused)
+        self.reason = (
+            f"The model refuses {len(refused)} of {images} test images that the evaluation has read; the first, image "
+            f"{image_id}: {why}"
+        )
+        super().__init__(self.reason)
 
 
 async def choose_samples(objects: Objects, model: Model, work_folder: Path) -> list[Sample]:
@@ -97,31 +110,32 @@ async def replay(
 ) -> tuple[list[ImageParity], str]:
     """The comparison, image by image, and the key of the smallest image, which later probes send.
 
-    An image that the model refuses has no served boxes. Raises ModelFailed, TritonUnavailable, and as Objects.get().
+    Raises ImagesRefused, ModelFailed, TritonUnavailable, and as Objects.get().
     """
     gate = asyncio.Semaphore(AT_ONCE)
     sizes: dict[str, int] = {}
+    refused: list[tuple[int, str]] = []
 
-    async def one(sample: Sample) -> ImageParity:
+    async def one(sample: Sample) -> Answered | None:
         async with gate:
             image = await objects.get(sample.key, sha256=sample.sha256)
             sizes[sample.key] = len(image)
             try:
                 answer = await triton.infer(model_name, image, version)
-            except InferRefused:
-                served, scale = _NOTHING, 1.0
-            else:
-                served, scale = Found(answer.boxes, answer.scores, answer.labels), max(stated_size(image)) / input_size
-        return await asyncio.to_thread(compare, sample.image_id, sample.stored, served, tolerance, scale)
+            except InferRefused as error:
+                refused.append((sample.image_id, error.reason))
+                return None
+        served = Found(answer.boxes, answer.scores, answer.labels)
+        return Answered(sample.image_id, sample.stored, served, max(stated_size(image)) / input_size)
 
     tasks = [asyncio.ensure_future(one(sample)) for sample in samples]
     try:
-        compared = await asyncio.gather(*tasks)
+        answered = await asyncio.gather(*tasks)
     finally:
         # After the first failure the others would only burden a server that is in trouble.
         for task in tasks:
             task.cancel()
+    if refused:
+        raise ImagesRefused(refused, len(samples))
+    compared = await asyncio.to_thread(compare_all, [it for it in answered if it is not None], tolerance)
     return compared, min(sizes, key=lambda key: (sizes[key], key))
-
-
-_NOTHING = Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int32))

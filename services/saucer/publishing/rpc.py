@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from saucer.lib.auth import current
 from saucer.lib.clock import from_timestamp
 from saucer.lib.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
-from saucer.lib.grpc_server import Context, Servicer, to_status
+from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.grpc_status import to_status
 from saucer.lib.ids import derived_id
-from saucer.lib.paging import Page, read_page
-from saucer.publishing.batches import in_order
+from saucer.lib.paging import read_page
 from saucer.publishing.endpoint import Detection, Endpoint
+from saucer.publishing.fleet import Fleet
+from saucer.publishing.in_order import in_order
 from saucer.publishing.messages import (
     deployment_message,
     event_message,
@@ -33,19 +35,20 @@ STREAM_IN_FLIGHT = 8
 OF_ONE_IMAGE = (InvalidArgumentError, ResourceExhaustedError, UnavailableError)
 
 
-def servicer(deployments: Deployments, endpoint: Endpoint) -> Servicer:
+def servicer(deployments: Deployments, endpoint: Endpoint, fleet: Fleet) -> Servicer:
     """What main.py serves."""
     return Servicer(
-        _PublishingRpc(deployments, endpoint),
+        _PublishingRpc(deployments, endpoint, fleet),
         publishing_pb2_grpc.add_PublishingServiceServicer_to_server,
         publishing_pb2.DESCRIPTOR.services_by_name["PublishingService"],
     )
 
 
 class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
-    def __init__(self, deployments: Deployments, endpoint: Endpoint) -> None:
+    def __init__(self, deployments: Deployments, endpoint: Endpoint, fleet: Fleet) -> None:
         self._deployments = deployments
         self._endpoint = endpoint
+        self._fleet = fleet
 
     async def CreateDeployment(
         self, request: publishing_pb2.CreateDeploymentRequest, context: Context
@@ -72,13 +75,12 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         deployments = await self._deployments.list_deployments(
             account_id,
             after=page.after_moment,
-            limit=page.size + 1,
+            limit=page.limit,
         )
-        shown = deployments[: page.size]
-        last = shown[-1] if len(deployments) > page.size else None
+        shown, following = page.cut(deployments, lambda row: (row.created_at, row.deployment_id))
         return publishing_pb2.ListDeploymentsResponse(
             deployments=[deployment_message(deployment) for deployment in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.deployment_id] if last else None),
+            next_page_token=following,
         )
 
     async def StopDeployment(
@@ -126,31 +128,36 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
         self, request: publishing_pb2.SplitDeploymentRequest, context: Context
     ) -> publishing_pb2.Deployment:
         versions = self._deployments.versions
-        return deployment_message(await versions.split(request.request_id, request.deployment_id, request.percent))
+        deployment = await versions.split(
+            request.request_id, request.deployment_id, request.version_number, request.percent
+        )
+        return deployment_message(deployment)
 
     async def PromoteCandidate(
         self, request: publishing_pb2.PromoteCandidateRequest, context: Context
     ) -> publishing_pb2.Deployment:
         versions = self._deployments.versions
-        return deployment_message(await versions.promote(request.request_id, request.deployment_id))
+        deployment = await versions.promote(request.request_id, request.deployment_id, request.version_number)
+        return deployment_message(deployment)
 
     async def AbandonCandidate(
         self, request: publishing_pb2.AbandonCandidateRequest, context: Context
     ) -> publishing_pb2.Deployment:
         versions = self._deployments.versions
-        return deployment_message(await versions.abandon(request.request_id, request.deployment_id))
+        deployment = await versions.abandon(request.request_id, request.deployment_id, request.version_number)
+        return deployment_message(deployment)
 
     async def ListDeploymentVersions(
         self, request: publishing_pb2.ListDeploymentVersionsRequest, context: Context
     ) -> publishing_pb2.ListDeploymentVersionsResponse:
         page = read_page(request)
         found = await self._deployments.versions.list_versions(
-            request.deployment_id, before=_number(page), limit=page.size + 1
+            request.deployment_id, before=page.after_number, limit=page.limit
         )
-        shown = found[: page.size]
+        shown, following = page.cut(found, lambda row: (row[0].number,))
         return publishing_pb2.ListDeploymentVersionsResponse(
             versions=[version_message(*item) for item in shown],
-            next_page_token=page.token([shown[-1][0].number] if len(found) > page.size else None),
+            next_page_token=following,
         )
 
     async def ListUpdateRecords(
@@ -158,12 +165,12 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     ) -> publishing_pb2.ListUpdateRecordsResponse:
         page = read_page(request)
         found = await self._deployments.versions.list_records(
-            request.deployment_id, before=_number(page), limit=page.size + 1
+            request.deployment_id, before=page.after_number, limit=page.limit
         )
-        shown = found[: page.size]
+        shown, following = page.cut(found, lambda row: (row.number,))
         return publishing_pb2.ListUpdateRecordsResponse(
             records=[record_message(record) for record in shown],
-            next_page_token=page.token([shown[-1].number] if len(found) > page.size else None),
+            next_page_token=following,
         )
 
     async def ListInstances(
@@ -194,12 +201,12 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
     ) -> publishing_pb2.ListDeploymentLogLinesResponse:
         page = read_page(request)
         found = await self._deployments.monitoring.list_lines(
-            request.deployment_id, before=_number(page), limit=page.size + 1
+            request.deployment_id, before=page.after_number, limit=page.limit
         )
-        shown = found[: page.size]
+        shown, following = page.cut(found, lambda row: (row.position,))
         return publishing_pb2.ListDeploymentLogLinesResponse(
             lines=[log_line_message(kept) for kept in shown],
-            next_page_token=page.token([shown[-1].position] if len(found) > page.size else None),
+            next_page_token=following,
         )
 
     async def RegisterTriton(
@@ -209,6 +216,12 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
 
     async def DrainTriton(self, request: publishing_pb2.DrainTritonRequest, context: Context) -> publishing_pb2.Triton:
         return triton_message(await self._deployments.tritons.drain(request.triton_id, not request.undo))
+
+    async def UnregisterTriton(
+        self, request: publishing_pb2.UnregisterTritonRequest, context: Context
+    ) -> publishing_pb2.Triton:
+        held = await self._fleet.held(request.triton_id)
+        return triton_message(await self._deployments.tritons.unregister(request.triton_id, held))
 
     async def ListTritons(
         self, request: publishing_pb2.ListTritonsRequest, context: Context
@@ -250,11 +263,6 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             version_number=prediction.version_number,
             highest_score=max((detection.score for detection in prediction.detections), default=0.0),
         )
-
-
-def _number(page: Page) -> int | None:
-    """After which a list of ascending numbers goes on."""
-    return None if page.after is None else int(page.after[0])
 
 
 def _detection_message(detection: Detection) -> publishing_pb2.Detection:

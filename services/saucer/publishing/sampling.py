@@ -12,22 +12,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-import asyncpg
 import structlog
 
-from saucer.lib.errors import DomainError
-from saucer.publishing.batching import Reading
+from saucer.publishing.batching import CountersAt
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.placement import known_name, read_name
 from saucer.publishing.service.monitoring import Monitoring
 from saucer.publishing.traffic import PIECE, begin_of
-from saucer.publishing.triton import TritonClient, TritonError
+from saucer.publishing.triton import AWAY, TritonClient, TritonError
 
 # A model that does not say anything within this is asked again at the next piece's end.
 REPORT_S = 2.0
 
 log = structlog.get_logger()
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError, TritonError)
 
 
 async def sample(fleet: Fleet, monitoring: Monitoring) -> None:
@@ -40,13 +37,13 @@ async def sample_piece(fleet: Fleet, monitoring: Monitoring, began_at: datetime)
     """Once, of all that answer. One that fails keeps nothing of the others back."""
     try:
         live = [triton.triton_id for triton in await fleet.refresh() if triton.live]
-    except _AWAY as error:
+    except AWAY as error:
         log.warning("not_sampled", error=repr(error))
         return
     for triton_id in live:
         try:
             await _fetch(await fleet.client(triton_id), triton_id, began_at, monitoring)
-        except _AWAY as error:
+        except AWAY as error:
             log.warning("not_sampled", triton_id=triton_id, error=repr(error))
 
 
@@ -65,7 +62,7 @@ async def _fetch(triton: TritonClient, triton_id: str, began_at: datetime, monit
     readings = []
     for name in ours:
         deployment_id, version_number = known_name(name)
-        readings.append((deployment_id, Reading(version_number, began_at, triton_id, counters_of[name])))
+        readings.append((deployment_id, CountersAt(version_number, began_at, triton_id, counters_of[name])))
     await monitoring.store_readings(readings)
     await asyncio.gather(*(_fetch_lines(triton, triton_id, name, monitoring) for name in ours))
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from saucer.lib import tracing
 from saucer.lib.postgres import Connection
-from saucer.publishing import store
 from saucer.publishing.domain import Deployment, DeploymentState
+from saucer.publishing.store import deployments as store
 
 # What goes on in a state that outlives calls.
 NAMES: Mapping[DeploymentState, str] = {

@@ -53,6 +53,7 @@ class Traffic:
     """Counts in memory until what is over is taken away to be stored."""
 
     def __init__(self) -> None:
+        # In the order of time.
         self._pieces: dict[tuple[str, int, datetime], Piece] = {}
 
     def record(self, deployment_id: str, version_number: int, duration_s: float, failed: bool, now: datetime) -> None:
@@ -84,10 +85,17 @@ class Traffic:
         ended = [key for key in self._pieces if key[2] < begin_of(now)]
         return [self._pieces.pop(key) for key in ended]
 
+    def take_all(self) -> list[Piece]:
+        """Those that are not over too, once nothing more comes."""
+        pieces = list(self._pieces.values())
+        self._pieces.clear()
+        return pieces
+
     def put_back(self, pieces: Iterable[Piece]) -> None:
-        """They could not be stored."""
-        for piece in pieces:
-            self._pieces[(piece.deployment_id, piece.version_number, piece.began_at)] = piece
+        """They could not be stored. They are older than those that have begun since."""
+        older = {(piece.deployment_id, piece.version_number, piece.began_at): piece for piece in pieces}
+        waiting = list((older | self._pieces).items())
+        self._pieces = dict(waiting[-MAX_WAITING:])
 
 
 def begin_of(now: datetime) -> datetime:

@@ -14,10 +14,12 @@ from typing import Any, Self
 
 import grpc
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from saucer.lib.rounds import INTERRUPTIONS
 from saucer.publishing.batching import Counters
 from saucer.publishing.domain import LogLine
 from saucer.serving.choosing import Choice
@@ -41,6 +43,7 @@ _CHANNEL_OPTIONS = [
 ]
 _OUTPUT_TYPES = {"BOXES": np.float32, "SCORES": np.float32, "LABELS": np.int32, "COUNT": np.int32}
 LENGTH_BYTES = 4  # of a string in KServe's raw form, before its bytes
+_CLOSED = "it is not registered at this address any more"
 _AT_REST = ("", "UNAVAILABLE")  # states of a version that holds nothing
 
 
@@ -54,6 +57,10 @@ class TritonError(Exception):
 
 class TritonUnavailable(TritonError):  # noqa: N818 - a state of the server, not a fault of the call
     """The server does not answer, or not to us. Says nothing about the model; trying again later makes sense."""
+
+
+# What a round meets while a Triton, or what else it needs, is away for some time.
+AWAY = (*INTERRUPTIONS, TritonError)
 
 
 class ModelFailed(TritonError):  # noqa: N818 - a finding about the model
@@ -106,6 +113,7 @@ class TritonClient:
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._control = ((CONTROL_HEADER, control_key),)
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,8 +121,10 @@ class TritonClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def close(self) -> None:
-        await self._channel.close()
+    async def close(self, grace_s: float | None = None) -> None:
+        """What is not answered within `grace_s`, and what is asked from now on, raises TritonUnavailable."""
+        self._closed = True
+        await self._channel.close(grace_s)
 
     async def live(self, timeout_s: float = HEALTH_S) -> bool:
         """Whether the server answers, or does so within `timeout_s`. Never raises for a server that does not.
@@ -122,8 +132,10 @@ class TritonClient:
         After a restart of the server, a first live() spares the next calls the channel's wait before it reconnects.
         """
         try:
-            answer = await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=True)
-        except grpc.aio.AioRpcError:
+            answer = await self._ask(
+                self._stub.ServerLive, pb.ServerLiveRequest(), timeout=timeout_s, wait_for_ready=True
+            )
+        except (grpc.aio.AioRpcError, TritonUnavailable):
             return False
         return bool(answer.live)
 
@@ -134,7 +146,7 @@ class TritonClient:
         """
         request = pb.RepositoryModelLoadRequest(model_name=model)
         try:
-            await self._stub.RepositoryModelLoad(request, timeout=timeout_s, metadata=self._control)
+            await self._ask(self._stub.RepositoryModelLoad, request, timeout=timeout_s, metadata=self._control)
         except grpc.aio.AioRpcError as error:
             raise await self._control_error(error, f"{model} did not load within {timeout_s:g} s") from error
 
@@ -147,7 +159,7 @@ class TritonClient:
         """
         request = pb.RepositoryModelUnloadRequest(model_name=model)
         try:
-            await self._stub.RepositoryModelUnload(request, timeout=UNLOAD_S, metadata=self._control)
+            await self._ask(self._stub.RepositoryModelUnload, request, timeout=UNLOAD_S, metadata=self._control)
         except grpc.aio.AioRpcError as error:
             raise await self._control_error(error, f"{model} did not unload within {UNLOAD_S:g} s") from error
         with contextlib.suppress(TimeoutError):
@@ -163,7 +175,7 @@ class TritonClient:
         """Every model in the repository with its versions' states. Raises TritonUnavailable."""
         request = pb.RepositoryIndexRequest()
         try:
-            answer = await self._stub.RepositoryIndex(request, timeout=timeout_s, metadata=self._control)
+            answer = await self._ask(self._stub.RepositoryIndex, request, timeout=timeout_s, metadata=self._control)
         except grpc.aio.AioRpcError as error:
             raise TritonUnavailable(_sentence(error)) from error
         return [ModelState(entry.name, entry.version, entry.state, entry.reason) for entry in answer.models]
@@ -175,7 +187,7 @@ class TritonClient:
         """
         request = pb.ModelReadyRequest(name=model, version=version)
         try:
-            answer = await self._stub.ModelReady(request, timeout=timeout_s)
+            answer = await self._ask(self._stub.ModelReady, request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise TritonUnavailable(_sentence(error)) from error
         return bool(answer.ready)
@@ -199,13 +211,15 @@ class TritonClient:
         except InferRefused:  # it has no such output, or takes the request for an image
             return Report("", Choice(EVALUATED_WITH), ())
         fields = json.loads(answer.raw_output_contents[0][LENGTH_BYTES:])
-        choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"])
+        # One that was written by former code does not say which failed: each may, and is measured again.
+        failed = fields.get("failed", list(fields["unusable"]))
+        choice = Choice(fields["runtime"], fields["measured_ms"], fields["unusable"], failed)
         return Report(fields["process"], choice, tuple(map(_line, fields["lines"])))
 
     async def counters(self, timeout_s: float = HEALTH_S) -> dict[str, Counters]:
         """What the server has counted of each model since it loaded it. Raises TritonUnavailable."""
         try:
-            answer = await self._stub.ModelStatistics(pb.ModelStatisticsRequest(), timeout=timeout_s)
+            answer = await self._ask(self._stub.ModelStatistics, pb.ModelStatisticsRequest(), timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise TritonUnavailable(_sentence(error)) from error
         found: dict[str, Counters] = {}
@@ -218,7 +232,7 @@ class TritonClient:
     async def forward(self, request: pb.ModelInferRequest, timeout_s: float = INFER_S) -> pb.ModelInferResponse:
         """Triton's own answer to a KServe request. Raises InferRefused, ModelFailed, TritonUnavailable."""
         try:
-            return await self._stub.ModelInfer(request, timeout=timeout_s)
+            return await self._ask(self._stub.ModelInfer, request, timeout=timeout_s)
         except grpc.aio.AioRpcError as error:
             raise _infer_error(error, timeout_s) from error
 
@@ -232,6 +246,19 @@ class TritonClient:
         except (ModelFailed, InferRefused) as error:
             return error.reason
         return None
+
+    async def _ask(self, method: Any, request: Message, **options: Any) -> Any:
+        """Raises grpc.aio.AioRpcError; TritonUnavailable, where this client is or was closed."""
+        try:
+            return await method(request, **options)
+        except grpc.aio.UsageError as error:
+            raise TritonUnavailable(_CLOSED) from error
+        except asyncio.CancelledError as error:
+            # A channel that is closed cancels its calls, and not the tasks that wait for them.
+            task = asyncio.current_task()
+            if not self._closed or task is None or task.cancelling():
+                raise
+            raise TritonUnavailable(_CLOSED) from error
 
     async def _control_error(self, error: grpc.aio.AioRpcError, late: str) -> TritonError:
         match error.code():

@@ -6,13 +6,14 @@
 3. The runtime of evaluations serves unless another takes at most FASTER of its time: what is gained must be worth boxes
    that differ in their last digits.
 4. Publishing replays test images and compares within the tolerance of the runtime that was chosen (runtime.TOLERANCES).
-   Where they differ by more, the runtime of evaluations serves.
-5. Publishing keeps the choice, once for each model and spec.
+   Where they differ by more, the next best serves, in the end that of evaluations.
+5. Publishing keeps the choice, once for each model and spec; one for which a runtime failed that the machine has, only
+   for a while, after which the next replay measures anew.
 """
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .detector import Detector
@@ -26,12 +27,14 @@ FASTER = 0.9
 
 @dataclass(frozen=True)
 class Choice:
-    """The runtime that serves, the milliseconds that each took for one image (none where only one was tried), and why
-    others could not be tried, by runtime."""
+    """The runtime that serves, the milliseconds that each took for one image (none where only one was tried), why
+    others are not used, by runtime, and which of these the machine does have: they failed, and may not the next time.
+    """
 
     runtime: str
     measured_ms: Mapping[str, float] = field(default_factory=dict)
     unusable: Mapping[str, str] = field(default_factory=dict)
+    failed: Sequence[str] = field(default_factory=list)
 
 
 def measure(detectors: Mapping[str, Detector]) -> dict[str, float]:

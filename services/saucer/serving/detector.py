@@ -85,8 +85,11 @@ class Detector:
         size = self.spec.input_size
         self._network(np.zeros((batch, size, size, 3), np.uint8))
 
-    def warm(self, batches: Iterable[int] = range(1, MAX_BATCH + 1)) -> None:
-        """Computes once at every batch size, so that no caller pays for first allocations."""
+    def warm(self, batches: Iterable[int] = (1, MAX_BATCH, *range(2, MAX_BATCH))) -> None:
+        """Computes once at every batch size, so that no caller pays for first allocations.
+
+        The ends first: TensorRT makes its engine anew for a size outside of those that it has met.
+        """
         for batch in batches:
             self.compute_blank(batch)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UnreadableImage
-from .header import JPEG_SIGNATURE, MAX_PARTS, PNG_SIGNATURE, jpeg_segments
+from .header import JPEG_SIGNATURE, PNG_SIGNATURE, jpeg_segments, max_parts
 
 UPRIGHT = 1
 SIDEWAYS = frozenset({5, 6, 7, 8})
@@ -60,7 +60,7 @@ def _of_jpeg(data: bytes) -> Iterator[bytes]:
 def _of_png(data: bytes) -> Iterator[bytes]:
     """Before or after the pixels: the PNG specification allows both."""
     at = len(PNG_SIGNATURE)
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts(data)):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if kind == b"eXIf":
             yield data[at + 8 : at + 8 + length]
@@ -71,7 +71,7 @@ def _of_png(data: bytes) -> Iterator[bytes]:
 
 def _of_webp(data: bytes) -> Iterator[bytes]:
     at = 12
-    for _ in range(MAX_PARTS):
+    for _ in range(max_parts(data)):
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         if kind == b"EXIF":
             yield data[at + 8 : at + 8 + length]

@@ -2,8 +2,8 @@
 
 `onnxruntime` is the one that evaluations are made with. The others may serve in its place where they are faster and
 their boxes stay within TOLERANCES (choosing.py): `openvino` computes in the same 32 bits, `openvino_bf16` in bfloat16
-where the processor has it; `onnxruntime_cuda` computes in 32 bits on the first GPU that CUDA_VISIBLE_DEVICES shows, and
-is unproven (tests/gpu).
+where the processor has it. On the first GPU that CUDA_VISIBLE_DEVICES shows `onnxruntime_cuda` computes in 32 bits, and
+`onnxruntime_tensorrt` in 16 where TensorRT has the operation, else as the former. Both are unproven (tests/gpu).
 
 Tried with RTMDet over EfficientNet-Lite0 at 192 px, trained to a mAP@0.50 of 0.91, on 160 images of 640 px with 15,400
 boxes that score 0.05 or more: `openvino` is at most 0.0002 px of the input and 0.000002 of a score from `onnxruntime`.
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .engines import Engines
 from .errors import ModelFolderError, RuntimeUnusable
 
 INPUT_NAME = "image"
@@ -27,6 +28,8 @@ EVALUATED_WITH = "onnxruntime"
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 Compute = Callable[[NDArray[np.uint8]], Outputs]
+Provider = tuple[str, Mapping[str, str]]
+"""One of ONNX Runtime's, and its settings."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,13 @@ TOLERANCES: Mapping[str, Tolerance] = {
     "openvino_bf16": Tolerance(box_px=1.0, score=0.02, permille=950),
     # Sums in another order, as for openvino, over cuDNN's own algorithms.
     "onnxruntime_cuda": Tolerance(box_px=0.01, score=1e-3, permille=995),
+    # As for openvino_bf16, whose 16 bits are the coarser ones.
+    "onnxruntime_tensorrt": Tolerance(box_px=1.0, score=0.02, permille=950),
 }
 RUNTIMES = ("onnxruntime", "openvino", "openvino_bf16")
 """To choose from where there is no GPU."""
-GPU_RUNTIMES = ("onnxruntime", "onnxruntime_cuda")
-"""To choose from where there is one."""
+GPU_RUNTIMES = ("onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt")
+"""To choose from where there is one. TensorRT last: where its engines take longer than a trial, another serves."""
 
 
 class Network:
@@ -64,13 +69,19 @@ class Network:
         return np.asarray(boxes, np.float32), np.asarray(scores, np.float32)
 
 
-def _onnxruntime(path: Path, threads: int, provider: str = "CPU", **settings: str) -> Compute:
+_CPU: Provider = ("CPU", {})
+# By default its convolutions round their inputs to 10 bits.
+_CUDA: Provider = ("CUDA", {"use_tf32": "0"})
+
+
+def _onnxruntime(path: Path, threads: int, first: Provider = _CPU, *others: Provider) -> Compute:
+    """With a provider of ONNX Runtime's; what it has no operation for is computed by the others."""
     # Here: services read detections with this package, and their image has no runtime.
     import onnxruntime  # noqa: PLC0415 - heavy, and not in every process
 
-    name = f"{provider}ExecutionProvider"
-    if name not in onnxruntime.get_available_providers():
-        raise RuntimeUnusable(f"this build of ONNX Runtime has no {provider}")
+    providers = [(f"{name}ExecutionProvider", settings) for name, settings in (first, *others)]
+    if providers[0][0] not in onnxruntime.get_available_providers():
+        raise RuntimeUnusable(f"this build of ONNX Runtime has no {first[0]}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -78,17 +89,35 @@ def _onnxruntime(path: Path, threads: int, provider: str = "CPU", **settings: st
     # Spinning threads would take the processor from a training job or a second instance beside this one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[(name, settings)])
+        # By default it falls back to others where one raises, as for want of memory, which may pass.
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise ModelFolderError(f"{path.name} cannot be loaded: {error}") from error
-    # What it cannot set up it leaves to the processor, and only its log says so.
-    if session.get_providers()[0] != name:
-        raise RuntimeUnusable(f"ONNX Runtime cannot use {provider} on this machine")
+    # What it does not find it leaves to others, and only its log says so.
+    if session.get_providers()[0] != providers[0][0]:
+        raise RuntimeUnusable(f"ONNX Runtime cannot use {first[0]} on this machine")
     _check_names(path, [item.name for item in session.get_inputs()], [item.name for item in session.get_outputs()])
 
     def compute(images: NDArray[np.uint8]) -> Outputs:
         boxes, scores = session.run(list(OUTPUT_NAMES), {INPUT_NAME: images})
         return boxes, scores
+
+    return compute
+
+
+def _tensorrt(path: Path, threads: int) -> Compute:
+    engines = Engines(path)
+    cache = {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(engines.folder)}
+    run = _onnxruntime(path, threads, ("Tensorrt", {"trt_fp16_enable": "1", **cache}), _CUDA)
+    batches: list[int] = []
+
+    def compute(images: NDArray[np.uint8]) -> Outputs:
+        outputs = run(images)
+        # It makes its engine anew for a batch outside of those that it has met, and has written it once it answers.
+        if not batches or not min(batches) <= len(images) <= max(batches):
+            batches.append(len(images))
+            engines.keep()
+        return outputs
 
     return compute
 
@@ -134,8 +163,8 @@ def _check_names(path: Path, inputs: list[str], outputs: list[str]) -> None:
 
 _LOADERS: Mapping[str, Callable[[Path, int], Compute]] = {
     "onnxruntime": _onnxruntime,
-    # By default its convolutions round their inputs to 10 bits.
-    "onnxruntime_cuda": lambda path, threads: _onnxruntime(path, threads, "CUDA", use_tf32="0"),
+    "onnxruntime_cuda": lambda path, threads: _onnxruntime(path, threads, _CUDA),
+    "onnxruntime_tensorrt": _tensorrt,
     "openvino": lambda path, threads: _openvino(path, threads, "f32"),
     "openvino_bf16": lambda path, threads: _openvino(path, threads, "bf16"),
 }

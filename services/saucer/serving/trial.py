@@ -1,9 +1,9 @@
 """A first load in a child process, so that a model that hangs or kills its process harms nobody.
 
 Run as `python3 -m serving.trial FOLDER THREADS RUNTIME…` beside this package: each runtime loads the model folder and
-computes its smallest and its largest batch; several are then measured (choosing.py). Where none of them can be used on
-this machine, the runtime of evaluations is. The child writes a finding a line, as JSON, so that what it found before it
-died is known.
+computes its smallest and its largest batch, and is measured against those before it (choosing.py). Where none of them
+can be used on this machine, the runtime of evaluations is. The child writes a finding a line, as JSON, so that what it
+found before it died is known.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ def attempt(
 ) -> Choice:
     """Tries a model folder, beside which this package lies as `serving`, with these runtimes: the one that is to serve.
 
-    A runtime that raises, ends its process or is not done within `timeout_s` does not serve, if the one of evaluations
-    was tried before it and did. `python`: the program; without, what this PATH calls python3.
+    A runtime that raises, ends its process or is not done within `timeout_s` does not serve, if one was tried before it
+    and did. `python`: the program; without, what this PATH calls python3.
 
     Raises TrialFailed if none is left.
     """
@@ -53,20 +53,27 @@ def attempt(
         said, problem = child.stdout, _end(child.returncode)
     usable: list[str] = []
     unusable: dict[str, str] = {}
+    lacking: list[str] = []
+    measured_ms: dict[str, float] = {}
     for finding in _findings(said):
         match finding:
             case {"usable": str(runtime)}:
                 usable.append(runtime)
             case {"unusable": str(runtime), "reason": str(reason)}:
                 unusable[runtime] = reason
+            case {"lacking": str(runtime), "reason": str(reason)}:
+                unusable[runtime] = reason
+                lacking.append(runtime)
             case {"failed": str(reason)}:
                 problem = reason
-            case {"measured_ms": dict(measured_ms)}:
-                return Choice(choose(measured_ms) if measured_ms else usable[0], measured_ms, unusable)
-    if EVALUATED_WITH not in usable:
+            case {"measured_ms": dict(found)}:
+                measured_ms = found
+    if not usable:
         raise TrialFailed(problem)
-    unmeasured = [runtime for runtime in runtimes if runtime not in (*unusable, EVALUATED_WITH)]
-    return Choice(EVALUATED_WITH, unusable=unusable | dict.fromkeys(unmeasured, problem))
+    unfinished = [runtime for runtime in runtimes if runtime not in (*usable, *unusable)]
+    chosen = choose(measured_ms) if measured_ms else usable[0]
+    unusable |= dict.fromkeys(unfinished, problem)
+    return Choice(chosen, measured_ms, unusable, [runtime for runtime in unusable if runtime not in lacking])
 
 
 def _end(status: int) -> str:
@@ -94,7 +101,7 @@ def main(folder: Path, threads: int, runtimes: Sequence[str]) -> int:
             loaded[runtime] = Detector.load(folder, threads, runtime)
             loaded[runtime].warm((1, MAX_BATCH))
         except RuntimeUnusable as error:
-            _say(unusable=runtime, reason=str(error))
+            _say(lacking=runtime, reason=str(error))
         except Exception as error:  # a runtime's errors have no common base
             reason = _sentence(error)
             if runtime == EVALUATED_WITH:
@@ -103,8 +110,9 @@ def main(folder: Path, threads: int, runtimes: Sequence[str]) -> int:
             loaded.pop(runtime, None)
             _say(unusable=runtime, reason=reason)
         else:
+            if len(loaded) > 1:
+                _say(measured_ms=measure(loaded))
             _say(usable=runtime)
-    _say(measured_ms=measure(loaded) if len(loaded) > 1 else {})
     return 0
 
 

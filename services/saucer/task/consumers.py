@@ -34,11 +34,11 @@ def handlers(tasks: Tasks) -> list[Handles]:
 
     async def run_goes_on(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=True)
+        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=True, begun=_begun(run))
 
     async def run_interrupted(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=False)
+        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=False, begun=_begun(run))
 
     async def run_ended(event: CloudEvent, message: Message) -> None:
         ended = cast(training_events.RunEnded, message)
@@ -55,6 +55,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
             EndReason(training_pb2.EndReason.Name(run.end_reason).removeprefix("END_REASON_")),
             ended.model.model_id or ended.prediction.model_id,
             run.error_message,
+            begun=_begun(run),
         )
 
     async def model_deleted(event: CloudEvent, message: Message) -> None:
@@ -104,3 +105,7 @@ def handlers(tasks: Tasks) -> list[Handles]:
 def _accuracy(evaluation: evaluation_pb2.Evaluation) -> float | None:
     field: Literal["top_1", "map_50"] = "top_1" if evaluation.classification else "map_50"
     return getattr(evaluation, field) if evaluation.HasField(field) else None
+
+
+def _begun(run: training_pb2.Run) -> bool:
+    return run.HasField("start_time")

@@ -44,6 +44,11 @@ class Data:
     training_images: int
     validation_images: int
     test_images: int
+    # Boxes, crowds left out; images with a label where labels are of whole images.
+    training_labels: int
+    validation_labels: int
+    # In all splits.
+    labels: int
     median_width: int
     median_height: int
     median_box_share: float
@@ -82,6 +87,10 @@ def check_labels(scene: Scene, data: Data) -> None:
 
 def check_data(scene: Scene, data: Data) -> None:
     """Raises Refused if the scene cannot be trained on the data."""
+    if not data.labels:  # before their kind, which does not matter then
+        raise Refused(
+            "NO_LABELS", "The data has no labels. Create a draft of it, label its images, and import the draft."
+        )
     check_labels(scene, data)
     missing = [name for name in scene.classes if name not in map(scene.class_of, data.classes)]
     if missing:
@@ -92,6 +101,12 @@ def check_data(scene: Scene, data: Data) -> None:
         )
     if data.training_images == 0 or data.validation_images == 0:
         raise Refused("NO_IMAGES", "The data has no images to train on, or none to validate on; import more.")
+    for split, labels in (("training", data.training_labels), ("validation", data.validation_labels)):
+        if not labels:
+            raise Refused(
+                "NO_LABELS",
+                f"No image of the {split} split has a label. Label some in a draft and import it, or change the split.",
+            )
 
 
 def derive(

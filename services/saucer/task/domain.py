@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from saucer.lib.money import charge_micros
+
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not a mishap
     """A form that the data or the scene does not allow."""
@@ -86,6 +88,13 @@ END_STATES: Mapping[EndReason, TaskState] = {
     EndReason.ACCOUNT_SUSPENDED: _S.STOPPED,
     EndReason.FAILED: _S.FAILED,
 }
+
+
+class Action(StrEnum):
+    """What a user's call has changed."""
+
+    RESTARTED = "RESTARTED"
+    STOPPED = "STOPPED"
 
 
 class ChargeStatus(StrEnum):
@@ -187,6 +196,17 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Former:
+    """What a refused restart puts back, beside the state: what the start before was given, and how far it came."""
+
+    form: Form
+    config: Config
+    progress: Progress
+    stop_requested: bool
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
 class KnownModel:
     """A model that a run left, as far as a task depends on it that predicts with it or begins with it."""
 
@@ -216,6 +236,8 @@ class Task:
     state: TaskState
     # Where a refused restart goes back to.
     former_state: TaskState | None
+    # Of a restart that is not granted yet.
+    former: Former | None
     charge_status: ChargeStatus
     start_number: int
     restart_request_id: str | None
@@ -236,6 +258,8 @@ class Task:
     ended_at: datetime | None
     deleted_at: datetime | None
     revision: int
+    # An earlier start has learnt something: to resume from, until a worker begins the present one.
+    learnt_before: bool = False
 
     @property
     def hold_id(self) -> str:
@@ -248,10 +272,21 @@ class Task:
         return self.state in AT_REST
 
     @property
+    def refused(self) -> bool:
+        """Whether the present start was refused its hold."""
+        return self.state is TaskState.REFUSED or (self.at_rest and self.former_state is not None)
+
+    @property
+    def needed_models(self) -> frozenset[str]:
+        """Of the account's own, those that a start without a run needs: to predict with, or to begin with."""
+        # A checkpoint holds what the training began with. No event tells of one; a run without an iteration has none.
+        resumes = self.config.resume and (self.progress.iteration > 0 or self.learnt_before)
+        return frozenset({self.form.model_id, "" if resumes else self.form.base_model_id} - {""})
+
+    @property
     def cost_micros(self) -> int:
         """Of the present start so far, as billing charges it (PRODUCT 6.3)."""
-        seconds = self.progress.charged_ms // 1000
-        return self.price_per_hour_micros * self.form.count * seconds // 3600
+        return charge_micros(self.price_per_hour_micros, self.form.count, self.progress.charged_ms)
 
 
 def transition(task: Task, state: TaskState, now: datetime) -> Task:
@@ -282,19 +317,33 @@ def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: st
         currency=currency,
         missing_micros=0,
         former_state=None,
+        former=None,
         progress=Progress(stage="QUEUED"),
+        learnt_before=task.learnt_before or task.progress.iteration > 0,
     )
 
 
 def end_unqueued(task: Task, state: TaskState, reason: EndReason, message: str, now: datetime) -> Task:
     """Ends a start that has no run."""
-    return replace(transition(task, state, now), end_reason=reason, error_message=message, former_state=None)
+    ended = transition(task, state, now)
+    return replace(ended, end_reason=reason, error_message=message, former_state=None, former=None)
 
 
 def refuse(task: Task, message: str, missing_micros: int, now: datetime) -> Task:
-    """The hold is refused: a first start is REFUSED, a restart is where it was."""
+    """The hold is refused: a first start is REFUSED, a restart is where it was, and has a former state still."""
     refused = transition(task, task.former_state or TaskState.REFUSED, now)
-    return replace(refused, former_state=None, missing_micros=missing_micros, error_message=message)
+    refused = replace(refused, missing_micros=missing_micros, error_message=message, former=None)
+    former = task.former
+    if former is None:
+        return refused
+    return replace(
+        refused,
+        form=former.form,
+        config=former.config,
+        progress=former.progress,
+        stop_requested=former.stop_requested,
+        ended_at=former.ended_at,
+    )
 
 
 def restart(
@@ -306,7 +355,7 @@ def restart(
     now: datetime,
     form: Form | None = None,
 ) -> Task:
-    """A new start of the same task. Raises ValueError unless it can be restarted.
+    """A new start of the same task, which may yet be refused. Raises ValueError unless it can be restarted.
 
     Args:
         form: with another billing mode or resource group; None: as before.
@@ -316,36 +365,45 @@ def restart(
         resume=not from_scratch and bool(task.progress.run_id),
         max_duration_ms=max_duration_ms or task.config.max_duration_ms,
     )
+    pending = transition(task, TaskState.PENDING, now)
+    assert task.ended_at is not None, "it is at rest"
     return replace(
-        transition(task, TaskState.PENDING, now),
+        pending,
         former_state=task.state,
+        former=Former(task.form, task.config, task.progress, task.stop_requested, task.ended_at),
         start_number=task.start_number + 1,
         restart_request_id=request_id,
         form=form or task.form,
         config=config,
+        stop_requested=False,
         # What ends before it is granted must not charge the former start's time to the new hold.
         progress=replace(task.progress, charged_ms=0),
     )
 
 
-def follow(task: Task, progress: Progress, *, running: bool, now: datetime) -> Task:
-    """A run's snapshot: progress, and TRAINING once it runs. An older snapshot changes nothing."""
+def follow(task: Task, progress: Progress, *, running: bool, begun: bool, now: datetime) -> Task:
+    """A run's snapshot: progress, and TRAINING once it runs. An older snapshot changes nothing.
+
+    Args:
+        begun: a worker has had the run, so that the next start resumes from this one.
+    """
     if task.at_rest or task.state is TaskState.EVALUATING or progress.run_revision <= task.progress.run_revision:
         return task
     if running and task.state is TaskState.QUEUED:
         task = transition(task, TaskState.TRAINING, now)
     status = ChargeStatus.BILLING if running and not task.form.prepaid else ChargeStatus.NOT_BILLING
-    return replace(task, progress=progress, charge_status=status, updated_at=now)
+    return replace(_reach(task, progress, begun=begun), charge_status=status, updated_at=now)
 
 
-def end_run(task: Task, progress: Progress, reason: EndReason, model_id: str, message: str, now: datetime) -> Task:
-    """The run is over: its model is evaluated, or without one the task is at rest."""
+def end_run(
+    task: Task, progress: Progress, reason: EndReason, model_id: str, message: str, *, begun: bool, now: datetime
+) -> Task:
+    """The run is over: its model is evaluated, or without one the task is at rest. `begun` as follow() has it."""
     if task.at_rest or task.state is TaskState.EVALUATING:
         return task
     arrears = reason is EndReason.ARREARS
     task = replace(
-        task,
-        progress=progress,
+        _reach(task, progress, begun=begun),
         end_reason=reason,
         model_id=model_id,
         error_message=message,
@@ -356,6 +414,10 @@ def end_run(task: Task, progress: Progress, reason: EndReason, model_id: str, me
     # Nothing was learnt that could be used, so nothing has succeeded, whatever ended the run.
     state = END_STATES[reason]
     return transition(task, TaskState.FAILED if state is TaskState.SUCCEEDED else state, now)
+
+
+def _reach(task: Task, progress: Progress, *, begun: bool) -> Task:
+    return replace(task, progress=progress, learnt_before=task.learnt_before and not begun)
 
 
 def end_evaluation(task: Task, evaluation_id: str, test_accuracy: float | None, message: str, now: datetime) -> Task:

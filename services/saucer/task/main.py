@@ -5,7 +5,7 @@ from saucer.lib.grpc_client import TokenFile
 from saucer.lib.run import Process, run
 from saucer.task import consumers, rpc, scenes, watching
 from saucer.task.peers import Peers
-from saucer.task.service import Tasks
+from saucer.task.service import SWEEP_S, Tasks
 
 
 class TaskSettings(CallingSettings):
@@ -31,7 +31,7 @@ async def wire(process: Process, settings: TaskSettings) -> None:
     )
     tasks = Tasks(database, peers, scenes.load(), fetches_weights=settings.fetches_weights)
     dead_events = process.consumer(database, jetstream, consumers.handlers(tasks))
-    process.background("sweep", tasks.sweep())
+    process.rounds("sweep", tasks.sweep_once, SWEEP_S)
     await process.serve(settings, [rpc.servicer(tasks), dead_events], database)
 
 

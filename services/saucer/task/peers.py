@@ -45,7 +45,13 @@ class Peers:
         """The account that a dataset version belongs to, and the version."""
         request = dataset_pb2.GetDatasetVersionRequest(dataset_version_id=dataset_version_id)
         version = await call(self._dataset.GetDatasetVersion, request, self._token)
-        images = {split.split: split.images for split in version.statistics.splits}
+        statistics = version.statistics
+        whole_images = version.label_kind == dataset_pb2.LABEL_KIND_CLASSES
+        images = {split.split: split.images for split in statistics.splits}
+        labels = {
+            split.split: split.images - split.unlabelled_images if whole_images else split.boxes
+            for split in statistics.splits
+        }
         return version.account_id, Data(
             dataset_version_id=version.dataset_version_id,
             manifest_key=version.manifest_key,
@@ -55,10 +61,13 @@ class Peers:
             training_images=images.get("train", 0),
             validation_images=images.get("validation", 0),
             test_images=images.get("test", 0),
-            median_width=version.statistics.median_width,
-            median_height=version.statistics.median_height,
-            median_box_share=version.statistics.median_box_share,
-            labels_whole_images=version.label_kind == dataset_pb2.LABEL_KIND_CLASSES,
+            training_labels=labels.get("train", 0),
+            validation_labels=labels.get("validation", 0),
+            labels=sum(labels.values()),
+            median_width=statistics.median_width,
+            median_height=statistics.median_height,
+            median_box_share=statistics.median_box_share,
+            labels_whole_images=whole_images,
         )
 
     async def quote(self, account_id: str, form: Form) -> Quote:

@@ -40,7 +40,7 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
 
     async def CreateTask(self, request: task_pb2.CreateTaskRequest, context: Context) -> task_pb2.Task:
         account_id = current().account(request.account_id)
-        task = await self._tasks.create(
+        task = await self._tasks.starts.create(
             request.request_id, account_id, derived_id("task", account_id, request.request_id), read_form(request.form)
         )
         return task_message(task)
@@ -48,7 +48,8 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
     async def QuoteTask(self, request: task_pb2.QuoteTaskRequest, context: Context) -> task_pb2.TaskQuote:
         account_id = current().account(request.account_id)
         form = read_form(request.form)
-        quote, config, derived, estimated_ms = await self._tasks.quote(account_id, form)
+        plan, estimated_ms = await self._tasks.planning.quote(account_id, form)
+        config, quote = plan.config, plan.quote
         return task_pb2.TaskQuote(
             price_per_hour_micros=quote.price_per_hour_micros,
             hold_micros=quote.hold_micros,
@@ -59,7 +60,7 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
             currency=quote.currency,
             warnings=warnings(form, config, quote, estimated_ms),
             config=config_message(config, account_id),
-            derived_values=[derived_message(note) for note in derived],
+            derived_values=[derived_message(note) for note in plan.derived],
         )
 
     async def GetTask(self, request: task_pb2.GetTaskRequest, context: Context) -> task_pb2.Task:
@@ -76,13 +77,12 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
                 if state
             ],
             after=page.after_moment,
-            limit=page.size + 1,
+            limit=page.limit,
         )
-        shown = tasks[: page.size]
-        last = shown[-1] if len(tasks) > page.size else None
+        shown, following = page.cut(tasks, lambda row: (row.created_at, row.task_id))
         return task_pb2.ListTasksResponse(
             tasks=[task_message(task) for task in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.task_id] if last else None),
+            next_page_token=following,
         )
 
     async def WatchTask(self, request: task_pb2.WatchTaskRequest, context: Context) -> AsyncIterator[task_pb2.Task]:
@@ -97,10 +97,10 @@ class _TaskRpc(task_pb2_grpc.TaskServiceServicer):
         return task_pb2.CheckTaskNameResponse(exists=exists)
 
     async def StopTask(self, request: task_pb2.StopTaskRequest, context: Context) -> task_pb2.Task:
-        return task_message(await self._tasks.stop(request.task_id))
+        return task_message(await self._tasks.stop(request.request_id, request.task_id))
 
     async def RestartTask(self, request: task_pb2.RestartTaskRequest, context: Context) -> task_pb2.Task:
-        task = await self._tasks.restart(
+        task = await self._tasks.starts.restart(
             request.request_id,
             request.task_id,
             from_scratch=request.from_scratch,

@@ -4,15 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
+from typing import Any
 
 import asyncpg
 
 from saucer.lib.postgres import Connection
 from saucer.task.domain import (
+    Action,
     ChargeStatus,
     Config,
     EndReason,
     Form,
+    Former,
     KnownModel,
     Progress,
     Task,
@@ -22,10 +25,10 @@ from saucer.task.domain import (
 from saucer.task.estimating import Pace
 
 _COLUMNS = (
-    "task_id, account_id, request_id, form, config, derived, state, former_state, charge_status, start_number, "
+    "task_id, account_id, request_id, form, config, derived, state, former_state, former, charge_status, start_number, "
     "restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason, "
     "error_message, missing_micros, model_id, evaluation_id, test_accuracy, created_at, updated_at, ended_at, "
-    "deleted_at, revision"
+    "deleted_at, revision, learnt_before"
 )
 _PACE = [column.name for column in fields(Pace)]
 # Of runs that train, and of runs that only predict.
@@ -42,7 +45,7 @@ async def insert(connection: Connection, task: Task) -> bool:
             f"""
             INSERT INTO task ({_COLUMNS}, display_name)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                    $22, $23, $24, $25, $26, $27, $28)
+                    $22, $23, $24, $25, $26, $27, $28, $29, $30)
             ON CONFLICT (account_id, request_id) DO NOTHING RETURNING true
             """,  # noqa: S608 - column names, no values
             *_values(task),
@@ -55,15 +58,15 @@ async def update(connection: Connection, task: Task) -> Task:
     """Writes a task at the next revision; the caller has locked the row."""
     row = await connection.fetchrow(
         f"""
-        UPDATE task SET (form, config, derived, state, former_state, charge_status, start_number, restart_request_id,
-                         hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason,
-                         error_message, missing_micros, model_id, evaluation_id, test_accuracy, updated_at, ended_at,
-                         deleted_at, revision)
+        UPDATE task SET (form, config, derived, state, former_state, former, charge_status, start_number,
+                         restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested,
+                         end_reason, error_message, missing_micros, model_id, evaluation_id, test_accuracy, updated_at,
+                         ended_at, deleted_at, revision, learnt_before)
             = ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-               $24::bigint + 1)
-        WHERE task_id = $1 AND revision = $24 RETURNING {_COLUMNS}
+               $24, $25::bigint + 1, $26)
+        WHERE task_id = $1 AND revision = $25 RETURNING {_COLUMNS}
         """,  # noqa: S608 - column names
-        *_without(_values(task), 1, 2, 22),
+        *_without(_values(task), 1, 2, 23),
     )
     assert row is not None, "the row is locked"
     return _task(row)
@@ -161,6 +164,21 @@ async def count_waiting(connection: Connection, account_id: str) -> int:
     )
 
 
+async def action_of(connection: Connection, task_id: str, request_id: str) -> Action | None:
+    """What the call with this request id has changed of the task; None: nothing."""
+    action = await connection.fetchval(
+        "SELECT action FROM task_change WHERE task_id = $1 AND request_id = $2", task_id, request_id
+    )
+    return None if action is None else Action(action)
+
+
+async def insert_change(connection: Connection, task_id: str, request_id: str, action: Action) -> None:
+    """Once for each request id; the caller has locked the task."""
+    await connection.execute(
+        "INSERT INTO task_change (task_id, request_id, action) VALUES ($1, $2, $3)", task_id, request_id, action
+    )
+
+
 async def unsettled(connection: Connection, state: TaskState, before: datetime, limit: int) -> list[str]:
     """Ids of tasks that have been in a state since before a time, longest first."""
     rows = await connection.fetch(
@@ -168,6 +186,19 @@ async def unsettled(connection: Connection, state: TaskState, before: datetime, 
         state,
         before,
         limit,
+    )
+    return [str(row["task_id"]) for row in rows]
+
+
+async def unqueued_naming_model(connection: Connection, model_id: str) -> list[str]:
+    """Ids of tasks that have no run yet and whose form names a model, whether their start needs it or not."""
+    rows = await connection.fetch(
+        """
+        SELECT task_id FROM task
+        WHERE state IN ('PENDING', 'WAITING')
+          AND (form ->> 'model_id' = $1 OR form ->> 'base_model_id' = $1)
+        """,
+        model_id,
     )
     return [str(row["task_id"]) for row in rows]
 
@@ -247,6 +278,7 @@ def _values(task: Task) -> list[object]:
         json.dumps(task.derived),
         task.state,
         task.former_state,
+        json.dumps(asdict(task.former), default=datetime.isoformat) if task.former else None,
         task.charge_status,
         task.start_number,
         task.restart_request_id,
@@ -266,6 +298,7 @@ def _values(task: Task) -> list[object]:
         task.ended_at,
         task.deleted_at,
         task.revision,
+        task.learnt_before,
     ]
 
 
@@ -273,25 +306,38 @@ def _without(values: list[object], *positions: int) -> list[object]:
     return [value for position, value in enumerate(values) if position not in positions]
 
 
+def _form(value: dict[str, Any]) -> Form:
+    return Form(**{**value, "tags": tuple(value["tags"]), "kind": TaskKind(value.get("kind", TaskKind.TRAIN))})
+
+
+def _config(value: dict[str, Any]) -> Config:
+    names = tuple((label, name) for label, name in value.get("label_names", ()))
+    return Config(**{**value, "classes": tuple(value["classes"]), "label_names": names})
+
+
+def _former(value: dict[str, Any]) -> Former:
+    return Former(
+        form=_form(value["form"]),
+        config=_config(value["config"]),
+        progress=Progress(**value["progress"]),
+        stop_requested=value["stop_requested"],
+        ended_at=datetime.fromisoformat(value["ended_at"]),
+    )
+
+
 def _task(row: asyncpg.Record) -> Task:
-    form, config = json.loads(row["form"]), json.loads(row["config"])
     return Task(
         **{
             **row,
             "task_id": str(row["task_id"]),
             "account_id": str(row["account_id"]),
             "request_id": str(row["request_id"]),
-            "form": Form(**{**form, "tags": tuple(form["tags"]), "kind": TaskKind(form.get("kind", TaskKind.TRAIN))}),
-            "config": Config(
-                **{
-                    **config,
-                    "classes": tuple(config["classes"]),
-                    "label_names": tuple((label, name) for label, name in config.get("label_names", ())),
-                }
-            ),
+            "form": _form(json.loads(row["form"])),
+            "config": _config(json.loads(row["config"])),
             "derived": tuple((field, value, reason) for field, value, reason in json.loads(row["derived"])),
             "state": TaskState(row["state"]),
             "former_state": TaskState(row["former_state"]) if row["former_state"] else None,
+            "former": _former(json.loads(row["former"])) if row["former"] else None,
             "charge_status": ChargeStatus(row["charge_status"]),
             "restart_request_id": str(row["restart_request_id"]) if row["restart_request_id"] else None,
             "progress": Progress(**json.loads(row["progress"])),

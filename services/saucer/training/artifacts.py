@@ -1,9 +1,12 @@
-"""The files of an attempt: checked where the worker put them, then copied to where the user finds them.
+"""The files of an attempt: checked where the worker put them and, once accepted, copied to where the user finds them.
 
 What Saucer loads again stays at the attempt's own prefix, where no user can write; the user's are copies.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from saucer.lib.errors import DataLossError, FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.objects import Objects
@@ -32,8 +35,11 @@ SERVED_NAMES = NEEDED_NAMES
 # A larger file is refused.
 MAX_FILE_BYTES = 4 * 1024**3
 
+LOG_NAME = "log.txt"
+# After the key of an attempt's log: of the whole run's.
+WHOLE_SUFFIX = ".whole"
 # A run that is stopped at once has told nothing yet.
-MAY_BE_EMPTY = frozenset({"metrics.jsonl", "log.txt"})
+MAY_BE_EMPTY = frozenset({"metrics.jsonl", LOG_NAME})
 
 
 def check_names(files: Sequence[ModelFile], prefix: str, *, prediction: bool = False) -> None:
@@ -80,3 +86,25 @@ async def copy_out(objects: Objects, files: Sequence[ModelFile], prefix: str) ->
     """Copies a model's files below the user's prefix; again is harmless. Raises UnavailableError."""
     for file in files:
         await objects.copy(file.key, f"{prefix}/{file.name}")
+
+
+async def lengthen_log(
+    objects: Objects, files: Sequence[ModelFile], earlier: AsyncIterator[bytes]
+) -> Sequence[ModelFile]:
+    """The same files, with what earlier attempts logged before the log: theirs were lost with their workers.
+
+    It is an object of its own, so that a FinishRun that is repeated finds the worker's as it was reported. Raises as
+    verify() does.
+    """
+    return [await _lengthen(objects, file, earlier) if file.name == LOG_NAME else file for file in files]
+
+
+async def _lengthen(objects: Objects, log: ModelFile, earlier: AsyncIterator[bytes]) -> ModelFile:
+    size_bytes = 0
+    with NamedTemporaryFile(prefix="saucer-log-") as whole:
+        for pieces in (earlier, objects.stream(log.key, sha256=log.sha256)):
+            async for piece in pieces:
+                size_bytes += await asyncio.to_thread(whole.write, piece)
+        await asyncio.to_thread(whole.flush)
+        key = f"{log.key}{WHOLE_SUFFIX}"
+        return ModelFile(log.name, key, size_bytes, await objects.put(key, Path(whole.name)))

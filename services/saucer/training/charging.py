@@ -12,16 +12,17 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from saucer.lib.money import FINISH_RESERVE_MS
+
 # A worker that is silent this long has lost its run.
 LEASE_MS = 10_000
-# Time without progress counts up to this; a validation over many images takes minutes, and tells nothing meanwhile.
+# Time without progress counts up to this; an export takes minutes, and tells nothing meanwhile.
 STALL_MS = 300_000
-# Of finishing; billing keeps that much of the hold for it, and task's quote adds it to the highest cost.
-FINISH_RESERVE_MS = 600_000
 
 
 class Place(NamedTuple):
-    """How far work is; compared in order. `stage` counts from 1, `done` are iterations or a share of the stage."""
+    """How far work is; compared in order. `stage` counts from 1; `done` are iterations, with the part that is done of a
+    validation, or a share of the stage."""
 
     stage: int
     done: float

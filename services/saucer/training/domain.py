@@ -10,7 +10,8 @@ from saucer.training.charging import LEASE_MS, NOWHERE, Meter, Place, begin_atte
 from saucer.training.lease import Lease
 from saucer.training.log_limit import LogLimit
 
-# Attempts that may be lost. After the last, one more finishes what the checkpoint holds, uncharged.
+# Attempts that may be lost. After the last, or an error of the user's, one more finishes what the checkpoint holds,
+# uncharged.
 MAX_ATTEMPTS = 3
 # A run that no worker takes within this ends: WAITED_TOO_LONG, or with the reason of its order to stop.
 QUEUE_LIMIT = timedelta(hours=24)
@@ -108,7 +109,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the last heartbeat said. `stage_progress` is of the stage, 0 to 1; `elapsed_ms` over all attempts."""
+    """What the last heartbeat said. `stage_progress` is of the stage, 0 to 1; `elapsed_ms` over all attempts;
+    `validated` the part that is done of the validation that runs after `iteration`, below 1, which is not stored."""
 
     stage: RunStage = RunStage.QUEUED
     iteration: int = 0
@@ -116,16 +118,17 @@ class Progress:
     epoch: float = 0.0
     elapsed_ms: int = 0
     time_left_ms: int | None = None
-    # Top-1 of a classification.
-    best_map_50: float | None = None
+    # Of a validation: map_50, or top-1 of a classification.
+    best_accuracy: float | None = None
     stage_progress: float = 0.0
+    validated: float = 0.0
 
     @property
     def place(self) -> Place:
         """For the meter."""
         if self.stage not in _WORKING_STAGES:
             return NOWHERE
-        done = float(self.iteration) if self.stage is RunStage.TRAINING else self.stage_progress
+        done = self.iteration + self.validated if self.stage is RunStage.TRAINING else self.stage_progress
         return Place(1 + _WORKING_STAGES.index(self.stage), done)
 
 
@@ -171,7 +174,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     # Leases given so far; names the attempt and its files.
     attempt: int = 0
-    # Begun, and lost by their worker.
+    # Begun, and lost by their worker; an error of the user's uses up those that are left.
     lost_attempts: int = 0
     stop_reason: EndReason | None = None
     stop_at_charged_ms: int = 0
@@ -304,8 +307,8 @@ class Model:
     task_name: str
     dataset_version_id: str
     config: str
-    # Top-1 of a classification.
-    best_map_50: float | None
+    # Of a validation: map_50, or top-1 of a classification.
+    best_accuracy: float | None
     files: tuple[ModelFile, ...]
     created_at: datetime
     deleted_at: datetime | None = None
@@ -363,7 +366,7 @@ def queue(request: RunRequest, former: Run | None, now: datetime) -> Run:
             iteration=former.checkpoint.iteration,
             iterations=former.progress.iterations,
             elapsed_ms=former.checkpoint.elapsed_ms,
-            best_map_50=former.progress.best_map_50,
+            best_accuracy=former.progress.best_accuracy,
         ),
     )
 
@@ -373,7 +376,7 @@ def order_stop(run: Run, reason: EndReason, at_charged_ms: int, now: datetime) -
     if run.state is RunState.ENDED or run.stop_reason is not None:
         return run
     run = replace(run, stop_reason=reason, stop_at_charged_ms=at_charged_ms)
-    if run.state is RunState.QUEUED and run.must_stop and not _can_be_finished(run):
+    if run.state is RunState.QUEUED and run.must_stop and not can_be_finished(run):
         return end(run, reason, now)
     if run.state is RunState.QUEUED and run.must_stop:
         return replace(run, queued_at=now, ready_at=None)
@@ -416,11 +419,11 @@ def beat(run: Run, heard: Beat, now: datetime) -> Run:
         run = replace(move(run, RunState.RUNNING), started_at=run.started_at or now, told_at=None)
     progress = heard.progress
     meter = count(run.meter, now, progress.place, finishing=_is_finishing(run, progress.stage), free=run.exhausted)
-    best = [value for value in (run.progress.best_map_50, progress.best_map_50) if value is not None]
+    best = [value for value in (run.progress.best_accuracy, progress.best_accuracy) if value is not None]
     run = replace(
         run,
         meter=meter,
-        progress=replace(progress, best_map_50=max(best) if best else None),
+        progress=replace(progress, best_accuracy=max(best) if best else None),
         checkpoint=heard.checkpoint or run.checkpoint,
     )
     if run.stop_reason is None and progress.elapsed_ms > run.request.max_duration_ms + DURATION_GRACE_MS:
@@ -467,19 +470,20 @@ def told(run: Run, now: datetime) -> Run:
     return replace(run, told_at=now, told_epoch=int(run.progress.epoch))
 
 
-def lose(run: Run, now: datetime, message: str, *, released: bool = False) -> Run:
+def lose(run: Run, now: datetime, message: str, *, released: bool = False, user_error: bool = False) -> Run:
     """The worker is gone. Queued again, to train or only to finish; ended if neither can be.
 
     Args:
+        message: kept of the attempt that used them up, not of the one that was to finish.
         released: the worker gave the run back; the attempt does not count as lost.
+        user_error: another attempt to train would fail alike; they count as used up.
     """
     begun = run.state is RunState.RUNNING
-    run = replace(
-        run,
-        lost_attempts=run.lost_attempts + (1 if begun and not released else 0),
-        error_message="" if released else message,
-    )
-    nothing_to_finish = (run.must_stop or run.exhausted) and not _can_be_finished(run)
+    if not run.exhausted:
+        run = replace(run, error_message="" if released else message)
+    lost_attempts = run.lost_attempts + (1 if begun and not released else 0)
+    run = replace(run, lost_attempts=max(lost_attempts, MAX_ATTEMPTS) if user_error else lost_attempts)
+    nothing_to_finish = (run.must_stop or run.exhausted) and not can_be_finished(run)
     if run.lost_attempts > MAX_ATTEMPTS or nothing_to_finish:
         return end(run, _reason_without_worker(run), now)
     assert run.lease is not None
@@ -487,7 +491,7 @@ def lose(run: Run, now: datetime, message: str, *, released: bool = False) -> Ru
         move(run, RunState.QUEUED),
         lease=replace(run.lease, expires_at=None, finish_by=None),
         queued_at=now if begun else run.queued_at,
-        ready_at=now + BACK_OFF[run.lost_attempts - 1] if begun and not released else None,
+        ready_at=now + BACK_OFF[run.lost_attempts - 1] if begun and not released and not user_error else None,
         progress=_kept(run) if begun else run.progress,
     )
 
@@ -501,11 +505,12 @@ def _kept(run: Run) -> Progress:
         iterations=progress.iterations,
         epoch=progress.epoch * iteration / progress.iteration if progress.iteration else 0.0,
         elapsed_ms=checkpoint.elapsed_ms if checkpoint is not None else 0,
-        best_map_50=progress.best_map_50,
+        best_accuracy=progress.best_accuracy,
     )
 
 
-def _can_be_finished(run: Run) -> bool:
+def can_be_finished(run: Run) -> bool:
+    """Whether there is something that was learnt."""
     return run.started_at is not None and run.checkpoint is not None
 
 
@@ -535,6 +540,21 @@ def reason_of(run: Run, given: EndReason) -> EndReason:
     if run.exhausted and run.stop_reason is None:
         return EndReason.FAILED
     return given
+
+
+def goes_on(run: Run, reason: EndReason, *, user_error: bool, finished: bool) -> bool:
+    """Whether another attempt may do better than this one, which ends for this reason.
+
+    After an error of the user's it may once: not train on, but make a model of what was learnt before.
+
+    Args:
+        finished: there are files all the same.
+    """
+    if reason is not EndReason.FAILED:
+        return False
+    if user_error:
+        return can_be_finished(run) and not run.exhausted
+    return not (run.exhausted and finished)
 
 
 def end(run: Run, reason: EndReason, now: datetime, *, model_id: str | None = None) -> Run:

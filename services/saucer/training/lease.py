@@ -51,6 +51,11 @@ def holds(lease: Lease | None, token: str) -> bool:
     return lease is not None and hmac.compare_digest(lease.token_sha256, hash_of(token))
 
 
+def is_over(lease: Lease | None, now: datetime) -> bool:
+    """Whether nobody holds the run by it any more, also if that was not noted yet."""
+    return lease is None or lease.expires_at is None or lease.expires_at <= now
+
+
 class Reachable:
     """For how long workers could have reached this process without a break. Times are monotonic seconds.
 

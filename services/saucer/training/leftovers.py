@@ -4,25 +4,23 @@ The files of a deleted model likewise, some days after the deletion, so that wha
 
 1. Only runs that ended days ago are looked at: a worker that lost its lease has long stopped writing.
 2. Named are the model or the detections that the last attempt finished with, and the checkpoint of the task's newest
-   run, from which its next start resumes. A start that is made in the same moment takes that very checkpoint.
+   run that a worker began, from which its next start resumes. A start that is made in the same moment takes that very
+   checkpoint.
 3. A run is marked after its files are gone, so that a round that breaks off is made again. Several replicas may make
    one at once.
 """
 
-import asyncio
 from datetime import timedelta
 
-import asyncpg
 import structlog
 from prometheus_client import Counter
 
-from saucer.lib.errors import DomainError
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database
 from saucer.training.store import leftovers as store
 from saucer.training.store.leftovers import Left
 
-SWEEP_S = 3600.0
+REMOVE_EVERY_S = 3600.0
 # Tasks looked at together; the next follow at once.
 BATCH = 100
 
@@ -32,15 +30,10 @@ removed_total = Counter(
 )
 
 
-async def remove_for_ever(database: Database, objects: Objects, keep: timedelta) -> None:
-    """Until cancelled: a round each hour."""
-    while True:
-        try:
-            await remove_leftovers(database, objects, keep)
-            await remove_deleted_models(database, objects, keep)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DomainError) as error:
-            log.warning("leftovers_not_removed", error=repr(error))
-        await asyncio.sleep(SWEEP_S)
+async def remove_all(database: Database, objects: Objects, keep: timedelta) -> None:
+    """One round of both. Raises UnavailableError, what PostgreSQL raises."""
+    await remove_leftovers(database, objects, keep)
+    await remove_deleted_models(database, objects, keep)
 
 
 async def remove_leftovers(database: Database, objects: Objects, keep: timedelta) -> None:
@@ -53,8 +46,9 @@ async def remove_leftovers(database: Database, objects: Objects, keep: timedelta
             tasks = [await store.runs_of(connection, task_id) for task_id in unswept]
         for runs in tasks:
             old = [run for run in runs if run.ended_at is not None and run.ended_at < before]
+            checkpoint_key = next((run.checkpoint_key for run in reversed(runs) if run.begun), None)
             for run in old:
-                await _remove(objects, run, newest=runs[-1])
+                await _remove(objects, run, checkpoint_key)
             async with database.reading() as connection:
                 await store.mark_swept(connection, [run.run_id for run in old], await database.clock.now(connection))
         number = len(tasks)
@@ -76,14 +70,14 @@ async def remove_deleted_models(database: Database, objects: Objects, keep: time
         number = len(models)
 
 
-async def _remove(objects: Objects, run: Left, *, newest: Left) -> None:
+async def _remove(objects: Objects, run: Left, checkpoint_key: str | None) -> None:
     for key in await objects.keys(run.prefix):
-        if not is_named(key, run, newest):
+        if not is_named(key, run, checkpoint_key):
             await objects.delete(key)
             removed_total.inc()
 
 
-def is_named(key: str, run: Left, newest: Left) -> bool:
-    """Whether an object of a run that has ended may be asked for; `newest` is the last run of its task."""
+def is_named(key: str, run: Left, checkpoint_key: str | None) -> bool:
+    """Whether an object of a run that has ended may be asked for; `checkpoint_key` is what the next start takes."""
     finished_with = run.finished_with_files and key.rpartition("/")[0] == f"{run.prefix}/attempt-{run.attempt}"
-    return finished_with or key == newest.checkpoint_key
+    return finished_with or key == checkpoint_key

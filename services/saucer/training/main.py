@@ -1,6 +1,7 @@
 """Wires training, top to bottom."""
 
 from datetime import timedelta
+from functools import partial
 
 from pydantic import Field
 
@@ -10,12 +11,13 @@ from saucer.lib.retention import Forget
 from saucer.lib.run import Process, run
 from saucer.training import consumers, rpc, watching
 from saucer.training.bell import Bell
-from saucer.training.leftovers import remove_for_ever
-from saucer.training.reading import Reading
+from saucer.training.copies import COPY_EVERY_S, make_due
+from saucer.training.leftovers import REMOVE_EVERY_S, remove_all
 from saucer.training.service import Training
+from saucer.training.service.reading import Reading
 from saucer.training.store.told import DELETE_OLD_LOGS
 from saucer.training.store.workers import DELETE_OLD_WORKERS
-from saucer.training.sweeper import run_sweeper
+from saucer.training.sweeper import SWEEP_S, Sweeper
 
 # A worker that asked for nothing for so long is listed no more; drained ones go too.
 WORKERS_KEEP = timedelta(days=7)
@@ -55,9 +57,10 @@ async def wire(process: Process, settings: TrainingSettings) -> None:
     servicers = [rpc.training_servicer(reading, training), rpc.worker_servicer(training), dead_events]
     await process.serve(settings, servicers, database)
     process.stack.callback(training.leases.close)
-    process.background("sweeper", run_sweeper(training))
+    process.rounds("sweep", Sweeper(training).sweep_once, SWEEP_S)
+    process.rounds("copies", partial(make_due, database, objects), COPY_EVERY_S)
     keep = timedelta(days=settings.attempts_keep_days)
-    process.background("leftovers", remove_for_ever(database, objects, keep))
+    process.rounds("leftovers", partial(remove_all, database, objects, keep), REMOVE_EVERY_S)
 
 
 def main() -> None:

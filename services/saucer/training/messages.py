@@ -41,8 +41,8 @@ def run_message(run: Run) -> training_pb2.Run:
         region_id=request.region_id,
         spec_id=request.spec_id,
         count=request.count,
-        best_map_50=None if config.classification else progress.best_map_50,
-        best_top_1=progress.best_map_50 if config.classification else None,
+        best_map_50=None if config.classification else progress.best_accuracy,
+        best_top_1=progress.best_accuracy if config.classification else None,
     )
     if run.end_reason is not None:
         message.end_reason = training_pb2.EndReason.Value(f"END_REASON_{run.end_reason}")
@@ -103,8 +103,8 @@ def model_message(model: Model) -> training_pb2.Model:
         manifest_key=config.manifest_key,
         manifest_sha256=config.manifest_sha256,
         image_prefix=config.image_prefix,
-        validation_map_50=None if config.classification else model.best_map_50,
-        validation_top_1=model.best_map_50 if config.classification else None,
+        validation_map_50=None if config.classification else model.best_accuracy,
+        validation_top_1=model.best_accuracy if config.classification else None,
         files=[file_message(file) for file in model.files],
         create_time=to_timestamp(model.created_at),
         revision=model.revision,

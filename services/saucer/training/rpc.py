@@ -7,7 +7,7 @@ from saucer.lib.clock import from_duration, from_timestamp, to_duration
 from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.grpc_server import Context, Servicer
 from saucer.lib.objects import CHUNK_BYTES
-from saucer.lib.paging import Page, read_page
+from saucer.lib.paging import read_page
 from saucer.training.domain import Beat, Checkpoint, EndReason, LogSearch, ModelFile, Progress, Run, RunStage
 from saucer.training.messages import (
     LOG_WRITERS,
@@ -19,8 +19,8 @@ from saucer.training.messages import (
     run_message,
     worker_message,
 )
-from saucer.training.reading import Reading
 from saucer.training.service import Logged, Measured, Training
+from saucer.training.service.reading import Reading
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 # Points or lines of a page unless the caller asks for another number.
@@ -57,24 +57,23 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         page = read_page(request)
         account_id = current().account(request.account_id)
         runs = await self._reading.list_runs(
-            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.size + 1
+            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.limit
         )
-        shown = runs[: page.size]
-        last = shown[-1] if len(runs) > page.size else None
+        shown, following = page.cut(runs, lambda row: (row.created_at, row.run_id))
         return training_pb2.ListRunsResponse(
             runs=[run_message(run) for run in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.run_id] if last else None),
+            next_page_token=following,
         )
 
     async def ListMetrics(
         self, request: training_pb2.ListMetricsRequest, context: Context
     ) -> training_pb2.ListMetricsResponse:
         page = read_page(request, default_size=DEFAULT_LINES)
-        points = await self._reading.list_metrics(request.run_id, after=_sequence(page) or 0, limit=page.size + 1)
-        shown = points[: page.size]
+        points = await self._reading.list_metrics(request.run_id, after=page.after_number or 0, limit=page.limit)
+        shown, following = page.cut(points, lambda row: (row.sequence,))
         return training_pb2.ListMetricsResponse(
             points=[metric_message(point) for point in shown],
-            next_page_token=page.token([shown[-1].sequence] if len(points) > page.size else None),
+            next_page_token=following,
         )
 
     async def StreamMetrics(
@@ -91,13 +90,13 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
             request.run_id,
             _search(request),
             newest_first=request.newest_first,
-            after=_sequence(page),
-            limit=page.size + 1,
+            after=page.after_number,
+            limit=page.limit,
         )
-        shown = lines[: page.size]
+        shown, following = page.cut(lines, lambda row: (row.sequence,))
         return training_pb2.ListLogLinesResponse(
             lines=[log_message(line) for line in shown],
-            next_page_token=page.token([shown[-1].sequence] if len(lines) > page.size else None),
+            next_page_token=following,
         )
 
     async def StreamLogLines(
@@ -115,13 +114,12 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         page = read_page(request)
         account_id = current().account(request.account_id)
         models = await self._reading.list_models(
-            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.size + 1
+            account_id, task_id=request.task_id or None, after=page.after_moment, limit=page.limit
         )
-        shown = models[: page.size]
-        last = shown[-1] if len(models) > page.size else None
+        shown, following = page.cut(models, lambda row: (row.created_at, row.model_id))
         return training_pb2.ListModelsResponse(
             models=[model_message(model) for model in shown],
-            next_page_token=page.token([last.created_at.isoformat(), last.model_id] if last else None),
+            next_page_token=following,
         )
 
     async def DeleteModel(self, request: training_pb2.DeleteModelRequest, context: Context) -> training_pb2.Model:
@@ -145,13 +143,11 @@ class _TrainingRpc(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.ListWorkersRequest, context: Context
     ) -> training_pb2.ListWorkersResponse:
         page = read_page(request)
-        workers, now = await self._reading.list_workers(
-            after=str(page.after[0]) if page.after else None, limit=page.size + 1
-        )
-        shown = workers[: page.size]
+        workers, now = await self._reading.list_workers(after=page.after_id, limit=page.limit)
+        shown, following = page.cut(workers, lambda row: (row.worker_id,))
         return training_pb2.ListWorkersResponse(
             workers=[worker_message(worker, now) for worker in shown],
-            next_page_token=page.token([shown[-1].worker_id] if len(workers) > page.size else None),
+            next_page_token=following,
         )
 
     async def DrainWorker(self, request: training_pb2.DrainWorkerRequest, context: Context) -> training_pb2.Worker:
@@ -211,14 +207,10 @@ class _WorkerRpc(worker_pb2_grpc.WorkerServiceServicer):
             user_error=request.user_error,
             released=request.released,
             elapsed_ms=from_duration(request.elapsed),
-            best_map_50=request.best_map_50 if request.HasField("best_map_50") else None,
+            best_accuracy=request.best_map_50 if request.HasField("best_map_50") else None,
             files=[ModelFile(file.name, file.key, file.size_bytes, file.sha256) for file in request.files],
         )
         return worker_pb2.FinishRunResponse(run=run_message(run))
-
-
-def _sequence(page: Page) -> int | None:
-    return int(page.after[0]) if page.after else None
 
 
 def _search(request: training_pb2.ListLogLinesRequest | training_pb2.ExportLogRequest) -> LogSearch:
@@ -247,6 +239,7 @@ def _progress(request: worker_pb2.HeartbeatRequest) -> Progress:
         from_duration(request.time_left) if request.HasField("time_left") else None,
         request.best_map_50 if request.HasField("best_map_50") else None,
         request.stage_progress,
+        request.validated,
     )
 
 

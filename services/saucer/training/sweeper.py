@@ -1,11 +1,8 @@
-"""The loop that takes up what lost its worker. Every replica runs it; SKIP LOCKED keeps them apart."""
+"""Takes up what lost its worker. Every replica does, and SKIP LOCKED keeps them apart."""
 
 import asyncio
 
-import asyncpg
-import structlog
-
-from saucer.lib.errors import DomainError
+from saucer.lib.rounds import INTERRUPTIONS
 from saucer.training.charging import LEASE_MS
 from saucer.training.lease import Reachable
 from saucer.training.service import Training
@@ -14,20 +11,21 @@ SWEEP_S = 1.0
 # Rounds further apart are a pause in which workers may not have been heard.
 LONGEST_PAUSE_S = 5.0
 
-log = structlog.get_logger()
 
+class Sweeper:
+    """To be started when the server serves: from then on workers can be heard."""
 
-async def run_sweeper(training: Training) -> None:
-    """Until cancelled. To be started when the server serves: from then on workers can be heard."""
-    loop = asyncio.get_running_loop()
-    reachable = Reachable(LONGEST_PAUSE_S)
-    heard_for_s = 0.0
-    while True:
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._reachable = Reachable(LONGEST_PAUSE_S)
+        self._heard_for_s = 0.0
+
+    async def sweep_once(self) -> None:
+        """One round. Raises what PostgreSQL raises: leases end only a lease length after it answers again."""
         try:
-            await training.sweep(expire=heard_for_s * 1000 >= LEASE_MS)
-            heard_for_s = reachable.seen(loop.time())
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DomainError) as error:
-            reachable.broken()
-            heard_for_s = 0.0
-            log.warning("sweep_failed", error=repr(error))
-        await asyncio.sleep(SWEEP_S)
+            await self._training.sweep(expire=self._heard_for_s * 1000 >= LEASE_MS)
+        except INTERRUPTIONS:
+            self._reachable.broken()
+            self._heard_for_s = 0.0
+            raise
+        self._heard_for_s = self._reachable.seen(asyncio.get_running_loop().time())

@@ -39,9 +39,9 @@ RESTART_GREATEST_S = 60.0
 # With less free disk no run is taken.
 LEAST_FREE_BYTES = 128 * 1024**2
 ROOM_POLL_S = 1.0
-# A stop has this long for checkpoint, upload and release; then the child is killed, and the lease runs out. It leaves
-# the rest of a Saucer on one machine time to stop within ten seconds.
-RELEASE_S = 5.0
+# A stop has this long for checkpoint, upload and release, unless told otherwise; then the child is killed, and the
+# lease runs out. A checkpoint of the largest detectors has 1 GB.
+RELEASE_S = 45.0
 
 log = structlog.get_logger()
 drained = Gauge("saucer_worker_drained", "1 once it has no run and takes none")
@@ -67,6 +67,7 @@ class Agent:
         deterministic: bool = False,
         precision: str = "",
         catalogue_url: str = ZOO_URL,
+        release_s: float = RELEASE_S,
     ) -> None:
         self._stub = worker_pb2_grpc.WorkerServiceStub(channel)
         self._token = token
@@ -81,6 +82,7 @@ class Agent:
         self._deterministic = deterministic
         self._precision = precision
         self._catalogue_url = catalogue_url
+        self._release_s = release_s
         self._child: ChildProcess | None = None
         # Of several processes, while its attempt lasts.
         self._group: ChildProcess | None = None
@@ -120,7 +122,7 @@ class Agent:
         self._stopping.set()
         if self._attempt is not None:
             self._attempt.release()
-        await wait_at_most(self._stopped, RELEASE_S)
+        await wait_at_most(self._stopped, self._release_s)
 
     async def _unless_leaving(self, work: Coroutine[object, object, T]) -> T | None:
         """A lease that was granted at this very moment lapses, uncharged."""

@@ -3,7 +3,8 @@
 How an attempt ends, and what is told:
 
 1. The child has a result → its files go to the object store → FinishRun with the reason and the files.
-2. The child failed by the user's data or settings → FinishRun, failed, user_error: no attempt can do better.
+2. The child failed by the user's data or settings → FinishRun, failed, user_error: no attempt can train further. What a
+   checkpoint holds is finished by one more.
 3. The child failed otherwise, or died → FinishRun, failed: the attempt counts as lost, the run is queued again at once.
 4. This worker has to stop → the child saves a checkpoint and halts → FinishRun, released: another worker goes on.
 5. The lease is lost → nothing is told; whoever runs the attempt kills the child.
@@ -13,6 +14,7 @@ from __future__ import annotations  # some of grpc's classes exist only for type
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ from saucer.training.v1 import training_pb2, worker_pb2, worker_pb2_grpc
 from saucer.worker import catalogue, transfer
 from saucer.worker import job as protocol
 from saucer.worker.child_process import ChildGoneError, ChildProcess
+from saucer.worker.errors import UserError
 from saucer.worker.heart import Heart, LeaseLostError
 from saucer.worker.job import (
     BadMessageError,
@@ -52,12 +55,18 @@ from saucer.worker.job import (
 from saucer.worker.spans import Stages
 from saucer.worker.uploads import Checkpoints
 
-# Before an upload or a FinishRun that failed is tried again; how often is up to the lease.
+# Before a transfer or a FinishRun that failed is tried again; how often is up to the lease.
 RETRY_S = 1.0
+# From the first try; a catalogue that is silent for longer costs the attempt, whose end says what else to choose. Below
+# training's limit for stalls, which says nothing of it.
+MIRROR_PATIENCE_S = 600.0
 FINISH_CALL_S = 110.0
 MAX_MESSAGE_CHARACTERS = 8_000
 # Of preparing data: the rest is the child's.
 DOWNLOAD_SHARE = 0.9
+
+# A deleted model's files stay for some days; no later attempt would find them either.
+MODEL_GONE = "The files of the model that this task needs are gone. Create a task with another model."
 
 # Metrics of a validation by which a model is judged; a run has one of them.
 ACCURACIES = ("map_50", "top_1")
@@ -157,7 +166,7 @@ class Attempt:
         uploads = asyncio.ensure_future(self._checkpoints.run())
         try:
             ending = await self._ending()
-            if ending.released:
+            if ending.released or ending.user_error:
                 await self._checkpoints.drain()
         finally:
             await _cancel(uploads)
@@ -170,7 +179,7 @@ class Attempt:
                 return job
             processes = job.processes if isinstance(job, TrainJob) else 1
             return await self._train(await self._child(processes), job)
-        except (BadMessageError, transfer.BadManifestError, catalogue.CatalogueError) as error:
+        except (BadMessageError, UserError, transfer.BadManifestError, catalogue.CatalogueError) as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error), user_error=True)
         except ChildGoneError as error:
             return Ending(training_pb2.END_REASON_FAILED, str(error))
@@ -179,12 +188,20 @@ class Attempt:
         except OSError as error:
             return Ending(training_pb2.END_REASON_FAILED, f"The worker's disk: {error}")
 
-    async def _persistently(self, what: str, transfer_them: Callable[[], Awaitable[T]]) -> T:
-        """Again and again while the object store does not answer; the service's limits for stalls end it."""
+    async def _persistently(
+        self, what: str, transfer_them: Callable[[], Awaitable[T]], *, patience_s: float = math.inf
+    ) -> T:
+        """Again and again while the other side does not answer; the service's limits for stalls end it.
+
+        Raises UnavailableError once it has not answered for `patience_s`.
+        """
+        give_up_s = time.monotonic() + patience_s
         while True:
             try:
                 return await transfer_them()
             except UnavailableError as error:
+                if time.monotonic() >= give_up_s:
+                    raise
                 self._heart.line(f"{what} cannot be moved yet: {error.message}", training_pb2.LOG_LEVEL_WARNING)
                 await asyncio.sleep(RETRY_S)
 
@@ -193,7 +210,7 @@ class Attempt:
     async def _prepare(self) -> Job | Ending:
         """The job, with its files in place; or an end, if it was stopped or released before it began."""
         self._stages.enter("fetch data")
-        fetching = asyncio.ensure_future(self._persistently("The data", self._fetch))
+        fetching = asyncio.ensure_future(self._fetch())
         stopped = asyncio.ensure_future(self._heart.stopped.wait())
         released = asyncio.ensure_future(self._released.wait())
         # What a checkpoint holds can be finished; without one there is nothing to go on for.
@@ -212,7 +229,8 @@ class Attempt:
 
     async def _fetch(self) -> Job:
         config, lease = self._lease.run.config, self._lease
-        data = await transfer.fetch_data(
+        fetch_data = partial(
+            transfer.fetch_data,
             self._objects,
             self._cache,
             self._workdir,
@@ -221,6 +239,7 @@ class Attempt:
             image_prefix=config.image_prefix,
             told=self._fetched,
         )
+        data = await self._persistently("The data", fetch_data)
         if config.model_id:
             return await self._predict_job(data)
         if "train" not in data.splits:
@@ -228,7 +247,7 @@ class Attempt:
         resume = None
         if lease.checkpoint_key:
             resume = self._workdir / "resume.pth"
-            await self._objects.download(lease.checkpoint_key, resume, sha256=lease.checkpoint_sha256)
+            await self._download("The checkpoint", lease.checkpoint_key, resume, lease.checkpoint_sha256)
         weights = None if resume is not None else await self._fetch_weights(config)
         finish_only = lease.finish_only or (self._heart.stopped.is_set() and resume is not None)
         return TrainJob(
@@ -256,6 +275,7 @@ class Attempt:
             label_names=dict(config.label_names),
             processes=1 if finish_only else max(1, lease.run.count),
             deterministic=self._deterministic,
+            waits_for_kept=True,
         )
 
     async def _fetch_weights(self, config: training_pb2.TrainingConfig) -> Path | None:
@@ -263,22 +283,23 @@ class Attempt:
         point = _starting_point(config.starting_point)
         if config.weights_key:
             file = self._workdir / "earlier_model.pth"
-            await self._objects.download(config.weights_key, file, sha256=config.weights_sha256)
+            await self._download_model("The earlier model", config.weights_key, file, config.weights_sha256)
             return file
         if point in catalogue.PRETRAINED:
             file = self._workdir / catalogue.PRETRAINED[point].file_name
-            await catalogue.fetch(self._objects, point, self._catalogue_url, file)
+            fetch = partial(catalogue.fetch, self._objects, point, self._catalogue_url, file)
+            await self._persistently("The weights", fetch, patience_s=MIRROR_PATIENCE_S)
             return file
         return None
 
     async def _predict_job(self, data: transfer.DataOnDisk) -> PredictJob:
         config, files = self._lease.run.config, self._lease.model_files
         if not files:
-            raise transfer.BadManifestError("The model is gone; there is nothing to predict with.")
+            raise UserError(MODEL_GONE)
         folder = self._workdir / "model"
         folder.mkdir(exist_ok=True)
         for file in files:
-            await self._objects.download(file.key, folder / file.name, sha256=file.sha256)
+            await self._download_model("The model", file.key, folder / file.name, file.sha256)
         return PredictJob(
             workdir=str(self._workdir / "job"),
             images=str(data.images),
@@ -292,6 +313,15 @@ class Attempt:
             label_names=dict(config.label_names),
         )
 
+    async def _download(self, what: str, key: str, file: Path, sha256: str) -> None:
+        await self._persistently(what, partial(self._objects.download, key, file, sha256=sha256))
+
+    async def _download_model(self, what: str, key: str, file: Path, sha256: str) -> None:
+        try:
+            await self._download(what, key, file, sha256)
+        except NotFoundError as error:
+            raise UserError(MODEL_GONE) from error
+
     def _fetched(self, done: int, images: int) -> None:
         self._heart.vitals.stage_progress = DOWNLOAD_SHARE * done / max(1, images)
 
@@ -300,6 +330,7 @@ class Attempt:
     async def _train(self, child: ChildProcess, job: Job) -> Ending:
         await child.send(job)
         orders = asyncio.ensure_future(self._orders(child, finish_only=isinstance(job, TrainJob) and job.finish_only))
+        kept = asyncio.ensure_future(self._tell_kept(child))
         try:
             while True:
                 ending = self._take(await child.next())
@@ -310,6 +341,12 @@ class Attempt:
             return Ending(training_pb2.END_REASON_FAILED, f"The training process sent what it should not: {error}")
         finally:
             await _cancel(orders)
+            await _cancel(kept)
+
+    async def _tell_kept(self, child: ChildProcess) -> None:
+        with contextlib.suppress(ChildGoneError):  # whoever reads the child's reports learns it
+            while True:
+                await child.send(protocol.Kept(await self._checkpoints.kept.get()))
 
     async def _orders(self, child: ChildProcess, *, finish_only: bool) -> None:
         stopped = asyncio.ensure_future(self._heart.stopped.wait())
@@ -373,6 +410,7 @@ class Attempt:
         self._progresses = True
         vitals = self._heart.vitals
         vitals.iteration, vitals.iterations, vitals.elapsed_ms = report.iteration, report.iterations, report.elapsed_ms
+        vitals.validated = report.validated
         vitals.epoch = report.iteration * report.epochs / report.iterations
         vitals.stage_progress = report.iteration / report.iterations
         vitals.trained_by_s = None if report.left_ms is None else time.monotonic() + report.left_ms / 1000

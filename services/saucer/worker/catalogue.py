@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from saucer.lib.errors import DomainError, NotFoundError
+from saucer.lib.errors import DomainError, NotFoundError, UnavailableError
 from saucer.lib.objects import Objects, sha256_of
 from saucer.worker.job import StartingPoint
 
@@ -20,7 +20,7 @@ CACHE_PREFIX = "system/catalogue"
 
 
 class CatalogueError(Exception):
-    """The weights cannot be had; the message says what to do."""
+    """The mirror does not have the weights, or others of that name; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ PRETRAINED: Mapping[StartingPoint, Pretrained] = {
 async def fetch(objects: Objects, point: StartingPoint, mirror_url: str, file: Path) -> None:
     """Puts a starting point's weights into `file`, out of the object store if it has them.
 
-    Raises CatalogueError, and UnavailableError for the object store.
+    Raises CatalogueError, and UnavailableError where the mirror or the object store does not answer.
     """
     entry = PRETRAINED[point]
     cached = f"{CACHE_PREFIX}/{entry.file_name}"
@@ -73,18 +73,24 @@ async def fetch(objects: Objects, point: StartingPoint, mirror_url: str, file: P
 async def _fetch_from(mirror_url: str, point: StartingPoint, entry: Pretrained, file: Path) -> None:
     try:
         await Objects(mirror_url).download(entry.key, file)
-    except DomainError as error:
-        why = error.message.splitlines()[0]  # after it come the library's own insides
-        raise CatalogueError(
-            f"The weights of {point} cannot be fetched from {mirror_url}: {why} Choose the starting point "
-            f"{StartingPoint.IMAGENET_LITE0}, which needs no network, or have the operator set SAUCER_CATALOGUE_URL to "
-            "a mirror."
-        ) from error
+    except NotFoundError as error:
+        raise CatalogueError(_not_fetched(mirror_url, point, error)) from error
+    except UnavailableError as error:
+        raise UnavailableError("CATALOGUE_UNAVAILABLE", _not_fetched(mirror_url, point, error)) from error
     if not await _is_whole(entry, file):
         raise CatalogueError(
             f"The weights of {point} from {mirror_url} are not what their checksum {entry.sha256_begin} says. Have the "
             "operator look at the mirror, or choose another starting point."
         )
+
+
+def _not_fetched(mirror_url: str, point: StartingPoint, error: DomainError) -> str:
+    why = error.message.splitlines()[0]  # after it come the library's own insides
+    return (
+        f"The weights of {point} cannot be fetched from {mirror_url}: {why} Choose the starting point "
+        f"{StartingPoint.IMAGENET_LITE0}, which needs no network, or have the operator set SAUCER_CATALOGUE_URL to "
+        "a mirror."
+    )
 
 
 async def _is_whole(entry: Pretrained, file: Path) -> bool:

@@ -10,7 +10,6 @@
 6. Started by torch.distributed's launcher, it is one of several that do one job together, and then end: see ranks.py.
 """
 
-import ctypes
 import os
 import queue
 import signal
@@ -20,6 +19,7 @@ import time
 import traceback
 from typing import Any, BinaryIO
 
+from saucer.lib.confinement import end_with_parent
 from saucer.worker import job as protocol
 from saucer.worker.errors import UserError
 from saucer.worker.job import (
@@ -28,6 +28,7 @@ from saucer.worker.job import (
     Failure,
     FailureKind,
     Job,
+    Kept,
     PredictJob,
     Quit,
     Ready,
@@ -40,7 +41,6 @@ from saucer.worker.stopping import Stopper, TrainingClock
 EXIT_PARENT_GONE = 3
 LAUNCHED = "TORCHELASTIC_RUN_ID"
 """In the environment of what torch.distributed's launcher started."""
-PR_SET_PDEATHSIG = 1
 MAX_DETAIL_CHARACTERS = 8_000
 """A failure's traceback is cut there, keeping its end."""
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -95,6 +95,8 @@ class Inbox:
             case TrainJob() | PredictJob():
                 self._stopper = Stopper(TrainingClock(time.monotonic), message.max_duration_ms)
                 self._jobs.put((message, self._stopper))
+            case Kept() if self._stopper is not None:
+                self._stopper.kept_iteration = message.iteration
             case Stop() if self._stopper is not None:
                 self._stopper.order(message)
             case Quit():
@@ -140,7 +142,7 @@ def main() -> int:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if LAUNCHED in os.environ:
-        _end_with_launcher()
+        end_with_parent()  # the launcher
         return _first_of_group(outlet) if os.environ["RANK"] == "0" else _other_of_group()
     inbox = Inbox(sys.stdin.buffer, outlet)
     signal.signal(signal.SIGTERM, lambda *_: inbox.terminate())
@@ -187,12 +189,6 @@ def _engine_of_group() -> tuple[Any, Any]:
 
     trainer.load_engine()
     return trainer, ranks
-
-
-def _end_with_launcher() -> None:
-    """Makes SIGKILL of the launcher this process's too."""
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _answer(trainer: Any, job: Job, stopper: Stopper, precision: str, outlet: Outlet) -> Report:

@@ -51,6 +51,7 @@ class Vitals:
     stage_progress: float = 0.0
     iteration: int = 0
     iterations: int = 0
+    validated: float = 0.0
     epoch: float = 0.0
     elapsed_ms: int = 0
     # When training will have ended, by time.monotonic(): what is told later says less.
@@ -163,6 +164,7 @@ class Heart:
             stage_progress=min(1.0, max(0.0, vitals.stage_progress)),
             iteration=vitals.iteration,
             iterations=vitals.iterations,
+            validated=vitals.validated,
             epoch=vitals.epoch,
             elapsed=to_duration(vitals.elapsed_ms),
             time_left=to_duration(_left_ms(vitals.trained_by_s)),

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,16 @@ CHECKPOINT_S = 25.0
 object store, so that what is left is for its upload and for the iteration it waits for. Before a validation that would
 make the last one older than CHECKPOINT_S there is another: what is lost is training alone, and a validation in which
 the worker was lost is made again."""
+LOST_ITERATIONS = 50
+LOST_S = 30.0
+"""A training whose last checkpoints are still on their way waits for them at these bounds; what a validation takes does
+not count."""
+MAX_HOLD_S = 300.0
+"""So long at most: without an object store training goes on, since it would count as stalled, and each attempt after
+it."""
+HOLD_LOOK_S = 0.05
+HOLD_TOLD_S = 5.0
+"""A longer wait is told."""
 KEPT_CHECKPOINTS = 2
 """The newest; the one before stays while its successor is on its way to the parent's store."""
 PROGRESS_S = 0.5
@@ -214,24 +225,36 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
 
     priority = "VERY_LOW"
 
-    def __init__(self, state: RunState, folder: Path, stopper: Stopper, pace: Pace, send: Send) -> None:
+    def __init__(
+        self, state: RunState, folder: Path, stopper: Stopper, pace: Pace, send: Send, *, waits_for_kept: bool
+    ) -> None:
         self.state = state
         self.last: Path | None = None
+        self._waits_for_kept = waits_for_kept
         self._folder = folder
         self._stopper = stopper
         self._pace = pace
         self._send = send
         self._saved_s = time.monotonic()
         self._saved_iteration = state.iteration
+        # In this attempt, without validations, checkpoints and waiting.
+        self._trained_s = 0.0
+        self._goes_on_s = time.monotonic()
+        # Iteration and trained time of the last checkpoint that is kept, and of those on their way.
+        self._at_stake = deque([(state.iteration, 0.0)])
 
     def before_train(self, runner: Any) -> None:
-        self._saved_s = time.monotonic()
+        self._saved_s = self._goes_on_s = time.monotonic()
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self.state.iteration = runner.iter + 1
+        self._trained_s += time.monotonic() - self._goes_on_s
         late = time.monotonic() - self._saved_s >= CHECKPOINT_S
         if ranks.agreed(late or self.state.iteration - self._saved_iteration >= CHECKPOINT_ITERATIONS):
             self._save(runner)
+        if self._waits_for_kept:
+            self._hold(runner)
+        self._goes_on_s = time.monotonic()
 
     def before_val(self, runner: Any) -> None:
         # Nobody knows how long the first one takes.
@@ -239,6 +262,9 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         late = time.monotonic() - self._saved_s + taken_s >= CHECKPOINT_S
         if ranks.agreed(late and self.state.iteration > self._saved_iteration):
             self._save(runner)
+
+    def after_val(self, runner: Any) -> None:
+        self._goes_on_s = time.monotonic()
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         self.state.validated_iteration = runner.iter
@@ -271,14 +297,34 @@ class StateHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         self._saved_s, self._saved_iteration = time.monotonic(), iteration
         if not dist.is_main_process():
             return
+        self._at_stake.append((iteration, self._trained_s))
         self._send(Checkpoint(str(self.last), iteration, self.state.elapsed_ms))
         saved = sorted(self._folder.glob("checkpoint_*.pth"), key=lambda path: int(path.stem.split("_")[1]))
         for old in saved[:-KEPT_CHECKPOINTS]:
             old.unlink()
 
+    def _hold(self, runner: Any) -> None:
+        """While a kill would cost more than it may. Of several processes the first waits, and the others for it."""
+        began_s = time.monotonic()
+        while self._costs_too_much() and self._stopper.check() is None:
+            if time.monotonic() - began_s >= MAX_HOLD_S:
+                self._at_stake = deque([self._at_stake[-1]])
+                break
+            time.sleep(HOLD_LOOK_S)
+        waited_s = time.monotonic() - began_s
+        if waited_s >= HOLD_TOLD_S:
+            runner.logger.info("Training waited %.0f s for the upload of a checkpoint.", waited_s)
+
+    def _costs_too_much(self) -> bool:
+        while len(self._at_stake) > 1 and self._at_stake[1][0] <= self._stopper.kept_iteration:
+            self._at_stake.popleft()
+        iteration, trained_s = self._at_stake[0]
+        exceeds = self.state.iteration - iteration >= LOST_ITERATIONS or self._trained_s - trained_s >= LOST_S
+        return exceeds and len(self._at_stake) > 1
+
 
 class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
-    """Tells how far training is."""
+    """Tells how far training is, and in a validation how far that is: who makes no progress counts as stalled."""
 
     priority = "LOWEST"
 
@@ -301,24 +347,33 @@ class ProgressHook(Hook):  # type: ignore[misc]  # mmengine ships no types
         if time.monotonic() - self._told_s >= PROGRESS_S:
             self._tell(runner, runner.iter + 1)
 
+    def before_val(self, runner: Any) -> None:
+        # However short ago the last iteration was told: a validation's progress counts from its own.
+        self._tell(runner, runner.iter)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if time.monotonic() - self._told_s >= PROGRESS_S:
+            # The metrics, after the last batch, are one step more.
+            self._tell(runner, runner.iter, (batch_idx + 1) / (len(runner.val_loop.dataloader) + 1))
+
     def after_train(self, runner: Any) -> None:
         self._tell(runner, runner.iter)
 
-    def _tell(self, runner: Any, iteration: int) -> None:
+    def _tell(self, runner: Any, iteration: int, validated: float = 0.0) -> None:
         self._told_s = time.monotonic()
         epochs = self._job.epochs
         epoch = min(epochs, max(0, iteration - 1) // self._epoch + 1)
         elapsed_ms = self._stopper.clock.elapsed_ms
-        left_ms = self._left_ms(iteration, elapsed_ms, validates=runner.val_loop is not None)
-        self._send(Progress(iteration, self._iterations, epoch, epochs, elapsed_ms, left_ms))
+        left_ms = self._left_ms(iteration, validated, elapsed_ms, validates=runner.val_loop is not None)
+        self._send(Progress(iteration, self._iterations, epoch, epochs, elapsed_ms, left_ms, validated))
 
-    def _left_ms(self, iteration: int, elapsed_ms: int, *, validates: bool) -> int | None:
+    def _left_ms(self, iteration: int, validated: float, elapsed_ms: int, *, validates: bool) -> int | None:
         """By the pace of this attempt, the max duration at most."""
         state = self._state
         validations = validations_left(
             iteration, self._iterations, state.validation_interval, state.validated_iteration
         )
-        left_s = self._pace.left_s(self._iterations - iteration, validations if validates else 0)
+        left_s = self._pace.left_s(self._iterations - iteration, validations - validated if validates else 0)
         if left_s is None:
             return None
         return max(0, min(math.ceil(1000 * left_s), self._job.max_duration_ms - elapsed_ms))

@@ -1,8 +1,8 @@
 """What the worker and its training child tell each other: one JSON object a line, each with a `type`.
 
-Parent → child on standard input: `job` or `predict`, `stop`, `quit`. Child → parent on standard output: `ready`,
-`stage`, `progress`, `metrics`, `log`, `checkpoint`, and at the end of each job one of `result`, `halted`, `failure`.
-Imports neither torch nor mmengine, so that the parent stays small.
+Parent → child on standard input: `job` or `predict`, `kept`, `stop`, `quit`. Child → parent on standard output:
+`ready`, `stage`, `progress`, `metrics`, `log`, `checkpoint`, and at the end of each job one of `result`, `halted`,
+`failure`. Imports neither torch nor mmengine, so that the parent stays small.
 """
 
 import json
@@ -116,6 +116,10 @@ class TrainJob:
     """Nothing depends on a clock or on the order in which threads add up: a run, resumed or not, ends with the same
     bits. fp32, validations at a fixed pace, and of torch's algorithms only deterministic ones."""
 
+    waits_for_kept: bool = False
+    """The parent tells which checkpoints are kept (Kept). Training waits rather than be so far ahead of the last one
+    that a kill would cost more than it may."""
+
     def __post_init__(self) -> None:
         """Raises BadMessageError naming the field and its range."""
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -178,6 +182,14 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Another attempt could go on from the running job's checkpoint of this iteration."""
+
+    type: ClassVar[str] = "kept"
+    iteration: int
+
+
+@dataclass(frozen=True)
 class Quit:
     """Ends the child: at once when it waits, after the job when one runs."""
 
@@ -205,9 +217,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """After training iterations: `iteration` are finished. `epoch` is the one being trained, from 1. `elapsed_ms` is
-    the time trained over all attempts, validation included; `left_ms` what is left of training, None while that is not
-    known."""
+    """In training: `iteration` are finished. `epoch` is the one being trained, from 1. `elapsed_ms` is the time trained
+    over all attempts, validation included; `left_ms` what is left of training, None while that is not known;
+    `validated` the part that is done, below 1, of the validation that runs, 0 while none does."""
 
     type: ClassVar[str] = "progress"
     iteration: int
@@ -216,6 +228,7 @@ class Progress:
     epochs: int
     elapsed_ms: int
     left_ms: int | None = None
+    validated: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -287,7 +300,7 @@ class Failure:
 
 
 Job = TrainJob | PredictJob
-Order = Job | Stop | Quit
+Order = Job | Kept | Stop | Quit
 Report = Ready | Stage | Progress | Metrics | Log | Checkpoint | Result | Halted | Failure
 Message = Order | Report
 
@@ -296,6 +309,7 @@ _BY_TYPE: dict[str, type[Message]] = {
     for kind in (
         TrainJob,
         PredictJob,
+        Kept,
         Stop,
         Quit,
         Ready,

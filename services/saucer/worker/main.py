@@ -13,7 +13,7 @@ from saucer.lib.config import ProcessSettings
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.objects import Objects
 from saucer.lib.run import Process, run
-from saucer.worker.agent import Agent
+from saucer.worker.agent import RELEASE_S, Agent
 from saucer.worker.catalogue import ZOO_URL
 
 ID_PATTERN = "^[a-z][a-z0-9-]{0,39}$"
@@ -44,6 +44,8 @@ class WorkerSettings(ProcessSettings):
     precision: Literal["", "bf16", "fp32"] = ""
     # Where pretrained weights come from the first time: the model zoo, or an object store with the same folders.
     catalogue_url: str = ZOO_URL
+    # From the order to stop to the end of saving and giving back a run. Whoever kills the worker waits 10 s longer.
+    release_s: float = Field(default=RELEASE_S, gt=0, le=3600)
 
 
 async def wire(process: Process, settings: WorkerSettings) -> None:
@@ -61,6 +63,7 @@ async def wire(process: Process, settings: WorkerSettings) -> None:
         deterministic=settings.deterministic,
         precision=settings.precision,
         catalogue_url=settings.catalogue_url,
+        release_s=settings.release_s,
     )
     process.background("agent", agent.run())
     # An operator's word, before work on the machine: `kill -USR1`.

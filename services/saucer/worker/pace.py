@@ -33,7 +33,7 @@ class Pace:
         """0 before the first."""
         return _mean(self._validations_s) or 0.0
 
-    def left_s(self, iterations: int, validations: int) -> float | None:
+    def left_s(self, iterations: int, validations: float) -> float | None:
         """What so many will take; None while that is not known."""
         if self.iteration_s is None:
             return None

@@ -1,4 +1,4 @@
-"""When training has to stop, and which reason counts."""
+"""When training has to stop, and which reason counts; and what is kept of it by then."""
 
 import threading
 from collections.abc import Callable
@@ -39,6 +39,8 @@ class Stopper:
 
     def __init__(self, clock: TrainingClock, max_duration_ms: int) -> None:
         self.clock = clock
+        # Of the last checkpoint that the parent called kept.
+        self.kept_iteration = 0
         self._max_duration_ms = max_duration_ms
         # Reentrant: a signal handler may interrupt check() in the same thread.
         self._lock = threading.RLock()

@@ -177,7 +177,9 @@ class _Attempt:
         epoch = engine_config.epoch_iterations(job, prepared)
         iterations = job.epochs * epoch
         pace = Pace()
-        keeper = hooks.StateHook(state, Path(job.workdir) / "checkpoints", stopper, pace, send)
+        keeper = hooks.StateHook(
+            state, Path(job.workdir) / "checkpoints", stopper, pace, send, waits_for_kept=job.waits_for_kept
+        )
         extra: list[Any] = [
             *([hooks.WeightsHook(Path(job.weights))] if job.weights is not None and job.resume is None else []),
             hooks.StopHook(stopper),

@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saucer.lib.bounded import Bounded
 from saucer.lib.objects import Objects
 
 # Images fetched at once.
 CONCURRENT_DOWNLOADS = 8
+# Cached images marked as used by one call of a thread, between which progress is told.
+TOUCHED_AT_ONCE = 1_000
 # Files of a model sent at once.
 CONCURRENT_UPLOADS = 4
 SPLITS = ("train", "validation", "test")
@@ -73,26 +76,32 @@ class ImageCache:
 
         Raises NotFoundError, DataLossError for an image that is not what its name says, UnavailableError.
         """
-        slots = asyncio.Semaphore(CONCURRENT_DOWNLOADS)
         done = 0
 
-        async def one(name: str) -> None:
+        async def download(name: str) -> None:
             nonlocal done
-            file = self.folder / name
-            async with slots:
-                try:
-                    os.utime(file)
-                except FileNotFoundError:
-                    await self._objects.download(f"{prefix}/{name}", file, sha256=name)
+            await self._objects.download(f"{prefix}/{name}", self.folder / name, sha256=name)
             done += 1
             told(done)
 
-        works = [asyncio.ensure_future(one(name)) for name in names]
-        try:
-            await asyncio.gather(*works)
-        finally:
-            for work in works:
-                work.cancel()
+        async with Bounded(CONCURRENT_DOWNLOADS) as downloads:
+            for begin in range(0, len(names), TOUCHED_AT_ONCE):
+                batch = names[begin : begin + TOUCHED_AT_ONCE]
+                missing = await asyncio.to_thread(self._touch, batch)
+                done += len(batch) - len(missing)
+                told(done)
+                for name in missing:
+                    await downloads.start(download(name))
+
+    def _touch(self, names: list[str]) -> list[str]:
+        """Marks those that are there as used now; those that are not."""
+        missing = []
+        for name in names:
+            try:
+                os.utime(self.folder / name)
+            except FileNotFoundError:
+                missing.append(name)
+        return missing
 
     def make_room(self, needed: set[str]) -> int:
         """Removes the least recently used images beyond the limit, none that are needed; the bytes that are left."""

@@ -1,5 +1,6 @@
 """The audit finds nothing in a ledger that has seen everything, and each invariant that is broken on purpose."""
 
+import json
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
@@ -159,6 +160,10 @@ DAMAGES = [
         "balance_is_never_negative balance_is_the_replay_of_transfers",
     ),
     (
+        "UPDATE transfer SET frozen_micros = 1 WHERE account_id = '{rich}' AND account_version = 1",
+        "balance_is_the_replay_of_transfers",
+    ),
+    (
         "UPDATE transfer SET frozen_micros = -1 WHERE hold_id = '{paid}' AND kind = 'RELEASE'",
         "balance_is_never_negative balance_is_the_replay_of_transfers",
     ),
@@ -291,6 +296,14 @@ DAMAGES = [
         "group_gives_no_more_than_its_capacity",
     ),
     (
+        "UPDATE resource_group SET ended = true",
+        "nothing_waits_for_an_ended_group",
+    ),
+    (
+        "UPDATE resource_group SET ended = true; UPDATE hold SET state = 'BURIED' WHERE hold_id = '{waiting}'",
+        "",
+    ),
+    (
         "UPDATE hold SET group_id = '{group}' WHERE hold_id = '{expired}'",
         "hold_of_group_moved_nothing",
     ),
@@ -401,6 +414,72 @@ async def test_the_audit_names_each_invariant_that_is_broken(ledger: Ledger) -> 
     assert found == dict(DAMAGES)
     assert {"audit_" + name for _, names in DAMAGES for name in names.split()} >= {v["viewname"] for v in views}
     assert any(ids["open"] in row for row in rows)
+
+
+# By damage, the invariant, and what a row that breaks it says was counted.
+COUNTED: list[tuple[str, str, dict[str, str]]] = [
+    (ENTRIES_ARE.format("true"), "entries_sum_to_zero", {"sum_micros": "SELECT sum(amount_micros) FROM transfer"}),
+    (
+        "UPDATE account SET available_micros = 0, frozen_micros = 1 WHERE account_id = '{rich}'",
+        "balance_is_the_sum_of_entries",
+        {
+            "entries_available": "SELECT available_micros FROM account WHERE account_id = '{rich}'",
+            "entries_frozen": "SELECT frozen_micros FROM account WHERE account_id = '{rich}'",
+        },
+    ),
+    (
+        "UPDATE account SET frozen_micros = 1 WHERE account_id = '{rich}'",
+        "frozen_is_the_sum_of_open_holds",
+        {
+            "open_micros": "SELECT sum(amount_micros) FROM hold WHERE account_id = '{rich}' AND state = 'GRANTED'",
+        },
+    ),
+    (
+        "UPDATE transfer SET available_micros = 1, frozen_micros = 2 WHERE hold_id = '{open}' AND kind = 'SETTLEMENT'",
+        "balance_is_the_replay_of_transfers",
+        {
+            f"replayed_{book}": f"SELECT {book}_micros FROM transfer WHERE hold_id = '{{open}}' AND kind = 'SETTLEMENT'"
+            for book in ("available", "frozen")
+        },
+    ),
+    (
+        "UPDATE month_charge SET charged_micros = 1 WHERE account_id = '{rich}'",
+        "month_is_the_sum_of_its_transfers",
+        {"charged_by_transfers": "SELECT charged_micros FROM month_charge WHERE account_id = '{rich}'"},
+    ),
+    (
+        "UPDATE resource_group SET capacity = 1 WHERE group_id = '{group}'",
+        "group_gives_no_more_than_its_capacity",
+        {"taken": "SELECT sum(count) FROM hold WHERE group_id = '{group}' AND state = 'GRANTED'"},
+    ),
+    (
+        "UPDATE hold SET settled_micros = 1, posted_micros = 0 WHERE hold_id = '{paid}'",
+        "refund_is_at_most_what_was_paid",
+        {"refunded_micros": "SELECT sum(amount_micros) FROM transfer WHERE hold_id = '{paid}' AND kind = 'REFUND'"},
+    ),
+    (
+        "UPDATE account SET version = 0 WHERE account_id = '{rich}'",
+        "versions_have_no_gap",
+        dict.fromkeys(("transfers", "greatest"), "SELECT version FROM account WHERE account_id = '{rich}'"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "invariant", "counted"), COUNTED, ids=[invariant for _, invariant, _ in COUNTED])
+async def test_a_row_that_breaks_an_invariant_says_what_was_counted(
+    ledger: Ledger, damage: str, invariant: str, counted: dict[str, str]
+) -> None:
+    ids = await world(ledger)
+    async with ledger.database.reading() as connection:
+        right = {name: await connection.fetchval(query.format(**ids)) for name, query in counted.items()}
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(UNGUARDED)
+        await connection.execute(damage.format(**ids))
+        findings = (await records.audit(connection)).findings
+        await transaction.rollback()
+    (row,) = [json.loads(finding.row) for finding in findings if finding.invariant == invariant]
+    assert {name: row[name] for name in counted} == right
 
 
 async def test_the_audit_says_how_many_rows_there_are_beyond_those_it_names(

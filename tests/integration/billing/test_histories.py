@@ -81,6 +81,13 @@ class ModelAccount:
         elif hold.due:
             hold.stopped = True
 
+    def give(self, amount: int) -> None:
+        """Money that comes in: it pays what is unpaid."""
+        self.available += amount
+        for hold in sorted(self.holds, key=lambda hold: (hold.made, hold.request.hold_id)):
+            if hold.state == "GRANTED" and hold.unpaid:
+                self.settle(hold)
+
 
 class Histories(RuleBasedStateMachine):
     """Every use case that moves money, in any order, again and again, each through one replica or the other."""
@@ -122,10 +129,7 @@ class Histories(RuleBasedStateMachine):
     def top_up(self, account_id: str, amount: int, twice: bool) -> None:
         reference, account = new_id(), self.model[account_id]
         self.do(self.ledger.billing.accounts.top_up(account_id, reference, amount))
-        account.available += amount
-        for hold in sorted(account.holds, key=lambda hold: (hold.made, hold.request.hold_id)):
-            if hold.state == "GRANTED" and hold.unpaid:
-                account.settle(hold)
+        account.give(amount)
         if twice:
             self.do(self.ledger.second.accounts.top_up(account_id, reference, amount))
             assert (
@@ -137,7 +141,10 @@ class Histories(RuleBasedStateMachine):
         correction, account = Correction(new_id(), "because"), self.model[account_id]
         refused = self.refused(self.ledger.billing.accounts.adjust(account_id, amount, correction))
         assert refused == ("INSUFFICIENT_BALANCE" if account.available + amount < 0 else "")
-        account.available += 0 if refused else amount
+        if amount > 0:
+            account.give(amount)
+        elif not refused:
+            account.available += amount
         if twice and not refused:
             self.do(self.ledger.second.accounts.adjust(account_id, amount, correction))
 
@@ -196,6 +203,12 @@ class Histories(RuleBasedStateMachine):
             hold.settled, hold.lost = hold.settled + taken, excess - taken
             account.available += hold.amount - hold.posted - taken
             account.frozen -= hold.amount
+        elif hold.state in ("RESOLVED", "EXPIRED"):
+            account, hold.ms = self.model[hold.request.account_id], counter
+            due = hold.unpaid - hold.posted - hold.lost
+            taken = min(due, account.available) if hold.state == "RESOLVED" else 0
+            hold.settled, hold.lost = hold.settled + taken, hold.lost + due - taken
+            account.available -= taken
 
     @rule(hold_id=holds, share=st.integers(1, 120), twice=st.booleans())
     def refund(self, hold_id: str, share: int, twice: bool) -> None:
@@ -209,7 +222,7 @@ class Histories(RuleBasedStateMachine):
         assert refused == ("REFUND_TOO_LARGE" if too_large else "")
         if not refused:
             hold.refunded += amount
-            self.model[hold.request.account_id].available += amount
+            self.model[hold.request.account_id].give(amount)
             if twice:
                 self.do(self.ledger.second.accounts.refund(hold_id, amount, correction))
 

@@ -1,44 +1,37 @@
 """The ledger under retries, races, time and administrators: real PostgreSQL, two replicas, a clock that is set."""
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from unittest.mock import AsyncMock
 
 import asyncpg
 import pytest
 
-from saucer.billing.domain import Hold, HoldRequest, HoldState, Spec
+from saucer.billing.domain import Hold, HoldState
 from saucer.billing.ledger import MOVES, TransferKind
-from saucer.billing.service import UNUSED_LIMIT
-from saucer.billing.service.accounts import Accounts
 from saucer.billing.service.holds import Counted, Ended
-from saucer.billing.store.holds import Asked, bury_hold, insert_holds
-from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError, InvalidArgumentError
+from saucer.billing.store.holds import bury_hold
+from saucer.lib.errors import DomainError, FailedPreconditionError
 from saucer.lib.ids import new_id
 from tests.support.events import until
 from tests.support.ledger import (
     HOLD_MICROS,
     HOUR_MS,
     PRICE_MICROS,
-    REGION,
-    SPEC,
+    RACES,
     Ledger,
-    correction,
+    granted,
     refusal,
     request_of,
 )
 
-# In `make test`, and in `make soak`.
-RACES = pytest.mark.parametrize("races", [50, pytest.param(1000, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])])
-
-
-async def granted(ledger: Ledger, balance_micros: int = HOLD_MICROS, count: int = 1) -> HoldRequest:
-    request = request_of(await ledger.account(balance_micros), count=count)
-    await ledger.billing.holds.create(request)
-    return request
+# Locks that are waited for in this database. That of a row is another transaction's id, which is of no database, and
+# the list of sessions is as old as the transaction that reads it.
+WAITING = """pg_locks AS waiting WHERE NOT granted AND EXISTS (
+    SELECT FROM pg_locks AS held JOIN pg_database ON oid = held.database
+    WHERE held.pid = waiting.pid AND datname = current_database()
+)"""
 
 
 # Races
@@ -84,7 +77,7 @@ async def test_a_hold_that_is_short_waits_for_a_top_up_that_is_under_way(ledger:
         other = connection.transaction()
         await other.start()
         await connection.execute("SELECT 1 FROM account WHERE account_id = $1 FOR UPDATE", request.account_id)
-        waiting = "SELECT count(*) >= $1 FROM pg_locks WHERE NOT granted"
+        waiting = f"SELECT count(*) >= $1 FROM {WAITING}"
         top_up = asyncio.create_task(ledger.second.accounts.top_up(request.account_id, new_id(), 1))
         await until(lambda: connection.fetchval(waiting, 1))
         create = asyncio.create_task(ledger.billing.holds.create(request))
@@ -101,7 +94,7 @@ async def test_a_hold_that_a_deadlock_turned_away_is_asked_for_again(ledger: Led
         await other.start()
         await connection.execute("SELECT 1 FROM account WHERE account_id = $1 FOR UPDATE", request.account_id)
         create = asyncio.create_task(ledger.billing.holds.create(request))
-        await until(lambda: connection.fetchval("SELECT pid FROM pg_locks WHERE NOT granted"))
+        await until(lambda: connection.fetchval(f"SELECT pid FROM {WAITING}"))
         try:
             await bury_hold(connection, request, "EUR", ledger.clock.time)
         finally:
@@ -193,7 +186,7 @@ async def test_a_second_transaction_on_an_account_waits_for_the_first(ledger: Le
     async with ledger.database.transaction() as tx:
         await tx.connection.fetchrow("SELECT FROM account WHERE account_id = $1 FOR UPDATE", account_id)
         waiting = asyncio.create_task(ledger.second.holds.create(request_of(account_id)))
-        await ledger.until_one_waits_for_a_lock()
+        await ledger.until_some_wait_for_a_lock()
         assert not waiting.done()
     await waiting
 
@@ -269,296 +262,6 @@ async def test_a_hold_that_was_granted_is_never_refused_later(ledger: Ledger) ->
     async with ledger.database.reading() as connection:
         with pytest.raises(asyncpg.RaiseError, match="GRANTED"):
             await connection.execute("UPDATE hold SET state = 'REFUSED', refusal = 'ACCOUNT_SUSPENDED'")
-
-
-# Holds nobody uses, meters that fell silent
-
-
-async def test_a_hold_that_nobody_uses_goes_back_whole_and_its_id_says_so(ledger: Ledger) -> None:
-    request = await granted(ledger)
-    ledger.clock.advance(UNUSED_LIMIT)
-    await ledger.billing.sweep_once()
-    assert await ledger.balance(request.account_id) == (0, HOLD_MICROS)
-    ledger.clock.advance(timedelta(seconds=1))
-    await asyncio.gather(ledger.billing.sweep_once(), ledger.second.sweep_once())
-    assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
-    hold = await ledger.hold(request)
-    assert (hold.state, hold.released_micros) == (HoldState.EXPIRED, HOLD_MICROS)
-    assert (await refusal(ledger.billing.holds.create(request))).reason == "HOLD_EXPIRED"
-
-
-async def test_holds_that_were_counted_for_keep_no_unused_one_from_expiring(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("saucer.billing.service.SWEEP_BATCH", 2)
-    counted = [await granted(ledger) for _ in range(3)]
-    for request in counted:
-        await ledger.billing.holds.advance(request.hold_id, 1, running=True)
-    unused = await granted(ledger)
-    ledger.clock.advance(2 * UNUSED_LIMIT)
-    await ledger.billing.sweep_once()
-    assert (await ledger.hold(unused)).state is HoldState.EXPIRED
-    assert {(await ledger.hold(request)).state for request in counted} == {HoldState.GRANTED}
-
-
-async def test_a_hold_that_is_used_never_expires(ledger: Ledger) -> None:
-    request = await granted(ledger)
-    await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
-    ledger.clock.advance(timedelta(days=30))
-    await ledger.billing.sweep_once()
-    assert (await ledger.hold(request)).state is HoldState.GRANTED
-
-
-async def test_work_whose_hold_has_expired_is_ordered_to_stop_and_charged_nothing(ledger: Ledger) -> None:
-    request = await granted(ledger)
-    ledger.clock.advance(2 * UNUSED_LIMIT)
-    await ledger.billing.sweep_once()
-    await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
-    await ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True)
-    await ledger.billing.holds.resolve(request.hold_id, HOUR_MS)
-    async with ledger.database.reading() as connection:
-        orders = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
-    assert ["STOP_REASON_HOLD_EXPIRED" in order["data"] for order in orders] == [True]
-    assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
-
-
-async def test_a_start_whose_last_event_was_lost_is_closed_by_the_next_start_at_the_counter_that_was_seen(
-    ledger: Ledger,
-) -> None:
-    first = await granted(ledger, 2 * HOLD_MICROS)
-    await ledger.billing.holds.advance(first.hold_id, 90_000, running=True)
-    second = request_of(first.account_id, work_id=first.work_id, start_number=2)
-    await ledger.billing.holds.create(second)
-    await ledger.billing.holds.use(second.hold_id, second.work_id, second.start_number)
-    hold = await ledger.hold(first)
-    assert (hold.state, hold.posted_micros) == (HoldState.RESOLVED, 90_000)
-    assert await ledger.balance(first.account_id) == (HOLD_MICROS - 90_000, HOLD_MICROS)
-
-
-async def test_a_hold_id_that_was_given_up_first_can_never_be_granted(ledger: Ledger) -> None:
-    request = request_of(await ledger.account(HOLD_MICROS))
-    await ledger.billing.holds.give_up(request, "EUR", 0)
-    assert (await refusal(ledger.billing.holds.create(request))).reason == "HOLD_BURIED"
-    assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
-
-
-async def test_a_hold_id_of_another_start_is_refused(ledger: Ledger) -> None:
-    request = replace(request_of(await ledger.account(HOLD_MICROS)), start_number=2)
-    assert isinstance(await refusal(ledger.billing.holds.create(request)), InvalidArgumentError)
-
-
-async def test_before_it_is_stopped_for_arrears_a_job_is_paid_by_what_has_come_since_the_hour(ledger: Ledger) -> None:
-    account_id = await ledger.account(2 * HOLD_MICROS)
-    job, other = request_of(account_id), request_of(account_id)
-    for request in (job, other):
-        await ledger.billing.holds.create(request)
-    await ledger.billing.holds.advance(job.hold_id, HOUR_MS, running=True)
-    assert await ledger.balance(account_id) == (0, 2 * HOLD_MICROS)
-    await ledger.billing.holds.resolve(other.hold_id, 0)
-    await ledger.billing.holds.advance(job.hold_id, 6_599_999, running=True)
-    assert (await ledger.hold(job)).settled_micros == 0
-    await ledger.billing.holds.advance(job.hold_id, 6_600_000, running=True)
-    hold = await ledger.hold(job)
-    assert (hold.settled_micros, hold.stop_ordered) == (6_600_000, False)
-    # At the hour the last of it; from there on nothing is left.
-    for charged_ms in range(7_200_000, 13_800_000, 600_000):
-        await ledger.billing.holds.advance(job.hold_id, charged_ms, running=True)
-        assert not (await ledger.hold(job)).stop_ordered
-    await ledger.billing.holds.advance(job.hold_id, 13_800_000, running=True)
-    assert (await ledger.hold(job)).stop_ordered
-
-
-# Administrators
-
-
-async def test_a_suspended_account_starts_nothing_and_what_runs_is_ordered_to_stop(ledger: Ledger) -> None:
-    request = await granted(ledger, 3 * HOLD_MICROS)
-    await ledger.billing.holds.advance(request.hold_id, 5_000, running=True)
-    await ledger.billing.accounts.suspend(request.account_id, correction())
-    refused = request_of(request.account_id)
-    assert (await refusal(ledger.billing.holds.create(refused))).reason == "ACCOUNT_SUSPENDED"
-    async with ledger.database.reading() as connection:
-        (order,) = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
-    assert "STOP_REASON_ACCOUNT_SUSPENDED" in order["data"]
-    await ledger.billing.accounts.resume(request.account_id, correction())
-    assert (await refusal(ledger.billing.holds.create(refused))).reason == "ACCOUNT_SUSPENDED", "a retry gets the same"
-    await ledger.billing.holds.create(request_of(request.account_id))
-
-
-async def test_a_start_that_is_granted_while_a_suspension_waits_for_the_account_is_ordered_to_stop_too(
-    ledger: Ledger,
-) -> None:
-    request = request_of(await ledger.account(HOLD_MICROS))
-    (spec,) = await ledger.billing.offers.list_specs(REGION)
-    asked = Asked(request, spec, HOLD_MICROS, new_id())
-    async with ledger.database.pool.acquire() as connection:
-        other = connection.transaction()
-        await other.start()
-        await insert_holds(connection, request.account_id, [asked], ledger.clock.time)
-        suspension = asyncio.create_task(ledger.second.accounts.suspend(request.account_id, correction()))
-        await ledger.until_one_waits_for_a_lock()
-        await other.commit()
-    await suspension
-    hold = await ledger.hold(request)
-    assert (hold.state, hold.stop_ordered) == (HoldState.GRANTED, True)
-
-
-async def test_a_suspension_that_crashed_before_its_orders_is_made_whole_by_the_sweep(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = await granted(ledger)
-    with monkeypatch.context() as crash:
-        crash.setattr(Accounts, "_stop_suspended", AsyncMock(side_effect=ConnectionError))
-        with pytest.raises(ConnectionError):
-            await ledger.billing.accounts.suspend(request.account_id, correction())
-    assert not (await ledger.hold(request)).stop_ordered
-    for replica in (ledger.second, ledger.billing):
-        await replica.sweep_once()
-        assert (await ledger.hold(request)).stop_ordered
-
-
-async def test_each_change_of_an_account_has_a_greater_revision(ledger: Ledger) -> None:
-    account_id = await ledger.account(5)
-    seen = [
-        (await ledger.billing.accounts.get(account_id)).revision,
-        (await ledger.billing.accounts.suspend(account_id, correction())).revision,
-        (await ledger.billing.accounts.resume(account_id, correction())).revision,
-        (await ledger.billing.accounts.adjust(account_id, -5, correction())).revision,
-    ]
-    assert seen == sorted(set(seen))
-
-
-async def test_an_adjustment_is_made_once_with_its_reason_and_author_and_never_below_zero(ledger: Ledger) -> None:
-    account_id = await ledger.account(10)
-    asked = correction("goodwill")
-    for _ in range(2):
-        assert (await ledger.billing.accounts.adjust(account_id, 5, asked)).available_micros == 15
-    with pytest.raises(AlreadyExistsError):
-        await ledger.billing.accounts.adjust(account_id, 6, asked)
-    refused = correction("too much")
-    assert (await refusal(ledger.billing.accounts.adjust(account_id, -16, refused))).metadata["missing_micros"] == "1"
-    await ledger.billing.accounts.adjust(account_id, -15, correction("all of it"))
-    assert await ledger.balance(account_id) == (0, 0)
-    records = await ledger.billing.records.list(account_id=account_id, after=None, limit=10)
-    assert {(record.action, record.reason, record.author) for record in records} == {
-        ("ADJUST", "goodwill", "tester"),
-        ("ADJUST", "all of it", "tester"),
-        ("CREATE", "a test", "tester"),
-    }
-
-
-async def test_a_refund_gives_back_at_most_what_was_paid(ledger: Ledger) -> None:
-    request = await granted(ledger)
-    open_ = await refusal(ledger.billing.accounts.refund(request.hold_id, 1, correction()))
-    assert open_.reason == "HOLD_NOT_RESOLVED"
-    await ledger.billing.holds.resolve(request.hold_id, 90_000)
-    asked = correction("the results were wrong")
-    for _ in range(2):
-        await ledger.billing.accounts.refund(request.hold_id, 60_000, asked)
-    too_large = await refusal(ledger.billing.accounts.refund(request.hold_id, 30_001, correction()))
-    assert (too_large.reason, too_large.metadata["refundable_micros"]) == ("REFUND_TOO_LARGE", "30000")
-    await ledger.billing.accounts.refund(request.hold_id, 30_000, correction())
-    assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
-    (statement,) = await ledger.billing.statements.list(request.account_id, work_id=None, after=None, limit=9)
-    assert [line.kind for line in statement.transfers][-2:] == [TransferKind.REFUND] * 2
-
-
-async def test_a_price_change_touches_only_later_starts(ledger: Ledger) -> None:
-    before = await granted(ledger, 4 * HOLD_MICROS)
-    await ledger.billing.offers.set_price(
-        REGION, SPEC, 2 * PRICE_MICROS, ledger.clock.time + timedelta(hours=1), correction()
-    )
-    at_once = await ledger.billing.holds.create(request_of(before.account_id))
-    assert at_once.amount_micros == HOLD_MICROS
-    ledger.clock.advance(timedelta(hours=1))
-    after = await ledger.billing.holds.create(request_of(before.account_id))
-    assert after.amount_micros == 2 * HOLD_MICROS
-    await ledger.billing.holds.resolve(before.hold_id, HOUR_MS)
-    assert (await ledger.hold(before)).posted_micros == PRICE_MICROS
-
-
-async def test_a_spec_priced_in_another_currency_is_refused(ledger: Ledger) -> None:
-    await ledger.billing.offers.create_spec(Spec(REGION, "usd-1", "in dollars", 0, 1, 1, 1, "USD"), correction())
-    request = replace(request_of(await ledger.account(HOLD_MICROS)), spec_id="usd-1")
-    for _ in range(2):
-        assert (await refusal(ledger.billing.holds.create(request))).reason == "CURRENCY_MISMATCH"
-
-
-# Running out
-
-
-async def test_the_rate_that_funds_last_for_is_that_of_all_that_runs_of_the_account(ledger: Ledger) -> None:
-    account_id = await ledger.account(100 * HOLD_MICROS)
-    running, also, ended, idle, last = [request_of(account_id, count=1 + number % 2) for number in range(5)]
-    of_another = request_of(await ledger.account(100 * HOLD_MICROS))
-    for request in (running, also, ended, idle, of_another, last):
-        await ledger.billing.holds.create(request)
-    for request in (running, also, ended, of_another):
-        await ledger.billing.holds.advance(request.hold_id, 0, running=True)
-    await ledger.billing.holds.resolve(ended.hold_id, 0)
-    left = (await ledger.balance(account_id))[0] - PRICE_MICROS
-    await ledger.billing.accounts.adjust(account_id, -left, correction())
-    await ledger.billing.holds.advance(last.hold_id, 0, running=True)
-    async with ledger.database.reading() as connection:
-        told = await connection.fetchval("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.FundsLow'")
-    # One of running, two of also, one of last.
-    assert int(json.loads(told)["rateMicros"]) == 4 * PRICE_MICROS
-
-
-async def test_funds_that_run_low_are_told_once_for_each_limit_and_anew_after_a_top_up(ledger: Ledger) -> None:
-    async def told() -> list[int]:
-        async with ledger.database.reading() as connection:
-            rows = await connection.fetch(
-                "SELECT data::json ->> 'hours' AS hours FROM outbox WHERE type = 'saucer.billing.v1.FundsLow' "
-                "ORDER BY position"
-            )
-        return [int(row["hours"]) for row in rows]
-
-    request = await granted(ledger, HOLD_MICROS + 5 * PRICE_MICROS)
-    await ledger.billing.holds.advance(request.hold_id, 0, running=True)
-    assert await told() == [24]
-    for hour in range(1, 6):
-        await ledger.billing.holds.advance(request.hold_id, hour * HOUR_MS, running=True)
-    assert await told() == [24, 4, 1]
-    await ledger.billing.accounts.top_up(request.account_id, new_id(), 30 * PRICE_MICROS)
-    await ledger.billing.holds.advance(request.hold_id, 6 * HOUR_MS, running=True)
-    assert await told() == [24, 4, 1]
-    await ledger.billing.holds.advance(request.hold_id, 12 * HOUR_MS, running=True)
-    assert await told() == [24, 4, 1, 24]
-
-
-async def test_after_a_top_up_a_job_stopped_for_arrears_starts_again_under_a_new_hold(ledger: Ledger) -> None:
-    first = await granted(ledger)
-    for charged_ms in (HOUR_MS, 6_600_000):
-        await ledger.billing.holds.advance(first.hold_id, charged_ms, running=True)
-    await ledger.billing.holds.resolve(first.hold_id, 6_605_000)
-    hold = await ledger.hold(first)
-    assert (hold.stop_ordered, hold.posted_micros, hold.lost_micros) == (True, 6_605_000, 0)
-    second = request_of(first.account_id, work_id=first.work_id, start_number=2)
-    assert (await refusal(ledger.billing.holds.create(second))).reason == "INSUFFICIENT_BALANCE"
-    await ledger.billing.accounts.top_up(first.account_id, new_id(), HOLD_MICROS)
-    third = request_of(first.account_id, work_id=first.work_id, start_number=3)
-    assert (await ledger.billing.holds.create(third)).state is HoldState.GRANTED
-
-
-async def test_two_jobs_at_once_never_take_more_than_there_is(ledger: Ledger) -> None:
-    account_id = await ledger.account(2 * HOLD_MICROS + PRICE_MICROS)
-    requests = [request_of(account_id) for _ in range(2)]
-    for request in requests:
-        await ledger.billing.holds.create(request)
-    await asyncio.gather(
-        *(
-            replica.holds.advance(request.hold_id, hour * HOUR_MS, running=True)
-            for hour in (1, 2, 3)
-            for request, replica in zip(requests, (ledger.billing, ledger.second), strict=True)
-        )
-    )
-    for request in requests:
-        await ledger.billing.holds.resolve(request.hold_id, 4 * HOUR_MS)
-    available, frozen = await ledger.balance(account_id)
-    holds = [await ledger.hold(request) for request in requests]
-    assert (available, frozen) == (0, 0)
-    assert sum(hold.lost_micros for hold in holds) == 2 * 4 * PRICE_MICROS - 2 * HOLD_MICROS - PRICE_MICROS
 
 
 # Statements

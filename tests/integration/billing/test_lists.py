@@ -39,7 +39,11 @@ async def test_holds_are_listed_newest_first(ledger: Ledger) -> None:
         return statement.hold.created_at, statement.hold.hold_id
 
     def of(work_id: str | None) -> Callable[[Any], Awaitable[Sequence[Statement]]]:
-        return lambda after: ledger.billing.statements.list(account_id, work_id=work_id, after=after, limit=PAGE)
+        async def list_after(after: Any) -> Sequence[Statement]:
+            page, _ = await ledger.billing.statements.list(account_id, work_id=work_id, after=after, limit=PAGE)
+            return page
+
+        return list_after
 
     listed = await paged(of(None), key)
     assert listed == sorted(listed, reverse=True)  # type: ignore[type-var]

@@ -168,7 +168,7 @@ class Month:
             f"t{self.started}", "cup-and-plate", "", (), version, "", None, None, None, None, None, None, None, REGION,
             spec, self.chance.randint(1, 2), mode, "", 0, group_id, budget,
         )  # fmt: skip
-        await self.services.tasks.create(new_id(), account_id, new_id(), task)
+        await self.services.tasks.starts.create(new_id(), account_id, new_id(), task)
 
     async def _top_up(self, account_id: str, amount: int) -> None:
         await self.services.billing.accounts.top_up(account_id, new_id(), amount)
@@ -211,11 +211,11 @@ class Month:
         return self.chance.choice([task.task_id for task in listed] or [new_id()])
 
     async def _stop_a_task(self) -> None:
-        await self.services.tasks.stop(await self._some_task())
+        await self.services.tasks.stop(new_id(), await self._some_task())
 
     async def _restart_a_task(self) -> None:
         task_id = await self._some_task()
-        await self.services.tasks.restart(new_id(), task_id, from_scratch=False, max_duration_ms=None)
+        await self.services.tasks.starts.restart(new_id(), task_id, from_scratch=False, max_duration_ms=None)
 
     async def _stop_a_deployment(self) -> None:
         for deployment in await self.services.deployments.serving.placed():
@@ -257,7 +257,7 @@ class Month:
                     user_error=False,
                     released=False,
                     elapsed_ms=0,
-                    best_map_50=None,
+                    best_accuracy=None,
                     files=[],
                 )
                 return False
@@ -283,7 +283,7 @@ class Month:
                 elif self.chance.random() < 0.02:
                     await serving.lose(deployment, instance, "it does not answer")
                 else:
-                    await serving.count(deployment, instance)
+                    await serving.count(deployment, instance, lambda: timedelta.max)
 
     async def accidents(self) -> None:
         """Now and then a service is killed in the midst of its events, and starts again."""
@@ -313,7 +313,11 @@ class Month:
             await self.pass_(0, settle=True)
 
     async def statements(self, account_id: str) -> list[Statement]:
-        return await self.services.billing.statements.list(account_id, work_id=None, after=None, limit=100_000)
+        statements, more = await self.services.billing.statements.list(
+            account_id, work_id=None, after=None, limit=100_000
+        )
+        assert not more
+        return statements
 
 
 @dataclass
@@ -376,11 +380,11 @@ def check_statement(statement: Statement, told: Told | None) -> None:
         assert not statement.transfers
         return
     price, count = told.hold.price_per_hour_micros, told.hold.count
-    # One whose use was heard of too late is given back whole, and what its work did meanwhile is not charged.
-    expired = hold.state is HoldState.EXPIRED
-    charge = 0 if expired else price * count * (told.charged_ms // 1000) // 3600
+    charge = price * count * (told.charged_ms // 1000) // 3600
     paid = sums[TransferKind.SETTLEMENT] + sums[TransferKind.POSTING]
     assert paid + sums[TransferKind.LOSS] == charge
+    # One whose use was heard of too late is given back whole, and what its work did meanwhile is the platform's loss.
+    assert hold.state is not HoldState.EXPIRED or not paid
     assert sums[TransferKind.HOLD] == 2 * price * count
     assert (
         sums[TransferKind.HOLD] == sums[TransferKind.POSTING] + sums[TransferKind.RELEASE] + sums[TransferKind.EXPIRY]
@@ -405,6 +409,8 @@ async def moves(services: Platform) -> dict[str, list[Moved]]:
     moved: dict[str, list[Moved]] = defaultdict(list)
     available: Counter[str] = Counter()
     settled: Counter[str] = Counter()
+    # As they were last said to have ended: a greater counter that comes after the end is said by the same event again.
+    ended: defaultdict[str, billing_pb2.Hold] = defaultdict(billing_pb2.Hold)
     kinds: dict[str, Any] = {
         kind.DESCRIPTOR.full_name: kind
         for kind in (
@@ -437,18 +443,21 @@ async def moves(services: Platform) -> dict[str, list[Moved]]:
                 settled[hold.hold_id] += taken
                 change = Moved(event.time, -taken, 0, taken, Counter([TransferKind.SETTLEMENT]))
             case _:
+                before = ended[hold.hold_id]
+                ended[hold.hold_id] = hold
                 taken = hold.settled_micros - settled[hold.hold_id]
+                settled[hold.hold_id] = hold.settled_micros
+                posted = hold.posted_micros - before.posted_micros
+                released = hold.released_micros - before.released_micros
                 expired = hold.state == billing_pb2.HOLD_STATE_EXPIRED
                 amounts = {
-                    TransferKind.POSTING: hold.posted_micros,
+                    TransferKind.POSTING: posted,
                     TransferKind.SETTLEMENT: taken,
-                    TransferKind.LOSS: hold.lost_micros,
-                    TransferKind.EXPIRY if expired else TransferKind.RELEASE: hold.released_micros,
+                    TransferKind.LOSS: hold.lost_micros - before.lost_micros,
+                    TransferKind.EXPIRY if expired else TransferKind.RELEASE: released,
                 }
                 lines = Counter(kind for kind, amount in amounts.items() if amount)
-                charged = hold.posted_micros + taken
-                ended = hold.posted_micros + hold.released_micros
-                change = Moved(event.time, hold.released_micros - taken, -ended, charged, lines)
+                change = Moved(event.time, released - taken, -posted - released, posted + taken, lines)
         moved[event.account_id].append(change)
         available[event.account_id] += change.available
     return moved
@@ -473,8 +482,8 @@ async def check_months(month: Month, account_id: str, moved: Sequence[Moved]) ->
         assert Counter(line.kind for line in told.transfers) == lines, name
 
 
-async def check_account(month: Month, account_id: str, statements: list[Statement]) -> int:
-    """The balance follows from what was given and what was charged; the months' sums from the lines. What was lost."""
+async def check_account(month: Month, account_id: str, statements: list[Statement]) -> None:
+    """The balance follows from what was given and what was charged; the months' sums from the lines."""
     billing = month.services.billing
     account = await billing.accounts.get(account_id)
     charged = sum(one.hold.settled_micros + one.hold.posted_micros for one in statements)
@@ -490,7 +499,6 @@ async def check_account(month: Month, account_id: str, statements: list[Statemen
     for name, micros in by_month.items():
         found = await billing.statements.of_month(account_id, name, after_version=None, limit=1)
         assert found.charged_micros == micros, name
-    return sum(one.hold.lost_micros for one in statements)
 
 
 async def play(month: Month, *, jobs: int, settle_every: int, seed: int) -> Counter[str]:
@@ -512,7 +520,10 @@ async def play(month: Month, *, jobs: int, settle_every: int, seed: int) -> Coun
             states[statement.hold.state] += 1
             states[statement.hold.charge_status] += 1
             states[statement.hold.refusal or ""] += 1
-        losses[account_id] = await check_account(month, account_id, statements)
+        await check_account(month, account_id, statements)
+        # What an expired hold lost is that billing heard too late of its use.
+        used = [one.hold for one in statements if one.hold.state is not HoldState.EXPIRED]
+        losses[account_id] = sum(hold.lost_micros for hold in used)
         await check_months(month, account_id, moved[account_id])
     assert not told
     # Whoever can pay does: a loss is only ever of an account that ran out.

@@ -69,6 +69,32 @@ async def test_the_request_id_of_one_call_makes_nothing_else(ledger: Ledger) -> 
     assert [spec.spec_id for spec in await ledger.billing.offers.list_specs(REGION)] == [SPEC]
 
 
+async def test_a_late_retry_of_a_specs_creation_is_answered_though_its_price_has_changed(ledger: Ledger) -> None:
+    asked = correction()
+    await ledger.billing.offers.create_spec(LARGE, asked)
+    ledger.clock.advance(timedelta(seconds=1))
+    await ledger.billing.offers.set_price(REGION, LARGE.spec_id, 7, None, correction())
+    await ledger.billing.offers.withdraw(REGION, LARGE.spec_id, correction())
+    now = replace(LARGE, price_per_hour_micros=7, withdrawn=True)
+    assert await ledger.billing.offers.create_spec(LARGE, asked) == now
+    other = replace(LARGE, price_per_hour_micros=7)
+    assert (await refusal(ledger.billing.offers.create_spec(other, asked))).reason == "REQUEST_ID_USED"
+    assert (await refusal(ledger.billing.offers.create_spec(LARGE, correction()))).reason == "SPEC_EXISTS"
+
+
+async def test_a_request_id_that_did_something_else_is_refused_though_region_and_spec_are_there(
+    ledger: Ledger,
+) -> None:
+    used = correction()
+    await ledger.billing.offers.create_region(Region("far", "Far away"), used)
+    await ledger.billing.offers.create_spec(LARGE, correction())
+    for call in (
+        ledger.billing.offers.create_region(Region(REGION, "Here"), used),
+        ledger.billing.offers.create_spec(LARGE, used),
+    ):
+        assert (await refusal(call)).reason == "REQUEST_ID_USED"
+
+
 async def test_specs_are_listed_of_one_region_or_of_all_by_region_and_id(ledger: Ledger) -> None:
     await ledger.billing.offers.create_region(Region("far", "Far away"), correction())
     for spec in (LARGE, replace(LARGE, region_id="far"), replace(LARGE, region_id="far", spec_id="a")):
@@ -115,6 +141,32 @@ async def test_a_price_begins_at_most_a_clocks_error_in_the_past(
     else:
         await setting
         assert await price(ledger) == 7
+
+
+async def test_a_price_that_would_begin_before_the_one_in_force_is_refused_and_later_ones_are_answered_truly(
+    ledger: Ledger,
+) -> None:
+    offers = ledger.billing.offers
+    ledger.clock.advance(timedelta(hours=1))
+    await offers.set_price(REGION, SPEC, 5, None, correction())
+    in_force_since = ledger.clock.time
+    for early_by in (PRICE_CLOCK_SKEW, timedelta(microseconds=1)):
+        asked = correction()
+        refused = await refusal(offers.set_price(REGION, SPEC, 7, in_force_since - early_by, asked))
+        assert refused.reason == "PRICE_IN_FORCE_LATER"
+        assert refused.metadata["in_force_since"] == in_force_since.isoformat()
+        assert await price(ledger) == 5
+    # A refused call leaves its request id free.
+    ledger.clock.advance(timedelta(seconds=30))
+    told = await offers.set_price(REGION, SPEC, 8, ledger.clock.time - timedelta(seconds=29), asked)
+    assert told.price_per_hour_micros == await price(ledger) == 8
+    # One that is to come hinders none before it.
+    await offers.set_price(REGION, SPEC, 9, ledger.clock.time + timedelta(hours=2), correction())
+    told = await offers.set_price(REGION, SPEC, 6, ledger.clock.time + timedelta(hours=1), correction())
+    assert told.price_per_hour_micros == await price(ledger) == 8
+    for then in (6, 9):
+        ledger.clock.advance(timedelta(hours=1))
+        assert await price(ledger) == then
 
 
 async def test_one_moment_has_one_price_and_a_retried_call_sets_it_once(ledger: Ledger) -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import json
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
 from saucer.billing.domain import Group, HoldRequest, HoldState
+from saucer.billing.service import groups
+from saucer.billing.store.accounts import get_account
+from saucer.billing.store.holds import get_hold
 from saucer.lib.errors import (
     AlreadyExistsError,
     DomainError,
@@ -60,6 +63,26 @@ async def test_a_large_one_that_waits_is_not_overtaken_by_a_small_one(ledger: Le
         await ledger.billing.holds.create(request)
         ledger.clock.advance(timedelta(seconds=1))
     assert await states(ledger, [a, b, c]) == [HoldState.GRANTED, HoldState.WAITING, HoldState.WAITING]
+
+
+async def test_one_that_asks_with_an_earlier_clock_stays_behind_those_that_wait(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=2)
+    running, large = [request_of(account_id, count=count, group_id=group.group_id) for count in (1, 2)]
+    late = [request_of(account_id, group_id=group.group_id) for _ in range(4)]
+    ledger.clock.advance(timedelta(seconds=1))
+    for request in (running, large):
+        await ledger.billing.holds.create(request)
+    for request in late:
+        # Another replica's clock, or one read before a wait for the group.
+        ledger.clock.advance(-timedelta(milliseconds=1))
+        await ledger.second.holds.create(request)
+    await ledger.billing.sweep_once()
+    assert await states(ledger, [large, *late]) == [HoldState.WAITING] * 5
+    await ledger.billing.holds.resolve(running.hold_id, 1)
+    assert await states(ledger, [large, *late]) == [HoldState.GRANTED, *[HoldState.WAITING] * 4]
+    await ledger.billing.holds.resolve(large.hold_id, 1)
+    assert await states(ledger, late) == [HoldState.GRANTED] * 2 + [HoldState.WAITING] * 2
 
 
 async def test_without_a_free_one_starts_wait_and_are_granted_in_their_order(ledger: Ledger) -> None:
@@ -167,16 +190,77 @@ async def test_an_end_is_warned_of_ahead_and_then_stops_what_runs_and_what_waits
     assert len(await told(ledger, "GroupEnded")) == 1
     orders = {event["hold"]["holdId"]: event["reason"] for event in await told(ledger, "StopOrdered")}  # type: ignore[index]
     assert orders == dict.fromkeys((running.hold_id, waiting.hold_id), "STOP_REASON_GROUP_ENDED")
+    # What waits is over, though its owner may be gone and never obey.
+    assert await states(ledger, [running, waiting]) == [HoldState.GRANTED, HoldState.BURIED]
+    assert [event["hold"]["holdId"] for event in await told(ledger, "HoldResolved")] == [waiting.hold_id]  # type: ignore[index]
     # The owners obey.
     await ledger.billing.holds.resolve(running.hold_id, HOUR_MS)
-    assert await states(ledger, [waiting]) == [HoldState.WAITING]
     await ledger.billing.holds.give_up(waiting, "EUR", 0)
+    assert await states(ledger, [running, waiting]) == [HoldState.RESOLVED, HoldState.BURIED]
     late = request_of(account_id, group_id=group.group_id)
     for _ in range(2):
         with pytest.raises(FailedPreconditionError) as refusal:
             await ledger.billing.holds.create(late)
         assert refusal.value.reason == "GROUP_ENDED"
     assert (await ledger.billing.groups.get(group.group_id)).taken == 0
+
+
+async def test_what_still_waits_for_a_group_that_has_ended_is_over_with_the_next_round(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    running, waiting = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (running, waiting):
+        await ledger.billing.holds.create(request)
+    await ledger.billing.holds.use(running.hold_id, running.work_id, 1)
+    ledger.clock.advance(3 * DAY)
+    async with ledger.database.reading() as connection:
+        # As an earlier version left it: the owner was told to stop, and is gone.
+        await connection.execute("UPDATE resource_group SET ended = true")
+        await connection.execute("UPDATE hold SET stop_ordered = true")
+    assert [finding.invariant for finding in (await ledger.audit()).findings] == ["nothing_waits_for_an_ended_group"]
+    for billing in (ledger.billing, ledger.second):
+        await billing.sweep_once()
+    assert await states(ledger, [running, waiting]) == [HoldState.GRANTED, HoldState.BURIED]
+    assert (len(await told(ledger, "HoldResolved")), await told(ledger, "StopOrdered")) == (1, [])
+    assert await told(ledger, "GroupEnded") == []
+
+
+async def test_more_groups_than_a_round_sees_to_are_all_warned_of_their_end(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(groups, "ENDING_BATCH", 2)
+    account_id = await ledger.account(0)
+    ids = []
+    for minutes in range(5):
+        # Those that were warned of come before the others, and must not take their places.
+        group = await group_of(ledger, account_id)
+        await ledger.billing.groups.update(
+            group.group_id, None, group.ends_at + timedelta(minutes=minutes), correction()
+        )
+        ids.append(group.group_id)
+    for hours in (25, 22.5, 0.75):
+        ledger.clock.advance(timedelta(hours=hours))
+        for _ in range(3):
+            await ledger.billing.sweep_once()
+    warned = sorted((event["group"]["resourceGroupId"], event["hours"]) for event in await told(ledger, "GroupEnding"))  # type: ignore[index]
+    assert warned == sorted((group_id, hours) for group_id in ids for hours in (24, 1))
+    assert len(await told(ledger, "GroupEnded")) == 5
+
+
+async def test_more_capacity_repeats_no_warning_and_another_end_does(ledger: Ledger) -> None:
+    group = await group_of(ledger, await ledger.account(0))
+    ledger.clock.advance(timedelta(hours=47, minutes=30))
+
+    async def hours_after(capacity: int | None, ends_at: datetime | None) -> list[object]:
+        if capacity or ends_at:
+            await ledger.billing.groups.update(group.group_id, capacity, ends_at, correction())
+        await ledger.billing.sweep_once()
+        return [event["hours"] for event in await told(ledger, "GroupEnding")]
+
+    assert await hours_after(None, None) == [1]
+    assert await hours_after(5, None) == [1]
+    assert await hours_after(5, group.ends_at) == [1]
+    assert await hours_after(None, group.ends_at + timedelta(minutes=15)) == [1, 1]
 
 
 async def test_a_group_whose_time_has_not_begun_refuses(ledger: Ledger) -> None:
@@ -230,6 +314,36 @@ async def test_less_capacity_than_a_start_waits_for_is_refused_since_nobody_woul
     assert (await ledger.billing.groups.update(group.group_id, 1, None, correction())).capacity == 1
 
 
+async def test_of_a_withdrawn_spec_a_group_gets_smaller_and_ends_earlier_and_not_the_reverse(ledger: Ledger) -> None:
+    group = await group_of(ledger, await ledger.account(0), capacity=3)
+    update = ledger.billing.groups.update
+    more = correction()
+    await update(group.group_id, 4, None, more)
+    await ledger.billing.offers.withdraw(REGION, SPEC, correction())
+    # A retry of what was done before.
+    assert (await update(group.group_id, 4, None, more)).capacity == 4
+    for capacity, ends_at in ((5, None), (None, group.ends_at + DAY), (2, group.ends_at + DAY)):
+        assert (await refusal(update(group.group_id, capacity, ends_at, correction()))).reason == "SPEC_WITHDRAWN"
+    changed = await update(group.group_id, 2, group.ends_at - DAY, correction())
+    assert (changed.capacity, changed.ends_at) == (2, group.ends_at - DAY)
+    await ledger.billing.offers.offer(REGION, SPEC, correction())
+    assert (await update(group.group_id, 5, None, correction())).capacity == 5
+
+
+async def test_a_change_of_a_group_keeps_no_account_from_what_has_its_capacity(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id)
+    request = request_of(account_id, group_id=group.group_id)
+    await ledger.billing.holds.create(request)
+    async with ledger.database.transaction() as tx:
+        # What a counter locks, in its order.
+        await get_hold(tx.connection, request.hold_id, lock=True)
+        update = asyncio.create_task(ledger.second.groups.update(group.group_id, 3, None, correction()))
+        await ledger.until_some_wait_for_a_lock()
+        await get_account(tx.connection, account_id, lock=True)
+    assert (await update).capacity == 3
+
+
 async def test_a_suspended_accounts_group_grants_nothing_and_what_waits_is_ordered_to_stop(ledger: Ledger) -> None:
     account_id = await ledger.account(0)
     group = await group_of(ledger, account_id, capacity=1)
@@ -260,7 +374,16 @@ async def test_what_does_not_fit_a_group_is_refused_and_leaves_nothing(
     with pytest.raises(error) as refusal:
         await ledger.billing.holds.create(request)
     assert refusal.value.reason == reason
-    assert not await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9)
+    assert await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9) == ([], False)
+
+
+async def test_of_a_large_group_a_start_takes_no_more_than_one_machine_has(ledger: Ledger) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=50)
+    four, five = [request_of(account_id, count=count, group_id=group.group_id) for count in (4, 5)]
+    await ledger.billing.holds.create(four)
+    assert (await refusal(ledger.billing.holds.create(five))).reason == "COUNT_TOO_LARGE"
+    assert (await ledger.billing.groups.get(group.group_id)).taken == 4
 
 
 async def test_another_accounts_group_does_not_exist(ledger: Ledger) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from itertools import product
+from itertools import combinations_with_replacement, product
 
 import asyncpg
 import pytest
@@ -59,10 +59,12 @@ UNSOUND: list[tuple[HoldState, Columns]] = [
     (HoldState.EXPIRED, {"released_micros": 9}),
     (HoldState.EXPIRED, {"settled_micros": 1}),
     (HoldState.EXPIRED, {"posted_micros": 1, "released_micros": 9}),
+    (HoldState.EXPIRED, {"posted_micros": 1, "settled_micros": 1}),
+    # What has come out of it, in one way and in two: neither makes up for the other.
     *(
-        (state, {column: 1})
+        (state, dict.fromkeys(columns, 1))
         for state in (HoldState.WAITING, HoldState.GRANTED, HoldState.REFUSED, HoldState.BURIED)
-        for column in ("posted_micros", "released_micros", "lost_micros")
+        for columns in combinations_with_replacement(("posted_micros", "released_micros", "lost_micros"), 2)
     ),
     (HoldState.GRANTED, {"granted_at": None}),
     (HoldState.WAITING, {"group_id": None}),

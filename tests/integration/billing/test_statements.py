@@ -3,18 +3,28 @@
 The ledger's fixture works the lines of every test so, and test_histories.py those of any history; here is their text.
 """
 
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
 import pytest
 
+from saucer.billing import rpc
 from saucer.billing.messages import monthly_statement_message, statement_message
 from saucer.billing.service import UNUSED_LIMIT
+from saucer.billing.v1 import billing_pb2
 from saucer.lib.ids import new_id
-from tests.support.ledger import HOLD_MICROS, HOUR_MS, PRICE_MICROS, Ledger, correction, request_of
-from tests.support.statements import worked
+from tests.support.ledger import HOLD_MICROS, HOUR_MS, PRICE_MICROS, Ledger, correction, open_ledger, request_of
+from tests.support.servers import NewDatabase
+from tests.support.statements import check_lines, worked
+
+# What a gRPC client takes by default.
+ANSWER_BYTES = 4 * 1024 * 1024
 
 
 async def of_start(ledger: Ledger, account_id: str) -> list[tuple[int, str]]:
     """Amounts and explanations of the only start's lines."""
-    (statement,) = await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9)
+    ((statement,), _) = await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9)
     return [(line.amount_micros, line.explanation) for line in statement_message(statement).lines]
 
 
@@ -115,3 +125,54 @@ async def test_a_months_lines_name_their_start_and_its_formula_on_whatever_page(
     ]
     page = await ledger.billing.statements.of_month(account_id, "", after_version=3, limit=9)
     assert monthly_statement_message(page, "").lines[:] == lines[2:]
+
+
+async def pages(ledger: Ledger, account_id: str) -> list[billing_pb2.ListStatementsResponse]:
+    implementation: Any = rpc.servicer(ledger.billing).implementation
+    found: list[billing_pb2.ListStatementsResponse] = []
+    request = billing_pb2.ListStatementsRequest(account_id=account_id)
+    while not found or request.page_token:
+        found.append(await implementation.ListStatements(request, None))
+        request.page_token = found[-1].next_page_token
+    return found
+
+
+async def test_a_start_of_many_thousand_lines_is_read_over_pages_and_others_stay_whole(
+    new_database: NewDatabase,
+) -> None:
+    async with AsyncExitStack() as stack:
+        ledger = await open_ledger(stack, await new_database())
+        account_id = await ledger.account(3 * HOLD_MICROS)
+        requests = [request_of(account_id) for _ in range(3)]
+        for request in requests:
+            await ledger.billing.holds.create(request)
+            ledger.clock.advance(timedelta(seconds=1))
+        first, long, last = (request.hold_id for request in requests)
+        hours = 25_000
+        async with ledger.database.reading() as connection:
+            await connection.execute(
+                """
+                INSERT INTO transfer (transfer_id, kind, account_id, account_version, hold_id, amount_micros,
+                                      charged_ms, available_micros, frozen_micros, created_at)
+                SELECT gen_random_uuid(), 'SETTLEMENT', $1, 100 + hour, $2, $3, hour * $4::bigint, 0, 0, $5
+                FROM generate_series(1, $6) AS hour
+                """,
+                account_id,
+                long,
+                PRICE_MICROS,
+                HOUR_MS,
+                ledger.clock.time,
+                hours,
+            )
+        answers = await pages(ledger, account_id)
+    shown = [[(one.hold.hold_id, len(one.lines), one.more_lines) for one in answer.statements] for answer in answers]
+    assert shown == [
+        [(last, 1, False)],
+        [(long, 10_000, True)],
+        [(long, 10_000, True)],
+        [(long, hours + 1 - 20_000, False), (first, 1, False)],
+    ]
+    assert max(answer.ByteSize() for answer in answers) < ANSWER_BYTES
+    lines = [line for answer in answers for one in answer.statements if one.hold.hold_id == long for line in one.lines]
+    assert [line.charged_ms for line in lines] == [hour * HOUR_MS for hour in range(hours + 1)]
+    check_lines(lines)

@@ -7,14 +7,17 @@ import os
 import resource
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 from nats.js import JetStreamContext
 
 from saucer.billing.v1 import billing_pb2
 from saucer.billing.v1 import events_pb2 as billing_events
+from saucer.dataset.service.stores import Stores
 from saucer.dataset.v1 import dataset_pb2
 from saucer.dataset.v1 import events_pb2 as dataset_events
+from saucer.dataset.work import HOUSEKEEPING_S
 from saucer.lib.auth import Role
 from saucer.lib.cloudevent import from_json
 from saucer.lib.ids import new_id
@@ -240,6 +243,24 @@ async def test_imports_are_refused_until_the_accounts_store_is_proven_writable(
 
     assert await until(accepted)
     assert list((store / "accounts" / account_id).iterdir()) == []
+
+
+async def test_a_store_is_proven_while_images_are_counted_for_long(
+    dataset: Client, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = asyncio.Event()
+
+    async def count(stores: Stores, account_id: str) -> bool:
+        counting.set()
+        return bool(await asyncio.Future())
+
+    monkeypatch.setattr(Stores, "count", count)
+    database = await asyncpg.connect(database_url)
+    await database.execute("UPDATE account_store SET counted_at = NULL")
+    await asyncio.wait_for(counting.wait(), 2 * HOUSEKEEPING_S)
+    await database.execute("UPDATE account_store SET proven_at = NULL, revision = 0")
+    await until(lambda: database.fetchval("SELECT proven_at FROM account_store"), timeout_s=2 * HOUSEKEEPING_S)
+    await database.close()
 
 
 async def test_an_account_that_is_announced_twice_is_proven_once(

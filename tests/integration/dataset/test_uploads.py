@@ -130,26 +130,26 @@ async def test_an_upload_that_nobody_finishes_expires_and_its_objects_go(
         datasets = Datasets(database, Objects(f"file://{store}"), claim=timedelta(seconds=30), uploads_keep=kept)
         account_id, upload_id = new_id(), new_id()
         auth.set_current(auth.Principal("test", auth.Role.EDITOR, account_id, "token", 2e9))
-        await datasets.meet_account(account_id)
-        await datasets.prove_store(account_id, new_id())
-        await datasets.create_upload(upload_id, account_id, 6)
-        await datasets.write_upload(upload_id, 0, b"012")
+        await datasets.stores.meet(account_id)
+        await datasets.stores.prove(account_id, new_id())
+        await datasets.uploads.create(upload_id, account_id, 6)
+        await datasets.uploads.write(upload_id, 0, b"012")
         clock.advance(kept - timedelta(seconds=1))
-        assert await datasets.sweep_uploads() == 0
-        await datasets.write_upload(upload_id, 3, b"345")
+        assert await datasets.uploads.sweep() == 0
+        await datasets.uploads.write(upload_id, 3, b"345")
         clock.advance(kept - timedelta(seconds=1))
         # An import keeps what it needs.
-        await datasets.import_dataset(new_id(), ImportRequest(account_id, "A", upload_id, None, 0))
+        await datasets.imports.create(new_id(), ImportRequest(account_id, "A", upload_id, None, 0))
         clock.advance(2 * kept)
-        assert await datasets.sweep_uploads() == 0
+        assert await datasets.uploads.sweep() == 0
         assert len(upload_objects(store)) == 2
-        assert await datasets.claim_import(new_id()) is None, "it waited too long, and has failed"
+        assert await datasets.imports.claim(new_id()) is None, "it waited too long, and has failed"
         clock.advance(kept)
-        assert await datasets.sweep_uploads() == 1
+        assert await datasets.uploads.sweep() == 1
         assert upload_objects(store) == []
         with pytest.raises(FailedPreconditionError, match="gone"):
-            await datasets.write_upload(upload_id, 6, b"")
-        assert await datasets.sweep_uploads() == 0
+            await datasets.uploads.write(upload_id, 6, b"")
+        assert await datasets.uploads.sweep() == 0
     finally:
         await database.pool.close()
 

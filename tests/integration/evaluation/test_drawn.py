@@ -9,21 +9,13 @@ from xml.etree import ElementTree
 
 import grpc
 import pytest
-from nats.js import JetStreamContext
 from PIL import Image
 
-from saucer.drawing import evaluations
+from saucer.drawing import evaluations, images
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.ids import new_id
 from tests.integration.evaluation.generated_model import stored_model
-from tests.integration.evaluation.test_evaluation import World, detections
-from tests.integration.evaluation.test_figures import Start, image_reads, list_bad_cases, scored
-from tests.support.services import ServiceRunner, Tokens
-
-
-@pytest.fixture
-def start(run_service: ServiceRunner, tokens: Tokens, jetstream: JetStreamContext, tmp_path: Path) -> Start:
-    return Start(run_service, tokens, jetstream, tmp_path)
+from tests.integration.evaluation.world import Start, World, detections, image_reads, list_bad_cases, scored
 
 
 async def test_a_classification_is_answered_and_drawn_as_such(start: Start) -> None:
@@ -113,6 +105,28 @@ async def test_a_sheet_of_bad_cases_reads_and_counts_their_images_and_goes_on_wi
             await draw(world, told.evaluation_id, "PICTURE_KIND_BAD_CASES", format="PICTURE_FORMAT_SVG")
         assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert (await image_reads(start, world.account_id))[0] == bad
+
+
+async def test_a_sheet_of_some_kinds_says_so_and_how_many_there_are(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    draw_sheet = images.sheet
+
+    def titled(*arguments: Any, title: str, **more: Any) -> None:
+        titles.append(title)
+        draw_sheet(*arguments, title=title, **more)
+
+    monkeypatch.setattr(images, "sheet", titled)
+    async with start() as world:
+        _, told = await scored(world)
+        name = told.classes[0].class_name
+        few = await list_bad_cases(world, told.evaluation_id, kinds=["FAULT_KIND_MISS"], class_name=name)
+        assert 0 < few.total_size < told.bad_cases
+        await draw(
+            world, told.evaluation_id, "PICTURE_KIND_BAD_CASES", fault_kinds=["FAULT_KIND_MISS"], class_name=name
+        )
+        assert titles == [f"{few.total_size} bad cases of {told.images} images, at threshold 0.5: miss of {name}"]
 
 
 async def test_a_chart_is_drawn_once_for_each_form_and_kept_for_its_own_account_alone(

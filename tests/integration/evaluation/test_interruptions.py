@@ -18,8 +18,7 @@ from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.ids import derived_id, new_id
 from saucer.local.servers import NatsServer
 from saucer.training.v1 import training_pb2
-from tests.integration.evaluation.test_evaluation import World
-from tests.integration.evaluation.test_figures import Start
+from tests.integration.evaluation.world import Start, World
 from tests.support.events import until
 from tests.support.services import ServiceRunner, Tokens
 

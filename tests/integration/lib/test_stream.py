@@ -13,7 +13,7 @@ from nats.js.api import StreamConfig
 from nats.js.errors import BadRequestError, ServerError
 
 from saucer.lib.stream import KEEP_DAYS, STREAM, StreamShape, ensure_stream, update_stream
-from saucer.local.process import LOOPBACK, choose_ports
+from saucer.local.ports import LOOPBACK, choose_ports
 from tests.support.events import until
 
 SERVERS = ("one", "two", "three")

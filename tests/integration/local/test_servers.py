@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -15,7 +13,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from saucer.local.process import Server, ServerStartError, choose_ports
+from saucer.local.process import Server, ServerStartError
 from saucer.local.servers import NatsServer, PostgresServer, TritonServer, ensure_database
 from saucer.local.triton_env import TritonEnvironment, TritonEnvironmentError, ensure_triton_environment
 from tests.support.servers import ROOT, TRITON_CONSTRAINTS, TRITON_ENVIRONMENT, NewDatabase
@@ -167,14 +165,6 @@ def occupy(path: Path) -> None:
     path.write_text("not a folder")
 
 
-def test_two_processes_with_the_same_seed_choose_other_ports(tmp_path: Path) -> None:
-    chosen = []
-    for name in ("first", "second"):
-        random.seed(0)  # as hypothesis does
-        chosen.append(choose_ports(tmp_path / name, ["grpc", "metrics", "http"]))
-    assert chosen[0] != chosen[1]
-
-
 async def test_a_start_that_fails_says_why(folder: Path) -> None:
     server = NatsServer(folder)
     occupy(folder / "jetstream")
@@ -230,16 +220,6 @@ async def test_ensuring_a_database_twice_at_once_keeps_it_and_takes_the_new_pass
 async def test_a_database_name_that_needs_quotes_is_refused(name: str, postgres: PostgresServer) -> None:
     with pytest.raises(ValueError, match="not a database name"):
         await ensure_database(postgres.admin_uri, name, "p")
-
-
-def test_remembered_ports_are_taken_again_and_replaced_when_unreadable_or_taken(tmp_path: Path) -> None:
-    remembered = tmp_path / "ports.json"
-    first = choose_ports(remembered, ("a", "b"))
-    assert first["a"] != first["b"]
-    assert choose_ports(remembered, ("a", "b")) == first
-    remembered.write_text("{")
-    second = choose_ports(remembered, ("a",))
-    assert json.loads(remembered.read_text()) == second
 
 
 async def test_another_process_finds_a_server_by_its_folder(nats: NatsServer) -> None:

@@ -18,6 +18,7 @@ import asyncpg
 import cv2
 import grpc
 import numpy as np
+import pytest
 from google.protobuf.message import Message
 from nats.js import JetStreamContext
 from tritonclient.grpc import service_pb2 as pb
@@ -35,6 +36,7 @@ from saucer.lib.objects import Objects
 from saucer.local.servers import TritonServer
 from saucer.publishing.main import PublishingSettings
 from saucer.publishing.main import wire as wire_publishing
+from saucer.publishing.service.gates import MEASURE_AGAIN_AFTER
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 from saucer.serving.detections import Detections
 from saucer.serving.detector import Detector
@@ -236,6 +238,14 @@ class Online:
     async def create(self, account_id: str, model_id: str, **changes: Any) -> publishing_pb2.Deployment:
         return await self.publishing.CreateDeployment(self.form(model_id, **changes), metadata=self.owner(account_id))
 
+    async def active(self) -> publishing_pb2.Deployment:
+        """One that serves the plain model of an account of its own."""
+        account_id = await self.account()
+        created = await self.create(account_id, await self.model(account_id))
+        active = await self.until_state(created, "ACTIVE", "FAILED")
+        assert active.state == publishing_pb2.DEPLOYMENT_STATE_ACTIVE, active.error_message
+        return active
+
     async def get(self, deployment_id: str) -> publishing_pb2.Deployment:
         request = publishing_pb2.GetDeploymentRequest(deployment_id=deployment_id)
         return await self.publishing.GetDeployment(request, metadata=self.administrator)
@@ -247,9 +257,8 @@ class Online:
     async def update(
         self, deployment: publishing_pb2.Deployment, model_id: str, **changes: Any
     ) -> publishing_pb2.Deployment:
-        request = publishing_pb2.UpdateDeploymentRequest(
-            request_id=new_id(), deployment_id=deployment.deployment_id, model_id=model_id, **changes
-        )
+        usual = {"request_id": new_id(), "deployment_id": deployment.deployment_id, "model_id": model_id}
+        request = publishing_pb2.UpdateDeploymentRequest(**(usual | changes))
 
         async def ask() -> publishing_pb2.Deployment | None:
             try:
@@ -274,11 +283,27 @@ class Online:
         owner = self.owner(deployment.account_id)
         return (await self.publishing.ListDeploymentVersions(request, metadata=owner)).versions[0].gate
 
-    async def keep_choice(self, model_id: str, runtime: str) -> None:
-        """As if the runtime had been measured for the model before."""
+    async def keep_choice(self, model_id: str, runtime: str, *, complete: bool = True) -> None:
+        """As if the runtime had been measured for the model before, and, if not complete, another had failed then."""
+        await self._execute(
+            """
+            INSERT INTO model_runtime (model_id, region_id, spec_id, runtime, measured_ms, reason, complete, chosen_at)
+            VALUES ($1, 'local', 'cpu-2', $2, $3, 'It was the fastest.', $4, now())
+            """,
+            model_id,
+            runtime,
+            json.dumps([[runtime, 0.001]]),
+            complete,
+        )
+
+    async def age_choice(self, model_id: str) -> None:
+        """As if it had been chosen so long ago that, if not complete, it is to be measured again."""
+        statement = "UPDATE model_runtime SET chosen_at = chosen_at - $2::interval WHERE model_id = $1"
+        await self._execute(statement, model_id, MEASURE_AGAIN_AFTER)
+
+    async def _execute(self, statement: str, *arguments: object) -> None:
         connection = await asyncpg.connect(self.settings["database_url"])
-        statement = "INSERT INTO model_runtime VALUES ($1, 'local', 'cpu-2', $2, '[]', 'It was the fastest.', now())"
-        await connection.execute(statement, model_id, runtime)
+        await connection.execute(statement, *arguments)
         await connection.close()
 
     async def until_settled(self, deployment: publishing_pb2.Deployment) -> publishing_pb2.Deployment:
@@ -290,13 +315,15 @@ class Online:
 
         return await until(look, timeout_s=60)
 
-    async def register(self, triton_id: str, server: TritonServer, room: int = 8, copies: int = 0) -> None:
+    async def register(
+        self, triton_id: str, server: TritonServer, room: int = 8, copies: int = 0, spec_id: str = "cpu-2"
+    ) -> None:
         request = publishing_pb2.RegisterTritonRequest(
             triton_id=triton_id,
             address=server.grpc_address,
             repository=str(server.repository),
             region_id="local",
-            spec_id="cpu-2",
+            spec_id=spec_id,
             room=room,
             threads=1,
             copies=copies,
@@ -419,3 +446,10 @@ def signal_serving_process(deployment_id: str, number: signal.Signals) -> None:
     assert processes, "nothing serves it"
     for process in processes:
         os.kill(process, number)
+
+
+async def refused(call: Any) -> tuple[str, Any]:
+    """Status and typed error of a call that fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as failure:
+        await call
+    return failure.value.code().name, from_rpc(failure.value)

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 
 import grpc
 import numpy as np
@@ -15,15 +15,19 @@ import pytest
 from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from saucer.lib import grpc_server
+from saucer.lib import grpc_receiving, grpc_server
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.grpc_server import MAX_STREAMS_OF_ACCOUNT
 from saucer.publishing import endpoint
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.online import Online, jpeg, serving_processes
+from tests.support.events import until
+from tests.support.http2 import begun
 from tests.support.memory import MIB, forget_peak, peak_bytes
 
 CALLERS = 1000
+# Of a request that is as large as it may be.
+LARGE_BYTES = 23 * MIB
 # Images in flight, and what the runtime keeps of them; far below a thousand decoded photographs.
 MAX_GROWTH_BYTES = 300 * MIB
 # What is refused is not decoded, anywhere.
@@ -32,6 +36,8 @@ MAX_REFUSED_BYTES = 60 * MIB
 MAX_DECODED_BYTES = 600 * MIB
 # Of one refusal, on average, while a thousand are made.
 AT_ONCE_S = 0.05
+# From the end of those who hold all that an account may until others are let in.
+FREE_AGAIN_S = 5.0
 Ask = Callable[[Online, publishing_pb2.Deployment, bytes], Awaitable[str]]
 
 
@@ -106,9 +112,7 @@ async def kserve_outcome(world: Online, deployment: publishing_pb2.Deployment, i
 @pytest.mark.parametrize("ask", [outcome, kserve_outcome])
 async def test_hostile_images_are_refused_by_name_and_bounded_in_memory(world: Online, ask: Ask) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
         whole = jpeg(180, 640, 480)
         noise = np.random.default_rng(1).integers(0, 255, 200_000, np.uint8).tobytes()
         refused = {
@@ -120,6 +124,7 @@ async def test_hostile_images_are_refused_by_name_and_bounded_in_memory(world: O
             "a strip of a million pixels that has too many": png(1_000_000, 65, b"\0"),
             "sides that overflow": png(2**31 - 1, 2**31 - 1, b"\0"),
             "no sides": png(0, 0, b""),
+            "a header of twenty thousand segments": whole[:2] + b"\xff\xe1\0\2" * 19_900 + whole[2:],
             "a header alone": whole[:20],
             "a cut header": png(10, 10, b"")[:20],
             "another format": b"GIF89a" + noise,
@@ -167,14 +172,16 @@ async def test_a_thousand_callers_at_once_are_answered_or_refused_at_once_in_bou
             while not crowd.done():
                 meanwhile[await ask(world, other, image)] += 1
             found = Counter(await crowd)
-        assert set(found) <= {"OK", "RESOURCE_EXHAUSTED TOO_MANY_REQUESTS"}, found
+        reasons = {f"RESOURCE_EXHAUSTED {reason}" for reason in ("TOO_MANY_REQUESTS", "NO_ROOM_FOR_REQUEST")}
+        assert set(found) <= {"OK", *reasons}, found
         assert found["OK"] >= 32
         assert sum(found.values()) == CALLERS
         print(f"{found}; meanwhile another account's: {meanwhile}")
         assert set(meanwhile) == {"OK"}
         assert await ask(world, active, image) == "OK"
         refusals, seconds = (now - before for now, before in zip(ending_s("TOO_MANY_REQUESTS"), refused_s, strict=True))
-        assert refusals == CALLERS - found["OK"]
+        # Of those for which there was room.
+        assert refusals == found["RESOURCE_EXHAUSTED TOO_MANY_REQUESTS"]
         assert seconds <= refusals * AT_ONCE_S
 
 
@@ -186,79 +193,84 @@ def ending_s(reason: str) -> tuple[float, float]:
     return found.get("count", 0.0), found.get("sum", 0.0)
 
 
-def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
-    """RFC 9113, section 4.1."""
-    return struct.pack(">I", len(content))[1:] + struct.pack(">BBI", kind, flags, stream) + content
-
-
-def headers(pairs: Iterable[tuple[str, str]]) -> bytes:
-    """HPACK without its tables: literals that are not indexed (RFC 7541, section 6.2.2)."""
-
-    def text(value: str) -> bytes:
-        length, prefix = len(value), b""
-        if length < 127:
-            return bytes([length]) + value.encode()
-        prefix, length = b"\x7f", length - 127
-        while length >= 128:
-            prefix, length = prefix + bytes([length % 128 + 128]), length // 128
-        return prefix + bytes([length]) + value.encode()
-
-    return b"".join(b"\x00" + text(name) + text(value) for name, value in pairs)
-
-
 async def drip(world: Online, account_id: str, path: str) -> bytes:
-    """A call whose request is promised and then comes a byte at a time; what the server says until it ends the call."""
-    host, port = world.address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
-    named = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": path,
-        ":authority": world.address,
-        "te": "trailers",
-        "content-type": "application/grpc",
-        **{name: str(value) for name, value in world.owner(account_id)},
-    }
-    try:
-        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(1, 4, 1, headers(named.items())))
-        writer.write(frame(0, 0, 1, struct.pack(">BI", 0, 20 * 2**20)))
-        heard = b""
-        async with asyncio.timeout(20):
-            while b"grpc-status" not in heard:
-                writer.write(frame(0, 0, 1, b"x"))
-                try:
-                    heard += await asyncio.wait_for(reader.read(65536), 0.2)
-                except TimeoutError:
-                    continue
-        return heard
-    finally:
-        writer.close()
+    """A call whose request is promised and then comes a byte at a time; what the server says when it ends the call."""
+    async with begun(world.address, path, world.owner(account_id), LARGE_BYTES) as call, asyncio.timeout(20):
+        while not call.ended.is_set():
+            await call.send(1)
+            await asyncio.sleep(0.2)
+        return call.heard
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/saucer.publishing.v1.PublishingService/Predict",
-        "/saucer.publishing.v1.PublishingService/PredictStream",
-        "/inference.GRPCInferenceService/ModelInfer",
-    ],
+PATHS = (
+    "/saucer.publishing.v1.PublishingService/Predict",
+    "/saucer.publishing.v1.PublishingService/PredictStream",
+    "/inference.GRPCInferenceService/ModelInfer",
 )
+
+
+def most_of(path: str) -> int:
+    """Requests of one account that are received at once."""
+    return 10 if path.endswith("Stream") else 21
+
+
+@pytest.mark.parametrize("path", PATHS)
 async def test_a_request_that_comes_a_byte_at_a_time_is_ended_and_others_are_served(
     world: Online, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
         monkeypatch.setattr(grpc_server, "MAX_UNARY_S", 3.0)
-        monkeypatch.setattr(grpc_server, "MAX_RECEIVE_S", 3.0)
+        monkeypatch.setattr(grpc_receiving, "MAX_RECEIVE_S", 3.0)
         with bounded_memory(MAX_GROWTH_BYTES, active):
-            dripping = [asyncio.ensure_future(drip(world, account_id, path)) for _ in range(50)]
+            dripper_id = await world.account(0)
+            dripping = [asyncio.ensure_future(drip(world, dripper_id, path)) for _ in range(50)]
             for _ in range(5):
                 assert await outcome(world, active, jpeg(180)) == "OK"
-            for heard in await asyncio.gather(*dripping):
-                assert b"deadline" in heard or b"whole within" in heard, heard
+            ends = await asyncio.gather(*dripping)
+            slow = [heard for heard in ends if b"deadline" in heard or b"whole within" in heard]
+            assert len(slow) == most_of(path)
+            # The others were refused at once.
+            assert sum(b"received at once" in heard for heard in ends) == 50 - most_of(path)
         assert await outcome(world, active, jpeg(180)) == "OK"
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_thousand_requests_that_stop_in_the_middle_hold_a_bounded_memory_and_others_are_served(
+    world: Online, path: str
+) -> None:
+    async with world.serving():
+        account_id, other_id = await world.account(), await world.account()
+        created = await world.create(other_id, await world.model(other_id))
+        other = await world.until_state(created, "ACTIVE", "FAILED")
+        image = jpeg(180, 1000, 800)
+        most = most_of(path)
+        with bounded_memory(most * LARGE_BYTES + MAX_GROWTH_BYTES, other):
+            async with AsyncExitStack() as stack:
+                metadata = world.owner(account_id)
+                begins = [begun(world.address, path, metadata, LARGE_BYTES + 1) for _ in range(CALLERS)]
+                calls = [await stack.enter_async_context(begin) for begin in begins]
+                sending = asyncio.gather(*(call.send(LARGE_BYTES) for call in calls))
+                asked: Counter[str] = Counter()
+                while not sending.done() or not asked:
+                    asked[await outcome(world, other, image)] += 1
+                assert set(asked) == {"OK"}
+                assert sum(not call.ended.is_set() for call in calls) == most
+                assert set(await asyncio.gather(*(outcome(world, other, image) for _ in range(16)))) == {"OK"}
+                batch = world.publishing.PredictStream(
+                    requests_of(other, [image] * 20), metadata=world.owner(other_id), timeout=20
+                )
+                assert [answer.HasField("prediction") async for answer in batch] == [True] * 20
+
+        async def all_are_let_in() -> bool:
+            async with AsyncExitStack() as stack:
+                begins = [begun(world.address, path, world.owner(account_id), LARGE_BYTES + 1) for _ in range(most)]
+                calls = [await stack.enter_async_context(begin) for begin in begins]
+                await asyncio.gather(*(call.send(LARGE_BYTES // 4) for call in calls))
+                return not any(call.ended.is_set() for call in calls)
+
+        # What they held is there again, as soon as their end is seen.
+        await until(all_are_let_in, timeout_s=FREE_AGAIN_S)
 
 
 def requests_of(
@@ -270,9 +282,8 @@ def requests_of(
 
 async def test_a_stream_answers_every_image_in_order_and_goes_on_after_a_bad_one(world: Online) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
+        account_id = active.account_id
         levels = [20 + 5 * number for number in range(40)]
         images = [jpeg(level, 60 + level) for level in levels]
         images[7], images[9] = b"no image", b""
@@ -297,9 +308,8 @@ async def test_a_stream_answers_every_image_in_order_and_goes_on_after_a_bad_one
 
 async def test_more_streams_than_an_account_may_have_are_refused_at_once_and_given_back(world: Online) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
+        account_id = active.account_id
 
         async def streamed() -> str:
             call = world.publishing.PredictStream(metadata=world.owner(account_id), timeout=60)
@@ -313,7 +323,12 @@ async def test_more_streams_than_an_account_may_have_are_refused_at_once_and_giv
             return "OK" if answer.HasField("prediction") else grpc_code(answer.error.code)
 
         found = Counter(await asyncio.gather(*(streamed() for _ in range(CALLERS))))
-        allowed = {"OK", "RESOURCE_EXHAUSTED", "RESOURCE_EXHAUSTED TOO_MANY_STREAMS"}
+        allowed = {
+            "OK",
+            "RESOURCE_EXHAUSTED",
+            "RESOURCE_EXHAUSTED TOO_MANY_STREAMS",
+            "RESOURCE_EXHAUSTED NO_ROOM_FOR_REQUEST",
+        }
         assert set(found) <= allowed, found
         assert sum(found.values()) == CALLERS > MAX_STREAMS_OF_ACCOUNT
         assert found["OK"] >= 1

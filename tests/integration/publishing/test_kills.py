@@ -14,7 +14,7 @@ import pytest
 
 from saucer.lib.auth import Role
 from saucer.lib.ids import new_id
-from saucer.local.process import choose_ports
+from saucer.local.ports import choose_port
 from saucer.local.servers import TritonServer
 from saucer.publishing import repository
 from saucer.publishing.placement import model_name
@@ -36,7 +36,7 @@ async def process_of(
     folder = world.folder / new_id()
     folder.mkdir()
     settings = world.settings | {
-        "listen": f"127.0.0.1:{choose_ports(folder / 'ports.json', ['grpc'])['grpc']}",
+        "listen": f"127.0.0.1:{choose_port()}",
         "nats_url": world.run_service.nats_url,
         "public_keys_file": world.tokens.public_keys_file,
         "token_file": world.tokens.file(Role.SERVICE),

@@ -1,4 +1,4 @@
-"""Every state that waits has a limit and a typed end, on a clock that the test moves; and one replica acts."""
+"""Every state that waits has a limit and a typed end, on a clock that the test moves; one replica acts; Tritons go."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -10,17 +10,21 @@ import pytest
 
 from saucer.lib.auth import Role
 from saucer.lib.clock import ManualClock
+from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
-from saucer.publishing import lifecycle, monitoring_store, service, store
+from saucer.publishing import lifecycle, service
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
-from saucer.publishing.instances import Instance, InstanceState, Plan
+from saucer.publishing.instances import LEAVE_ATTEMPTS, Instance, InstanceState, Plan
 from saucer.publishing.peers import Peers
 from saucer.publishing.service import Deployments
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import monitoring as monitoring_store
+from saucer.publishing.store import tritons as triton_store
 from tests.support.servers import NewDatabase
 from tests.support.services import Tokens
-from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, beside
+from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, attended, beside
 
 # Nobody listens there: a billing that does not answer.
 SILENT = "127.0.0.1:1"
@@ -33,14 +37,15 @@ class World:
     clock: ManualClock
     deployments: Deployments
 
-    async def put(self, move: Callable[[Deployment], Deployment]) -> str:
-        """A deployment in the state that `move` gives it."""
+    async def put(self, move: Callable[[Deployment], Deployment], *, alone: bool = True) -> str:
+        """A deployment in the state that `move` gives it; if alone, in place of all others."""
         form, evaluation = replace(FORM, model_id=new_id()), replace(EVALUATION, evaluation_id=new_id())
         made = lifecycle.create(
             new_id(), new_id(), new_id(), form, evaluation, ("cup",), (("cup", 0.3),), self.clock.time
         )
         async with self.database.transaction() as tx:
-            await tx.connection.execute("TRUNCATE deployment CASCADE")
+            if alone:
+                await tx.connection.execute("TRUNCATE deployment CASCADE")
             await store.insert(tx.connection, made)
             present = await store.get(tx.connection, made.deployment_id)
             assert present is not None
@@ -89,6 +94,13 @@ def place(deployment: Deployment) -> Deployment:
 def deploy(deployment: Deployment) -> Deployment:
     placed = place(deployment)
     return lifecycle.put_off(placed, at(placed), "no such graph", NOW)
+
+
+def refuse(deployment: Deployment) -> Deployment:
+    placed = place(deployment)
+    for _ in range(LEAVE_ATTEMPTS):
+        placed = lifecycle.refuse_load(placed, at(placed), "no such graph", NOW)
+    return placed
 
 
 def activate(deployment: Deployment) -> Deployment:
@@ -162,6 +174,30 @@ async def test_one_replica_acts_until_it_gives_the_lease_back(world: World) -> N
     assert (await world.get(deployment_id)).state is DeploymentState.DEPLOYING
 
 
+async def test_a_triton_is_unregistered_once_it_has_nothing_and_nothing_is_about_to_be_placed_there(
+    world: World,
+) -> None:
+    tritons = world.deployments.tritons
+    await tritons.report("local", live=True)
+    queued = await world.get(await world.put(queue))
+    async with world.database.transaction() as tx:
+        assert await triton_store.room(tx.connection, "local", "cpu-2") == {"local": 1}
+        unregistering = asyncio.create_task(tritons.unregister("local", ()))
+        assert not (await asyncio.wait({unregistering}, timeout=0.5))[0]
+        await store.update(tx.connection, lifecycle.place(queued, Plan(("local",)), NOW))
+    with pytest.raises(FailedPreconditionError, match=r"are on local: 1\. Drain it first") as refusal:
+        await unregistering
+    assert refusal.value.reason == "TRITON_IN_USE"
+    await world.put(stay)
+    with pytest.raises(FailedPreconditionError, match=r"nobody wants any more: 1\. Unregister it once") as refusal:
+        await tritons.unregister("local", ["deployment_1"])
+    assert refusal.value.reason == "TRITON_IN_USE"
+    assert (await tritons.unregister("local", ())).triton_id == "local"
+    assert await tritons.list_tritons() == []
+    with pytest.raises(NotFoundError):
+        await tritons.unregister("local", ())
+
+
 async def test_a_triton_takes_something_once_it_has_answered_at_its_present_address(world: World) -> None:
     deployments = world.deployments
     deployment_id = await world.put(queue)
@@ -174,6 +210,20 @@ async def test_a_triton_takes_something_once_it_has_answered_at_its_present_addr
     await deployments.tritons.report("local", live=True)
     assert (await deployments.tritons.register(moved)).live
     assert await deployments.serving.place(await world.get(deployment_id), "first", ())
+
+
+async def test_where_others_are_stuck_nothing_is_placed_while_another_triton_has_room(world: World) -> None:
+    deployments = world.deployments
+    await deployments.serving.take_lease("first")
+    for triton_id, room in (("local", 8), ("second", 1)):
+        await deployments.tritons.register(Triton(triton_id, "127.0.0.1:1", "/nowhere", "local", "cpu-2", room, 1))
+        await deployments.tritons.report(triton_id, live=True)
+    queued = await world.put(queue)
+    await world.put(refuse, alone=False)
+    for wanted in ("second", "local"):
+        assert await deployments.serving.place(await world.get(queued), "first", ())
+        assert [item.triton_id for item in (await world.get(queued)).instances] == [wanted]
+        queued = await world.put(queue, alone=False)
 
 
 async def test_what_happens_again_in_one_start_is_one_event_with_a_count(world: World) -> None:
@@ -201,7 +251,7 @@ async def test_what_an_action_reports_late_changes_nothing(world: World) -> None
     world.clock.advance(MOMENT)
     serving, instance = world.deployments.serving, at(snapshot)
     for report in (
-        serving.count(snapshot, instance),
+        serving.count(snapshot, instance, attended),
         serving.lose(snapshot, instance, "late"),
         serving.recover(snapshot, instance),
         serving.activate(snapshot, instance, PARITY, "late"),
@@ -220,7 +270,7 @@ async def test_what_an_action_reports_of_an_instance_that_has_changed_meanwhile_
     await serving.lose(snapshot, at(snapshot), "it does not answer")
     lost = await world.get(deployment_id)
     world.clock.advance(MOMENT)
-    await serving.count(snapshot, at(snapshot))
+    await serving.count(snapshot, at(snapshot), attended)
     assert await world.get(deployment_id) == lost
 
 
@@ -236,7 +286,7 @@ async def test_reports_of_several_instances_at_once_count_each_second_of_each_on
     for _ in range(30):
         world.clock.advance(MOMENT)
         found = await world.get(deployment_id)
-        reports = [serving.count(found, instance) for instance in found.instances]
+        reports = [serving.count(found, instance, attended) for instance in found.instances]
         await asyncio.gather(*reports, serving.used({deployment_id}))
     counted = await world.get(deployment_id)
     assert (counted.charged_ms, len(counted.instances)) == (30_000, 2)

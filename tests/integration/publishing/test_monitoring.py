@@ -15,7 +15,7 @@ from saucer.lib.postgres import connect
 from saucer.lib.retention import forget
 from saucer.publishing import endpoint
 from saucer.publishing.main import PublishingSettings
-from saucer.publishing.monitoring_store import retention_rules
+from saucer.publishing.store.monitoring import retention_rules
 from saucer.publishing.traffic import PIECE
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.online import Online, infer_request, jpeg
@@ -42,9 +42,7 @@ async def test_batches_and_waits_are_shown_beside_requests_and_lines_of_the_mode
     world: Online,
 ) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
 
         loaded = (await log_lines(world, active)).lines
         assert len(loaded) == 1, "it is there as soon as the model serves"
@@ -94,9 +92,8 @@ async def test_whatever_refuses_a_request_makes_it_an_error_of_its_deployment_an
     world: Online, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world.serving(token_requests_per_s=2):
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
+        account_id = active.account_id
         owner = world.owner(account_id)
         predict = publishing_pb2.PredictRequest(deployment_id=active.deployment_id, image=jpeg(180))
 
@@ -135,6 +132,20 @@ async def test_whatever_refuses_a_request_makes_it_an_error_of_its_deployment_an
             return sums if sums[0] >= 11 else None
 
         assert await until(counted, timeout_s=STORED_S) == (11, 8)
+
+
+async def test_a_graceful_stop_stores_what_was_asked_until_then(world: Online) -> None:
+    async with world.serving():
+        active = await world.active()
+        for _ in range(5):
+            await world.predict(active, jpeg(180))
+        with pytest.raises(grpc.aio.AioRpcError, match="IMAGE"):
+            await world.predict(active, b"no image")
+    async with world.serving():
+        found = await samples(world, active)
+        assert (sum(item.requests for item in found), sum(item.errors for item in found)) == (6, 1)
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
 
 
 async def test_a_model_that_does_not_load_has_a_line_that_says_why_which_no_other_account_reads(world: Online) -> None:

@@ -21,6 +21,8 @@ from tests.support.events import until
 
 # Long enough for several probes of each instance.
 MEASURE_S = 10.0
+# Of two instances, each probed as often as their Tritons are looked at: three looks, of which the first sees a drain.
+CHECKS = 6
 
 
 async def until_serving(
@@ -31,6 +33,22 @@ async def until_serving(
         return found if found.serving_replicas == replicas else None
 
     return await until(look, timeout_s=60)
+
+
+async def replicas_at_checks(world: Online, deployment: publishing_pb2.Deployment, checks: int) -> list[int]:
+    """How many serve, as so many checks of serving find it that are made from now on."""
+    found = await world.get(deployment.deployment_id)
+    serving = []
+    for _ in range(checks):
+        charged_ms = found.charged_ms
+
+        async def checked(charged_ms: int = charged_ms) -> publishing_pb2.Deployment | None:
+            now = await world.get(deployment.deployment_id)
+            return now if now.charged_ms > charged_ms else None
+
+        found = await until(checked)
+        serving.append(found.serving_replicas)
+    return serving
 
 
 async def two_replicas(world: Online) -> publishing_pb2.Deployment:
@@ -130,8 +148,7 @@ async def test_with_room_for_one_of_two_it_serves_and_says_so_and_the_other_come
 
         # Nowhere to go: what is on a drained Triton serves on.
         await drain(world, "local")
-        await asyncio.sleep(5)
-        assert (await world.get(active.deployment_id)).serving_replicas == 2
+        assert set(await replicas_at_checks(world, active, CHECKS)) == {2}
         await drain(world, "local", undo=True)
         second.kill()
         await until_serving(world, active, 1)

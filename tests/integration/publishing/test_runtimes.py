@@ -1,9 +1,14 @@
 """With which runtime a model is served: the fastest where it serves, as long as the replay agrees; kept, and shown."""
 
+import shutil
 import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from saucer import serving
+from saucer.publishing import placement
 from saucer.publishing.placement import model_name
 from saucer.publishing.triton import ModelFailed, TritonClient
 from saucer.publishing.v1 import publishing_pb2
@@ -88,6 +93,71 @@ async def test_what_is_brought_back_has_the_runtime_that_was_kept_and_one_that_i
         await world.until_state(active, "DEGRADED")
         await world.until_state(active, "ACTIVE")
         assert await served_with(triton_client, active) == gate.runtime
+
+
+@pytest.fixture
+def failing(tmp_path: Path) -> SimpleNamespace:
+    """In place of placement.serving: in it OpenVINO does not load, with either precision."""
+    source = shutil.copytree(Path(serving.__path__[0]), tmp_path / "serving")
+    with (source / "runtime.py").open("a") as file:
+        file.write('\n\ndef _fail(path, threads):\n    raise MemoryError("for now")\n\n\n')
+        file.write('_LOADERS = {**_LOADERS, "openvino": _fail, "openvino_bf16": _fail}\n')
+    return SimpleNamespace(__path__=[str(source)])
+
+
+async def test_a_kept_runtime_that_does_not_load_once_is_used_the_next_time(
+    world: Online, monkeypatch: pytest.MonkeyPatch, failing: SimpleNamespace
+) -> None:
+    async with world.serving():
+        account_id = await world.account(2 * HOLD_MICROS)
+        model_id = await model(world, account_id)
+        await world.keep_choice(model_id, "openvino")
+        with monkeypatch.context() as patched:
+            patched.setattr(placement, "serving", failing)
+            gate = await world.gate_of(await deployed(world, account_id, model_id))
+        assert (gate.runtime, gate.runtime_reason) == ("onnxruntime", "openvino is not used: MemoryError: for now.")
+        again = await world.gate_of(await deployed(world, account_id, model_id, "plates"))
+        assert lacks(again, "openvino") or (again.runtime, again.runtime_reason) == ("openvino", "It was the fastest.")
+
+
+async def test_what_failed_while_it_was_measured_is_measured_again_after_a_while(
+    world: Online, monkeypatch: pytest.MonkeyPatch, failing: SimpleNamespace
+) -> None:
+    async with world.serving():
+        account_id = await world.account(4 * HOLD_MICROS)
+        model_id = await model(world, account_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(placement, "serving", failing)
+            gate = await world.gate_of(await deployed(world, account_id, model_id))
+        assert (gate.runtime, list(gate.times)) == ("onnxruntime", [])
+        assert "openvino is not used: MemoryError: for now." in gate.runtime_reason
+        soon = await world.gate_of(await deployed(world, account_id, model_id, "knives"))
+        assert (soon.runtime, list(soon.times), soon.runtime_reason) == ("onnxruntime", [], gate.runtime_reason)
+        await world.age_choice(model_id)
+        again = await world.gate_of(await deployed(world, account_id, model_id, "plates"))
+        times = {item.runtime for item in again.times}
+        assert all(runtime in times or lacks(again, runtime) for runtime in RUNTIMES)
+        third = await world.gate_of(await deployed(world, account_id, model_id, "bowls"))
+        assert (third.runtime, third.times) == (again.runtime, again.times)
+
+
+async def test_a_better_choice_outlasts_a_measurement_in_which_more_failed_and_serves_where_nothing_is_measured(
+    world: Online, monkeypatch: pytest.MonkeyPatch, failing: SimpleNamespace
+) -> None:
+    account_id = await world.account(3 * HOLD_MICROS)
+    async with world.serving():
+        model_id = await model(world, account_id)
+        await world.keep_choice(model_id, "openvino", complete=False)
+        await world.age_choice(model_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(placement, "serving", failing)
+            gate = await world.gate_of(await deployed(world, account_id, model_id))
+        assert (gate.runtime, list(gate.times)) == ("onnxruntime", [])
+        again = await world.gate_of(await deployed(world, account_id, model_id, "plates"))
+        assert lacks(again, "openvino") or (again.runtime, again.runtime_reason) == ("openvino", "It was the fastest.")
+    async with world.serving(triton_choose_runtime=False):
+        third = await world.gate_of(await deployed(world, account_id, model_id, "bowls"))
+        assert (third.runtime, third.runtime_reason) == (again.runtime, again.runtime_reason)
 
 
 async def test_where_the_boxes_of_the_faster_one_differ_too_much_that_of_evaluations_serves(

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,23 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
 from saucer import serving
+from saucer.billing.v1 import billing_pb2
 from saucer.lib.auth import Role
 from saucer.lib.grpc_client import from_rpc
 from saucer.lib.ids import new_id
-from saucer.publishing.placement import model_name
+from saucer.local.servers import TritonServer
+from saucer.publishing.placement import Placement, model_name
 from saucer.publishing.triton import TritonClient
 from saucer.publishing.v1 import publishing_pb2
 from saucer.training.v1 import events_pb2 as training_events
 from saucer.training.v1 import training_pb2
 from tests.integration.publishing.load import Load, steady_load
-from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg
+from tests.integration.publishing.online import HOLD_MICROS, Online, infer_request, jpeg, signal_serving_process
+from tests.integration.publishing.test_replicas import states
 from tests.support.events import until
 from tests.support.graphs import hanging_graph, write_model
 from tests.support.services import Tokens
@@ -141,6 +147,9 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
         ready = await world.until_settled(proposed)
         assert (ready.version_number, ready.candidate.percent) == (1, 50)
         assert ready.candidate.version.parity.ok
+        for kind in ("SplitDeployment", "PromoteCandidate", "AbandonCandidate"):
+            of_another = getattr(publishing_pb2, f"{kind}Request")(request_id=new_id(), version_number=9, **ids)
+            assert await refusal(call(kind, of_another)) == "OTHER_CANDIDATE"
 
         async def sides() -> Counter[int]:
             answers = [await world.predict(active, jpeg(180)) for _ in range(60)]
@@ -158,6 +167,7 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
         assert (await call("SplitDeployment", split)).candidate.percent == 0
         await asyncio.sleep(0.6)
         assert await sides() == {1: 60}
+        promote.version_number = 2
         promoted = await call("PromoteCandidate", promote)
         assert (promoted.version_number, promoted.HasField("candidate")) == (2, False)
         assert promoted.thresholds[1].threshold == 0.9
@@ -245,12 +255,162 @@ def _pinned(url: str, headers: dict[str, str], name: str) -> None:
     client.close()
 
 
+async def test_a_client_that_names_a_version_is_answered_by_no_other_when_that_fails(world: Online) -> None:
+    async with world.serving():
+        active = await world.active()
+        account_id = active.account_id
+        await world.until_settled(await world.update(active, "", percent=50))
+        owner = world.owner(account_id)
+        named = infer_request(active.deployment_id, jpeg(180), version="2")
+        ready = pb.ModelReadyRequest(name=active.deployment_id, version="2")
+        async with grpc.aio.insecure_channel(world.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            await asyncio.sleep(0.6)  # endpoint.KNOWN_S
+            assert (await stub.ModelInfer(named, metadata=owner)).model_version == "2"
+            assert (await stub.ModelReady(ready, metadata=owner)).ready
+            signal_serving_process(model_name(active.deployment_id, 2), signal.SIGKILL)
+            reasons: list[str] = []
+
+            async def gone() -> bool:
+                reasons.append(await refusal(stub.ModelInfer(named, metadata=owner)))
+                return reasons[-1] == "DEPLOYMENT_VERSION_NOT_FOUND"
+
+            # It is rejected, since the other one serves from the same Triton.
+            await until(gone)
+            assert set(reasons[:-1]) == {"NOT_SERVING"}
+        assert (await world.predict(active, jpeg(180))).version_number == 1
+
+
+async def test_a_candidate_with_a_share_answers_all_requests_while_the_version_that_serves_is_brought_back(
+    world: Online,
+) -> None:
+    async with world.serving():
+        active = await world.active()
+        account_id = active.account_id
+        await world.until_settled(await world.update(active, "", percent=50))
+        await asyncio.sleep(0.6)  # endpoint.KNOWN_S
+        named = infer_request(active.deployment_id, jpeg(180), version="1")
+        ready = pb.ModelReadyRequest(name=active.deployment_id)
+        owner = world.owner(account_id)
+        async with steady_load(world, active) as load:
+            signal_serving_process(model_name(active.deployment_id, 1), signal.SIGKILL)
+            degraded = await world.until_state(active, "DEGRADED")
+            assert (await world.predict(active, jpeg(180))).version_number == 2
+            async with grpc.aio.insecure_channel(world.address) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                assert await refusal(stub.ModelInfer(named, metadata=owner)) == "NOT_SERVING"
+                assert (await stub.ModelReady(ready, metadata=owner)).ready
+            back = await world.until_state(active, "ACTIVE")
+            assert (back.version_number, back.candidate.ready) == (1, True)
+        assert not load.failures
+        assert degraded.charge_status == billing_pb2.CHARGE_STATUS_NOT_BILLING
+        await world.stop(back)
+        await world.until_state(back, "STOPPED")
+
+
+async def test_a_candidate_that_was_ready_and_does_not_serve_now_is_not_promoted_until_it_is_back(
+    world: Online, triton: TritonServer
+) -> None:
+    async with world.serving():
+        active = await world.active()
+        account_id = active.account_id
+        await world.until_settled(await world.update(active, "", percent=50))
+
+        async def both_are(state: str) -> bool:
+            return await states(world, active) == [("local", 1, state), ("local", 2, state)]
+
+        triton.kill()
+        await until(lambda: both_are("LOST"))
+        promote = publishing_pb2.PromoteCandidateRequest(request_id=new_id(), deployment_id=active.deployment_id)
+        owner = world.owner(account_id)
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            await world.publishing.PromoteCandidate(promote, metadata=owner)
+        refused = from_rpc(failure.value)
+        assert (refused.reason, "wait until it does, or abandon it" in refused.message) == ("NOT_READY", True)
+        await triton.start()
+        await until(lambda: both_are("SERVING"), timeout_s=60)
+        promoted = await world.publishing.PromoteCandidate(promote, metadata=owner)
+        assert (promoted.version_number, promoted.state) == (2, publishing_pb2.DEPLOYMENT_STATE_ACTIVE)
+
+
+async def test_a_candidate_that_triton_has_forgotten_is_brought_back_though_the_other_version_serves(
+    world: Online, triton_client: TritonClient
+) -> None:
+    async with world.serving():
+        active = await world.active()
+        await world.until_settled(await world.update(active, "", percent=50))
+        # As after a restart of Triton in which the other version came back first.
+        await triton_client.unload(model_name(active.deployment_id, 2))
+        await until(lambda: triton_client.ready(model_name(active.deployment_id, 2)), timeout_s=60)
+        rejected = [r for r in await world.records(active) if r.action == publishing_pb2.UPDATE_ACTION_REJECTED]
+        assert rejected == []
+        found = await world.until_settled(active)
+        assert (found.candidate.version.number, found.candidate.percent) == (2, 50)
+
+
+async def test_a_candidate_with_a_share_that_does_not_come_back_with_the_other_version_is_rejected(
+    world: Online, triton: TritonServer
+) -> None:
+    async with world.serving():
+        active = await world.active()
+        account_id = active.account_id
+        other_id = await world.model(account_id)
+        await world.until_settled(await world.update(active, other_id, percent=50))
+        await world.objects.delete(f"system/{account_id}/runs/{other_id}/attempt-1/model.onnx")
+        triton.kill()
+        shutil.rmtree(triton.repository / model_name(active.deployment_id, 2))
+        await until(lambda: asyncio.sleep(0, not triton.running))
+        await triton.start()
+
+        async def rejected() -> publishing_pb2.UpdateRecord | None:
+            last = (await world.records(active))[-1]
+            return last if last.action == publishing_pb2.UPDATE_ACTION_REJECTED else None
+
+        assert "could not be brought back: There is no object" in (await until(rejected, timeout_s=60)).detail
+        found = await world.until_state(active, "ACTIVE")
+        assert (found.version_number, found.HasField("candidate")) == (1, False)
+
+
+async def test_a_drained_triton_is_left_with_no_failed_request_to_a_candidate_that_loads_slowly_elsewhere(
+    world: Online, second: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.serving():
+        active = await world.active()
+        account_id = active.account_id
+        await world.until_settled(await world.update(active, "", percent=50))
+        put = Placement.put
+
+        async def put_slowly(self: Placement, name: str, *args: Any, **options: Any) -> Any:
+            if name == model_name(active.deployment_id, 2):
+                await asyncio.sleep(3)
+            return await put(self, name, *args, **options)
+
+        monkeypatch.setattr(Placement, "put", put_slowly)
+        await world.register("second", second)
+        named = infer_request(active.deployment_id, jpeg(180), version="2")
+        await asyncio.sleep(0.6)  # endpoint.KNOWN_S
+        async with grpc.aio.insecure_channel(world.address) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            drain = publishing_pb2.DrainTritonRequest(triton_id="local")
+            await world.publishing.DrainTriton(drain, metadata=world.administrator)
+
+            async def moved() -> bool:
+                assert (await stub.ModelInfer(named, metadata=world.owner(account_id))).model_version == "2"
+                return await states(world, active) == [("second", 1, "SERVING"), ("second", 2, "SERVING")]
+
+            await until(moved, timeout_s=60)
+            await asyncio.sleep(0.6)
+            assert await moved()
+
+
 async def test_a_deleted_model_is_deployed_no_more_in_any_way_and_serves_on_where_it_does(world: Online) -> None:
     async with world.serving():
         account_id = await world.account(3 * HOLD_MICROS)
         first, second = await world.model(account_id), await world.model(account_id)
         active = await world.until_state(await world.create(account_id, first), "ACTIVE")
-        assert (await world.until_settled(await world.update(active, second))).version_number == 2
+        update_id = new_id()
+        updated = await world.update(active, second, request_id=update_id)
+        assert (await world.until_settled(updated)).version_number == 2
         for model_id in (first, second):
             deleted = training_events.ModelDeleted(model=training_pb2.Model(model_id=model_id))
             await world.send(deleted, "training", account_id)
@@ -270,6 +430,10 @@ async def test_a_deleted_model_is_deployed_no_more_in_any_way_and_serves_on_wher
         assert await refusal(world.publishing.RollBackDeployment(back, metadata=owner)) == "MODEL_DELETED"
         update = publishing_pb2.UpdateDeploymentRequest(model_id=first, **ids)
         assert await refusal(world.publishing.UpdateDeployment(update, metadata=owner)) == "MODEL_DELETED"
+        again = publishing_pb2.UpdateDeploymentRequest(
+            deployment_id=active.deployment_id, request_id=update_id, model_id=second
+        )
+        assert (await world.publishing.UpdateDeployment(again, metadata=owner)).version_number == 2, "a late retry"
         assert (await world.predict(active, jpeg(200))).version_number == 2
         await world.stop(active)
         await world.until_state(active, "STOPPED")
@@ -278,9 +442,8 @@ async def test_a_deleted_model_is_deployed_no_more_in_any_way_and_serves_on_wher
 
 async def test_an_update_to_a_strangers_model_or_by_a_viewer_is_refused(world: Online, tokens: Tokens) -> None:
     async with world.serving():
-        account_id = await world.account()
-        created = await world.create(account_id, await world.model(account_id))
-        active = await world.until_state(created, "ACTIVE", "FAILED")
+        active = await world.active()
+        account_id = active.account_id
         strange_id = await world.model(await world.account(HOLD_MICROS))
         assert await refusal(world.update(active, strange_id)) == "MODEL_NOT_FOUND"
         request = publishing_pb2.UpdateDeploymentRequest(request_id=new_id(), deployment_id=active.deployment_id)

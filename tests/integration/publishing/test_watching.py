@@ -7,8 +7,9 @@ from saucer.lib.clock import ManualClock
 from saucer.lib.gauges import read_once
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import connect, migrate
-from saucer.publishing import lifecycle, store, watching
+from saucer.publishing import lifecycle, watching
 from saucer.publishing.domain import AT_REST, HOLDING, SERVED, DeploymentState
+from saucer.publishing.store import deployments as store
 from tests.support.servers import NewDatabase
 from tests.unit.publishing.examples import EVALUATION, FORM, NOW
 

@@ -97,6 +97,29 @@ def stop_ordered(task: task_pb2.Task, reason: billing_events.StopReason.ValueTyp
     return billing_events.StopOrdered(hold=hold, reason=reason)
 
 
+async def test_one_that_was_stopped_before_and_waits_again_is_stopped_at_once_too(
+    world: World, jetstream: JetStreamContext
+) -> None:
+    account_id, editor = await world.account(0)
+    group_id = await group_of(world, account_id)
+
+    async def stop(task_id: str) -> task_pb2.Task:
+        request = task_pb2.StopTaskRequest(request_id=new_id(), task_id=task_id)
+        return await world.tasks.StopTask(request, metadata=editor)
+
+    first = await world.create(prepaid(world, account_id, group_id, "first"), editor)
+    await stop(first.task_id)
+    ended = run_of(first, 9, end_reason=training_pb2.END_REASON_STOPPED_BY_USER)
+    await tell(jetstream, training_events.RunEnded(run=ended), first)
+    await world.reaches(first.task_id, task_pb2.TASK_STATE_STOPPED)
+    second = await world.create(prepaid(world, account_id, group_id, "second"), editor)
+    await world.reaches(second.task_id, task_pb2.TASK_STATE_QUEUED)
+    request = task_pb2.RestartTaskRequest(request_id=new_id(), task_id=first.task_id)
+    again = await world.tasks.RestartTask(request, metadata=editor)
+    assert (again.state, again.stop_requested) == (task_pb2.TASK_STATE_WAITING, False)
+    assert (await stop(first.task_id)).state == task_pb2.TASK_STATE_STOPPED
+
+
 @pytest.mark.parametrize(
     ("order", "reason"),
     [

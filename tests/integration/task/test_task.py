@@ -61,6 +61,21 @@ async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStrea
     assert done.end_reason == training_pb2.END_REASON_ACCURACY_REACHED
 
 
+async def test_data_without_labels_is_refused_by_quote_and_create_and_freezes_nothing(world: World) -> None:
+    account_id, editor = await world.account(HOLD_MICROS)
+    world.data.boxes_per_split = 0
+    form = world.form(account_id)
+    form.scene = "object-detection"
+    for asked in (
+        world.tasks.QuoteTask(task_pb2.QuoteTaskRequest(account_id=account_id, form=form), metadata=editor),
+        world.create(form, editor),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await asked
+        assert from_rpc(refusal.value).reason == "NO_LABELS"
+    assert await world.frozen(account_id) == 0
+
+
 async def test_a_retry_gets_the_same_task_and_another_form_a_conflict(world: World) -> None:
     account_id, editor = await world.account(2 * HOLD_MICROS)
     form, request_id = world.form(account_id), new_id()
@@ -90,7 +105,9 @@ async def test_a_task_beyond_the_accounts_quota_of_waiting_ones_is_refused_until
             created = await world.create(world.form(account_id, f"n{new_id()}"), editor)
         except grpc.aio.AioRpcError as error:
             return from_rpc(error).reason == "QUOTA_QUEUED"
-        await world.tasks.StopTask(task_pb2.StopTaskRequest(task_id=created.task_id), metadata=editor)
+        await world.tasks.StopTask(
+            task_pb2.StopTaskRequest(request_id=new_id(), task_id=created.task_id), metadata=editor
+        )
         return False
 
     await until(refused)

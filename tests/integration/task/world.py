@@ -31,22 +31,31 @@ class OneVersion(dataset_pb2_grpc.DatasetServiceServicer):
 
     def __init__(self) -> None:
         self.owners: dict[str, str] = {}
+        self.boxes_per_split = 180
 
     async def GetDatasetVersion(  # noqa: N802
         self, request: dataset_pb2.GetDatasetVersionRequest, context: Context
     ) -> dataset_pb2.DatasetVersion:
         if request.dataset_version_id not in self.owners:
             raise NotFoundError("dataset_version", request.dataset_version_id)
-        splits = [dataset_pb2.SplitStatistics(split=name, images=60) for name in ("train", "validation", "test")]
+        boxes = self.boxes_per_split
+        splits = [
+            dataset_pb2.SplitStatistics(split=name, images=60, boxes=boxes) for name in ("train", "validation", "test")
+        ]
         return dataset_pb2.DatasetVersion(
             dataset_version_id=request.dataset_version_id,
             account_id=self.owners[request.dataset_version_id],
             manifest_key="system/m.json",
             manifest_sha256="0" * 64,
             image_prefix="system/images",
-            classes=["cup", "plate"],
+            classes=["cup", "plate"] if boxes else [],
             statistics=dataset_pb2.DatasetStatistics(
-                images=180, splits=splits, median_width=640, median_height=480, median_box_share=0.05
+                images=180,
+                unlabelled_images=0 if boxes else 180,
+                splits=splits,
+                median_width=640,
+                median_height=480,
+                median_box_share=0.05,
             ),
         )
 

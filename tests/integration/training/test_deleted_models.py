@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from saucer.lib.auth import Principal, Role, set_current
+from saucer.lib.cloudevent import to_json
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.ids import new_id
 from saucer.publishing.v1 import events_pb2 as publishing_events
@@ -13,12 +14,12 @@ from saucer.training import consumers
 from saucer.training.bell import Bell
 from saucer.training.domain import Run, RunStage
 from saucer.training.leftovers import remove_deleted_models, remove_leftovers
-from saucer.training.reading import Reading
+from saucer.training.service.reading import Reading
+from saucer.training.v1 import training_pb2
 from tests.integration.training.test_predictions import DETECTIONS, trained
-from tests.integration.training.test_runs import SECOND, Lab, lab
 from tests.support.events import event
+from tests.support.training_lab import SECOND, Lab
 
-__all__ = ["lab"]
 KEEP = timedelta(days=7)
 ACTIVE, STOPPED = publishing_pb2.DEPLOYMENT_STATE_ACTIVE, publishing_pb2.DEPLOYMENT_STATE_STOPPED
 
@@ -143,3 +144,19 @@ async def test_files_stay_while_a_run_predicts_with_them_or_a_deployment_serves_
     assert await files()
     await worker.finish(files=await worker.files(DETECTIONS))
     assert await files() == []
+
+
+async def test_files_stay_while_a_run_is_to_begin_with_their_weights(lab: Lab) -> None:
+    run = await model(lab)
+    weights = next(key for key in await lab.objects.keys(run.artifact_prefix) if key.endswith("model.onnx"))
+    config = to_json(training_pb2.TrainingConfig(weights_key=weights)).decode()
+    await lab.queue(run.request.account_id, config=config)
+    await lab.training.models.delete(model_of(run))
+    lab.clock.advance(KEEP + SECOND)
+    worker = await lab.worker()
+    await remove_deleted_models(lab.database, lab.objects, KEEP)
+    assert await lab.objects.keys(run.artifact_prefix)
+    await worker.beat(stage=RunStage.PREDICTING)
+    await worker.finish(files=await worker.files())
+    await remove_deleted_models(lab.database, lab.objects, KEEP)
+    assert await lab.objects.keys(run.artifact_prefix) == []

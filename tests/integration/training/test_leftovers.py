@@ -7,9 +7,8 @@ import pytest
 from saucer.lib.ids import new_id
 from saucer.training.domain import Checkpoint, EndReason
 from saucer.training.leftovers import remove_leftovers
-from tests.integration.training.test_runs import LEASE, SECOND, Lab, Worker, lab
+from tests.support.training_lab import LEASE, SECOND, Lab, Worker
 
-__all__ = ["lab"]
 KEEP = timedelta(days=7)
 
 
@@ -61,6 +60,29 @@ async def test_leftovers_of_lost_attempts_go_and_what_is_named_stays(lab: Lab) -
     lab.clock.advance(KEEP + SECOND)
     await remove(lab)
     assert await left(lab, account_id) == both | {newer}
+
+
+async def test_a_checkpoint_stays_until_a_start_from_scratch_has_begun(lab: Lab) -> None:
+    task_id, account_id = new_id(), new_id()
+    await lab.queue(account_id, task_id=task_id)
+    first = await lab.worker()
+    checkpoint = await keep_checkpoint(first, 10)
+    await first.finish(EndReason.FAILED, user_error=True)
+    finishing = await lab.worker()
+    await finishing.beat()
+    await finishing.finish(EndReason.FAILED)
+    await lab.queue(account_id, task_id=task_id, start_number=2, resume=False)
+    await lab.training.starts.order_stop(f"{task_id}-2", EndReason.STOPPED_BY_USER, 0)
+    lab.clock.advance(KEEP + SECOND)
+    await remove(lab)
+    assert await left(lab, account_id) == {checkpoint}, "nobody took the second start"
+    await lab.queue(account_id, task_id=task_id, start_number=3, resume=False)
+    third = await lab.worker()
+    await third.beat()
+    await third.finish(EndReason.FAILED, user_error=True)
+    lab.clock.advance(KEEP + SECOND)
+    await remove(lab)
+    assert await left(lab, account_id) == set()
 
 
 async def test_a_round_that_breaks_off_is_made_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,32 +1,17 @@
 """Runs that train nothing: a model that is there predicts a data set version."""
 
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
 
-from saucer.lib.clock import ManualClock
 from saucer.lib.cloudevent import from_json
 from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.ids import new_id
-from saucer.lib.objects import Objects
-from saucer.lib.postgres import connect, migrate
 from saucer.training.domain import BACK_OFF, FINISH_LIMIT, MAX_ATTEMPTS, EndReason, Run, RunStage, RunState
 from saucer.training.v1 import events_pb2
-from tests.integration.training.test_runs import SECOND, Lab
-from tests.support.servers import NewDatabase
+from tests.support.training_lab import SECOND, Lab
 
 DETECTIONS = ("detections_test.npz", "detections_validation.npz")
-
-
-@pytest.fixture
-async def lab(new_database: NewDatabase, tmp_path: Path) -> AsyncIterator[Lab]:
-    clock = ManualClock(datetime(2026, 1, 1, tzinfo=UTC))
-    database = await connect(await new_database(), clock)
-    await migrate(database, "saucer.lib", "saucer.training")
-    yield Lab(database, clock, Objects(f"file://{tmp_path}"))
-    await database.pool.close()
 
 
 async def trained(lab: Lab) -> Run:

@@ -4,23 +4,23 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import asyncpg
 import pytest
 
 from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.errors import NotFoundError
+from saucer.lib.gauges import read_once
 from saucer.lib.ids import new_id
+from saucer.training import watching
 from saucer.training.domain import MAX_ATTEMPTS, EndReason
 from saucer.training.fleet import WORKER_GONE, WorkerState
 from saucer.training.store import queue, workers
 from saucer.training.store.queue import AGEING
 from saucer.training.store.runs import read_run
-from tests.integration.training.test_runs import SECOND, Lab, Worker, lab
 from tests.support.policy import choose
-
-__all__ = ["lab"]
+from tests.support.training_lab import SECOND, Lab, Worker
 
 LEASES = 60
 
@@ -46,6 +46,7 @@ async def test_leases_follow_the_stated_policy(lab: Lab) -> None:
     for account_id in accounts:
         await lab.training.leases.set_share(account_id, weights[account_id], limits.get(account_id), 1)
     busy: Counter[str] = Counter()
+    granted: dict[str, datetime] = {}
     at_work: list[tuple[str, Worker]] = []
     leased = 0
     for number in itertools.count(2):
@@ -63,13 +64,14 @@ async def test_leases_follow_the_stated_policy(lab: Lab) -> None:
             busy[account_id] -= 1
         async with lab.database.reading() as connection:
             rows = await connection.fetch("SELECT * FROM run WHERE state = 'QUEUED'")
-        expected = choose([read_run(row) for row in rows], busy, lab.clock.time, weights, limits)
+        expected = choose([read_run(row) for row in rows], busy, lab.clock.time, weights, limits, granted)
         taken = await lab.take()
         assert (taken.leased.run_id if taken else None) == expected
         if taken is None:
             continue
         await taken.beat()
         busy[taken.leased.request.account_id] += 1
+        granted[taken.leased.request.account_id] = lab.clock.time
         at_work.append((taken.leased.request.account_id, taken))
         leased += 1
 
@@ -90,6 +92,55 @@ async def test_a_wait_long_enough_outweighs_runs_at_work(lab: Lab) -> None:
     lab.clock.advance(AGEING + SECOND)
     await lab.queue(idle)
     assert (await lab.worker()).leased.run_id in old
+
+
+async def test_a_newcomer_behind_a_backlog_of_three_hours_gets_the_next_worker(lab: Lab) -> None:
+    backlog, newcomer = new_id(), new_id()
+    for _ in range(60):
+        await lab.queue(backlog)
+    at_work = [await lab.worker() for _ in range(3)]
+    for _ in range(18):
+        lab.clock.advance(timedelta(minutes=10))
+        for number, worker in enumerate(at_work):
+            await worker.beat()
+            await worker.finish(EndReason.FAILED, user_error=True)
+            at_work[number] = await lab.worker()
+    run_id = await lab.queue(newcomer)
+    lab.clock.advance(timedelta(minutes=10))
+    await at_work[0].beat()
+    await at_work[0].finish(EndReason.FAILED, user_error=True)
+    assert (await lab.worker()).leased.run_id == run_id
+
+
+async def test_an_old_run_of_low_priority_does_not_carry_its_accounts_newer_ones_for_ever(lab: Lab) -> None:
+    old, other = new_id(), new_id()
+    await lab.queue(old)
+    lab.clock.advance(timedelta(hours=3))
+    for account_id in [old] * 5 + [other] * 5:
+        await lab.queue(account_id, priority=1)
+    leased = []
+    for _ in range(6):
+        leased.append((await lab.worker()).leased.request.account_id)
+        lab.clock.advance(SECOND)
+    assert leased == [old, other] * 3
+
+
+async def test_what_an_account_gets_in_one_region_does_not_make_it_wait_for_ever_in_another(lab: Lab) -> None:
+    wide, local = new_id(), new_id()
+    for _ in range(10):
+        await lab.queue(wide, region_id="a")
+        await lab.queue(local, region_id="b")
+    waiting = await lab.queue(wide, region_id="b")
+    leased = []
+    for _ in range(10):
+        taken = [await lab.take(region_id=region_id) for region_id in "ab"]
+        lab.clock.advance(AGEING / 2)
+        for worker in taken:
+            assert worker is not None
+            leased.append(worker.leased.run_id)
+            await worker.beat()
+            await worker.finish(EndReason.FAILED, user_error=True)
+    assert waiting in leased
 
 
 async def test_a_run_never_goes_to_a_worker_of_another_region(lab: Lab) -> None:
@@ -161,6 +212,9 @@ async def test_the_depth_of_each_queue_is_told(lab: Lab) -> None:
         ("a", 1, 1, 1),
         ("b", 0, 0, 1),
     ]
+    await read_once(lab.database, watching.READINGS)
+    told = [watching.queued_runs.labels(each.region_id, each.spec_id)._value.get() for each in found]
+    assert told == [1, 0]
 
 
 async def test_a_replica_that_is_frozen_in_its_turn_stops_no_other(lab: Lab) -> None:

@@ -360,6 +360,24 @@ async def test_a_heartbeat_is_refused_without_its_token_and_outside_its_prefix(
     assert (error.code, error.reason) == ("FAILED_PRECONDITION", "LEASE_LOST")
 
 
+async def test_a_part_of_a_validation_is_progress_and_is_passed_again_before_it_is_charged(
+    client: Client, jetstream: JetStreamContext
+) -> None:
+    start, worker = Start(), client.worker()
+    await publish(jetstream, start.queued())
+    assert await worker.take()
+    await worker.beat(iteration=5, validated=0.5, checkpoint=worker.checkpoint(5))
+    await worker.finish(training_pb2.END_REASON_FAILED, released=True)
+    assert await worker.take()
+    for validated in (0.0, 0.5, 0.6):
+        await worker.beat(iteration=5, validated=validated)
+        await asyncio.sleep(0.1)
+    assert (await client.run(start)).charged_ms == 0
+    await worker.beat(iteration=5, validated=0.7)
+    assert (await client.run(start)).charged_ms >= 100
+    assert (await refusal(worker.beat(iteration=5, validated=1.0))).reason == "FIELD_INVALID"
+
+
 async def test_others_see_nothing(client: Client, jetstream: JetStreamContext) -> None:
     start, worker = Start(), client.worker()
     await publish(jetstream, start.queued())

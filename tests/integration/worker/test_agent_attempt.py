@@ -2,9 +2,14 @@
 
 from __future__ import annotations  # some of grpc's classes exist only for type checkers
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import grpc
 import pytest
@@ -12,12 +17,15 @@ from nats.js import JetStreamContext
 
 from saucer.lib.auth import Role
 from saucer.lib.grpc_client import TokenFile
-from saucer.lib.objects import Objects
+from saucer.lib.objects import Objects, sha256_of
 from saucer.training.main import TrainingSettings, wire
 from saucer.training.v1 import training_pb2, training_pb2_grpc, worker_pb2_grpc
-from saucer.worker.attempt import Attempt
+from saucer.worker import catalogue
+from saucer.worker.attempt import RETRY_S, Attempt
+from saucer.worker.catalogue import Pretrained
 from saucer.worker.child_process import ChildGoneError, ChildProcess
 from saucer.worker.heart import LeaseLostError
+from saucer.worker.job import Checkpoint, Failure, FailureKind, Message, Order, Progress, StartingPoint, TrainJob
 from saucer.worker.transfer import ImageCache
 from tests.support.events import publish
 from tests.support.services import Running, ServiceRunner, Tokens
@@ -37,6 +45,7 @@ class Bench:
     folder: Path
     jetstream: JetStreamContext
     child: Callable[[int], Awaitable[ChildProcess]] = no_child
+    catalogue_url: str = catalogue.ZOO_URL
 
     async def attempt(self, start: Start) -> Attempt:
         """The next of this start, queued here if it is the first."""
@@ -53,6 +62,7 @@ class Bench:
             workdir=self.folder,
             child=self.child,
             threads=1,
+            catalogue_url=self.catalogue_url,
         )
 
     async def run(self, start: Start) -> training_pb2.Run:
@@ -104,6 +114,47 @@ async def test_a_lost_child_or_missing_data_costs_an_attempt_and_the_run_is_queu
     assert run.error_message
 
 
+class FailingChild:
+    """That saves a checkpoint, and then finds that the user's settings cannot be trained with."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        checkpoint.write_bytes(b"learnt")
+        message = "The loss became nan at iteration 11."
+        self.job: object = None
+        self._reports: list[Message] = [Checkpoint(str(checkpoint), 10, 1_000), Failure(FailureKind.USER, message)]
+
+    async def send(self, order: Order) -> None:
+        self.job = self.job or order
+
+    async def next(self) -> Message:
+        return self._reports.pop(0)
+
+
+async def test_after_a_users_error_the_next_attempt_only_finishes_the_checkpoint_that_was_on_its_way(
+    bench: Bench,
+) -> None:
+    start = await shapes(bench, train=1)
+    children = [FailingChild(bench.folder / "checkpoint.pth") for _ in range(2)]
+    given = iter(children)
+
+    async def child(processes: int) -> ChildProcess:
+        return next(given)  # type: ignore[return-value]  # stands in for one
+
+    bench.child = child
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert (run.state, run.error_message) == (training_pb2.RUN_STATE_QUEUED, "The loss became nan at iteration 11.")
+    assert await (await bench.attempt(start)).go() == "failed"
+    jobs = [child.job for child in children]
+    assert [isinstance(job, TrainJob) and job.finish_only for job in jobs] == [False, True]
+    run = await bench.run(start)
+    assert (run.state, run.end_reason, run.model_id) == (
+        training_pb2.RUN_STATE_ENDED,
+        training_pb2.END_REASON_FAILED,
+        "",
+    )
+
+
 @pytest.mark.parametrize("count", [1, 2])
 async def test_a_run_of_several_gpus_asks_for_as_many_processes(bench: Bench, count: int) -> None:
     asked: list[int] = []
@@ -115,6 +166,84 @@ async def test_a_run_of_several_gpus_asks_for_as_many_processes(bench: Bench, co
     bench.child = child
     assert await (await bench.attempt(replace(await shapes(bench, train=1), count=count))).go() == "failed"
     assert asked == [count]
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A model zoo that has one small file, and does not answer until it is told to."""
+    key = f"weights-{sha256_of(b'weights')[:8]}.pth"
+    monkeypatch.setattr(catalogue, "PRETRAINED", {StartingPoint.RTMDET_TINY_COCO: Pretrained(key)})
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    (folder / key).write_bytes(b"weights")
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler, bind_and_activate=False) as server:
+        server.server_bind()
+        yield server
+        if server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            server.shutdown()
+
+
+def answer(mirror: ThreadingHTTPServer) -> None:
+    mirror.server_activate()
+    Thread(target=mirror.serve_forever, daemon=True).start()
+
+
+async def pretrained(bench: Bench, mirror: ThreadingHTTPServer) -> Start:
+    bench.catalogue_url = f"http://127.0.0.1:{mirror.server_port}"
+    return replace(await shapes(bench, train=1), starting_point=StartingPoint.RTMDET_TINY_COCO)
+
+
+async def test_weights_whose_mirror_does_not_answer_are_fetched_when_it_does(
+    bench: Bench, mirror: ThreadingHTTPServer
+) -> None:
+    asked: list[int] = []
+
+    async def child(processes: int) -> ChildProcess:
+        asked.append(processes)
+        return await no_child(processes)
+
+    bench.child = child
+    going = asyncio.ensure_future((await bench.attempt(await pretrained(bench, mirror))).go())
+    await asyncio.sleep(2 * RETRY_S)
+    assert not going.done()
+    answer(mirror)
+    assert await going == "failed"
+    assert asked, "the weights were there"
+
+
+async def test_a_mirror_that_stays_silent_costs_an_attempt_and_is_not_the_users_fault(
+    bench: Bench, mirror: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saucer.worker.attempt.MIRROR_PATIENCE_S", 1.0)
+    start = await pretrained(bench, mirror)
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert (run.state, run.attempt) == (training_pb2.RUN_STATE_QUEUED, 1)
+    assert "Choose the starting point" in run.error_message
+
+
+async def test_weights_that_the_mirror_does_not_have_end_the_run_and_say_what_to_choose(
+    bench: Bench, mirror: ThreadingHTTPServer, tmp_path: Path
+) -> None:
+    start = await pretrained(bench, mirror)
+    for file in (tmp_path / "mirror").iterdir():
+        file.unlink()
+    answer(mirror)
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert run.state == training_pb2.RUN_STATE_ENDED
+    assert "Choose the starting point" in run.error_message
+
+
+async def test_weights_of_a_model_that_is_gone_end_the_run_and_say_what_to_do(bench: Bench) -> None:
+    start = await shapes(bench, train=1)
+    start = replace(start, weights_key=f"system/{start.account_id}/runs/gone/attempt-1/weights.pth")
+    assert await (await bench.attempt(start)).go() == "failed"
+    run = await bench.run(start)
+    assert (run.state, run.end_reason) == (training_pb2.RUN_STATE_ENDED, training_pb2.END_REASON_FAILED)
+    assert "Create a task with another model" in run.error_message
+    assert start.weights_key not in run.error_message
 
 
 async def test_a_stop_before_the_child_has_the_job_ends_the_run_without_a_model(bench: Bench) -> None:
@@ -133,6 +262,13 @@ async def test_a_worker_that_stops_gives_the_run_back_at_once(bench: Bench) -> N
     attempt.release()
     assert await attempt.go() == "released"
     assert (await bench.run(start)).state == training_pb2.RUN_STATE_QUEUED
+
+
+async def test_the_childs_progress_in_a_validation_is_in_the_next_heartbeat(bench: Bench) -> None:
+    attempt = await bench.attempt(await shapes(bench, train=1))
+    attempt._take(Progress(30, 100, 3, 10, 1_000, validated=0.25))
+    request = attempt._heart._request()
+    assert (request.iteration, request.validated) == (30, 0.25)
 
 
 async def test_a_lease_that_is_gone_ends_the_attempt_and_tells_nothing(bench: Bench) -> None:

@@ -1,5 +1,6 @@
 """Data sets on a worker's disk, from a real object store."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -78,6 +79,33 @@ async def test_what_is_cached_is_not_fetched_again(store: Store) -> None:
     await store.fetch(store.cache(), manifest((name, "train")))
     await store.objects.delete(f"{PREFIX}/{name}")
     await store.fetch(store.cache(), manifest((name, "train")))
+
+
+async def test_heartbeats_have_their_turn_while_many_images_are_found_cached(store: Store) -> None:
+    cache = store.cache()
+    names = [f"{number:064x}" for number in range(20_000)]
+    for name in names:
+        (store.cache_folder / name).touch()
+    turn, turns = 0, set()
+
+    async def beat() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    heart = asyncio.create_task(beat())
+    told: list[int] = []
+
+    def tell(done: int) -> None:
+        told.append(done)
+        turns.add(turn)
+
+    await cache.fetch(PREFIX, names, tell)
+    heart.cancel()
+    assert told[-1] == len(names)
+    assert told == sorted(told)
+    assert len(turns) > 10
 
 
 async def test_an_image_that_is_not_what_its_name_says_is_not_kept(store: Store) -> None:

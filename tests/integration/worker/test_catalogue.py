@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from saucer.lib.errors import NotFoundError
+from saucer.lib.errors import NotFoundError, UnavailableError
 from saucer.worker import catalogue, checkpoint
 from saucer.worker.catalogue import CACHE_PREFIX, CatalogueError, Pretrained, fetch
 from saucer.worker.errors import CheckpointError
@@ -52,10 +52,19 @@ async def test_weights_are_fetched_once_and_kept_in_the_object_store(mirror: Pat
     assert again.read_bytes() == WEIGHTS
 
 
-async def test_without_a_network_the_sentence_says_what_to_do(mirror: Path, tmp_path: Path) -> None:
+async def test_without_a_network_the_sentence_says_what_to_do_and_may_be_tried_again(
+    mirror: Path, tmp_path: Path
+) -> None:
     _, objects = object_store(tmp_path)
-    with pytest.raises(CatalogueError, match=r"cannot be fetched from .* Choose the starting point imagenet-lite0"):
+    with pytest.raises(UnavailableError, match=r"cannot be fetched from .* Choose the starting point imagenet-lite0"):
         await fetch(objects, TINY, NOWHERE, tmp_path / "weights.pth")
+
+
+async def test_a_mirror_without_the_file_is_final(mirror: Path, tmp_path: Path) -> None:
+    _, objects = object_store(tmp_path)
+    only_file(mirror).unlink()
+    with pytest.raises(CatalogueError, match=r"cannot be fetched from .* Choose the starting point imagenet-lite0"):
+        await fetch(objects, TINY, f"file://{mirror}", tmp_path / "weights.pth")
 
 
 async def test_another_file_than_the_checksum_names_is_refused_and_not_kept(mirror: Path, tmp_path: Path) -> None:

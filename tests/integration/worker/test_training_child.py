@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import queue
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from saucer.worker.job import (
     Failure,
     FailureKind,
     Halted,
+    Kept,
     Log,
     Metrics,
     Progress,
@@ -42,6 +44,9 @@ EPOCH_ITERATIONS = 8
 ITERATIONS = EPOCHS * EPOCH_ITERATIONS
 LR = 2e-3
 WARMUP = 20
+# As the worker's hooks have them, which only a child may import.
+CHECKPOINT_ITERATIONS = 40
+LOST_ITERATIONS = 50
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -99,7 +104,9 @@ def of(kind: type[T], reports: list[object]) -> list[T]:
 def test_a_killed_run_resumes_at_its_checkpoint_and_completes(interrupted: Interrupted) -> None:
     assert interrupted.checkpoint.iteration > 0
     progress = of(Progress, interrupted.after)
-    assert progress[0].iteration == interrupted.checkpoint.iteration + 1
+    trained = [report for report in progress if report.iteration > interrupted.checkpoint.iteration]
+    assert trained[0].iteration == interrupted.checkpoint.iteration + 1
+    assert all(report.validated < 1 for report in progress[: -len(trained)]), "before it the validation that was due"
     assert progress[-1].iteration == progress[-1].iterations == ITERATIONS
     assert interrupted.result.reason is EndReason.COMPLETED
     assert interrupted.result.iteration == ITERATIONS
@@ -122,7 +129,7 @@ def test_a_checkpoint_has_the_weights_and_their_average_which_it_is_that_is_used
 def test_elapsed_time_goes_on_where_the_checkpoint_left_it(interrupted: Interrupted) -> None:
     elapsed = [report.elapsed_ms for report in of(Progress, interrupted.after)]
     assert elapsed == sorted(elapsed)
-    assert interrupted.checkpoint.elapsed_ms < elapsed[0] < interrupted.checkpoint.elapsed_ms + 30_000
+    assert interrupted.checkpoint.elapsed_ms <= elapsed[0] < interrupted.checkpoint.elapsed_ms + 30_000
     assert interrupted.result.elapsed_ms >= elapsed[-1]
 
 
@@ -326,6 +333,25 @@ def test_a_stop_without_finish_leaves_a_checkpoint_only(child: Child, small: Tra
     assert halted.checkpoint is not None
     assert Path(halted.checkpoint).is_file()
     assert not (folder / "halted" / "result" / "model.onnx").exists()
+
+
+def test_training_waits_for_a_checkpoint_to_be_kept_rather_than_lose_more_than_it_may(
+    child: Child, small: TrainJob, folder: Path
+) -> None:
+    job = dataclasses.replace(small, workdir=str(folder / "held"), input_size=64, validation=None, epochs=500)
+    child.send(dataclasses.replace(job, waits_for_kept=True))
+    for bound in (LOST_ITERATIONS, CHECKPOINT_ITERATIONS + LOST_ITERATIONS):
+
+        def beyond(report: Progress, bound: int = bound) -> bool:
+            return report.iteration > bound
+
+        saved = child.wait_for(Checkpoint)
+        with pytest.raises(queue.Empty):
+            child.wait_for(Progress, beyond, timeout_s=5)
+        child.send(Kept(saved.iteration))
+        child.wait_for(Progress, beyond)
+    child.send(Stop("drain", finish=False))
+    child.wait_for(Halted)
 
 
 def test_data_that_cannot_be_trained_with_is_the_users_failure_and_the_child_lives_on(

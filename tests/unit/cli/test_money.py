@@ -29,6 +29,8 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
     requests: list[Any] = field(default_factory=list)
     # That ListStatements has.
     starts: int = 1
+    # Of each of them, which are then read a line a page.
+    lines: int = 1
 
     def CreateResourceGroup(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -56,6 +58,12 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
 
     def ListStatements(self, request: Any, context: Any) -> Any:
         first = int(request.page_token or 0)
+        if self.lines > 1:
+            statement, following = _statement(first // self.lines + 1), first + 1
+            statement.more_lines = following % self.lines > 0
+            return billing_pb2.ListStatementsResponse(
+                statements=[statement], next_page_token=str(following) if following < self.lines * self.starts else ""
+            )
         last = min(first + (request.page_size or 50), self.starts)
         return billing_pb2.ListStatementsResponse(
             statements=[_statement(number + 1) for number in range(first, last)],
@@ -161,6 +169,19 @@ def test_a_bill_has_all_starts_and_says_nothing_of_more(cli: Cli, script: Script
     assert (len(list(csv.DictReader(io.StringIO(result.stdout)))), result.stderr) == (starts, "")
     assert len(cli.json("account", "statement")) == starts
     assert f"In all, {starts} starts: {money(starts * 90_000)} EUR" in cli("account", "statement", "--work", TASK)
+
+
+def test_a_start_whose_lines_lie_on_several_pages_is_one_with_all_of_them(cli: Cli, script: Script) -> None:
+    script.starts, script.lines = 3, 4
+    statements = cli.json("account", "statement")
+    assert [len(statement["lines"]) for statement in statements] == [4, 4, 4]
+    assert not any(statement.get("moreLines") for statement in statements)
+    assert len(list(csv.DictReader(io.StringIO(cli("account", "statement", "--csv"))))) == 12
+    assert "In all, 3 starts: 0.27 EUR" in cli("account", "statement", "--work", TASK)
+    cut = cli.result("account", "statement", "--limit", "2", "--json")
+    assert [len(statement["lines"]) for statement in json.loads(cut.stdout)] == [4, 4]
+    assert "There are more than these 2" in cut.stderr
+    assert cli.result("account", "statement", "--limit", "3", "--csv").stderr == ""
 
 
 def test_a_bill_that_is_cut_says_so_and_its_sum_is_of_what_is_shown(cli: Cli, script: Script) -> None:

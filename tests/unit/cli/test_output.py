@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from saucer.cli.app import IDENTIFIER, MONEY, SECONDS, enum_choice, enum_number
 from saucer.cli.connection import account_of_token, read_profile
 from saucer.cli.errors import CliError
-from saucer.cli.output import duration, enum_word, money, threshold
+from saucer.cli.output import duration, enum_word, money
 from saucer.lib.auth import Role, generate_keys, mint
 from saucer.lib.config import ProcessSettings, load
 from saucer.lib.ids import new_id
-from saucer.lib.scores import at_score_precision
 from saucer.task.v1 import task_pb2
 
 
@@ -131,17 +130,3 @@ def test_the_command_lines_own_variables_do_not_stop_a_service_that_it_starts(mo
     monkeypatch.setenv("SAUCER_PROFIL", "x")
     with pytest.raises(SystemExit, match="SAUCER_PROFIL is unknown"):
         load(ProcessSettings)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.5, "0.5"), (0.87365, "0.87365"), (0.7, "0.7"), (0.0, "0"), (1.0, "1"), (0.1 + 0.2, "0.3"), (2e-5, "0.00002")],
-)
-def test_a_threshold_is_written_in_the_digits_that_it_has(value: float, text: str) -> None:
-    assert threshold(value) == threshold(at_score_precision(value)) == text
-
-
-@given(score=st.floats(0, 1, width=32))
-def test_a_threshold_that_was_a_score_takes_that_score_in_when_it_is_typed_as_it_was_shown(score: float) -> None:
-    shown = float(threshold(score))
-    assert at_score_precision(shown) == score

@@ -79,6 +79,11 @@ class Imported:
     def splits(self) -> dict[str, str]:
         return {entry["source_name"]: entry["split"] for entry in self.manifest["images"]}
 
+    @property
+    def empty(self) -> list[str]:
+        """Names of the images of which the labels say that nothing is on them."""
+        return sorted(entry["source_name"] for entry in self.manifest["images"] if entry.get("empty"))
+
 
 @dataclass
 class Store:

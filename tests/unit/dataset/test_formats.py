@@ -1,122 +1,27 @@
 """Every format in, the manifest (COCO) out: the same boxes, classes and splits."""
 
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 import pytest
 
 from saucer.dataset.domain import LabelKind, SourceFormat
 from saucer.dataset.report import ImportReason, ImportRefusedError
-from tests.unit.dataset.folders import HEIGHT, WIDTH, Imported, coco, image, picture, run_import, write
-
-Box = tuple[str, float, float, float, float]
-
-# Of each image: its split, and class, x, y, width, height of its boxes.
-TRUTH: dict[str, tuple[str, list[Box]]] = {
-    "1": ("train", [("cup", 4, 4, 10, 10), ("plate", 0, 0, WIDTH, HEIGHT)]),
-    "2": ("train", []),
-    "3": ("validation", [("plate", 20, 7, 31, 40)]),
-    "4": ("test", [("cup", 1, 2, 3, 4), ("cup", 50, 40, 14, 8)]),
-}
-CLASSES = ("cup", "plate")
-FOLDERS = {"train": "train", "validation": "val", "test": "test"}
-
-
-def as_coco(folder: Path) -> Path:
-    number = 0
-    annotations = []
-    for name, (_, boxes) in TRUTH.items():
-        for class_name, *xywh in boxes:
-            number += 1
-            category = 1 + CLASSES.index(class_name)
-            annotations.append({"id": number, "image_id": int(name), "category_id": category, "bbox": xywh})
-    images = [image(int(name), split=split) for name, (split, _) in TRUTH.items()]
-    return write(folder, {"annotations.json": coco(images, annotations), **pictures("images/{name}.png")})
-
-
-def pictures(path: str) -> dict[str, bytes]:
-    return {path.format(name=name, split=FOLDERS[split]): picture(int(name)) for name, (split, _) in TRUTH.items()}
-
-
-def voc_file(boxes: list[Box], size: tuple[int, int] = (WIDTH, HEIGHT), more: str = "") -> bytes:
-    objects = "".join(
-        f"<object><name>{escape(name)}</name><difficult>0</difficult><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>"
-        f"<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox>"
-        f"<part><name>rim</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></part></object>"
-        for name, x, y, width, height in boxes
-    )
-    return (
-        f"<annotation><filename>old name.jpg</filename><size><width>{size[0]}</width><height>{size[1]}</height>"
-        f"<depth>3</depth></size>{objects}{more}</annotation>"
-    ).encode()
-
-
-def as_voc(folder: Path) -> Path:
-    files = {f"VOC/Annotations/{name}.xml": voc_file(boxes) for name, (_, boxes) in TRUTH.items()}
-    for split, listed in FOLDERS.items():
-        lines = "".join(f"{name}\n" for name, (own, _) in TRUTH.items() if own == split)
-        files[f"VOC/ImageSets/Main/{listed}.txt"] = lines.encode()
-    files["VOC/ImageSets/Main/cup_train.txt"] = b"1  1\n4 -1\n"
-    return write(folder, files | pictures("VOC/JPEGImages/{name}.png"))
-
-
-def as_voc_in_split_folders(folder: Path) -> Path:
-    files = {f"{FOLDERS[split]}/{name}.xml": voc_file(boxes, (0, 0)) for name, (split, boxes) in TRUTH.items()}
-    return write(folder, files | pictures("{split}/{name}.png"))
-
-
-def yolo_lines(boxes: list[Box]) -> bytes:
-    return "".join(
-        f"{CLASSES.index(name)} {(x + width / 2) / WIDTH} {(y + height / 2) / HEIGHT} {width / WIDTH} "
-        f"{height / HEIGHT}\n"
-        for name, x, y, width, height in boxes
-    ).encode()
-
-
-def labels(path: str) -> dict[str, bytes]:
-    """Of those that have a box: an image without a label file has none."""
-    return {
-        path.format(name=name, split=FOLDERS[split]): yolo_lines(boxes)
-        for name, (split, boxes) in TRUTH.items()
-        if boxes
-    }
-
-
-def as_yolo(folder: Path) -> Path:
-    settings = (
-        b"path: ../datasets/mine\ntrain: images/train\nval: images/val\ntest: images/test\n"
-        b"names:\n  0: cup\n  1: plate\n"
-    )
-    files = labels("labels/{split}/{name}.txt") | pictures("images/{split}/{name}.png")
-    return write(folder, files | {"data.yaml": settings})
-
-
-def as_yolo_of_roboflow(folder: Path) -> Path:
-    settings = b"train: ../train/images\nval: ../val/images\ntest: ../test/images\nnc: 2\nnames: ['cup', 'plate']\n"
-    files = labels("{split}/labels/{name}.txt") | pictures("{split}/images/{name}.png")
-    return write(folder, files | {"data.yaml": settings, "README.txt": b"exported"})
-
-
-def as_yolo_of_darknet(folder: Path) -> Path:
-    files = labels("obj_train_data/{name}.txt") | pictures("obj_train_data/{name}.png") | {"obj.names": b"cup\nplate\n"}
-    for split, listed in FOLDERS.items():
-        lines = "".join(f"data/obj_train_data/{name}.png\n" for name, (own, _) in TRUTH.items() if own == split)
-        files[f"{listed}.txt"] = lines.encode()
-    return write(folder, files)
-
-
-def found_boxes(done: Imported) -> dict[str, tuple[str, list[Box]]]:
-    names = {category["id"]: category["name"] for category in done.manifest["categories"]}
-    found: dict[str, tuple[str, list[Box]]] = {}
-    for entry in done.manifest["images"]:
-        boxes = [
-            (names[annotation["category_id"]], *annotation["bbox"])
-            for annotation in done.manifest["annotations"]
-            if annotation["image_id"] == entry["id"]
-        ]
-        found[Path(entry["source_name"]).stem] = entry["split"], boxes
-    return dict(sorted(found.items()))
+from tests.unit.dataset.folders import coco, image, picture, run_import, write
+from tests.unit.dataset.truth import (
+    CLASSES,
+    TRUTH,
+    as_coco,
+    as_voc,
+    as_voc_in_split_folders,
+    as_yolo,
+    as_yolo_of_darknet,
+    as_yolo_of_roboflow,
+    found_boxes,
+    voc_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +42,49 @@ def test_every_format_comes_out_as_the_same_boxes_classes_and_splits(
     assert (done.result.source_format, done.result.label_kind) == (expected, LabelKind.BOXES)
     assert done.result.class_names == CLASSES
     assert found_boxes(done) == TRUTH
+    assert done.result.statistics.total.unlabelled_images == 0
+    assert done.empty == [next(name for name in done.splits if Path(name).stem == "2")]
     assert done.refused == {}
 
 
 def test_every_format_makes_the_same_version(tmp_path: Path) -> None:
     hashes = {run_import(build(tmp_path / build.__name__)).result.content_hash for build in (as_coco, as_voc, as_yolo)}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "empty"),
+    [
+        ({}, False),
+        ({"labels/9.txt": b""}, True),
+        ({"labels/9.txt": b"\n \n"}, True),
+        ({"labels/9.txt": b"0 nonsense\n"}, False),
+        ({"labels/9.txt": b"0 5 5 0.1 0.1\n"}, False),
+    ],
+)
+def test_a_yolo_image_is_empty_if_its_label_file_is_and_unlabelled_without_one(
+    tmp_path: Path, said: dict[str, bytes], empty: bool
+) -> None:
+    done = run_import(write(as_yolo(tmp_path / "f"), {"images/9.png": picture(9), **said}))
+    assert ("images/9.png" in done.empty) == empty
+    assert done.result.statistics.total.unlabelled_images == (not empty)
+
+
+@pytest.mark.parametrize(
+    ("said", "empty"),
+    [
+        ({}, False),
+        ({"VOC/Annotations/9.xml": voc_file([])}, True),
+        ({"VOC/Annotations/9.xml": voc_file([], more="<object><name>cup</name></object>")}, False),
+        ({"VOC/Annotations/9.xml": voc_file([("cup", 400, 400, 4, 4)])}, False),
+    ],
+)
+def test_a_voc_image_is_empty_if_its_label_file_has_no_object_and_unlabelled_without_one(
+    tmp_path: Path, said: dict[str, bytes], empty: bool
+) -> None:
+    done = run_import(write(as_voc(tmp_path / "f"), {"VOC/JPEGImages/9.png": picture(9), **said}))
+    assert ("JPEGImages/9.png" in done.empty) == empty
+    assert done.result.statistics.total.unlabelled_images == (not empty)
 
 
 @pytest.mark.parametrize("places", ["{cls}/{n}.png", "set/{cls}/deep/{n}.png", "{split}/{cls}/{n}.png"])
@@ -190,7 +132,7 @@ def test_images_alone_are_imported_to_be_labelled(tmp_path: Path) -> None:
 
 def test_a_format_that_the_caller_names_is_not_guessed(tmp_path: Path) -> None:
     folder = write(tmp_path / "f", {f"{cls}/{n}.png": picture(n + ord(cls)) for n in range(2) for cls in "ab"})
-    write(folder, {"class_indices.json": {"a": 0}})
+    write(folder, {"labels.json": {"images": []}})
     with pytest.raises(ImportRefusedError) as caught:
         run_import(folder)
     assert caught.value.reason is ImportReason.NOT_COCO
@@ -309,17 +251,116 @@ def test_class_names_are_text_whatever_yaml_makes_of_them_and_may_be_a_list_of_l
     assert run_import(folder).result.class_names == CLASSES
 
 
-def test_label_files_of_the_same_name_in_several_splits_belong_to_their_own_images(tmp_path: Path) -> None:
-    files = {"data.yaml": b"names: [cup]\n"}
-    for number, split in enumerate(("train", "valid", "test"), 1):
-        files[f"{split}/images/0.png"] = picture(number)
-        if split != "valid":
-            files[f"{split}/labels/0.txt"] = f"0 0.5 0.5 {number / 4} 0.5\n".encode()
+@pytest.mark.parametrize(("shape", "points"), [(b"[2, 3]", b"0.9 0.9 2 0 0 0"), (b"[2, 2]", b"0.9 0.9 0 0")])
+def test_the_key_points_of_a_yolo_box_do_not_change_it(tmp_path: Path, shape: bytes, points: bytes) -> None:
+    folder = as_yolo(tmp_path / "f")
+    (folder / "data.yaml").write_bytes((folder / "data.yaml").read_bytes() + b"kpt_shape: " + shape)
+    (folder / "labels/train/2.txt").write_bytes(b"1 0.5 0.5 0.25 0.25 " + points + b"\n1 0.25 0.5 0.25\n")
+    done = run_import(folder)
+    assert found_boxes(done)["2"][1] == [("plate", 24, 18, 16, 12)]
+    assert done.refused == {"malformed_annotation": 1}
+
+
+@pytest.mark.parametrize("content", [{"categories": [{"id": 0}, 5], "info": {"year": 2024}}, b"[]"])
+def test_json_of_something_else_does_not_hide_the_labels_beside_it(tmp_path: Path, content: Any) -> None:
+    folder = write(as_yolo(tmp_path / "f"), {"notes.json": content})
+    done = run_import(folder)
+    assert (done.result.source_format, found_boxes(done), done.refused) == (SourceFormat.YOLO, TRUTH, {})
+    with pytest.raises(ImportRefusedError) as caught:
+        run_import(folder, source_format=SourceFormat.COCO)
+    assert caught.value.reason is ImportReason.NOT_COCO
+    with pytest.raises(ImportRefusedError) as caught:
+        run_import(write(tmp_path / "alone", {"notes.json": content, "1.png": picture(1)}))
+    assert caught.value.reason is ImportReason.NOT_COCO
+
+
+@pytest.mark.parametrize("more", ["test/{n}.png", "{n}.png"])
+def test_images_beside_class_folders_have_no_label_and_leave_the_others_theirs(tmp_path: Path, more: str) -> None:
+    files = {f"train/{CLASSES[n % 2]}/{n}.png": picture(n) for n in range(10)}
+    files |= {more.format(n=n): picture(n) for n in range(10, 13)}
     done = run_import(write(tmp_path / "f", files))
-    widths = {
-        entry["source_name"].split("/")[0]: [
-            row["bbox"][2] for row in done.manifest["annotations"] if row["image_id"] == entry["id"]
-        ]
-        for entry in done.manifest["images"]
+    assert (done.result.source_format, done.result.class_names) == (SourceFormat.CLASS_FOLDERS, CLASSES)
+    total = done.result.statistics.total
+    assert (total.images, total.unlabelled_images) == (13, 3)
+    if more.startswith("test"):
+        assert {name for name, split in done.splits.items() if split == "test"} == {
+            f"test/{n}.png" for n in (10, 11, 12)
+        }
+
+
+def test_folders_of_splits_and_an_image_beside_them_are_no_classes(tmp_path: Path) -> None:
+    files = {"train/1.png": picture(1), "test/2.png": picture(2), "cover.png": picture(3)}
+    assert run_import(write(tmp_path / "f", files)).result.source_format is SourceFormat.IMAGES
+
+
+def spelled_coco(image_name: str, label_name: str) -> dict[str, Any]:
+    images = [image(1), image(2, file_name=f"{label_name}.png", split="test")]
+    annotations = [{"id": 1, "image_id": 2, "category_id": 1, "bbox": [8, 6, 48, 36]}]
+    files: dict[str, Any] = {"images/1.png": picture(1), f"images/{image_name}.png": picture(2)}
+    return files | {"annotations.json": coco(images, annotations)}
+
+
+def spelled_voc(image_name: str, label_name: str) -> dict[str, Any]:
+    return {
+        "JPEGImages/1.png": picture(1),
+        f"JPEGImages/{image_name}.png": picture(2),
+        f"Annotations/{label_name}.xml": voc_file([("cup", 8, 6, 48, 36)]),
+        "ImageSets/Main/test.txt": f"{label_name}\n".encode(),
     }
-    assert widths == {"train": [16], "valid": [], "test": [48]}
+
+
+def spelled_yolo(image_name: str, label_name: str) -> dict[str, Any]:
+    return {
+        "data.yaml": b"names: [cup]\n",
+        "images/1.png": picture(1),
+        f"images/{image_name}.png": picture(2),
+        f"labels/{label_name}.txt": b"0 0.5 0.5 0.75 0.75\n",
+        "test.txt": f"images/{label_name}.png\n".encode(),
+    }
+
+
+@pytest.mark.parametrize(("on_disk", "in_labels"), [("NFD", "NFC"), ("NFC", "NFD"), ("NFC", "NFC")])
+@pytest.mark.parametrize("build", [spelled_coco, spelled_voc, spelled_yolo])
+def test_a_name_is_the_same_however_unicode_spells_it(
+    tmp_path: Path, build: Callable[[str, str], dict[str, Any]], on_disk: Any, in_labels: Any
+) -> None:
+    image_name, label_name = (unicodedata.normalize(form, "Käse") for form in (on_disk, in_labels))
+    done = run_import(write(tmp_path / "f", build(image_name, label_name)))
+    assert done.boxes == [[8, 6, 48, 36]]
+    assert {unicodedata.normalize("NFC", Path(name).stem): split for name, split in done.splits.items()} == {
+        "Käse": "test",
+        "1": "train",
+    }
+    assert done.refused == {}
+
+
+def test_of_two_spellings_the_one_that_a_label_file_has_is_taken(tmp_path: Path) -> None:
+    names = [unicodedata.normalize(form, "Käse") for form in ("NFC", "NFD")]
+    files: dict[str, Any] = {"data.yaml": b"names: [cup]\n"}
+    for number, name in enumerate(names, 1):
+        files |= {f"images/{name}.png": picture(number), f"labels/{name}.txt": f"0 0.5 0.5 {number / 4} 0.5\n".encode()}
+    done = run_import(write(tmp_path / "f", files))
+    widths = {row["image_id"]: row["bbox"][2] for row in done.manifest["annotations"]}
+    assert {entry["source_name"]: widths[entry["id"]] for entry in done.manifest["images"]} == {
+        f"images/{names[0]}.png": 16,
+        f"images/{names[1]}.png": 32,
+    }
+
+
+@pytest.mark.parametrize("build", [as_voc, as_yolo, as_yolo_of_darknet])
+def test_endings_may_be_in_capitals(tmp_path: Path, build: Callable[[Path], Path]) -> None:
+    folder = build(tmp_path / "f")
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        path.rename(path.with_suffix(path.suffix.upper()))
+    done = run_import(folder)
+    assert found_boxes(done) == TRUTH
+    assert done.refused == {}
+
+
+@pytest.mark.parametrize(("text", "crowd"), [("True", 1), ("true", 1), ("False", 0), ("0", 0)])
+def test_a_difficult_voc_object_may_be_called_so_in_words(tmp_path: Path, text: str, crowd: int) -> None:
+    folder = as_voc(tmp_path / "f")
+    path = folder / "VOC/Annotations/3.xml"
+    path.write_bytes(path.read_bytes().replace(b"<difficult>0", b"<difficult>" + text.encode()))
+    done = run_import(folder)
+    assert [row["iscrowd"] for row in done.manifest["annotations"] if row["bbox"] == [20, 7, 31, 40]] == [crowd]

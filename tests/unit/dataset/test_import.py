@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from saucer.dataset.images import ImageLimits
 from saucer.dataset.importer import ImportLimits, import_folder
 from saucer.dataset.labels import MAX_BOXES_PER_IMAGE
-from saucer.dataset.report import MAX_REPORTED, ImportReason, ImportRefusedError
+from saucer.dataset.report import MAX_REPORTED, ImportReason, ImportRefusedError, ItemReason
 from saucer.dataset.splits import Split
 from tests.unit.dataset.folders import HEIGHT, WIDTH, Imported, box, coco, image, picture, run_import, simple, write
 
@@ -239,6 +240,24 @@ def test_images_twice_by_id_name_and_content(tmp_path: Path) -> None:
     assert set(done.splits) == {"1.png", "5.png"}
 
 
+@pytest.mark.parametrize("in_one_file", [True, False])
+def test_of_copies_of_a_picture_the_one_with_annotations_stays(tmp_path: Path, in_one_file: bool) -> None:
+    boxes = [box(1, 2), box(2, 2, 1, 1, 5, 5), box(3, 3)]
+    files: dict[str, Any] = {"1.png": picture(1), "2.png": picture(1), "3.png": picture(3)}
+    if in_one_file:
+        images = [image(1, split="train"), image(2, split="val"), image(3, split="train")]
+        files["annotations.json"] = coco(images, boxes)
+    else:
+        files |= {"train.json": coco([image(1), image(3)], boxes[2:]), "val.json": coco([image(2)], boxes[:2])}
+    done = run_import(write(tmp_path / "f", files))
+    assert done.splits["2.png"] == "validation"
+    assert "1.png" not in done.splits
+    assert len(done.boxes) == 3
+    (example,) = done.result.report.examples[ItemReason.DUPLICATE_IMAGE]
+    assert (example.item, example.sentence) == ("1.png", "The same picture as 2.png.")
+    assert done.refused == {"duplicate_image": 1}
+
+
 def phone_photo(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -353,6 +372,59 @@ def test_a_manifest_can_be_imported_again(tmp_path: Path) -> None:
     again = run_import(tmp_path / "b")
     assert not again.refused
     assert again.result.content_hash == first.result.content_hash
+
+
+@pytest.mark.parametrize("said", [False, None, 1, "true", {"a": True}, [True]])
+def test_an_image_without_a_box_is_empty_only_if_its_entry_says_so(tmp_path: Path, said: object) -> None:
+    images = [image(1, empty=True), image(2, empty=said), image(3, empty=True), image(4, empty=True)]
+    boxes = [box(1, 3), box(2, 4, 400, 400, 5, 5)]
+    files: dict[str, Any] = {f"{number}.png": picture(number) for number in range(1, 5)}
+    done = run_import(write(tmp_path / "f", {"annotations.json": coco(images, boxes)} | files))
+    # The third has a box, and the fourth had one that was refused.
+    assert done.empty == ["1.png"]
+    assert done.result.statistics.total.unlabelled_images == 2
+    plain = write(tmp_path / "plain", {"annotations.json": coco([image(n) for n in range(1, 5)], boxes)} | files)
+    assert run_import(plain).result.content_hash != done.result.content_hash
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"bbox": []}, {"bbox": "1 2 3 4"}, {"id": None}, {"category_id": "cup"}, {"iscrowd": 2}]
+)
+def test_an_image_of_which_a_label_makes_no_sense_is_not_empty_though_its_entry_says_so(
+    tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    files: dict[str, Any] = {f"{number}.png": picture(number) for number in (1, 2, 3)}
+    images = [image(1), image(2, empty=True), image(3, empty=True)]
+    document = coco(images, [box(1, 1), box(2, 2) | wrong])
+    done = run_import(write(tmp_path / "f", {"annotations.json": document} | files))
+    assert done.refused == {"malformed_annotation": 1}
+    assert done.empty == ["3.png"]
+
+
+def test_each_split_has_its_share_of_the_empty_images(tmp_path: Path) -> None:
+    # As many again are unlabelled.
+    numbers = range(1, 41)
+    images = [image(number, empty=number % 2 == 0) for number in numbers]
+    files: dict[str, Any] = {f"{number}.png": picture(number) for number in numbers}
+    done = run_import(write(tmp_path / "f", {"annotations.json": coco(images, [])} | files))
+    assert Counter(done.splits[name] for name in done.empty) == {"train": 14, "validation": 3, "test": 3}
+
+
+def test_of_copies_of_a_picture_an_empty_one_goes_before_one_that_nobody_labelled(tmp_path: Path) -> None:
+    images = [image(1), image(2, empty=True), image(3)]
+    files: dict[str, Any] = {"1.png": picture(1), "2.png": picture(1), "3.png": picture(3)}
+    done = run_import(write(tmp_path / "f", {"annotations.json": coco(images, [box(1, 3)])} | files))
+    assert set(done.splits) == {"2.png", "3.png"}
+    assert done.empty == ["2.png"]
+
+
+def test_a_whole_image_without_a_class_is_unlabelled_whatever_its_entry_says(tmp_path: Path) -> None:
+    label = {"id": 1, "image_id": 1, "category_id": 1}
+    files: dict[str, Any] = {f"{number}.png": picture(number) for number in (1, 2)}
+    document = coco([image(1), image(2, empty=True)], [label])
+    done = run_import(write(tmp_path / "f", {"annotations.json": document} | files))
+    assert done.empty == []
+    assert done.result.statistics.total.unlabelled_images == 1
 
 
 def areas(done: Imported) -> list[float]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from saucer.dataset.splits import MIN_IMAGES_TO_SPREAD, SHARES, Split, SplitImage, assign_splits, stratify
+from saucer.dataset.splits import EMPTY, MIN_IMAGES_TO_SPREAD, SHARES, Split, SplitImage, assign_splits, stratify
 
 CLASSES = st.frozensets(st.integers(0, 5), max_size=4)
 OWN = st.sampled_from([None, *Split])
@@ -68,10 +68,10 @@ def test_the_sources_own_split_is_kept(rows: list[tuple[frozenset[int], Split | 
     images = images_of([c for c, _ in rows], [s for _, s in rows])
     own = {image.split for image in images}
     for image, split in zip(images, assign_splits(images, seed), strict=True):
-        if Split.TRAIN in own:
+        if len(own) > 1 and own & {Split.TRAIN, None}:
             if image.split in (Split.VALIDATION, Split.TEST):
                 assert split is image.split
-            elif own >= set(Split):
+            elif own >= {Split.VALIDATION, Split.TEST}:
                 assert split is Split.TRAIN
 
 
@@ -81,6 +81,13 @@ def test_a_missing_validation_is_taken_from_train() -> None:
     counts = Counter(assign_splits(images, 1))
     assert counts[Split.TEST] == 7
     assert counts[Split.VALIDATION] in (14, 15, 16)
+
+
+def test_a_test_split_is_kept_where_only_its_images_state_one() -> None:
+    images = images_of([frozenset({0})] * 20, [None] * 17 + [Split.TEST] * 3)
+    splits = assign_splits(images, 1)
+    assert splits[17:] == [Split.TEST] * 3
+    assert Counter(splits[:17]) == {Split.TRAIN: 14, Split.VALIDATION: 3}
 
 
 def test_a_source_with_only_a_test_split_is_split_anew() -> None:
@@ -95,6 +102,13 @@ def test_shares_hold_for_each_class() -> None:
         total = sum(counts.values())
         for split, share in SHARES.items():
             assert counts[split] / total == pytest.approx(share, abs=0.03)
+
+
+def test_empty_images_are_shared_out_apart_from_unlabelled_ones() -> None:
+    images = images_of([frozenset({EMPTY})] * 20 + [frozenset()] * 180)
+    splits = assign_splits(images, 5)
+    assert Counter(splits[:20]) == {Split.TRAIN: 14, Split.VALIDATION: 3, Split.TEST: 3}
+    assert Counter(splits) == {Split.TRAIN: 140, Split.VALIDATION: 30, Split.TEST: 30}
 
 
 def test_another_seed_is_another_split() -> None:

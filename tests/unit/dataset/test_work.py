@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from saucer.dataset.domain import ImportFailedError
-from saucer.dataset.import_process import AcceptedImage, ChildDiedError
+from saucer.dataset.import_process import AcceptedImage
 from saucer.dataset.storage import Room
 from saucer.dataset.work import read_accepted
+from saucer.lib.confined import ChildDiedError
 
 
 def accepted(path: str, data: bytes = b"picture") -> AcceptedImage:
@@ -21,11 +22,13 @@ def test_an_image_is_read_again_below_the_source_and_must_have_its_hash(tmp_path
     (source / "a/1.png").write_bytes(b"picture")
     (tmp_path / "secret").write_bytes(b"picture")
     (source / "link").symlink_to(tmp_path / "secret")
-    assert read_accepted(source, accepted("a/1.png"), Room(None)) == b"picture"
+    room = Room()
+    room.grow(None)
+    assert read_accepted(source, accepted("a/1.png"), room) == b"picture"
     for image in (accepted("a/1.png", b"another"), accepted("a/2.png"), accepted("link")):
         with pytest.raises(ImportFailedError) as failed:
-            read_accepted(source, image, Room(None))
+            read_accepted(source, image, room)
         assert failed.value.reason == "SOURCE_CHANGED"
     for path in ("../secret", "/etc/passwd", ""):
         with pytest.raises(ChildDiedError):
-            read_accepted(source, accepted(path), Room(None))
+            read_accepted(source, accepted(path), room)

@@ -1,13 +1,14 @@
 """The pictures: PNG files of a stated size that say what they show, also where there is nothing to show."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from saucer.drawing import charts, evaluations, images
 from saucer.drawing.charts import (
@@ -19,16 +20,22 @@ from saucer.drawing.charts import (
     score_histogram,
     training_curve,
 )
-from saucer.drawing.images import TILE_PX, LabelledBox, Tile, boxes_on_image, sheet
+from saucer.drawing.images import TILE_PX, TITLE_LINE_PX, LabelledBox, Tile, boxes_on_image, sheet
 from saucer.evaluation.messages import curve_message
 from saucer.evaluation.pictures import MAX_CASES
-from saucer.evaluation.thinning import PrPoints, thin
+from saucer.evaluation.thinning import PrPoints, Thinner
+from saucer.evaluation.v1 import evaluation_pb2
 from saucer.evaluation.v1.evaluation_pb2 import (
+    BadCase,
     ClassResult,
+    ConfusionMatrix,
+    ConfusionRow,
     Evaluation,
+    ListBadCasesRequest,
     PrecisionRecallCurve,
     PrecisionRecallCurves,
     PrecisionRecallPoint,
+    ScoreHistogram,
 )
 
 CUP = LabelledBox(20, 30, 120, 110, "cup", 0.9)
@@ -109,6 +116,12 @@ def drawn_curves(answer: PrecisionRecallCurves, evaluation: Evaluation, monkeypa
     return figures[0].axes[0]
 
 
+def legend_of(axes: Axes) -> list[str]:
+    legend = axes.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]
+
+
 def dots(axes: Axes) -> list[tuple[float, float]]:
     return [tuple(np.column_stack(line.get_data())[0]) for line in axes.lines if line.get_marker() == "o"]
 
@@ -118,15 +131,11 @@ def test_the_dot_and_the_legend_tell_the_figures_at_the_threshold_also_where_the
 ) -> None:
     score = np.array([0.9, 0.7, 0.5, 0.1], np.float32).astype(float)
     points = PrPoints(np.array([0.0, 0.25, 0.5, 0.75]), np.array([0.9, 0.9, 0.9, 0.9]), score)
-    (thinned,) = thin([points], 200)
+    (thinned,) = Thinner([points], 200).thin(200)
     assert score[1] not in thinned.points.threshold
     evaluation = Evaluation(threshold=0.7, classes=[ClassResult(class_name="cup", precision=0.9, recall=0.25)])
     axes = drawn_curves(PrecisionRecallCurves(curves=[curve_message("cup", 0.5, thinned)]), evaluation, monkeypatch)
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [
-        "cup: AP@0.50 0.500; at 0.70 precision 0.90, recall 0.25"
-    ]
+    assert legend_of(axes) == ["cup: AP@0.50 0.500; at 0.7 precision 0.90, recall 0.25"]
     assert dots(axes) == [(0.25, 0.9)]
 
 
@@ -137,10 +146,77 @@ def test_a_class_without_a_detection_above_the_threshold_has_no_dot_and_no_figur
     answer = PrecisionRecallCurves(curves=[PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])])
     evaluation = Evaluation(threshold=0.95, classes=[ClassResult(class_name="cup", recall=0)])
     axes = drawn_curves(answer, evaluation, monkeypatch)
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["cup: AP@0.50 0.500"]
+    assert legend_of(axes) == ["cup: AP@0.50 0.500"]
     assert dots(axes) == []
+
+
+@pytest.mark.parametrize("classification", [False, True])
+def test_a_class_of_which_nothing_is_found_is_in_the_legend_and_has_no_line(
+    monkeypatch: pytest.MonkeyPatch, classification: bool
+) -> None:
+    point = PrecisionRecallPoint(recall=1, precision=1, threshold=0.9)
+    ap = (None, None) if classification else (1.0, 0.0)
+    answer = PrecisionRecallCurves(
+        curves=[
+            PrecisionRecallCurve(class_name="cup", ap_50=ap[0], points=[point]),
+            PrecisionRecallCurve(class_name="plate", ap_50=ap[1]),
+            PrecisionRecallCurve(class_name="without a label"),
+        ]
+    )
+    classes = [
+        ClassResult(class_name="cup", boxes=5, ap_50=ap[0], precision=1, recall=1),
+        ClassResult(class_name="plate", boxes=50, ap_50=ap[1], recall=0),
+        ClassResult(class_name="without a label"),
+    ]
+    evaluation = Evaluation(threshold=0.5, classification=classification, classes=classes)
+    axes = drawn_curves(answer, evaluation, monkeypatch)
+    names = [text.partition(":")[0].partition(";")[0] for text in legend_of(axes)]
+    assert names == ["cup", "plate"]
+    assert dots(axes) == [(1, 1)]
+    assert sum(np.size(line.get_xdata()) > 0 for line in axes.lines) == 2  # the dot and the line of the cup
+
+
+def test_of_many_classes_those_with_the_lowest_ap_are_drawn_and_of_a_classification_with_the_lowest_f1(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The higher the AP, the lower the F1."""
+    point = PrecisionRecallPoint(recall=1, precision=1, threshold=0.9)
+    for classification, title, worst in (
+        (False, "the 12 of 20 classes with the lowest AP", range(12)),
+        (True, "the 12 of 20 classes with the lowest F1 at 0.75", range(19, 7, -1)),
+    ):
+        aps = [None if classification else number / 20 for number in range(20)]
+        answer = PrecisionRecallCurves(
+            curves=[PrecisionRecallCurve(class_name=f"c{n}", ap_50=ap, points=[point]) for n, ap in enumerate(aps)]
+        )
+        classes = [ClassResult(class_name=f"c{n}", boxes=1, ap_50=ap, f1=(19 - n) / 20) for n, ap in enumerate(aps)]
+        evaluation = Evaluation(threshold=0.75, classification=classification, classes=classes)
+        axes = drawn_curves(answer, evaluation, monkeypatch)
+        assert axes.get_title() == title
+        assert [text.partition(":")[0] for text in legend_of(axes)] == [f"c{number}" for number in worst]
+
+
+def drawn_texts(draw: Callable[[Path], None]) -> str:
+    """Of an SVG: each text stands beside its outlines in a comment."""
+    return evaluations.drawn("picture.svg", draw).decode()
+
+
+def test_a_threshold_is_drawn_as_it_is_and_not_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = 0.996
+    evaluation = Evaluation(threshold=at, classes=[ClassResult(class_name="cup", precision=0.9, recall=0.25)])
+    point = PrecisionRecallPoint(recall=0.5, precision=1, threshold=0.6)
+    curves = PrecisionRecallCurves(curves=[PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])])
+    assert "; at 0.996 precision" in drawn_texts(lambda file: evaluations.curves(file, evaluation, curves))
+    histogram = ScoreHistogram(edges=[0, 1], true_positives=[3], false_positives=[2])
+    assert "threshold 0.996 " in drawn_texts(lambda file: evaluations.scores(file, evaluation, histogram))
+    matrix = ConfusionMatrix(threshold=at, rows=[ConfusionRow(boxes=[0])])
+    assert "at threshold 0.996 " in drawn_texts(lambda file: evaluations.confusion(file, matrix))
+    titles: list[str] = []
+    monkeypatch.setattr(images, "sheet", lambda *_, title, **__: titles.append(title))
+    evaluations.bad_cases(tmp_path / "sheet.png", evaluation, [], ListBadCasesRequest(), 0)
+    assert "at threshold 0.996" in titles[0]
+    just_below = CUP._replace(score=0.9962)
+    assert boxes_on_image(photograph(), [just_below], [], 0.9964) != boxes_on_image(photograph(), [just_below], [], 1.0)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -236,9 +312,24 @@ def test_a_sheet_has_room_for_each_tile_and_draws_truth_and_finding_differently(
     assert opened(tmp_path / "six.png").height > one.height
 
 
+def test_a_label_of_a_crowd_is_told_from_others_on_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _pen, _corner, text, *_: written.append(text))
+    labels = [evaluation_pb2.LabelledBox(class_name="cup", crowd=crowd) for crowd in (False, True)]
+    cases = [BadCase(image=photograph(), truth=labels)]
+    evaluations.bad_cases(tmp_path / "sheet.png", Evaluation(), cases, ListBadCasesRequest(), 1)
+    assert written[-2:] == ["cup", "cup (crowd)"]
+
+
 def test_an_empty_sheet_says_so(tmp_path: Path) -> None:
     sheet(tmp_path / "sheet.png", [], 3, title="Bad cases")
     assert ink(opened(tmp_path / "sheet.png")) > 300
+
+
+def test_a_title_wider_than_the_sheet_goes_on_below(tmp_path: Path) -> None:
+    sheet(tmp_path / "short.png", [Tile(photograph())], title="Bad cases")
+    sheet(tmp_path / "long.png", [Tile(photograph())], title="Bad cases of which the title is long " * 4)
+    assert opened(tmp_path / "long.png").height == opened(tmp_path / "short.png").height + TITLE_LINE_PX
 
 
 def test_an_unreadable_image_leaves_a_tile_and_a_long_caption_is_cut(tmp_path: Path) -> None:

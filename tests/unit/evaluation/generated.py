@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ Row = tuple[int, int, tuple[float, float, float, float], float]
 """Image id, label, x1 y1 x2 y2, score."""
 TruthRow = tuple[int, int, tuple[float, float, float, float], bool]
 """Image id, label, x1 y1 x2 y2, crowd."""
+DECIMALS = 3
+"""Of a label's numbers, of which float64 holds few exactly."""
 
 
 def columns(images: list[int], rows: list[Row]) -> Columns:
@@ -43,7 +46,8 @@ def columns(images: list[int], rows: list[Row]) -> Columns:
 
 
 def document(images: list[int], classes: list[str], rows: list[TruthRow]) -> dict[str, Any]:
-    """A COCO document whose category ids are not the labels."""
+    """A COCO document whose category ids are not the labels; sizes are rounded to what a label file would say."""
+    sizes = [(round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)) for _, _, (x1, y1, x2, y2), _ in rows]
     return {
         "images": [{"id": image, "width": 640, "height": 480} for image in images],
         "categories": [{"id": 7 + 3 * label, "name": name} for label, name in enumerate(classes)],
@@ -52,11 +56,13 @@ def document(images: list[int], classes: list[str], rows: list[TruthRow]) -> dic
                 "id": number + 1,
                 "image_id": image,
                 "category_id": 7 + 3 * label,
-                "bbox": [x1, y1, x2 - x1, y2 - y1],
-                "area": (x2 - x1) * (y2 - y1),
+                "bbox": [x1, y1, width, height],
+                "area": width * height,
                 "iscrowd": int(crowd),
             }
-            for number, (image, label, (x1, y1, x2, y2), crowd) in enumerate(rows)
+            for number, ((image, label, (x1, y1, _, _), crowd), (width, height)) in enumerate(
+                zip(rows, sizes, strict=True)
+            )
         ],
     }
 
@@ -66,7 +72,11 @@ def truth_of(images: list[int], classes: list[str], rows: list[TruthRow]) -> Tru
 
 
 def generate(seed: int) -> tuple[dict[str, Any], list[str], Columns]:
-    """Boxes on a coarse grid and scores of few levels, so that overlaps, areas and scores tie and meet the limits."""
+    """Boxes on a coarse grid and scores of few levels, so that overlaps, areas and scores tie and meet the limits.
+
+    In most sets labels are moved off the grid by hundredths or thousandths, some are larger by as much: overlaps meet
+    the limits there too, but only for one who takes sizes as they are labelled.
+    """
     random = np.random.default_rng(seed)
     classes = [f"class {label}" for label in range(random.integers(1, 6))]
     images = sorted(random.choice(10_000, random.integers(1, 12), replace=False).tolist())
@@ -82,11 +92,30 @@ def generate(seed: int) -> tuple[dict[str, Any], list[str], Columns]:
         w, h = (side, side) if side else ((1 + random.integers(0, int(span / grid), 2)) * grid).tolist()
         return (x, y, x + w, y + h)
 
+    step = float(random.choice([0.0, 0.01, 0.001]))
+
+    def labelled_box() -> tuple[float, float, float, float]:
+        x1, y1, x2, y2 = box()
+        dx, dy = (random.integers(0, 100, 2) * step * random.choice([(1, 0), (0, 1), (1, 1)])).tolist()
+        dw, dh = (random.integers(0, 100, 2) * step).tolist() if random.random() < 0.2 else (0.0, 0.0)
+        x1, y1, x2, y2 = np.round((x1 + dx, y1 + dy, x2 + dx + dw, y2 + dy + dh), DECIMALS).tolist()
+        return (x1, y1, x2, y2)
+
     truths: list[TruthRow] = [
-        (image, int(random.integers(0, len(labelled))), box(), bool(crowded and random.random() < 0.2))
+        (image, int(random.integers(0, len(labelled))), labelled_box(), bool(crowded and random.random() < 0.2))
         for image in with_truth
         for _ in range(random.integers(0, 9))
     ]
+
+    def part_of(corners: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """Of a label that was moved along one axis at most: half or three quarters, exactly."""
+        x1, y1, x2, y2 = corners
+        left, top = math.ceil(4 * x1) / 4, math.ceil(4 * y1) / 4
+        width, height = round(x2 - x1, DECIMALS), round(y2 - y1, DECIMALS)
+        share = float(random.choice([0.5, 0.75]))
+        width, height = (width * share, height) if left > x1 else (width, height * share)
+        return (left, top, left + width, top + height)
+
     rows: list[Row] = []
     levels = int(random.choice([3, 20, 100_000]))
     for image in images if random.random() > 0.05 else []:
@@ -98,8 +127,9 @@ def generate(seed: int) -> tuple[dict[str, Any], list[str], Columns]:
             if mine and random.random() < 0.7:
                 _, near, corners, _ = mine[random.integers(0, len(mine))]
                 label = near if random.random() < 0.8 else label
-                x1, y1, x2, y2 = np.array(corners) + random.integers(-2, 3, 4) * grid
-                place = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+                x1, y1, x2, y2 = (np.floor_divide(corners, grid) + random.integers(-2, 3, 4)) * grid
+                beside = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+                place = part_of(corners) if random.random() < 0.3 else beside
             rows.append((image, label, place, float(random.integers(0, levels + 1)) / levels))
     random.shuffle(rows)
     return document(images, classes, truths), classes, columns(images, rows)

@@ -6,6 +6,7 @@ from saucer.evaluation.truth import Truth
 from tests.unit.evaluation.generated import Columns
 
 Box = list[float]
+"""Left, top, width, height, and computed with as pycocotools does."""
 
 
 @dataclass
@@ -56,11 +57,12 @@ def confusion_at(truth: Truth, detections: Columns, threshold: float) -> list[li
 
 def _match_image(truth: Truth, detections: Columns, truths: list[int], mine: list[int], answer: Answer) -> None:
     labels, crowds = truth.label.tolist(), truth.crowd.tolist()
-    boxes: dict[int, Box] = {row: truth.box[row].tolist() for row in truths}
+    boxes: dict[int, Box] = {row: [*truth.box[row, :2].tolist(), *truth.box_size[row].tolist()] for row in truths}
     told: set[int] = set()
     taken: set[int] = set()
     for detection in mine:
-        label, box = int(detections.label[detection]), [float(value) for value in detections.box[detection]]
+        label, (x1, y1, x2, y2) = int(detections.label[detection]), detections.box[detection].astype(float).tolist()
+        box = [x1, y1, x2 - x1, y2 - y1]
         own = [row for row in truths if labels[row] == label and not crowds[row]]
         others = [row for row in truths if labels[row] != label and not crowds[row]]
         crowd = [row for row in truths if labels[row] == label and crowds[row]]
@@ -105,14 +107,15 @@ def _best(box: Box, rows: list[int], boxes: dict[int, Box]) -> tuple[int, float]
 
 def _iou(a: Box, b: Box) -> float:
     shared = _shared(a, b)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared) if shared else 0.0
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
 
 
 def _share_in(box: Box, crowd: Box) -> float:
     shared = _shared(box, crowd)
-    return shared / ((box[2] - box[0]) * (box[3] - box[1])) if shared else 0.0
+    return shared / (box[2] * box[3]) if shared else 0.0
 
 
 def _shared(a: Box, b: Box) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     return width * height if width > 0 and height > 0 else 0.0

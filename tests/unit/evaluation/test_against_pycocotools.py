@@ -6,7 +6,7 @@ import pytest
 from saucer.evaluation.matching import Verdict, match
 from saucer.evaluation.metrics import ThresholdCurves, coco_arrays, coco_metrics
 from saucer.evaluation.truth import from_coco
-from tests.unit.evaluation.generated import columns, generate, pycocotools_of
+from tests.unit.evaluation.generated import columns, document, generate, pycocotools_of
 
 TWELVE = (
     *("map", "map_50", "map_75", "map_small", "map_medium", "map_large"),
@@ -75,8 +75,21 @@ def test_the_one_pass_matches_as_pycocotools_does_at_iou_half(seed: int) -> None
     assert set(np.flatnonzero(scored.verdict == Verdict.IGNORED).tolist()) == ignored
 
 
+@pytest.mark.parametrize(("label", "found"), [([2.02, 0, 30, 11], (3, 0, 18, 11)), ([0, 2.02, 11, 30], (0, 3, 11, 18))])
+def test_half_of_a_label_overlaps_it_by_half_though_its_corners_are_rounded(
+    label: list[float], found: tuple[float, float, float, float]
+) -> None:
+    """15 of 30 pixels by 11; in float64 2.02 + 30 - 2.02 is more than 30, and half of that would be missed."""
+    labels = document([1], ["cup"], [(1, 0, (0, 0, 1, 1), False)])
+    labels["annotations"][0] |= {"bbox": label, "area": 330}
+    truth, detections = from_coco(labels, ["cup"]), columns([1], [(1, 0, found, 0.9)])
+    assert pycocotools_of(labels, detections).stats[1] == pytest.approx(1, abs=1e-12)
+    assert coco_metrics(truth, detections).map_50 == pytest.approx(1, abs=1e-12)
+    assert match(truth, detections).verdict.tolist() == [Verdict.TRUE_POSITIVE]
+
+
 def test_the_generated_sets_hold_what_they_are_for() -> None:
-    crowds = tied = many = no_detections = unlabelled_classes = images_without_truth = 0
+    crowds = tied = many = no_detections = unlabelled_classes = images_without_truth = rounded = 0
     for seed in SEEDS:
         labels, classes, detections = generate(seed)
         truth = from_coco(labels, classes)
@@ -86,7 +99,8 @@ def test_the_generated_sets_hold_what_they_are_for() -> None:
         no_detections += detections.score.size == 0
         unlabelled_classes += np.unique(truth.label).size < len(classes)
         images_without_truth += np.unique(truth.image_id).size < truth.images.size
-    assert min(crowds, tied, unlabelled_classes, images_without_truth) >= 20
+        rounded += not np.array_equal(truth.box[:, 2:] - truth.box[:, :2], truth.box_size)
+    assert min(crowds, tied, unlabelled_classes, images_without_truth, rounded) >= 20
     assert many >= 5
     assert no_detections >= 2
 

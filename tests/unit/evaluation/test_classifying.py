@@ -1,5 +1,7 @@
 """Classification (M16): the example of METRICS.md, top-1 and top-5, and every threshold against a plain reference."""
 
+import csv
+import io
 import json
 from typing import Any
 
@@ -13,9 +15,11 @@ from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.classifying import match_answers, top_accuracies
 from saucer.evaluation.confusion import confusion_matrix
 from saucer.evaluation.domain import CannotScoreError
+from saucer.evaluation.exporting import ExportFormat, export
 from saucer.evaluation.metrics import Counts, ThresholdCurves
+from saucer.evaluation.reading import BadCase, CaseFault, CaseFilter, find_bad_cases
 from saucer.evaluation.scoring import score
-from saucer.evaluation.stored import load
+from saucer.evaluation.stored import Loaded, load
 from saucer.evaluation.truth import Truth, TruthError, from_coco
 from saucer.serving.detections import Detections
 
@@ -140,9 +144,59 @@ def test_a_scoring_of_whole_images_has_top_accuracies_and_none_of_cocos_numbers(
     assert (at.overall, at.bad_images) == (Counts(4, 2, 1), 2)
     loaded = load(made.truth, answers, made.scored, made.validation)
     assert reading.at_threshold(loaded, 0.5) == at
-    cases, total = reading.find_bad_cases(loaded, 0.5, reading.CaseFilter(), offset=0, limit=9)
+    cases, total = find_bad_cases(loaded, 0.5, CaseFilter(), offset=0, limit=9)
     assert total == 2
     assert [case.truth[0].corners for case in cases] == [(0, 0, 64, 48)] * 2
+
+
+def classified(labels: dict[int, int | None], best: list[Answer]) -> Loaded:
+    answers = answers_of(list(labels), best).to_bytes()
+    made = score(json.dumps(document(labels)).encode(), answers, Detections.collect([], []).to_bytes(), CLASSES)
+    return load(made.truth, answers, made.scored, made.validation)
+
+
+def found(loaded: Loaded, **wanted: Any) -> list[BadCase]:
+    return find_bad_cases(loaded, 0.5, CaseFilter(**wanted), offset=0, limit=9)[0]
+
+
+def test_an_unsure_image_shows_its_answer_alone_and_is_told_by_its_label() -> None:
+    loaded = classified(LABELS | {5: CUP}, [*BEST, (4, CUP, 0.3)])
+    [wrong, unsure, unanswered] = found(loaded)
+    assert [(box.class_name, round(box.score or 0, 3)) for box in unsure.detections] == [("plate", 0.4)]
+    assert unsure.faults == (CaseFault(FaultKind.MISS, 0, 0, 1.0, "cup"),)
+    assert wrong.faults == (CaseFault(FaultKind.CONFUSED, 0, 0, 1.0, "cup"),)
+    assert unanswered.faults == (CaseFault(FaultKind.MISS, None, 0, 0.0, "cup"),)
+    assert unanswered.detections == ()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "images"),
+    [
+        ({"scores": (0.4, 0.5)}, [4]),
+        ({"scores": (0.41, 1.0)}, [2]),
+        ({"scores": (0.0, 0.39)}, []),
+        ({"scores": (0.0, 1.0)}, [2, 4]),
+        ({"scores": (0.0, 1.0), "class_name": "plate"}, [2]),
+        ({"class_name": "cup"}, [2, 4, 5]),
+        ({"kinds": [FaultKind.MISS]}, [4, 5]),
+        ({"kinds": [FaultKind.MISS], "scores": (0.0, 1.0)}, [4]),
+        ({"kinds": [FaultKind.CONFUSED]}, [2]),
+    ],
+)
+def test_unsure_images_are_filtered_by_the_score_of_their_answer_and_by_their_label(
+    wanted: dict[str, Any], images: list[int]
+) -> None:
+    cases = found(classified(LABELS | {5: CUP}, BEST), **wanted)
+    assert [case.image_id for case in cases] == images
+
+
+def test_an_unsure_answer_is_exported() -> None:
+    loaded, wanted = classified(LABELS, BEST), CaseFilter([FaultKind.MISS])
+    _, row = csv.reader(io.StringIO("".join(export(loaded, 0.5, wanted, ExportFormat.CSV)), newline=""))
+    assert (row[2:4], round(float(row[4]), 3), row[10]) == (["MISS", "plate"], 0.4, "cup")
+    coco = json.loads("".join(export(loaded, 0.5, wanted, ExportFormat.COCO)))
+    assert [(entry["category_id"], entry["tags"]) for entry in coco["detections"]] == [(2, ["MISS"])]
+    assert [(entry["category_id"], entry["tags"]) for entry in coco["annotations"]] == [(1, ["MISS"])]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Two evaluations side by side (M14): by hand, and what the changes add up to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -60,6 +62,15 @@ def test_other_labels_or_other_images_are_another_test_set() -> None:
     assert difference(one.test_set, loaded(moved, columns([1, 2, 3], [])).test_set) == "labels"
     fewer = truth_of([1], ["cup", "plate"], [(1, CUP, A, False)])
     assert difference(one.test_set, loaded(fewer, columns([1], [])).test_set) == "images"
+
+
+def test_the_same_labels_stored_without_their_sizes_are_the_same_test_set() -> None:
+    label = (2.02, 0.0, 32.02, 11.0)
+    truth = truth_of([1], ["cup"], [(1, CUP, label, False)])
+    now = LabelledSet(truth, ("i1",), ("i1",))
+    before = replace(now, truth=replace(truth, box_size=truth.box[:, 2:] - truth.box[:, :2]))
+    assert not np.array_equal(before.truth.box_size, truth.box_size)
+    assert difference(before, now) is None
 
 
 @pytest.mark.parametrize(

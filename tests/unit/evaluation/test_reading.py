@@ -8,6 +8,7 @@ import pytest
 
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.matching import StoredFormError, match
+from saucer.evaluation.messages import bad_case_message
 from saucer.evaluation.reading import CaseFilter, at_threshold, find_bad_cases, find_labelled_images, score_histograms
 from saucer.evaluation.stored import LabelledSet, Loaded, load
 from saucer.evaluation.truth import Truth, from_coco
@@ -62,6 +63,14 @@ def test_a_case_shows_every_truth_and_the_detections_above_the_threshold() -> No
         assert (case.object_name, case.file_name) == (f"i{case.image_id}", f"Foto ü i{case.image_id}")
         assert {fault.kind for fault in case.faults} == {FaultKind.MISS}
         assert all(fault.detection is None for fault in case.faults)
+
+
+def test_the_message_of_a_case_tells_labels_of_crowds_from_others() -> None:
+    loaded = load(*stored(7))
+    cases, _ = find_bad_cases(loaded, 0.3, CaseFilter(), offset=0, limit=100)
+    told = [[box.crowd for box in bad_case_message(case, b"").truth] for case in cases]
+    assert told == [loaded.truth.crowd[loaded.truth.image_id == case.image_id].tolist() for case in cases]
+    assert any(map(any, told))
 
 
 def test_a_class_that_there_is_not_has_no_bad_case() -> None:

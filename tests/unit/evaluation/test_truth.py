@@ -30,9 +30,20 @@ def test_columns_follow_the_document_with_labels_by_class_name() -> None:
     assert truth.image_id.tolist() == [9, 4, 9, 9]
     assert truth.label.tolist() == [1, 0, 0, 0]
     assert truth.box.tolist() == [[1, 2, 11, 22], [0, 0, 4, 5], [0.5, 0, 4.5, 5], [3, 3, 4, 4]]
+    assert truth.box_size.tolist() == [[10, 20], [4, 5], [4, 5], [1, 1]]
     assert truth.crowd.tolist() == [False, False, True, False]
     assert truth.area.tolist() == [150.5, 20, 20, 1]
     assert [column.dtype.name for column in (truth.box, truth.label, truth.image_id)] == ["float64", "int32", "int64"]
+
+
+def test_a_size_is_kept_as_it_is_labelled_since_the_corners_round_it() -> None:
+    document = copy.deepcopy(DOCUMENT)
+    document["annotations"][1]["bbox"] = [2.02, 0, 30, 11]
+    truth = from_coco(document, ["cup", "plate"])
+    assert truth.box[1].tolist() == [2.02, 0, 2.02 + 30, 11]
+    assert truth.box[1, 2] - truth.box[1, 0] != 30
+    assert truth.box_size[1].tolist() == [30, 11]
+    assert truth.area[1] == 330
 
 
 def test_statistics_by_hand() -> None:

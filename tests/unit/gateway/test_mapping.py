@@ -17,7 +17,7 @@ from saucer.gateway.main import CONTRACTS
 from saucer.gateway.mapping import HTTP_STATUS, error_json, fill, to_json
 from saucer.gateway.routes import Match, find, routes_of
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError
-from saucer.lib.grpc_server import to_status
+from saucer.lib.grpc_status import to_status
 from saucer.publishing.v1 import publishing_pb2
 from saucer.task.v1 import task_pb2
 from saucer.training.v1 import training_pb2

@@ -17,7 +17,8 @@ from saucer.lib import auth, grpc_server
 from saucer.lib.auth import Role
 from saucer.lib.errors import FailedPreconditionError, NotFoundError
 from saucer.lib.grpc_client import CHANNEL_OPTIONS
-from saucer.lib.grpc_server import Context, Server, Servicer, to_status
+from saucer.lib.grpc_server import Context, Server, Servicer
+from saucer.lib.grpc_status import to_status
 from saucer.lib.ids import new_id
 from saucer.lib.records import Recorder
 from saucer.lib.v1 import dead_events_pb2, dead_events_pb2_grpc
@@ -252,6 +253,16 @@ async def test_health_is_open_to_all_and_a_taken_port_is_told(serving: Serving) 
 )
 def test_a_database_that_is_away_is_unavailable(error: Exception) -> None:
     assert to_status("/m", error).code == code_pb2.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.DeadlockDetectedError("deadlock detected"), asyncpg.SerializationError("could not serialize")]
+)
+def test_a_call_that_was_undone_for_another_is_unavailable_so_that_it_is_repeated(error: Exception) -> None:
+    status = to_status("/m", error)
+    info = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(info)
+    assert (status.code, info.reason) == (code_pb2.UNAVAILABLE, "CONCURRENT_CALL")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOENT, "No such file"), asyncpg.DataError("bad"), KeyError("x")])

@@ -1,7 +1,7 @@
 """A deployment to start from."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from saucer.publishing import lifecycle
 from saucer.publishing.domain import Deployment, DeploymentState, Evaluation, Form, Parity
@@ -48,10 +48,15 @@ def beside(deployment: Deployment, triton_id: str = "local") -> Instance:
     return found
 
 
+def attended() -> timedelta:
+    """By a process that has always been there."""
+    return timedelta.max
+
+
 def count(deployment: Deployment, now: datetime, *triton_ids: str) -> Deployment:
     """A good probe on each Triton."""
     for triton_id in triton_ids or ("local",):
-        deployment = lifecycle.count(deployment, at(deployment, triton_id), now)
+        deployment = lifecycle.count(deployment, at(deployment, triton_id), now, attended())
         if deployment.state is DeploymentState.STOPPING:
             break
     return deployment

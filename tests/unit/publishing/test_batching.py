@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saucer.publishing.batching import Counters, Reading, by_piece
+from saucer.publishing.batching import Counters, CountersAt, by_piece
 from saucer.publishing.traffic import PIECE
 from tests.unit.publishing.examples import NOW
 
 
-def read(piece: int, counters: Counters, *, version: int = 1, triton: str = "a") -> Reading:
-    return Reading(version, NOW + piece * PIECE, triton, counters)
+def read(piece: int, counters: Counters, *, version: int = 1, triton: str = "a") -> CountersAt:
+    return CountersAt(version, NOW + piece * PIECE, triton, counters)
 
 
 def test_what_came_to_the_counters_in_a_piece_is_what_it_shows() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -16,18 +16,24 @@ from saucer.publishing.domain import (
     EndReason,
     Version,
 )
-from saucer.publishing.instances import Instance, InstanceState, Plan, plan
-from saucer.publishing.lifecycle import LOAD_ATTEMPTS, PROBE_GAP_LIMIT
-from tests.unit.publishing.examples import NOW, PARITY, active, at, beside, count, deploying
+from saucer.publishing.instances import LEAVE_ATTEMPTS, Instance, InstanceState, Plan, plan
+from saucer.publishing.lifecycle import FOLLOW_LIMIT, LOAD_ATTEMPTS, PROBE_GAP_LIMIT
+from tests.unit.publishing.examples import NOW, PARITY, active, at, attended, beside, count, deploying
 
 SECOND = timedelta(seconds=1)
 
 
 def held(text: str) -> list[Instance]:
-    """`a b! c?`: on a Triton each, b LOADING, c LOST; the later the younger."""
-    states = {"!": InstanceState.LOADING, "?": InstanceState.LOST}
+    """`a b! c? d??`: on a Triton each, b LOADING, c LOST, d so often that it is left; the later the younger."""
+    states = {"": InstanceState.SERVING, "!": InstanceState.LOADING}
     return [
-        Instance(1, item[0], states.get(item[1:], InstanceState.SERVING), NOW + number * SECOND)
+        Instance(
+            1,
+            item[0],
+            states.get(item[1:], InstanceState.LOST),
+            NOW + number * SECOND,
+            attempts=LEAVE_ATTEMPTS if item[1:] == "??" else 0,
+        )
         for number, item in enumerate(text.split())
     ]
 
@@ -58,6 +64,23 @@ def held(text: str) -> list[Instance]:
         ("a b", 1, "", {}, "", "b"),
         ("a? b", 1, "", {}, "", "a"),
         ("a b!", 1, "", {}, "", "b"),
+        # What does not load there is tried elsewhere, and given up once as many serve as are wanted.
+        ("a??", 1, "", {}, "", ""),
+        ("a??", 1, "", {"b": 1}, "b", ""),
+        ("a?? b!", 1, "", {"c": 1}, "", ""),
+        ("a?? b", 1, "", {"c": 1}, "", "a"),
+        ("a b??", 2, "", {"c": 1}, "c", ""),
+        ("a b?? c", 2, "", {"d": 1}, "", "b"),
+        ("a b?? c!", 2, "", {"d": 1}, "", ""),
+        # Back before it was replaced.
+        ("a b!", 1, "", {"c": 1}, "", "b"),
+        # If not there either, it is not tried everywhere, nor to and fro.
+        ("a?? b??", 1, "", {"c": 1}, "", ""),
+        ("a?? b??", 2, "", {"c": 1, "d": 1}, "cd", ""),
+        # Another one is drained.
+        ("a b??", 1, "a", {"c": 1}, "c", ""),
+        ("a b?? c", 1, "a", {}, "", "ab"),
+        ("a??", 1, "a", {"b": 1}, "b", ""),
     ],
 )
 def test_a_replica_goes_where_most_is_free_and_is_given_up_once_another_serves_in_its_place(
@@ -68,16 +91,29 @@ def test_a_replica_goes_where_most_is_free_and_is_given_up_once_another_serves_i
     assert tuple(item.triton_id for item in made.given_up) == tuple(given_up)
 
 
+def test_a_triton_that_everything_leaves_comes_last_though_it_has_the_most_room() -> None:
+    room = {"a": 8, "b": 7, "c": 1, "d": 2}
+    assert plan([], 4, "", room, refusing={"a": 2, "b": 1}).added == ("d", "c", "b", "a")
+    assert plan(held("a??"), 1, "", room, refusing={"a": 2, "b": 1}).added == ("d",)
+
+
 @given(
-    st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(InstanceState)), unique_by=lambda item: item[0]),
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(InstanceState), st.integers(0, 2 * LEAVE_ATTEMPTS)),
+        unique_by=lambda item: item[0],
+    ),
     st.integers(1, 4),
     st.sets(st.sampled_from("abcdef")),
     st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2)),
 )
 def test_no_plan_lets_fewer_serve_than_are_wanted_nor_two_share_a_triton(
-    states: list[tuple[str, InstanceState]], replicas: int, leaving: Collection[str], room: Mapping[str, int]
+    states: list[tuple[str, InstanceState, int]], replicas: int, leaving: Collection[str], room: Mapping[str, int]
 ) -> None:
-    present = [Instance(1, key, state, NOW) for key, state in states]
+    # What serves has not failed since.
+    present = [
+        Instance(1, key, state, NOW, attempts=0 if state is InstanceState.SERVING else attempts)
+        for key, state, attempts in states
+    ]
     room = {key: free for key, free in room.items() if key not in leaving}
     made = plan(present, replicas, leaving, room)
     left = [item for item in present if item not in made.given_up]
@@ -87,9 +123,10 @@ def test_no_plan_lets_fewer_serve_than_are_wanted_nor_two_share_a_triton(
     served, serves = (sum(item.serving for item in some) for some in (present, left))
     assert serves >= min(served, replicas)
     assert len(left) >= min(len(present), replicas)
-    staying = [key for key in places if key not in leaving]
+    stuck = [item.triton_id for item in left if item.stuck]
+    staying = [key for key in places if key not in leaving and key not in stuck]
     assert len(staying) <= max(replicas, len(present))
-    if len(staying) < replicas:
+    if len(staying) < replicas and len(stuck) <= replicas:
         assert not {key for key in room if room[key] > 0} - set(places), "all the room is used"
 
 
@@ -164,6 +201,45 @@ def test_a_candidate_is_ready_once_it_serves_wherever_the_other_version_does_and
     assert counted.charged_ms == 2 * 6_000 // 3
 
 
+def test_a_candidate_that_was_ready_serves_no_more_once_it_is_lost_where_the_other_version_is_not() -> None:
+    deployment = lifecycle.propose(active("a", "b"), replace(active().version, number=2), 50, NOW)
+    for key in "ab":
+        deployment = lifecycle.activate(deployment, beside(deployment, key), PARITY, "p", NOW)
+    deployment = lifecycle.pass_gate(deployment, NOW)
+    assert lifecycle.candidate_serves(deployment)
+    half = lifecycle.lose(deployment, beside(deployment, "b"), "dead", NOW)
+    assert not lifecycle.candidate_serves(half)
+    assert lifecycle.candidate_serves(lifecycle.lose(half, at(half, "b"), "dead", NOW))
+    for lost in (at(half, "a"), at(half, "b"), beside(half, "a")):
+        half = lifecycle.lose(half, lost, "dead", NOW)
+    assert not lifecycle.candidate_serves(half), "neither serves anywhere"
+
+
+def test_a_candidate_that_does_not_come_back_is_given_up_after_some_attempts_but_only_where_the_other_serves() -> None:
+    deployment = lifecycle.propose(active("a", "b"), replace(active().version, number=2), 50, NOW)
+    for key in "ab":
+        deployment = lifecycle.activate(deployment, beside(deployment, key), PARITY, "p", NOW)
+    deployment = lifecycle.pass_gate(deployment, NOW)
+    deployment = lifecycle.lose(deployment, beside(deployment, "b"), "dead", NOW)
+    for _ in range(LOAD_ATTEMPTS - 1):
+        assert not lifecycle.is_beyond_help(deployment, beside(deployment, "b"))
+        deployment = lifecycle.put_off(deployment, beside(deployment, "b"), "damaged", NOW)
+    assert lifecycle.is_beyond_help(deployment, beside(deployment, "b"))
+    assert not lifecycle.is_beyond_help(deployment, at(deployment, "b")), "it is not the candidate's"
+    alone = lifecycle.lose(deployment, at(deployment, "b"), "dead", NOW)
+    assert not lifecycle.is_beyond_help(alone, beside(alone, "b")), "nothing serves there"
+
+
+def test_a_candidate_that_does_not_load_is_given_up_at_once_unless_it_is_ready_or_nothing_serves_there() -> None:
+    deployment = lifecycle.propose(active("a", "b"), replace(active().version, number=2), 50, NOW)
+    assert lifecycle.is_beyond_help(deployment, beside(deployment, "b"))
+    alone = lifecycle.lose(deployment, at(deployment, "b"), "dead", NOW)
+    assert not lifecycle.is_beyond_help(alone, beside(alone, "b")), "it may be the Triton"
+    live = lifecycle.activate(alone, beside(alone, "a"), PARITY, "p", NOW)
+    live = lifecycle.recover(lifecycle.pass_gate(live, NOW), at(live, "b"), NOW)
+    assert not lifecycle.is_beyond_help(live, beside(live, "b")), "it has its share on the other one"
+
+
 def test_what_is_placed_anew_takes_the_candidate_along_and_what_is_given_up_takes_it_away() -> None:
     proposed = lifecycle.propose(active("a"), replace(active().version, number=2), 10, NOW)
     moving = lifecycle.place(proposed, Plan(("b",)), NOW)
@@ -186,12 +262,93 @@ def test_what_never_served_fails_once_every_triton_has_refused_it_and_what_serve
     assert (deployment.state, deployment.instances) == (DeploymentState.FAILED, ())
 
 
+@pytest.mark.parametrize("served", [False, True])
+def test_what_a_triton_does_not_take_is_tried_at_another_and_given_up_once_it_serves_there(served: bool) -> None:
+    deployment = lifecycle.lose(active("a"), at(active("a"), "a"), "dead", NOW) if served else deploying("a")
+    for _ in range(LEAVE_ATTEMPTS):
+        assert lifecycle.is_placed(deployment, "")
+        deployment = lifecycle.refuse_load(deployment, at(deployment, "a"), "no", NOW)
+    assert not lifecycle.is_placed(deployment, "")
+    assert replan(deployment, "", NOW, room="") == deployment, "nobody else has room"
+    deployment = replan(deployment, "", NOW)
+    assert [item.triton_id for item in deployment.instances] == ["a", "b"]
+    for _ in range(LOAD_ATTEMPTS):
+        deployment = lifecycle.refuse_load(deployment, at(deployment, "a"), "no", NOW)
+    assert replan(deployment, "", NOW) == deployment, "another may take it yet"
+    moved = lifecycle.activate(deployment, at(deployment, "b"), PARITY, "p", NOW)
+    moved = replan(moved, "", NOW)
+    assert (moved.state, [item.triton_id for item in moved.instances]) == (DeploymentState.ACTIVE, ["b"])
+    assert lifecycle.is_placed(moved, "")
+    back = replan(lifecycle.activate(deployment, at(deployment, "a"), PARITY, "p", NOW), "", NOW)
+    assert [item.triton_id for item in back.instances] == ["a"], "the first takes it after all"
+    for _ in range(LEAVE_ATTEMPTS):
+        deployment = lifecycle.refuse_load(deployment, at(deployment, "b"), "no", NOW)
+    assert replan(deployment, "", NOW, room="c") == deployment, "it is the model"
+    assert lifecycle.is_placed(deployment, ""), "no look has anything to do"
+    assert not lifecycle.is_placed(deployment, "a")
+    serves = lifecycle.activate(deployment, at(deployment, "a"), PARITY, "p", NOW)
+    assert not lifecycle.is_placed(serves, ""), "the other goes"
+
+
 def test_it_is_stopped_once_every_triton_has_unloaded_it() -> None:
     deployment = lifecycle.stop(active("a", "b"), EndReason.STOPPED_BY_USER, NOW)
     deployment = lifecycle.unloaded(deployment, at(deployment, "b"), NOW)
     assert deployment.state is DeploymentState.STOPPING
     deployment = lifecycle.unloaded(deployment, at(deployment, "a"), NOW)
     assert (deployment.state, deployment.instances) == (DeploymentState.STOPPED, ())
+
+
+def test_beside_a_version_that_does_not_serve_a_candidate_answers_if_it_is_ready_and_has_a_share() -> None:
+    version = Version(2, "m", "e", ("cup",), (("cup", 0.5),))
+    proposed = lifecycle.propose(active(), version, 50, NOW)
+    lost = lifecycle.lose(proposed, at(proposed), "dead", NOW)
+    assert (active().answers, lost.answers) == (True, False), "it is not ready"
+    ready = lifecycle.pass_gate(lifecycle.activate(proposed, beside(proposed), PARITY, "p", NOW), NOW)
+    alone = lifecycle.lose(ready, at(ready), "dead", NOW)
+    assert (alone.state, alone.answers) == (DeploymentState.DEGRADED, True)
+    assert not lifecycle.split(alone, 0).answers
+    assert not lifecycle.lose(alone, beside(alone), "dead", NOW).answers
+    assert lifecycle.recover(alone, at(alone), NOW).state is DeploymentState.ACTIVE
+
+
+def replan(deployment: Deployment, leaving: str, now: datetime, room: str = "b") -> Deployment:
+    """As at a look, with room there."""
+    awaited = lifecycle.awaited(deployment, leaving, now)
+    made = plan(deployment.own_instances, 1, leaving, dict.fromkeys(room, 1), awaited)
+    return lifecycle.place(deployment, made, now)
+
+
+def test_what_is_drained_is_given_up_once_a_candidate_that_is_ready_serves_in_the_new_place_too() -> None:
+    proposed = lifecycle.propose(active("a"), replace(active().version, number=2), 50, NOW)
+    ready = lifecycle.pass_gate(lifecycle.activate(proposed, beside(proposed, "a"), PARITY, "p", NOW), NOW)
+    moving = replan(ready, "a", NOW)
+    moving = lifecycle.activate(moving, at(moving, "b"), PARITY, "p", NOW)
+    assert replan(moving, "a", NOW + FOLLOW_LIMIT - SECOND) == moving
+    followed = lifecycle.activate(moving, beside(moving, "b"), PARITY, "p", NOW + SECOND)
+    followed = replan(followed, "a", NOW + SECOND)
+    assert [(item.key, item.serving) for item in followed.instances] == [((1, "b"), True), ((2, "b"), True)]
+    late = replan(moving, "a", NOW + FOLLOW_LIMIT)
+    assert [item.key for item in late.instances] == [(1, "b"), (2, "b")], "but it is not waited for, for ever"
+    lost = lifecycle.lose(moving, beside(moving, "a"), "dead", NOW)
+    assert [item.key for item in replan(lost, "a", NOW).instances] == [(1, "b"), (2, "b")], "it serves there no more"
+    unready = lifecycle.place(proposed, Plan(("b",)), NOW)
+    unready = lifecycle.activate(unready, at(unready, "b"), PARITY, "p", NOW)
+    assert [item.key for item in replan(unready, "a", NOW).instances] == [(1, "b"), (2, "b")], "it has no requests yet"
+
+
+def test_what_a_triton_does_not_take_stays_until_a_candidate_that_serves_there_does_in_the_new_place_too() -> None:
+    proposed = lifecycle.propose(active("a"), replace(active().version, number=2), 50, NOW)
+    ready = lifecycle.pass_gate(lifecycle.activate(proposed, beside(proposed, "a"), PARITY, "p", NOW), NOW)
+    stuck = lifecycle.lose(ready, at(ready, "a"), "dead", NOW)
+    for _ in range(LEAVE_ATTEMPTS):
+        stuck = lifecycle.put_off(stuck, at(stuck, "a"), "dead", NOW)
+    moving = replan(stuck, "", NOW)
+    moving = lifecycle.activate(moving, at(moving, "b"), PARITY, "p", NOW)
+    assert replan(moving, "", NOW + FOLLOW_LIMIT - SECOND) == moving
+    followed = replan(lifecycle.activate(moving, beside(moving, "b"), PARITY, "p", NOW), "", NOW)
+    assert [(item.key, item.serving) for item in followed.instances] == [((1, "b"), True), ((2, "b"), True)]
+    late = replan(moving, "", NOW + FOLLOW_LIMIT)
+    assert [item.key for item in late.instances] == [(1, "b"), (2, "b")], "but it is not waited for, for ever"
 
 
 class Served(RuleBasedStateMachine):
@@ -211,7 +368,7 @@ class Served(RuleBasedStateMachine):
     def a_probe_is_good(self, which: int) -> None:
         found = [item for item in self.deployment.instances if item.serving]
         if found:
-            self.deployment = lifecycle.count(self.deployment, found[which % len(found)], self.now)
+            self.deployment = lifecycle.count(self.deployment, found[which % len(found)], self.now, attended())
 
     @rule(which=st.integers(0, 9))
     def a_probe_is_bad(self, which: int) -> None:
@@ -225,9 +382,17 @@ class Served(RuleBasedStateMachine):
         if found:
             self.deployment = lifecycle.activate(self.deployment, found[which % len(found)], PARITY, "p", self.now)
 
+    @rule(which=st.integers(0, 9))
+    def one_is_not_brought_back(self, which: int) -> None:
+        found = [item for item in self.deployment.instances if not item.serving]
+        if found:
+            self.deployment = lifecycle.put_off(self.deployment, found[which % len(found)], "dead", self.now)
+
     @rule(leaving=st.sets(st.sampled_from("abcde")), room=st.dictionaries(st.sampled_from("abcde"), st.integers(0, 1)))
     def it_is_placed(self, leaving: set[str], room: dict[str, int]) -> None:
-        made = plan(self.deployment.own_instances, self.deployment.form.replicas, leaving, room)
+        awaited = lifecycle.awaited(self.deployment, leaving, self.now)
+        made = plan(self.deployment.own_instances, self.deployment.form.replicas, leaving, room, awaited)
+        assert made == Plan() or not lifecycle.is_placed(self.deployment, leaving)
         self.deployment = lifecycle.place(self.deployment, made, self.now)
 
     @precondition(lambda self: self.deployment.candidate is None)
@@ -242,10 +407,13 @@ class Served(RuleBasedStateMachine):
     def it_is_ready(self) -> None:
         self.deployment = lifecycle.pass_gate(self.deployment, self.now)
 
-    @precondition(lambda self: self.deployment.candidate is not None and self.deployment.candidate.ready)
+    @precondition(lambda self: self.deployment.shared and lifecycle.candidate_serves(self.deployment))
     @rule()
     def it_is_promoted(self) -> None:
+        served = len(self.deployment.counted)
         self.deployment = lifecycle.promote(self.deployment, self.now)
+        assert self.deployment.state is DeploymentState.ACTIVE
+        assert len(self.deployment.counted) >= served
 
     @precondition(lambda self: self.deployment.candidate is not None)
     @rule()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import cast
 
 from saucer.lib.ids import new_id
-from saucer.publishing.batching import Counters, Reading
+from saucer.publishing.batching import Counters, CountersAt
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.placement import model_name
 from saucer.publishing.sampling import sample_piece
@@ -48,10 +48,10 @@ class PlayedFleet:
 
 @dataclass
 class Kept:
-    readings: list[tuple[str, Reading]] = field(default_factory=list)
+    readings: list[tuple[str, CountersAt]] = field(default_factory=list)
     lines_of: list[str] = field(default_factory=list)
 
-    async def store_readings(self, readings: list[tuple[str, Reading]]) -> None:
+    async def store_readings(self, readings: list[tuple[str, CountersAt]]) -> None:
         self.readings += readings
 
     async def store_lines(self, deployment_id: str, number: int, triton_id: str, process: str, lines: object) -> None:

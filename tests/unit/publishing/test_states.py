@@ -99,6 +99,11 @@ def test_a_refused_first_start_is_refused_and_a_refused_new_start_is_where_it_wa
     assert (back.state, back.end_reason) == (DeploymentState.STOPPED, EndReason.STOPPED_BY_USER)
     assert back.version.parity == PARITY
     assert back.start_number == 2, "a refused hold's id is used up"
+    assert (stopped.refused, back.refused) == (False, True)
+    granted = lifecycle.queue(lifecycle.start_again(back, "once more", NOW), 2, 1, "EUR", NOW)
+    assert not lifecycle.stop(granted, EndReason.STOPPED_BY_USER, NOW).refused
+    withdrawn = lifecycle.stop(lifecycle.start_again(back, "once more", NOW), EndReason.STOPPED_BY_USER, NOW)
+    assert not withdrawn.refused, "the user did not wait for the answer"
 
 
 def test_a_new_start_that_is_granted_starts_with_nothing_of_the_former() -> None:
@@ -133,6 +138,16 @@ def test_a_gap_between_probes_counts_up_to_its_limit_and_a_gap_in_serving_not_at
     assert back.active_at == NOW
 
 
+def test_what_the_process_that_probes_did_not_attend_is_not_counted() -> None:
+    deployment, now = active(), NOW + timedelta(seconds=10)
+    begun = lifecycle.count(deployment, at(deployment), now, timedelta(0))
+    assert (begun.charged_ms, begun.probed_at) == (0, now)
+    later = now + timedelta(seconds=2)
+    assert lifecycle.count(begun, at(begun), later, timedelta(seconds=2.1)).charged_ms == 2000
+    half = lifecycle.count(deployment, at(deployment), now, timedelta(seconds=5))
+    assert (half.charged_ms, half.probed_at) == (5000, now)
+
+
 def test_a_clock_that_goes_back_takes_nothing_off() -> None:
     back = count(active(), NOW - timedelta(hours=1))
     assert back.charged_ms == 0
@@ -165,19 +180,34 @@ def test_the_counter_is_told_once_a_minute() -> None:
     assert told == {NOW, NOW + PROGRESS_EVERY, NOW + 2 * PROGRESS_EVERY}
 
 
-def test_the_pause_between_attempts_grows_to_its_greatest() -> None:
-    deployment = deploying("local")
-    pauses = []
-    for _ in range(100):
-        deployment = lifecycle.put_off(deployment, at(deployment), "no", NOW)
-        retry_at = at(deployment).retry_at
-        assert retry_at is not None
-        pauses.append(retry_at - NOW)
-    assert pauses[0] == lifecycle.RETRY_FIRST
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == lifecycle.RETRY_GREATEST
+def test_the_pause_between_attempts_grows_to_its_greatest_and_is_another_for_each_instance() -> None:
+    first, greatest = set(), set()
+    for number in range(20):
+        deployment = replace(deploying("local"), deployment_id=f"d{number}")
+        pauses = []
+        for _ in range(100):
+            deployment = lifecycle.put_off(deployment, at(deployment), "no", NOW)
+            retry_at = at(deployment).retry_at
+            assert retry_at is not None
+            pauses.append(retry_at - NOW)
+        assert pauses == sorted(pauses)
+        first.add(pauses[0])
+        greatest.add(pauses[-1])
+    for pause, found in ((lifecycle.RETRY_FIRST, first), (lifecycle.RETRY_GREATEST, greatest)):
+        assert len(found) == 20
+        assert (1 - lifecycle.RETRY_SPREAD) * pause <= min(found) <= max(found) <= pause
 
 
 def test_the_cost_is_the_floor_of_whole_seconds() -> None:
     deployment = replace(active(), charged_ms=90_999, price_per_hour_micros=3_600_000)
     assert deployment.cost_micros == 90_000
+
+
+def test_what_keeps_an_instance_from_serving_is_told_and_is_no_attempt() -> None:
+    told = lifecycle.note(deploying("a", "b"), at(deploying("a", "b"), "a"), "the disk is full")
+    assert (told.error_message, at(told, "a").message, at(told, "b").message) == (("the disk is full",) * 2 + ("",))
+    assert (at(told, "a").attempts, at(told, "a").retry_at) == (0, None)
+    serving = lifecycle.activate(told, at(told, "b"), PARITY, "p", NOW)
+    again = lifecycle.note(serving, at(serving, "a"), "the disk is still full")
+    assert (again.error_message, at(again, "a").message) == ("", "the disk is still full"), "the other one serves"
+    assert lifecycle.note(again, at(again, "b"), "too late") == again

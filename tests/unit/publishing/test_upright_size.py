@@ -9,10 +9,19 @@ import pytest
 from PIL import Image
 
 from saucer.lib.errors import InvalidArgumentError
-from saucer.publishing.endpoint import upright_size
+from saucer.publishing.endpoint import MAX_IMAGE_BYTES, upright_size
 from saucer.serving.decode import MAX_PIXELS, decode
 from tests.support.memory import MIB, forget_peak, peak_bytes
 from tests.support.pictures import EXIF_ORIENTATION
+
+
+def _jpeg_30_10() -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (30, 10)).save(encoded, "JPEG")
+    return encoded.getvalue()
+
+
+JPEG_30_10 = _jpeg_30_10()
 
 
 @pytest.mark.parametrize("orientation", range(9))
@@ -36,10 +45,7 @@ def test_what_is_no_image_or_states_too_many_pixels_is_refused() -> None:
 
 
 def test_damaged_metadata_does_not_hide_an_image() -> None:
-    encoded = io.BytesIO()
-    Image.new("RGB", (30, 10)).save(encoded, "JPEG")
-    data = encoded.getvalue()
-    damaged = data[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + data[2:]
+    damaged = JPEG_30_10[:2] + b"\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff" + JPEG_30_10[2:]
     assert upright_size(damaged) == (30, 10)
 
 
@@ -59,6 +65,29 @@ def test_a_jpeg_whose_header_has_millions_of_parts_is_refused_at_once(part: byte
     with pytest.raises(InvalidArgumentError, match="segments"):
         upright_size(hostile)
     assert time.process_time() - begun_s < 0.25
+
+
+@pytest.mark.parametrize("marker", [b"\xff\xe1", b"\xff\xe5"])
+def test_a_small_jpeg_of_thousands_of_segments_is_refused(marker: bytes) -> None:
+    """Looking at them all, twice, would take a server longer than answering others."""
+    segments = (marker + b"\0\2") * 19_900
+    with pytest.raises(InvalidArgumentError, match="segments"):
+        upright_size(JPEG_30_10[:2] + segments + JPEG_30_10[2:])
+
+
+def test_a_jpeg_as_large_as_is_accepted_may_consist_of_a_colour_profiles_segments() -> None:
+    profile = (b"\xff\xe2\xff\xff" + bytes(65_533)) * (MAX_IMAGE_BYTES // 65_537)
+    assert upright_size(JPEG_30_10[:2] + profile + JPEG_30_10[2:]) == (30, 10)
+
+
+def test_a_png_as_large_as_is_accepted_may_state_its_orientation_behind_its_pixels() -> None:
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    encoded = io.BytesIO()
+    Image.new("RGB", (30, 10)).save(encoded, "PNG", exif=exif)
+    data = encoded.getvalue()
+    pixels = ((8192).to_bytes(4, "big") + b"IDAT" + bytes(8192 + 4)) * ((MAX_IMAGE_BYTES - len(data)) // (8192 + 12))
+    assert upright_size(data[:33] + pixels + data[33:]) == (10, 30)
 
 
 def test_a_png_of_millions_of_chunks_is_measured_at_once() -> None:

@@ -1,6 +1,8 @@
 """From bytes to boxes through a real, tiny graph."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -92,20 +94,37 @@ def test_a_description_is_read_as_it_was_written() -> None:
     assert ModelSpec.from_json(spec.to_json()) == spec
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize(("runtime", "name"), [("onnxruntime_cuda", "CUDA"), ("onnxruntime_tensorrt", "Tensorrt")])
 def test_a_gpu_that_onnxruntime_does_not_have_is_said_to_be_lacking_and_the_processor_does_not_stand_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, name: str
 ) -> None:
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        pytest.skip("this build of ONNX Runtime has CUDA: tests/gpu tries it")
+    if f"{name}ExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip(f"this build of ONNX Runtime has {name}: tests/gpu tries it")
     folder = write_model(tmp_path)
-    with pytest.raises(RuntimeUnusable, match="this build of ONNX Runtime has no CUDA"):
-        Detector.load(folder, runtime="onnxruntime_cuda")
+    with pytest.raises(RuntimeUnusable, match=f"this build of ONNX Runtime has no {name}"):
+        Detector.load(folder, runtime=runtime)
     # As where the build has it, and the machine does not.
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [f"{name}ExecutionProvider"])
     with (
-        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
-        pytest.raises(RuntimeUnusable, match="cannot use CUDA"),
+        pytest.warns(UserWarning, match=f"{name}ExecutionProvider"),
+        pytest.raises(RuntimeUnusable, match=f"cannot use {name}"),
     ):
+        Detector.load(folder, runtime=runtime)
+
+
+def test_a_gpu_whose_memory_is_taken_has_failed_and_is_not_said_to_be_lacking(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Short(onnxruntime.InferenceSession):  # type: ignore[misc] # it has no types
+        def _create_inference_session(self, providers: Sequence[Any], *others: Any) -> None:
+            if "CUDAExecutionProvider" in str(providers):
+                raise RuntimeError("CUDA failure 2: out of memory")
+            super()._create_inference_session(providers, *others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Short)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ModelFolderError, match="cannot be loaded: CUDA failure 2: out of memory"):
         Detector.load(folder, runtime="onnxruntime_cuda")
 
 

@@ -43,6 +43,7 @@ def test_several_are_measured_and_one_that_the_machine_lacks_is_named(folder: Pa
     choice = tried(folder, "onnxruntime", "openvino", "openvino_bf16")
     assert choice.measured_ms.keys() == {"onnxruntime", "openvino"}
     assert choice.unusable == {"openvino_bf16": "this processor does not compute in bfloat16"}
+    assert choice.failed == []
 
 
 def test_where_the_only_one_wanted_is_lacking_that_of_evaluations_serves(folder: Path) -> None:
@@ -63,7 +64,19 @@ def test_a_runtime_that_fails_is_left_out_and_that_of_evaluations_serves(
     folder: Path, statement: str, reason: str
 ) -> None:
     spoil(folder, "openvino", statement)
-    assert tried(folder, "onnxruntime", "openvino", timeout_s=8.0) == Choice("onnxruntime", {}, {"openvino": reason})
+    assert tried(folder, "onnxruntime", "openvino", timeout_s=8.0) == Choice(
+        "onnxruntime", {}, {"openvino": reason}, ["openvino"]
+    )
+
+
+def test_what_is_not_done_in_time_costs_only_itself(folder: Path) -> None:
+    """As TensorRT may, which makes its engines first: CUDA serves then, and not the processor."""
+    spoil(folder, "onnxruntime_cuda", "return _onnxruntime(path, threads)")
+    spoil(folder, "onnxruntime_tensorrt", "import time; time.sleep(100)")
+    choice = tried(folder, "onnxruntime", "onnxruntime_cuda", "onnxruntime_tensorrt", timeout_s=8.0)
+    assert choice.measured_ms.keys() == {"onnxruntime", "onnxruntime_cuda"}
+    assert choice.unusable == {"onnxruntime_tensorrt": "the model did not load and compute within 8 s"}
+    assert choice.failed == ["onnxruntime_tensorrt"]
 
 
 @pytest.mark.parametrize(

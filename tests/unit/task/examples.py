@@ -2,9 +2,26 @@
 
 from datetime import UTC, datetime
 
+from saucer.task.defaults import Data
 from saucer.task.domain import ChargeStatus, Config, Form, Progress, Task, TaskState
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
+DATA = Data(
+    dataset_version_id="d",
+    manifest_key="m",
+    manifest_sha256="0" * 64,
+    image_prefix="i",
+    classes=("cup", "plate"),
+    training_images=300,
+    validation_images=60,
+    test_images=60,
+    training_labels=900,
+    validation_labels=180,
+    labels=1_260,
+    median_width=640,
+    median_height=480,
+    median_box_share=0.03,
+)
 
 
 def form(**changes: object) -> Form:
@@ -63,6 +80,7 @@ def task() -> Task:
         derived=(),
         state=TaskState.PENDING,
         former_state=None,
+        former=None,
         charge_status=ChargeStatus.NOT_BILLING,
         start_number=1,
         restart_request_id=None,

@@ -10,12 +10,11 @@ from saucer.task import scenes
 from saucer.task.defaults import INPUT_SIZES, MAX_EPOCHS, Data, Machine, derive
 from saucer.task.domain import Refused
 from saucer.task.estimating import estimate_ms
-from tests.unit.task.examples import form
+from tests.unit.task.examples import DATA, form
 
 CPU = Machine(gpus=0, cpu_cores=2)
 GPU = Machine(gpus=1, cpu_cores=16)
 SCENES = scenes.load()
-DATA = Data("d", "m", "0" * 64, "i", ("cup", "plate"), 300, 60, 60, 640, 480, 0.03)
 
 
 def test_every_default_comes_with_its_reason() -> None:
@@ -73,6 +72,26 @@ def test_the_cup_and_plate_scene_has_its_own_expected_accuracy_and_a_form_overri
 def test_data_without_training_images_is_refused() -> None:
     with pytest.raises(Refused, match="no images"):
         derive(form(), SCENES["object-detection"], replace(DATA, training_images=0), CPU)
+
+
+@pytest.mark.parametrize("scene", sorted(SCENES))
+def test_data_without_a_label_is_refused_and_told_to_be_labelled_whatever_the_scene(scene: str) -> None:
+    imported = replace(DATA, classes=(), labels=0, training_labels=0, validation_labels=0)
+    with pytest.raises(Refused, match="draft") as refusal:
+        derive(form(), SCENES[scene], imported, CPU)
+    assert refusal.value.reason == "NO_LABELS"
+
+
+@pytest.mark.parametrize(
+    ("split", "unlabelled"),
+    [("training", replace(DATA, training_labels=0)), ("validation", replace(DATA, validation_labels=0))],
+)
+@pytest.mark.parametrize("scene", ["object-detection", "image-classification"])
+def test_a_split_without_labels_is_refused_though_others_have_some(scene: str, split: str, unlabelled: Data) -> None:
+    unlabelled = replace(unlabelled, labels_whole_images=SCENES[scene].classification)
+    with pytest.raises(Refused, match=f"{split} split") as refusal:
+        derive(form(), SCENES[scene], unlabelled, CPU)
+    assert refusal.value.reason == "NO_LABELS"
 
 
 @given(

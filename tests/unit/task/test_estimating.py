@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from saucer.task.defaults import Data, Machine
+from saucer.task.defaults import Machine
 from saucer.task.estimating import NEWEST, OVERHEAD_MS, Pace, estimate_ms, megapixels
+from tests.unit.task import examples
 from tests.unit.task.examples import NOW, config, form
 
 CPU = Machine(gpus=0, cpu_cores=2)
-DATA = Data("d", "m", "0" * 64, "i", ("cup",), 100, 20, 20, 640, 480, 0.03)
+DATA = replace(examples.DATA, classes=("cup",), training_images=100, validation_images=20, test_images=20)
 CONFIG = config()
 WORK = megapixels(CONFIG.epochs * 13 * CONFIG.batch_size, CONFIG.input_size)
 PACE = Pace("r", "local", "cpu-2", 1, "imagenet-lite0", False, "d", 192, 1000.0, 20_000, NOW)

@@ -8,12 +8,12 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from buf.validate import validate_pb2
 from saucer.task import scenes
-from saucer.task.defaults import Data, Machine, derive
+from saucer.task.defaults import Machine, derive
 from saucer.task.domain import Form, Refused
 from saucer.task.parameters import PARAMETERS, Parameter
 from saucer.task.v1 import task_pb2
 from saucer.worker import job
-from tests.unit.task.examples import form
+from tests.unit.task.examples import DATA, form
 
 WORKERS = {
     "epochs": job.EPOCHS_RANGE,
@@ -23,7 +23,6 @@ WORKERS = {
     "input_size": job.INPUT_SIZE_RANGE,
 }
 BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
-DATA = Data("d", "m", "0" * 64, "i", ("cup", "plate"), 2000, 60, 60, 640, 480, 0.03)
 
 
 @pytest.mark.parametrize("parameter", PARAMETERS, ids=lambda parameter: parameter.name)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saucer.lib.money import FINISH_RESERVE_MS
 from saucer.training.charging import (
-    FINISH_RESERVE_MS,
     LEASE_MS,
     NOWHERE,
     STALL_MS,

@@ -50,9 +50,10 @@ def heard(
     iteration: int = 10,
     checkpoint: int | None = None,
     elapsed_ms: int = 0,
+    validated: float = 0.0,
 ) -> Beat:
     kept = Checkpoint("key", "sha", checkpoint, 1_000) if checkpoint is not None else None
-    progress = Progress(stage, iteration=iteration, iterations=100, elapsed_ms=elapsed_ms)
+    progress = Progress(stage, iteration=iteration, iterations=100, elapsed_ms=elapsed_ms, validated=validated)
     return Beat(sequence, progress, kept)
 
 
@@ -151,7 +152,31 @@ def test_attempts_are_limited_and_what_was_learnt_is_finished_by_one_more(checkp
     finishing = running(run)
     assert domain.reason_of(finishing, EndReason.FAILED) is EndReason.FAILED
     lost = domain.lose(finishing, NOW, "loss 3")
-    assert (lost.state, lost.end_reason, lost.error_message) == (RunState.ENDED, EndReason.FAILED, "loss 3")
+    assert (lost.state, lost.end_reason, lost.error_message) == (RunState.ENDED, EndReason.FAILED, "loss 2")
+
+
+def test_a_users_error_uses_the_attempts_up_and_what_was_learnt_is_finished_at_once() -> None:
+    run = domain.lose(running(checkpoint=5), NOW, "nan", user_error=True)
+    assert (run.state, run.finish_only, run.ready_at, run.error_message) == (RunState.QUEUED, True, None, "nan")
+    assert domain.lose(running(), NOW, "nan", user_error=True).state is RunState.ENDED
+
+
+@pytest.mark.parametrize(
+    ("run", "user_error", "finished", "goes_on"),
+    [
+        (running(), False, False, True),
+        (running(), True, False, False),
+        (running(checkpoint=5), True, False, True),
+        (domain.lose(running(checkpoint=5), NOW, "nan", user_error=True), True, False, False),
+        (domain.lose(running(checkpoint=5), NOW, "nan", user_error=True), False, True, False),
+        (domain.lose(running(checkpoint=5), NOW, "nan", user_error=True), False, False, True),
+    ],
+)
+def test_a_failed_attempt_is_followed_by_another_if_that_may_do_better(
+    run: Run, user_error: bool, finished: bool, goes_on: bool
+) -> None:
+    assert domain.goes_on(run, EndReason.FAILED, user_error=user_error, finished=finished) is goes_on
+    assert not domain.goes_on(run, EndReason.COMPLETED, user_error=user_error, finished=finished)
 
 
 def test_the_extra_attempt_is_not_charged() -> None:
@@ -197,6 +222,25 @@ def test_finishing_and_stalls_have_limits() -> None:
     assert "Finishing" in (domain.overdue(run, NOW + FINISH_LIMIT + SECOND) or "")
     assert domain.overdue(running(), NOW + STALL_LOST) is None
     assert "progress" in (domain.overdue(running(), NOW + STALL_LOST + SECOND) or "")
+
+
+def test_a_validation_that_gets_further_is_no_stall_and_is_charged_once() -> None:
+    minutes = 2 * STALL_LOST // timedelta(minutes=1)
+    now, run = NOW, running(iteration=10, checkpoint=10)
+    for minute in range(1, minutes + 1):
+        for second in range(0, 60, 6):
+            now = NOW + timedelta(minutes=minute, seconds=second)
+            assert domain.overdue(run, now) is None
+            run = domain.beat(run, heard(2, iteration=10, validated=minute / (minutes + 1)), now)
+    charged_ms = run.meter.charged_ms
+    assert charged_ms > 60_000 * (minutes - 1)
+
+    again = running(domain.lose(run, now, "gone"), iteration=10)
+    for second, validated in enumerate((0.5, minutes / (minutes + 1), 0.99), start=1):
+        again = domain.beat(again, heard(1 + second, iteration=10, validated=validated), NOW + second * SECOND)
+    assert again.meter.charged_ms == charged_ms, "it was validated so far before"
+    again = domain.beat(again, heard(5, iteration=11), NOW + 4 * SECOND)
+    assert again.meter.charged_ms == charged_ms + 1_000
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """The use cases of billing, by what they are about, and the only place that opens its transactions."""
 
-import asyncio
 from datetime import timedelta
 
-import asyncpg
 import structlog
 
 from saucer.billing.service.accounts import Accounts
@@ -42,22 +40,15 @@ class Billing:
         self.statements = Statements(database)
         self.records = Records(database)
 
-    async def sweep(self) -> None:
-        """Until cancelled: gives back what nobody used in time, sees to suspended accounts and to groups."""
-        while True:
-            try:
-                if await self.sweep_once() == SWEEP_BATCH:
-                    continue
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-                log.warning("sweep_failed", error=repr(error))
-            await asyncio.sleep(SWEEP_S)
+    async def sweep_once(self) -> bool:
+        """Gives back what nobody used in time, sees to suspended accounts and to groups; whether there may be more.
 
-    async def sweep_once(self) -> int:
-        """One round; several replicas may make it at once. How many holds it looked at, SWEEP_BATCH at most."""
+        Several replicas may make a round at once.
+        """
         async with self._database.transaction() as tx:
             unused = await holds_store.unused_holds(tx.connection, tx.now - UNUSED_LIMIT, SWEEP_BATCH)
         for hold_id in unused:
             await self.holds.expire(hold_id)
         await self.accounts.sweep_once()
         await self.groups.sweep_once()
-        return len(unused)
+        return len(unused) == SWEEP_BATCH

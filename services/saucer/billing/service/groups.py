@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import asyncpg
 from google.protobuf.message import Message
 
 from saucer.billing import prepaid
-from saucer.billing.domain import Account, AccountState, Group, Hold, HoldRequest, HoldState, Refusal
+from saucer.billing.domain import Account, AccountState, Group, Hold, HoldRequest, HoldState, Refusal, transition
 from saucer.billing.messages import group_message, hold_message
 from saucer.billing.service.journal import Journal
 from saucer.billing.service.offers import spec_of
@@ -90,26 +90,30 @@ class Groups:
 
         Raises:
             FailedPreconditionError: GROUP_ENDED; CAPACITY_TAKEN: less than is taken now; CAPACITY_WAITED_FOR: less than
-                a start waits for.
+                a start waits for; SPEC_WITHDRAWN: more capacity or a later end is not on offer any more.
             InvalidArgumentError: PERIOD_INVALID. NotFoundError.
             AlreadyExistsError: the request id was used for something else.
         """
         detail = {"capacity": capacity, "end_time": ends_at.isoformat() if ends_at else None}
         async with self._database.transaction() as tx:
             group = await _locked(tx, group_id)
+            # Before the record, which takes a share of the account's lock: a counter locks its hold first, too.
+            holds = await holds_store.lock_open_of_group(tx.connection, group_id)
             if not await record(tx, correction, "UPDATE_GROUP", group_id, group.account_id, detail):
                 return group
             if group.ended or group.ends_at <= tx.now:
                 raise FailedPreconditionError("GROUP_ENDED", "The resource group has ended; create another.")
             changed = replace(group, capacity=capacity or group.capacity, ends_at=ends_at or group.ends_at)
             _check_period(changed.starts_at, changed.ends_at, tx.now)
+            if changed.capacity > group.capacity or changed.ends_at > group.ends_at:
+                (await spec_of(tx, group.region_id, group.spec_id)).check_offered()
             if changed.capacity < group.taken:
                 raise FailedPreconditionError(
                     "CAPACITY_TAKEN",
                     f"{group.taken} of the capacity are taken; stop some of what runs first.",
                     taken=group.taken,
                 )
-            for hold in await holds_store.lock_open_of_group(tx.connection, group_id):
+            for hold in holds:
                 # It could never be granted, and nobody passes it.
                 if hold.count > changed.capacity:
                     raise FailedPreconditionError(
@@ -118,7 +122,9 @@ class Groups:
                         "first.",
                         work_id=hold.work_id,
                     )
-            group = await store.update_group(tx.connection, replace(changed, warned_hours=None))
+            if changed.ends_at != group.ends_at:
+                changed = replace(changed, warned_hours=None)
+            group = await store.update_group(tx.connection, changed)
             await _tell(tx, group, events_pb2.GroupUpdated(group=group_message(group)))
         await self.fill(group_id)
         return group
@@ -162,6 +168,7 @@ class Groups:
             if former is not None:
                 return former
             _check_fit(group, request)
+            (await spec_of(tx, group.region_id, group.spec_id)).check_count(request.count)
             waiting = await holds_store.lock_waiting(tx.connection, group.group_id, FILL_BATCH)
             journal = await Journal.open(tx, request.account_id, waiting)
             refusal = _refusal(group, journal.account, tx.now)
@@ -189,8 +196,7 @@ class Groups:
         """Grants what a crash left ungranted, warns of ends, and ends what is over. Replicas may do it at once."""
         async with self._database.transaction() as tx:
             waited_for = await store.waited_for(tx.connection, tx.now)
-            within = timedelta(hours=max(prepaid.WARNING_HOURS))
-            ending = await store.ending(tx.connection, tx.now, within, ENDING_BATCH)
+            ending = await store.ending(tx.connection, tx.now, prepaid.WARNING_HOURS, ENDING_BATCH)
         for group_id in waited_for:
             await self.fill(group_id)
         for group in ending:
@@ -199,9 +205,7 @@ class Groups:
     async def _see_to_the_end(self, group_id: str) -> None:
         async with self._database.transaction() as tx:
             group = await _locked(tx, group_id)
-            if group.ended:
-                return
-            if group.ends_at <= tx.now:
+            if group.ended or group.ends_at <= tx.now:
                 await _end(tx, group)
                 return
             hours = prepaid.warning_hours(group.ends_at, tx.now, group.warned_hours)
@@ -213,19 +217,25 @@ class Groups:
 def _grant(journal: Journal, group: Group, waiting: Sequence[Hold], now: datetime) -> None:
     """What is free, to the first of those that wait."""
     for hold in waiting[: prepaid.grants(group.capacity, group.taken, [hold.count for hold in waiting])]:
-        granted = journal.put(replace(hold, state=HoldState.GRANTED, granted_at=now))
+        granted = journal.put(replace(transition(hold, HoldState.GRANTED), granted_at=now))
         journal.tell(granted, events_pb2.HoldGranted(hold=hold_message(granted)))
 
 
 async def _end(tx: Transaction, group: Group) -> None:
-    """Orders the stop of all that has its capacity, or waits for it."""
+    """Orders the stop of all that has its capacity, or waits for it. What waits is over at once: its owner may be gone.
+
+    Of a group that has ended, the same for what an earlier version left waiting.
+    """
     holds = await holds_store.lock_open_of_group(tx.connection, group.group_id)
-    group = await store.update_group(tx.connection, replace(group, ended=True))
-    await _tell(tx, group, events_pb2.GroupEnded(group=group_message(group)))
+    if not group.ended:
+        group = await store.update_group(tx.connection, replace(group, ended=True))
+        await _tell(tx, group, events_pb2.GroupEnded(group=group_message(group)))
     if holds:
         journal = await Journal.open(tx, group.account_id, holds)
         for hold in holds:
             journal.order_stop(hold, events_pb2.STOP_REASON_GROUP_ENDED, hold.charged_ms)
+            if hold.state is HoldState.WAITING:
+                journal.bury(journal.holds[hold.hold_id])
         await journal.write()
 
 

@@ -9,7 +9,8 @@ from prometheus_client import Counter
 
 from saucer.billing import metering
 from saucer.billing.coalescing import Coalescer
-from saucer.billing.domain import ChargeStatus, Hold, HoldRequest, HoldState, Refusal, Spec
+from saucer.billing.domain import ChargeStatus, Hold, HoldRequest, HoldState, Refusal, Spec, transition
+from saucer.billing.ledger import Movement, TransferKind
 from saucer.billing.messages import hold_message
 from saucer.billing.service.budgets import Budgets
 from saucer.billing.service.groups import Groups
@@ -35,13 +36,12 @@ from saucer.lib.postgres import Database, Transaction
 HOLD_ATTEMPTS = 3
 
 log = structlog.get_logger()
-lost_micros_total = Counter("saucer_billing_lost_micros_total", "Charges that neither hold nor balance covered")
 holds_total = Counter("saucer_billing_holds_total", "Holds asked for, by answer", ["state"])
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A counter as it was told; a smaller one than was seen changes nothing but whether the work is running."""
+    """A counter as it was told; a smaller one than was seen changes nothing."""
 
     hold_id: str
     charged_ms: int
@@ -162,7 +162,8 @@ class Holds:
         await self._budgets.enforce(hold.account_id)
 
     async def resolve(self, hold_id: str, charged_ms: int) -> None:
-        """Closes a hold at the end of its work: posts, takes, loses, releases. The second time changes nothing."""
+        """Closes a hold at the end of its work: posts, takes, loses, releases. The second time changes nothing, unless
+        the counter has grown: then the difference is taken or lost."""
         hold = await self._meter(Ended(hold_id, charged_ms))
         if hold.group_id:
             await self._groups.fill(hold.group_id)
@@ -222,14 +223,18 @@ class Holds:
         async with self._database.transaction() as tx:
             hold = await store.get_hold(tx.connection, request.hold_id, lock=True)
             if hold is None:
-                await store.bury_hold(tx.connection, request, currency, tx.now)
-            elif hold.state is HoldState.WAITING:
+                if await store.bury_hold(tx.connection, request, currency, tx.now):
+                    return
+                # It was being made meanwhile.
+                hold = await store.get_hold(tx.connection, request.hold_id, lock=True)
+                assert hold is not None
+            if hold.state is HoldState.WAITING:
                 journal = await Journal.open(tx, hold.account_id, [hold])
                 _close(journal, hold, tx)
                 await journal.write()
-        if hold is not None and hold.state is HoldState.GRANTED:
+        if hold.state is HoldState.GRANTED or charged_ms > hold.charged_ms:
             await self.resolve(request.hold_id, charged_ms)
-        elif hold is not None and hold.group_id:
+        elif hold.group_id:
             await self._groups.fill(hold.group_id)
 
     async def expire(self, hold_id: str) -> None:
@@ -243,7 +248,8 @@ class Holds:
             journal = await Journal.open(tx, hold.account_id, [hold])
             for movement in metering.expire(hold.meter):
                 journal.book(movement, derived_id("expiry", hold_id), hold=hold)
-            expired = replace(hold, state=HoldState.EXPIRED, released_micros=hold.amount_micros, resolved_at=tx.now)
+            expired = transition(hold, HoldState.EXPIRED)
+            expired = replace(expired, released_micros=hold.amount_micros, resolved_at=tx.now)
             hold = journal.put(expired)
             journal.tell(hold, events_pb2.HoldResolved(hold=hold_message(hold)))
             await journal.write()
@@ -253,10 +259,9 @@ class Holds:
 
 def _count(journal: Journal, request: Counted) -> bool:
     """Whether it is a moment to warn of funds that run low."""
-    hold = journal.holds[request.hold_id]
-    if hold.state is not HoldState.GRANTED:
+    hold, charged_ms = journal.holds[request.hold_id], request.charged_ms
+    if hold.state is not HoldState.GRANTED or charged_ms < hold.charged_ms:
         return False
-    charged_ms = max(request.charged_ms, hold.charged_ms)
     plan = metering.advance(hold.meter, charged_ms, journal.account.available_micros)
     status = hold.charge_status
     if status is not ChargeStatus.STOPPED_FOR_ARREARS:
@@ -273,13 +278,34 @@ def _end(journal: Journal, request: Ended, tx: Transaction) -> None:
     hold = journal.holds[request.hold_id]
     if hold.state is HoldState.GRANTED:
         _close(journal, replace(hold, charged_ms=max(request.charged_ms, hold.charged_ms)), tx)
+    elif hold.resolved_at is not None and request.charged_ms > hold.charged_ms:
+        _catch_up(journal, replace(hold, charged_ms=request.charged_ms))
+
+
+def _catch_up(journal: Journal, hold: Hold) -> None:
+    """Of a closed hold whose counter has turned out to be greater; of an expired one nothing is charged."""
+    expired = hold.state is HoldState.EXPIRED
+    available_micros = 0 if expired else journal.account.available_micros
+    taken_micros, lost_micros = metering.catch_up(hold.meter, hold.posted_micros + hold.lost_micros, available_micros)
+    for kind, amount_micros in ((TransferKind.SETTLEMENT, taken_micros), (TransferKind.LOSS, lost_micros)):
+        if amount_micros:
+            journal.book(
+                Movement(kind, amount_micros), derived_id("late", kind, hold.hold_id, hold.charged_ms), hold=hold
+            )
+    hold = journal.put(
+        replace(
+            hold,
+            settled_micros=hold.settled_micros + taken_micros,
+            lost_micros=hold.lost_micros + lost_micros,
+        )
+    )
+    journal.tell(hold, events_pb2.HoldResolved(hold=hold_message(hold)))
 
 
 def _close(journal: Journal, hold: Hold, tx: Transaction) -> None:
     """Resolves a granted hold; one that waits is buried."""
     if hold.state is HoldState.WAITING:
-        hold = journal.put(replace(hold, state=HoldState.BURIED))
-        journal.tell(hold, events_pb2.HoldResolved(hold=hold_message(hold)))
+        journal.bury(hold)
         return
     resolution = metering.resolve(hold.meter, journal.account.available_micros)
     for movement in resolution.movements():
@@ -287,8 +313,7 @@ def _close(journal: Journal, hold: Hold, tx: Transaction) -> None:
     arrears = hold.charge_status is ChargeStatus.STOPPED_FOR_ARREARS
     hold = journal.put(
         replace(
-            hold,
-            state=HoldState.RESOLVED,
+            transition(hold, HoldState.RESOLVED),
             charge_status=hold.charge_status if arrears else ChargeStatus.NOT_BILLING,
             settled_micros=hold.settled_micros + resolution.settled_micros,
             posted_micros=resolution.posted_micros,
@@ -301,11 +326,10 @@ def _close(journal: Journal, hold: Hold, tx: Transaction) -> None:
 
 
 def _alarm(before: Hold, hold: Hold) -> None:
-    """Once the loss is committed."""
+    """Once the loss is committed; the alert is of what PostgreSQL has (watching.py)."""
     lost_micros = hold.lost_micros - before.lost_micros
     if lost_micros:
         log.error("platform_loss", hold_id=hold.hold_id, lost_micros=lost_micros)
-        lost_micros_total.inc(lost_micros)
 
 
 def _offered(offers: Mapping[tuple[str, str], Spec], request: HoldRequest) -> Spec:

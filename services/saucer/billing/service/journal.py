@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.protobuf.message import Message
 
 from saucer.billing import metering
-from saucer.billing.domain import Account, ChargeStatus, Hold
+from saucer.billing.domain import Account, ChargeStatus, Hold, HoldState, transition
 from saucer.billing.ledger import Book, Movement, TransferKind
 from saucer.billing.messages import account_message, hold_message
 from saucer.billing.store import accounts as accounts_store
@@ -109,13 +109,15 @@ class Journal:
         self._events.append(Outgoing(event_id, message, account_id, None, account_id))
 
     def settle(self, hold: Hold, plan: metering.Advance) -> None:
-        """Does what follows from a counter, or from a top-up."""
+        """Does what follows from a counter, or from money that came in."""
         if plan.settle_micros:
             transfer_id = derived_id("settlement", hold.hold_id, hold.charged_ms)
             self.book(Movement(TransferKind.SETTLEMENT, plan.settle_micros), transfer_id, hold=hold)
             hold = self.put(replace(hold, settled_micros=hold.settled_micros + plan.settle_micros))
             self.tell(hold, events_pb2.ChargeSettled(hold=hold_message(hold), amount_micros=plan.settle_micros))
         if plan.short:
+            # A revision of its own, for it is told again at the same counter.
+            hold = self.put(hold)
             self.tell(hold, events_pb2.FundsShort(hold=hold_message(hold), unpaid_micros=hold.meter.unpaid_micros))
         if plan.stop and not hold.stop_ordered:
             hold = replace(hold, charge_status=ChargeStatus.STOPPED_FOR_ARREARS)
@@ -130,6 +132,11 @@ class Journal:
             hold,
             events_pb2.StopOrdered(hold=hold_message(hold), reason=reason, stop_at_charged_ms=stop_at_charged_ms),
         )
+
+    def bury(self, hold: Hold) -> None:
+        """One that waits is over, and was never granted."""
+        hold = self.put(transition(hold, HoldState.BURIED))
+        self.tell(hold, events_pb2.HoldResolved(hold=hold_message(hold)))
 
     async def warn(self) -> None:
         """Says ahead of time, once for each limit, that funds run out."""

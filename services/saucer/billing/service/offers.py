@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from saucer.billing import metering
 from saucer.billing.domain import Quote, Region, Spec
-from saucer.billing.service.records import Correction, record
+from saucer.billing.service.records import Correction, is_recorded, record
 from saucer.billing.store import accounts as accounts_store
 from saucer.billing.store import offers as store
 from saucer.lib.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -26,9 +26,11 @@ class Offers:
 
         Raises AlreadyExistsError: the id is another region's; the request id was used before.
         """
+        detail = {"display_name": region.display_name}
         async with self._database.transaction() as tx:
+            if await is_recorded(tx, correction, "CREATE_REGION", region.region_id, detail):
+                return region
             if await store.insert_region(tx.connection, region):
-                detail = {"display_name": region.display_name}
                 await record(tx, correction, "CREATE_REGION", region.region_id, None, detail)
             elif region not in await store.list_regions(tx.connection):
                 raise AlreadyExistsError("REGION_EXISTS", f"There is another region {region.region_id}.")
@@ -45,7 +47,11 @@ class Offers:
         Raises:
             NotFoundError: the region. AlreadyExistsError: the id is another spec's; the request id was used before.
         """
+        subject, detail = f"{spec.region_id}/{spec.spec_id}", asdict(spec)
         async with self._database.transaction() as tx:
+            # Before the comparison: the spec that this very call made may have another price by now.
+            if await is_recorded(tx, correction, "CREATE_SPEC", subject, detail):
+                return await spec_of(tx, spec.region_id, spec.spec_id)
             if not await store.region_exists(tx.connection, spec.region_id):
                 raise NotFoundError("region", spec.region_id)
             if not await store.insert_spec(tx.connection, spec):
@@ -54,7 +60,7 @@ class Offers:
                     raise AlreadyExistsError("SPEC_EXISTS", f"There is another spec {spec.spec_id}; set its price.")
                 return former
             await store.insert_price(tx.connection, spec.region_id, spec.spec_id, tx.now, spec.price_per_hour_micros)
-            await record(tx, correction, "CREATE_SPEC", f"{spec.region_id}/{spec.spec_id}", None, asdict(spec))
+            await record(tx, correction, "CREATE_SPEC", subject, None, detail)
         return spec
 
     async def set_price(
@@ -65,10 +71,11 @@ class Offers:
         starts_at: datetime | None,
         correction: Correction,
     ) -> Spec:
-        """From a time on; None: from now. The same call twice sets it once.
+        """From a time on; None: from now. Answers the price of now. The same call twice sets it once.
 
         Raises:
-            InvalidArgumentError: START_IN_THE_PAST. NotFoundError: the spec.
+            InvalidArgumentError: START_IN_THE_PAST; PRICE_IN_FORCE_LATER: it would never count.
+            NotFoundError: the spec.
             AlreadyExistsError: PRICE_EXISTS from that very time; the request id was used for something else.
         """
         detail = {
@@ -82,9 +89,17 @@ class Offers:
             start = starts_at or tx.now
             if start < tx.now - PRICE_CLOCK_SKEW:
                 raise InvalidArgumentError("START_IN_THE_PAST", "start_time: a price cannot begin in the past.")
+            in_force_since = await store.price_start(tx.connection, region_id, spec_id, tx.now)
+            if start < in_force_since:
+                raise InvalidArgumentError(
+                    "PRICE_IN_FORCE_LATER",
+                    f"start_time: the price in force began at {in_force_since.isoformat()}, so one before it would "
+                    "never count; leave start_time out for now, or name a later time.",
+                    in_force_since=in_force_since.isoformat(),
+                )
             if not await store.insert_price(tx.connection, region_id, spec_id, start, price_per_hour_micros):
                 raise AlreadyExistsError("PRICE_EXISTS", "There is a price from that very time already.")
-            return replace(spec, price_per_hour_micros=price_per_hour_micros) if start <= tx.now else spec
+            return await spec_of(tx, region_id, spec_id)
 
     async def withdraw(self, region_id: str, spec_id: str, correction: Correction) -> Spec:
         """From offer: nothing new starts but with capacity bought before; what runs goes on.

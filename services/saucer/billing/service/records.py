@@ -31,6 +31,8 @@ async def record(
 ) -> Record | None:
     """Writes who does what and why; None if the same call has done it already.
 
+    It takes a share of the account's lock: whoever locks account or holds, too, does so before.
+
     Raises AlreadyExistsError: the request id was used for something else.
     """
     new = Record(
@@ -46,7 +48,21 @@ async def record(
     )
     if await store.insert_record(tx.connection, new):
         return new
+    await is_recorded(tx, correction, action, subject, detail)
+    return None
+
+
+async def is_recorded(
+    tx: Transaction, correction: Correction, action: str, subject: str, detail: Mapping[str, object]
+) -> bool:
+    """Whether the same call has been made already; for calls that change nothing, and are not recorded, if what they
+    ask for is there.
+
+    Raises AlreadyExistsError: the request id was used for something else.
+    """
     former = await store.record_of_request(tx.connection, correction.request_id)
+    if former is None:
+        return False
     if (former.action, former.subject, former.reason, json.loads(former.detail)) != (
         action,
         subject,
@@ -54,7 +70,7 @@ async def record(
         detail,
     ):
         raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for something else.")
-    return None
+    return True
 
 
 class Records:

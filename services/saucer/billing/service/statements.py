@@ -1,8 +1,10 @@
 """What an account was charged, line by line, and whether the books are right."""
 
+from collections import defaultdict
+from collections.abc import Mapping
 from datetime import datetime
 
-from saucer.billing.domain import Account, Audit, MonthlyStatement, Statement, month, month_of
+from saucer.billing.domain import Account, Audit, MonthlyStatement, Statement, Transfer, month, month_of
 from saucer.billing.store import accounts as accounts_store
 from saucer.billing.store import holds as holds_store
 from saucer.billing.store import records as records_store
@@ -10,6 +12,10 @@ from saucer.billing.store import transfers as store
 from saucer.lib.auth import current
 from saucer.lib.errors import InvalidArgumentError, NotFoundError
 from saucer.lib.postgres import Connection, Database
+
+# Of one answer, so that it fits what a gRPC client takes by default (4 MiB): a line has about 200 bytes. A start that
+# is charged each hour has as many in 13 months.
+PAGE_LINES = 10_000
 
 
 class Statements:
@@ -19,15 +25,51 @@ class Statements:
         self._database = database
 
     async def list(
-        self, account_id: str, *, work_id: str | None, after: tuple[datetime, str] | None, limit: int
-    ) -> "list[Statement]":
-        """Newest first. Raises NotFoundError for another account."""
+        self,
+        account_id: str,
+        *,
+        work_id: str | None,
+        after: tuple[datetime, str] | None,
+        after_version: int | None = None,
+        limit: int,
+    ) -> "tuple[list[Statement], bool]":
+        """A page of starts, newest first, and whether more follows.
+
+        Args:
+            after: when the last start seen was made, and its hold's id.
+            after_version: of the account, of the last line seen where more of that start's follow.
+
+        Raises NotFoundError for another account.
+        """
         current().own("account", account_id, account_id)
         async with self._database.reading() as connection:
             await _account(connection, account_id)
-            holds = await holds_store.list_holds(connection, account_id, work_id=work_id, after=after, limit=limit)
-            transfers = await store.transfers_of(connection, [hold.hold_id for hold in holds])
-            return [Statement(hold, tuple(transfers[hold.hold_id])) for hold in holds]
+            found = await holds_store.list_holds(
+                connection,
+                account_id,
+                work_id=work_id,
+                after=after,
+                # That start once more.
+                inclusive=after_version is not None,
+                limit=limit + 1,
+            )
+            holds = found[:limit]
+            ids = [hold.hold_id for hold in holds]
+            transfers = await store.transfers_of(connection, ids, after_version=after_version, limit=PAGE_LINES + 1)
+            taken: Mapping[str, int] = {}
+            if after_version is not None:
+                taken = await store.taken_before(connection, ids[:1], after_version + 1)
+        # The place of the first start whose lines do not fit.
+        full = ids.index(str(transfers.pop().hold_id)) if len(transfers) > PAGE_LINES else len(ids)
+        lines: dict[str, list[Transfer]] = defaultdict(list)
+        for transfer in transfers:
+            lines[str(transfer.hold_id)].append(transfer)
+        # It is left to the next page; but one that has a page for itself is cut.
+        statements = [
+            Statement(hold, tuple(lines[hold.hold_id]), taken.get(hold.hold_id, 0), more=full == 0)
+            for hold in holds[: max(full, 1)]
+        ]
+        return statements, full < len(found)
 
     async def of_month(
         self, account_id: str, month_name: str, *, after_version: int | None, limit: int

@@ -13,6 +13,11 @@ _ACCOUNT = (
 )
 
 
+async def time_zones(connection: Connection) -> frozenset[str]:
+    """The names of those that PostgreSQL knows."""
+    return frozenset(row["name"] for row in await connection.fetch("SELECT name FROM pg_timezone_names"))
+
+
 async def insert_account(connection: Connection, account: Account, request_id: str) -> bool:
     """False if the request id was used before."""
     return bool(

@@ -1,6 +1,7 @@
 """Resource groups."""
 
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from datetime import datetime
 
 import asyncpg
 
@@ -90,14 +91,20 @@ async def list_groups(
     return [_group(row) for row in rows]
 
 
-async def ending(connection: Connection, now: datetime, within: timedelta, limit: int) -> list[Group]:
-    """Those that end soon, or have and were not seen to; the first to end first."""
+async def ending(connection: Connection, now: datetime, warning_hours: Sequence[int], limit: int) -> list[Group]:
+    """Those that a warning is due of, or that ended and were not seen to, or are still waited for; by their end."""
     rows = await connection.fetch(
         f"""
         SELECT {_GROUP}, {_COUNTED} FROM resource_group g
-        WHERE NOT ended AND ends_at < $1 ORDER BY ends_at LIMIT $2
+        WHERE NOT ended AND (ends_at <= $1 OR EXISTS (
+            SELECT FROM unnest($2::integer[]) AS warning (hours)
+            WHERE ends_at < $1 + make_interval(hours => hours) AND (warned_hours IS NULL OR warned_hours > hours)
+        ))
+        OR ended AND group_id IN (SELECT group_id FROM hold WHERE group_id IS NOT NULL AND state = 'WAITING')
+        ORDER BY ends_at LIMIT $3
         """,  # noqa: S608 - column names
-        now + within,
+        now,
+        warning_hours,
         limit,
     )
     return [_group(row) for row in rows]

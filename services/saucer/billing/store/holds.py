@@ -95,14 +95,15 @@ async def list_holds(
     *,
     work_id: str | None,
     after: tuple[datetime, str] | None,
+    inclusive: bool = False,
     limit: int,
 ) -> list[Hold]:
-    """Newest first."""
+    """Newest first; after a moment and hold id, or from that hold on."""
     rows = await connection.fetch(
         f"""
         SELECT {_HOLD} FROM hold
         WHERE account_id = $1 AND ($2::uuid IS NULL OR work_id = $2)
-          AND ($3::timestamptz IS NULL OR (created_at, hold_id) < ($3, $4::text))
+          AND ($3::timestamptz IS NULL OR (created_at, hold_id) {"<=" if inclusive else "<"} ($3, $4::text))
         ORDER BY created_at DESC, hold_id DESC LIMIT $5
         """,  # noqa: S608 - column names
         account_id,
@@ -166,12 +167,19 @@ async def insert_holds(connection: Connection, account_id: str, asked: Sequence[
 async def insert_hold_of_group(
     connection: Connection, request: HoldRequest, currency: str, refusal: Refusal | None, now: datetime
 ) -> Hold:
-    """WAITING for capacity, or refused. Raises asyncpg.UniqueViolationError if the id is there."""
+    """WAITING for capacity, or refused. Raises asyncpg.UniqueViolationError if the id is there.
+
+    The caller has locked the group. It comes after those that wait, though this transaction may have read the clock
+    earlier: their order is that of `created_at`.
+    """
     row = await connection.fetchrow(
         f"""
         INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
                           group_id, price_per_hour_micros, amount_micros, state, refusal, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, $12, $13) RETURNING {_HOLD}
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, $12,
+                greatest($13, (SELECT max(created_at) + interval '1 microsecond' FROM hold
+                               WHERE group_id = $10 AND state = 'WAITING')))
+        RETURNING {_HOLD}
         """,  # noqa: S608 - column names
         *_asked_columns(request, currency),
         request.group_id,
@@ -183,12 +191,12 @@ async def insert_hold_of_group(
     return _hold(row)
 
 
-async def bury_hold(connection: Connection, request: HoldRequest, currency: str, now: datetime) -> None:
-    """Leaves a tombstone: this id can never be granted. Changes nothing if the hold exists.
+async def bury_hold(connection: Connection, request: HoldRequest, currency: str, now: datetime) -> bool:
+    """Leaves a tombstone: this id can never be granted. False if the hold exists, which changes nothing.
 
     What was asked for stands in it, so that the same start is told so; a group only if it could have given capacity.
     """
-    await connection.execute(
+    buried = await connection.fetchval(
         """
         INSERT INTO hold (hold_id, account_id, work_kind, work_id, start_number, region_id, spec_id, count, currency,
                           group_id, price_per_hour_micros, amount_micros, state, created_at)
@@ -196,12 +204,13 @@ async def bury_hold(connection: Connection, request: HoldRequest, currency: str,
                 (SELECT group_id FROM resource_group
                  WHERE group_id = $10 AND account_id = $2 AND region_id = $6 AND spec_id = $7),
                 0, 0, 'BURIED', $11)
-        ON CONFLICT DO NOTHING
+        ON CONFLICT DO NOTHING RETURNING true
         """,
         *_asked_columns(request, currency),
         request.group_id,
         now,
     )
+    return bool(buried)
 
 
 def _asked_columns(request: HoldRequest, currency: str) -> tuple[object, ...]:

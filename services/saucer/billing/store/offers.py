@@ -73,6 +73,18 @@ async def insert_price(
     )
 
 
+async def price_start(connection: Connection, region_id: str, spec_id: str, now: datetime) -> datetime:
+    """Since when the price at `now` of a spec is in force."""
+    start = await connection.fetchval(
+        "SELECT max(starts_at) FROM price WHERE region_id = $1 AND spec_id = $2 AND starts_at <= $3",
+        region_id,
+        spec_id,
+        now,
+    )
+    assert isinstance(start, datetime)
+    return start
+
+
 async def list_specs(
     connection: Connection, now: datetime, *, region_id: str | None = None, spec_id: str | None = None
 ) -> list[Spec]:

@@ -36,11 +36,10 @@ async def insert_record(connection: Connection, record: Record) -> bool:
     )
 
 
-async def record_of_request(connection: Connection, request_id: str) -> Record:
-    """What a request id did."""
+async def record_of_request(connection: Connection, request_id: str) -> Record | None:
+    """What a request id did; None: nothing yet."""
     row = await connection.fetchrow(f"SELECT {_RECORD} FROM record WHERE request_id = $1", request_id)  # noqa: S608 - column names
-    assert row is not None
-    return _record(row)
+    return _record(row) if row else None
 
 
 async def list_records(

@@ -110,19 +110,29 @@ async def top_up_of_reference(connection: Connection, reference: str) -> TopUp |
     return TopUp(**{**row, "account_id": str(row["account_id"])}) if row else None
 
 
-async def transfers_of(connection: Connection, hold_ids: Sequence[str]) -> dict[str, list[Transfer]]:
-    """Everything booked for these holds, in order."""
+async def transfers_of(
+    connection: Connection, hold_ids: Sequence[str], *, after_version: int | None, limit: int
+) -> list[Transfer]:
+    """What was booked for these holds: hold by hold as given, each in order; of the first after one of its account's
+    versions."""
+    # Hold after hold, so that no more are looked at than the last one's beyond the limit.
     rows = await connection.fetch(
         f"""
-        SELECT {_TRANSFER} FROM transfer t LEFT JOIN record r USING (record_id)
-        WHERE t.hold_id = ANY($1) ORDER BY t.hold_id, t.account_version
+        SELECT {_TRANSFER}
+        FROM unnest($1::text[]) WITH ORDINALITY AS wanted (hold_id, place)
+        CROSS JOIN LATERAL (
+            SELECT * FROM transfer
+            WHERE hold_id = wanted.hold_id AND account_version > CASE WHEN place = 1 THEN $2::bigint ELSE 0 END
+            ORDER BY account_version LIMIT $3
+        ) AS t
+        LEFT JOIN record r USING (record_id)
+        ORDER BY place, t.account_version LIMIT $3
         """,  # noqa: S608 - column names
         list(hold_ids),
+        after_version or 0,
+        limit,
     )
-    found: dict[str, list[Transfer]] = {hold_id: [] for hold_id in hold_ids}
-    for row in rows:
-        found[row["hold_id"]].append(_transfer(row))
-    return found
+    return [_transfer(row) for row in rows]
 
 
 async def transfers_in(

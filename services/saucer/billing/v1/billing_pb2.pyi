@@ -90,7 +90,9 @@ class _HoldStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HoldState.V
     HOLD_STATE_RESOLVED: _HoldState.ValueType  # 3
     """Closed: posted, released, or both. At rest."""
     HOLD_STATE_BURIED: _HoldState.ValueType  # 4
-    """Its work was given up before the hold was asked for; it can never be granted. At rest."""
+    """Its work was given up before the hold was asked for, or while it waited, or its resource group ended then; it can never
+    be granted. At rest.
+    """
     HOLD_STATE_EXPIRED: _HoldState.ValueType  # 5
     """Nothing used it in time; it was released. At rest."""
     HOLD_STATE_WAITING: _HoldState.ValueType  # 6
@@ -105,7 +107,9 @@ HOLD_STATE_REFUSED: HoldState.ValueType  # 2
 HOLD_STATE_RESOLVED: HoldState.ValueType  # 3
 """Closed: posted, released, or both. At rest."""
 HOLD_STATE_BURIED: HoldState.ValueType  # 4
-"""Its work was given up before the hold was asked for; it can never be granted. At rest."""
+"""Its work was given up before the hold was asked for, or while it waited, or its resource group ended then; it can never
+be granted. At rest.
+"""
 HOLD_STATE_EXPIRED: HoldState.ValueType  # 5
 """Nothing used it in time; it was released. At rest."""
 HOLD_STATE_WAITING: HoldState.ValueType  # 6
@@ -844,7 +848,7 @@ class SetPriceRequest(_message.Message):
     """For the record."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Unset: now. Not in the past."""
+        """Unset: now. Not in the past (START_IN_THE_PAST), nor before the price in force began (PRICE_IN_FORCE_LATER)."""
 
     def __init__(
         self,
@@ -1531,6 +1535,9 @@ class Statement(_message.Message):
 
     HOLD_FIELD_NUMBER: _builtins.int
     LINES_FIELD_NUMBER: _builtins.int
+    MORE_LINES_FIELD_NUMBER: _builtins.int
+    more_lines: _builtins.bool
+    """The next page begins with the lines that follow, in a statement of the same hold."""
     @_builtins.property
     def hold(self) -> Global___Hold: ...
     @_builtins.property
@@ -1540,10 +1547,11 @@ class Statement(_message.Message):
         *,
         hold: Global___Hold | None = ...,
         lines: _abc.Iterable[Global___StatementLine] | None = ...,
+        more_lines: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "lines", b"lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "lines", b"lines", "more_lines", b"more_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

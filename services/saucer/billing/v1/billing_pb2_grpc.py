@@ -227,8 +227,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AdjustAccount(self, request, context):
-        """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
-        reason INSUFFICIENT_BALANCE if it would go below zero.
+        """Gives to an account, which pays what is unpaid as a top-up does, or takes from what is available: a correction by a
+        further entry. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE if it would go below zero.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -282,15 +282,15 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetPrice(self, request, context):
-        """A price from a time on; prices that hold already keep are not touched.
+        """A price from a time on; prices that hold already keep are not touched. Answers the spec at the price of now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WithdrawSpec(self, request, context):
-        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
-        (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no group is made, made
+        larger or prolonged (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,7 +328,7 @@ class BillingServiceServicer:
 
     def UpdateResourceGroup(self, request, context):
         """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
-        CAPACITY_WAITED_FOR.
+        CAPACITY_WAITED_FOR; of more capacity or a later end also with SPEC_WITHDRAWN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -372,7 +372,8 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListStatements(self, request, context):
-        """One statement a start, newest first.
+        """One statement a start, newest first. A page of 10,000 lines is full, and ends before the start whose lines would not fit
+        whole; those of a start with more lines than that are read over several pages, in a statement each.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,8 +45,8 @@ class BillingServiceStub:
     """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount."""
     ResumeAccount: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ResumeAccountRequest, _billing_pb2.Account]
     AdjustAccount: _grpc.UnaryUnaryMultiCallable[_billing_pb2.AdjustAccountRequest, _billing_pb2.Account]
-    """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
-    reason INSUFFICIENT_BALANCE if it would go below zero.
+    """Gives to an account, which pays what is unpaid as a top-up does, or takes from what is available: a correction by a
+    further entry. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE if it would go below zero.
     """
     GetAccountQuotas: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetAccountQuotasRequest, _billing_pb2.AccountQuotas]
     SetAccountQuotas: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetAccountQuotasRequest, _billing_pb2.AccountQuotas]
@@ -61,10 +61,10 @@ class BillingServiceStub:
     CreateSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]
     """A compute shape with its first price."""
     SetPrice: _grpc.UnaryUnaryMultiCallable[_billing_pb2.SetPriceRequest, _billing_pb2.Spec]
-    """A price from a time on; prices that hold already keep are not touched."""
+    """A price from a time on; prices that hold already keep are not touched. Answers the spec at the price of now."""
     WithdrawSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.WithdrawSpecRequest, _billing_pb2.Spec]
-    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
-    (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no group is made, made
+    larger or prolonged (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
     """
     OfferSpec: _grpc.UnaryUnaryMultiCallable[_billing_pb2.OfferSpecRequest, _billing_pb2.Spec]
     """Puts a withdrawn spec on offer again, at the price of now."""
@@ -79,7 +79,7 @@ class BillingServiceStub:
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]
     """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
-    CAPACITY_WAITED_FOR.
+    CAPACITY_WAITED_FOR; of more capacity or a later end also with SPEC_WITHDRAWN.
     """
     GetResourceGroup: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]
     ListResourceGroups: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]
@@ -96,7 +96,9 @@ class BillingServiceStub:
     group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
     """
     ListStatements: _grpc.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]
-    """One statement a start, newest first."""
+    """One statement a start, newest first. A page of 10,000 lines is full, and ends before the start whose lines would not fit
+    whole; those of a start with more lines than that are read over several pages, in a statement each.
+    """
     GetMonthlyStatement: _grpc.UnaryUnaryMultiCallable[_billing_pb2.GetMonthlyStatementRequest, _billing_pb2.MonthlyStatement]
     """Everything booked for an account in one month of its time zone, in order, with the balance after each line."""
     AuditLedger: _grpc.UnaryUnaryMultiCallable[_billing_pb2.AuditLedgerRequest, _billing_pb2.Audit]
@@ -119,8 +121,8 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """No new start; what runs is ordered to stop with its checkpoint. Until ResumeAccount."""
     ResumeAccount: _aio.UnaryUnaryMultiCallable[_billing_pb2.ResumeAccountRequest, _billing_pb2.Account]  # type: ignore[assignment]
     AdjustAccount: _aio.UnaryUnaryMultiCallable[_billing_pb2.AdjustAccountRequest, _billing_pb2.Account]  # type: ignore[assignment]
-    """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
-    reason INSUFFICIENT_BALANCE if it would go below zero.
+    """Gives to an account, which pays what is unpaid as a top-up does, or takes from what is available: a correction by a
+    further entry. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE if it would go below zero.
     """
     GetAccountQuotas: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetAccountQuotasRequest, _billing_pb2.AccountQuotas]  # type: ignore[assignment]
     SetAccountQuotas: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetAccountQuotasRequest, _billing_pb2.AccountQuotas]  # type: ignore[assignment]
@@ -135,10 +137,10 @@ class BillingServiceAsyncStub(BillingServiceStub):
     CreateSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.CreateSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
     """A compute shape with its first price."""
     SetPrice: _aio.UnaryUnaryMultiCallable[_billing_pb2.SetPriceRequest, _billing_pb2.Spec]  # type: ignore[assignment]
-    """A price from a time on; prices that hold already keep are not touched."""
+    """A price from a time on; prices that hold already keep are not touched. Answers the spec at the price of now."""
     WithdrawSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.WithdrawSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
-    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
-    (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+    """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no group is made, made
+    larger or prolonged (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
     """
     OfferSpec: _aio.UnaryUnaryMultiCallable[_billing_pb2.OfferSpecRequest, _billing_pb2.Spec]  # type: ignore[assignment]
     """Puts a withdrawn spec on offer again, at the price of now."""
@@ -153,7 +155,7 @@ class BillingServiceAsyncStub(BillingServiceStub):
     """Prepaid capacity of a spec, for an account and a time."""
     UpdateResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.UpdateResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
     """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
-    CAPACITY_WAITED_FOR.
+    CAPACITY_WAITED_FOR; of more capacity or a later end also with SPEC_WITHDRAWN.
     """
     GetResourceGroup: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetResourceGroupRequest, _billing_pb2.ResourceGroup]  # type: ignore[assignment]
     ListResourceGroups: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListResourceGroupsRequest, _billing_pb2.ListResourceGroupsResponse]  # type: ignore[assignment]
@@ -170,7 +172,9 @@ class BillingServiceAsyncStub(BillingServiceStub):
     group that has none free the hold is WAITING, and the event HoldGranted tells when it has it.
     """
     ListStatements: _aio.UnaryUnaryMultiCallable[_billing_pb2.ListStatementsRequest, _billing_pb2.ListStatementsResponse]  # type: ignore[assignment]
-    """One statement a start, newest first."""
+    """One statement a start, newest first. A page of 10,000 lines is full, and ends before the start whose lines would not fit
+    whole; those of a start with more lines than that are read over several pages, in a statement each.
+    """
     GetMonthlyStatement: _aio.UnaryUnaryMultiCallable[_billing_pb2.GetMonthlyStatementRequest, _billing_pb2.MonthlyStatement]  # type: ignore[assignment]
     """Everything booked for an account in one month of its time zone, in order, with the balance after each line."""
     AuditLedger: _aio.UnaryUnaryMultiCallable[_billing_pb2.AuditLedgerRequest, _billing_pb2.Audit]  # type: ignore[assignment]
@@ -232,8 +236,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.AdjustAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.Account, _abc.Awaitable[_billing_pb2.Account]]:
-        """Gives to an account, or takes from what is available: a correction by a further entry. FAILED_PRECONDITION with
-        reason INSUFFICIENT_BALANCE if it would go below zero.
+        """Gives to an account, which pays what is unpaid as a top-up does, or takes from what is available: a correction by a
+        further entry. FAILED_PRECONDITION with reason INSUFFICIENT_BALANCE if it would go below zero.
         """
 
     @_abc_1.abstractmethod
@@ -296,7 +300,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.SetPriceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.Spec, _abc.Awaitable[_billing_pb2.Spec]]:
-        """A price from a time on; prices that hold already keep are not touched."""
+        """A price from a time on; prices that hold already keep are not touched. Answers the spec at the price of now."""
 
     @_abc_1.abstractmethod
     def WithdrawSpec(
@@ -304,8 +308,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.WithdrawSpecRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.Spec, _abc.Awaitable[_billing_pb2.Spec]]:
-        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no new group is made
-        (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
+        """Takes a spec from offer: nothing new starts on it but with capacity that was bought before, and no group is made, made
+        larger or prolonged (FAILED_PRECONDITION with reason SPEC_WITHDRAWN); what runs goes on. Until OfferSpec.
         """
 
     @_abc_1.abstractmethod
@@ -350,7 +354,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ResourceGroup, _abc.Awaitable[_billing_pb2.ResourceGroup]]:
         """More or less capacity, another end. FAILED_PRECONDITION with reason GROUP_ENDED, CAPACITY_TAKEN or
-        CAPACITY_WAITED_FOR.
+        CAPACITY_WAITED_FOR; of more capacity or a later end also with SPEC_WITHDRAWN.
         """
 
     @_abc_1.abstractmethod
@@ -403,7 +407,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_pb2.ListStatementsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_billing_pb2.ListStatementsResponse, _abc.Awaitable[_billing_pb2.ListStatementsResponse]]:
-        """One statement a start, newest first."""
+        """One statement a start, newest first. A page of 10,000 lines is full, and ends before the start whose lines would not fit
+        whole; those of a start with more lines than that are read over several pages, in a statement each.
+        """
 
     @_abc_1.abstractmethod
     def GetMonthlyStatement(

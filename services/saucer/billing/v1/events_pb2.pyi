@@ -163,7 +163,9 @@ Global___HoldGranted: _TypeAlias = HoldGranted  # noqa: Y015
 
 @_typing.final
 class ChargeSettled(_message.Message):
-    """A metered hour, or a top-up, was taken from the available balance."""
+    """What was unpaid was taken from the available balance: at a metered hour, or when money came in (a top-up, a credit, a
+    refund).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -189,7 +191,7 @@ Global___ChargeSettled: _TypeAlias = ChargeSettled  # noqa: Y015
 @_typing.final
 class FundsLow(_message.Message):
     """Ahead of time: what is available lasts for less than so many hours of what is being charged. Once for each limit (24, 4,
-    1 hour) until the next top-up.
+    1 hour) until money comes in again: a top-up, a credit or a refund.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -219,7 +221,9 @@ Global___FundsLow: _TypeAlias = FundsLow  # noqa: Y015
 
 @_typing.final
 class FundsShort(_message.Message):
-    """A metered hour could not be taken from the available balance; the work goes on inside its hold."""
+    """At a metered hour, or when money came in, the available balance did not cover what is unpaid; the work goes on inside its
+    hold.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -339,7 +343,7 @@ Global___GroupUpdated: _TypeAlias = GroupUpdated  # noqa: Y015
 
 @_typing.final
 class GroupEnding(_message.Message):
-    """Ahead of time: a resource group ends in less than so many hours. Once for each limit (24, 1 hour) until the next change."""
+    """Ahead of time: a resource group ends in less than so many hours. Once for each limit (24, 1 hour) until its end is moved."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -364,7 +368,7 @@ Global___GroupEnding: _TypeAlias = GroupEnding  # noqa: Y015
 
 @_typing.final
 class GroupEnded(_message.Message):
-    """A resource group is over: what has its capacity, or waits for it, was ordered to stop."""
+    """A resource group is over: what has its capacity, or waits for it, was ordered to stop, and what waits is over."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

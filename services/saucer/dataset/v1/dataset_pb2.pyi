@@ -628,6 +628,9 @@ class DatasetStatistics(_message.Message):
     images: _builtins.int
     boxes: _builtins.int
     unlabelled_images: _builtins.int
+    """Of which no label says anything, not even that nothing is on them. Versions of earlier releases count those too of
+    which one says just that.
+    """
     median_width: _builtins.int
     median_height: _builtins.int
     median_box_share: _builtins.float
@@ -692,20 +695,24 @@ class SplitStatistics(_message.Message):
     SPLIT_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
     BOXES_FIELD_NUMBER: _builtins.int
+    UNLABELLED_IMAGES_FIELD_NUMBER: _builtins.int
     split: _builtins.str
     """train, validation or test."""
     images: _builtins.int
     boxes: _builtins.int
+    unlabelled_images: _builtins.int
+    """As in DatasetStatistics."""
     def __init__(
         self,
         *,
         split: _builtins.str = ...,
         images: _builtins.int = ...,
         boxes: _builtins.int = ...,
+        unlabelled_images: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "images", b"images", "split", b"split"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boxes", b"boxes", "images", b"images", "split", b"split", "unlabelled_images", b"unlabelled_images"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,8 +800,8 @@ class ListImagesRequest(_message.Message):
     image_set_id: _builtins.str
     """A dataset_version_id or a draft_id."""
     labelled: _builtins.bool
-    """Set: only images with labels, or only those without. Of a draft, an image that was saved counts as labelled, also
-    where there is nothing on it.
+    """Set: only images with labels, or only those without. One of which labels say that nothing is on it counts as
+    labelled; so does any that was saved in a draft.
     """
     split: _builtins.str
     """train, validation or test; empty: every image."""
@@ -1085,7 +1092,7 @@ class Draft(_message.Message):
     label_kind: Global___LabelKind.ValueType
     images: _builtins.int
     unlabelled_images: _builtins.int
-    """Without a label, and never saved."""
+    """Of which neither a label of the version says anything, nor anybody who saved them."""
     revision: _builtins.int
     @_builtins.property
     def classes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...

@@ -254,6 +254,7 @@ class Evaluation(_message.Message):
     images: _builtins.int
     boxes: _builtins.int
     unlabelled_images: _builtins.int
+    """Images that show nothing to find: those that nobody labelled, and those of which labels say so."""
     map: _builtins.float
     """COCO's mean average precision, over IoU 0.50 to 0.95; over all scores, whatever the threshold."""
     map_50: _builtins.float
@@ -634,7 +635,7 @@ class GetPrecisionRecallCurvesRequest(_message.Message):
     MAX_POINTS_FIELD_NUMBER: _builtins.int
     evaluation_id: _builtins.str
     max_points: _builtins.int
-    """Of each curve; 0: 100. All curves of an answer together have at most 100,000 points, so that of many classes each
+    """Of each curve; 0: 100. All curves of an answer together have at most 50,000 points, so that of many classes each
     has fewer than asked for: its max_error says what that leaves out.
     """
     def __init__(
@@ -751,7 +752,9 @@ class ListBadCasesRequest(_message.Message):
     page_size: _builtins.int
     page_token: _builtins.str
     min_score: _builtins.float
-    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range."""
+    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range,
+    but of a classification that of the unsure answer.
+    """
     max_score: _builtins.float
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___FaultKind.ValueType]:
@@ -839,7 +842,7 @@ class BadCase(_message.Message):
     def truth(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledBox]: ...
     @_builtins.property
     def detections(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelledBox]:
-        """At or above the threshold."""
+        """At or above the threshold; of a classification's unsure image the answer below it."""
 
     def __init__(
         self,
@@ -873,6 +876,7 @@ class LabelledBox(_message.Message):
     Y2_FIELD_NUMBER: _builtins.int
     CLASS_NAME_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    CROWD_FIELD_NUMBER: _builtins.int
     x1: _builtins.float
     y1: _builtins.float
     x2: _builtins.float
@@ -880,6 +884,8 @@ class LabelledBox(_message.Message):
     class_name: _builtins.str
     score: _builtins.float
     """Of a detection."""
+    crowd: _builtins.bool
+    """Of a label: it stands for many things at once, and is no miss where nothing finds it."""
     def __init__(
         self,
         *,
@@ -889,10 +895,11 @@ class LabelledBox(_message.Message):
         y2: _builtins.float = ...,
         class_name: _builtins.str = ...,
         score: _builtins.float = ...,
+        crowd: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "score", b"score", "x1", b"x1", "x2", b"x2", "y1", b"y1", "y2", b"y2"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_name", b"class_name", "crowd", b"crowd", "score", b"score", "x1", b"x1", "x2", b"x2", "y1", b"y1", "y2", b"y2"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -909,7 +916,7 @@ class Fault(_message.Message):
     CLASS_NAME_FIELD_NUMBER: _builtins.int
     kind: Global___FaultKind.ValueType
     detection: _builtins.int
-    """Index into detections, -1: none."""
+    """Index into detections, -1: none. A miss has one only in a classification: the unsure answer."""
     truth: _builtins.int
     """Index into truth, -1: none."""
     iou: _builtins.float
@@ -1207,7 +1214,9 @@ class ExportBadCasesRequest(_message.Message):
     class_name: _builtins.str
     """Empty: every class."""
     min_score: _builtins.float
-    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range."""
+    """Only faults of detections with such a score, both ends within; unset: 0, 1. A miss has no score and is in no range,
+    but of a classification that of the unsure answer.
+    """
     max_score: _builtins.float
     format: Global___ExportFormat.ValueType
     """Unset: COCO."""

@@ -1,26 +1,27 @@
 """The use cases of deployments, by what they are about, and the only place that opens their transactions."""
 
-import asyncio
+import time
 from datetime import datetime, timedelta
 
-import asyncpg
 import structlog
 
 from saucer.lib import deleted_models
 from saucer.lib.auth import current
-from saucer.lib.errors import AlreadyExistsError, DomainError, FailedPreconditionError
+from saucer.lib.errors import FailedPreconditionError
 from saucer.lib.postgres import Database
-from saucer.publishing import lifecycle, store, version_store
+from saucer.publishing import lifecycle
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Model, UpdateAction
 from saucer.publishing.peers import Peers
 from saucer.publishing.service.changes import change, owned, shown, write
 from saucer.publishing.service.gates import Gates
 from saucer.publishing.service.monitoring import Monitoring
-from saucer.publishing.service.records import record
+from saucer.publishing.service.records import is_retry, record
 from saucer.publishing.service.serving import Serving
 from saucer.publishing.service.starts import PENDING_LIMIT, Starts
 from saucer.publishing.service.tritons import Tritons
 from saucer.publishing.service.versions import Versions
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import versions as version_store
 from saucer.publishing.v1 import events_pb2
 
 __all__ = ["PENDING_LIMIT", "Deployments"]
@@ -55,6 +56,7 @@ class Deployments:
         self.gates = Gates(database)
         self.monitoring = Monitoring(database)
         self.versions = Versions(database, self.starts)
+        self._limits_from_s = time.monotonic() + LIMITS_AFTER_S
 
     # What others tell
 
@@ -80,13 +82,23 @@ class Deployments:
     # Ending
 
     async def stop(self, request_id: str, deployment_id: str) -> Deployment:
-        """Asks for the stop; at rest, or while it is stopping already, nothing changes."""
+        """Asks for the stop; at rest, while it is stopping already, or with the request id of a former call, nothing
+        changes, however late it comes once more (is_retry).
+
+        Raises NotFoundError, AlreadyExistsError: REQUEST_ID_USED.
+        """
         async with self._database.transaction() as tx:
             deployment = await owned(tx, deployment_id)
+            if await is_retry(tx.connection, deployment_id, UpdateAction.STOPPED, request_id):
+                return deployment
             stopped = lifecycle.stop(deployment, EndReason.STOPPED_BY_USER, tx.now)
-            if stopped != deployment and not await version_store.has_record(tx.connection, deployment_id, request_id):
-                author = current().subject
-                await record(tx, deployment, UpdateAction.STOPPED, author=author, request_id=request_id)
+            if stopped == deployment:
+                # Its retry may find another start.
+                await version_store.insert_unchanged(
+                    tx.connection, deployment_id, request_id, UpdateAction.STOPPED, tx.now
+                )
+                return deployment
+            await record(tx, deployment, UpdateAction.STOPPED, author=current().subject, request_id=request_id)
             return await write(tx, deployment, stopped)
 
     async def delete(self, request_id: str, deployment_id: str) -> Deployment:
@@ -97,13 +109,12 @@ class Deployments:
         """
         async with self._database.transaction() as tx:
             found = await store.get(tx.connection, deployment_id, lock=True)
-            retried = await version_store.has_record(tx.connection, deployment_id, request_id)
-            if found is not None and found.deleted_at is not None and retried:
+            if found is not None and found.deleted_at is not None:
                 current().own("deployment", deployment_id, found.account_id)
-                return found
+                if await version_store.action_of(tx.connection, deployment_id, request_id) is UpdateAction.DELETED:
+                    return found
             deployment = shown(found, deployment_id)
-            if retried:
-                raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another change of it.")
+            await is_retry(tx.connection, deployment_id, UpdateAction.DELETED, request_id)
             if not deployment.at_rest:
                 raise FailedPreconditionError(
                     "STATE_NOT_AT_REST", f"The deployment is {deployment.state}; stop it first.", state=deployment.state
@@ -113,17 +124,15 @@ class Deployments:
             return await write(tx, deployment, lifecycle.delete(deployment, tx.now), events_pb2.DeploymentDeleted)
 
     async def sweep(self) -> None:
-        """Until cancelled: asks again for holds that were not answered, and ends what has waited too long."""
-        limits_from = asyncio.get_running_loop().time() + LIMITS_AFTER_S
-        while True:
-            try:
-                await self.sweep_once(limits=asyncio.get_running_loop().time() >= limits_from)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, DomainError) as error:
-                log.warning("sweep_failed", error=repr(error))
-            await asyncio.sleep(SWEEP_S)
+        """Makes a round; the limits of what waits for Triton hold once this process has been up for a while."""
+        await self.sweep_once(limits=time.monotonic() >= self._limits_from_s)
 
     async def sweep_once(self, *, limits: bool) -> None:
-        """One round. `limits`: whether those of what waits for Triton are applied."""
+        """Asks again for holds that were not answered, and ends what has waited too long.
+
+        Args:
+            limits: whether those of what waits for Triton are applied.
+        """
         for deployment_id in await self._unmoved(_S.PENDING, ASK_AGAIN_AFTER):
             await self.starts.ask_again(deployment_id)
         await self._end_waiting(_S.WAITING, WAITING_LIMIT, "The resource group had no free capacity in time")

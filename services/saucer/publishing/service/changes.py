@@ -11,9 +11,11 @@ from saucer.lib.errors import NotFoundError
 from saucer.lib.ids import derived_id
 from saucer.lib.outbox import enqueue
 from saucer.lib.postgres import Database, Transaction
-from saucer.publishing import domain, monitoring_store, spans, store
+from saucer.publishing import domain, spans
 from saucer.publishing.domain import Deployment, DeploymentState
 from saucer.publishing.messages import deployment_message
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import monitoring as monitoring_store
 from saucer.publishing.v1 import events_pb2
 
 ended_total = Counter("saucer_publishing_ended_total", "Deployments that came to rest", ["reason"])

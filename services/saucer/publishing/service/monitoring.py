@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Connection, Database
-from saucer.publishing import monitoring_store, store
-from saucer.publishing.batching import Counters, Reading, by_piece
+from saucer.publishing.batching import Counters, CountersAt, by_piece
 from saucer.publishing.domain import DeploymentEvent, KeptLine, LogLine
 from saucer.publishing.service.changes import shown
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import monitoring as monitoring_store
 from saucer.publishing.traffic import PIECE, Piece, merge
 
 # Pieces of time that one answer has at most; a longer time is cut at its end.
@@ -30,7 +31,7 @@ class Monitoring:
             async with self._database.transaction() as tx:
                 await monitoring_store.insert_pieces(tx.connection, replica, pieces)
 
-    async def store_readings(self, readings: Sequence[tuple[str, Reading]]) -> None:
+    async def store_readings(self, readings: Sequence[tuple[str, CountersAt]]) -> None:
         """Of several deployments, with their ids."""
         if readings:
             async with self._database.transaction() as tx:

@@ -1,11 +1,24 @@
 """Update records: who changed what, when."""
 
-from saucer.lib.postgres import Transaction
-from saucer.publishing import version_store
+from saucer.lib.errors import AlreadyExistsError
+from saucer.lib.postgres import Connection, Transaction
 from saucer.publishing.domain import Deployment, UpdateAction, UpdateRecord
+from saucer.publishing.store import versions as version_store
 
 # The author of what publishing does by itself.
 SAUCER = "saucer"
+
+
+async def is_retry(connection: Connection, deployment_id: str, action: UpdateAction, request_id: str) -> bool:
+    """Whether a call with this request id has made this change before, or found nothing to change: it is not made
+    again, however late the retry; of what changed nothing, within version_store.UNCHANGED_KEEP.
+
+    Raises AlreadyExistsError: REQUEST_ID_USED, for another change.
+    """
+    made = await version_store.action_of(connection, deployment_id, request_id)
+    if made is not None and made is not action:
+        raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another change of it.")
+    return made is not None
 
 
 async def record(

@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Database
-from saucer.publishing import domain, instances, lifecycle, store, triton_store
+from saucer.publishing import domain, instances, lifecycle
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Model, Parity, UpdateAction, Version
 from saucer.publishing.instances import Instance
 from saucer.publishing.service.changes import change, write
 from saucer.publishing.service.records import SAUCER, record
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import tritons as triton_store
 
 # How long an acting replica that died keeps the others waiting.
 LEASE = timedelta(seconds=10)
@@ -58,7 +60,7 @@ class Serving:
         """Gives it the instances that it lacks where there is room, and takes away those that others replace.
 
         Args:
-            leaving: Tritons that are drained, or have not answered for a while.
+            leaving: Tritons that are drained, have not answered for a while, or are of another spec.
 
         False: it lacks some still, since there is no room; or the holder acts no more.
         """
@@ -71,15 +73,18 @@ class Serving:
                 return True
             form = present.form
             room = await triton_store.room(tx.connection, form.region_id, form.spec_id)
-            plan = instances.plan(present.own_instances, form.replicas, leaving, room)
+            refusing = await triton_store.refusing(tx.connection)
+            awaited = lifecycle.awaited(present, leaving, tx.now)
+            plan = instances.plan(present.own_instances, form.replicas, leaving, room, awaited, refusing)
             placed = await write(tx, present, lifecycle.place(present, plan, tx.now))
-            going = [item.triton_id for item in present.own_instances if item.triton_id in leaving]
+            going = [item.triton_id for item in present.own_instances if item.stuck or item.triton_id in leaving]
             # Of those that go, some may have been replaced before.
             replaced = max(0, len(present.own_instances) - form.replicas)
             for source, target in zip(going[replaced:], plan.added, strict=False):
                 detail = f"From {source} to {target}."
                 await record(tx, present, UpdateAction.MOVED, author=SAUCER, detail=detail)
-            return sum(item.triton_id not in leaving for item in placed.own_instances) >= form.replicas
+            staying = [item for item in placed.own_instances if not item.stuck and item.triton_id not in leaving]
+            return len(staying) >= form.replicas
 
     async def activate(self, deployment: Deployment, instance: Instance, parity: Parity, probe_key: str) -> None:
         """An instance is loaded, and its replay agreed: it serves."""
@@ -97,9 +102,11 @@ class Serving:
             lambda at, now: lifecycle.fail(at, reason, message, now, parity),
         )
 
-    async def count(self, deployment: Deployment, instance: Instance) -> None:
-        """A good probe of an instance."""
-        await self._report(deployment, instance, domain.SERVED, lifecycle.count)
+    async def count(self, deployment: Deployment, instance: Instance, attended: Callable[[], timedelta]) -> None:
+        """A good probe of an instance. `attended` says for how long this process has been there; it is asked last."""
+        await self._report(
+            deployment, instance, domain.SERVED, lambda at, it, now: lifecycle.count(at, it, now, attended())
+        )
 
     async def used(self, deployment_ids: Collection[str]) -> None:
         """Requests have come for these."""
@@ -122,6 +129,10 @@ class Serving:
         await self._report(
             deployment, instance, domain.PLACED, lambda at, it, now: lifecycle.put_off(at, it, message, now)
         )
+
+    async def note(self, deployment: Deployment, instance: Instance, message: str) -> None:
+        """Something keeps an instance from being put there, or brought back."""
+        await self._report(deployment, instance, domain.MOVABLE, lambda at, it, _: lifecycle.note(at, it, message))
 
     async def refuse_load(self, deployment: Deployment, instance: Instance, message: str) -> None:
         """A Triton does not serve the model of an instance of the version that serves, or will."""

@@ -26,12 +26,14 @@ from saucer.lib.errors import (
     NotFoundError,
 )
 from saucer.lib.postgres import Connection, Database
-from saucer.publishing import domain, lifecycle, spans, store, version_store
+from saucer.publishing import domain, lifecycle, spans
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Evaluation, Form, Model, UpdateAction
 from saucer.publishing.peers import Hold, Peers
 from saucer.publishing.service.changes import Event, Move, change, owned, publish
-from saucer.publishing.service.records import record
+from saucer.publishing.service.records import is_retry, record
 from saucer.publishing.service.tritons import Tritons
+from saucer.publishing.store import deployments as store
+from saucer.publishing.store import versions as version_store
 from saucer.publishing.v1 import events_pb2
 
 # How long billing may be silent; then the start has WAITED_TOO_LONG.
@@ -73,11 +75,12 @@ class Starts:
             await self._tritons.check(form)
             model, evaluation = await self.meet(account_id, form.model_id)
             former = await self._insert(request_id, account_id, deployment_id, form, model, evaluation)
-        if former.form != form:
+        deployment, asked = former
+        if asked != form:
             raise AlreadyExistsError("REQUEST_ID_USED", "The request id was used for another deployment.")
-        if former.state is _S.REFUSED:
-            raise _refusal(former)
-        return await self._start(former) if former.state is _S.PENDING else former
+        if deployment.state is _S.REFUSED:
+            raise _refusal(deployment)
+        return await self._start(deployment) if deployment.state is _S.PENDING else deployment
 
     async def meet(self, account_id: str, model_id: str) -> tuple[Model, Evaluation]:
         """An account's model that is evaluated.
@@ -107,7 +110,7 @@ class Starts:
 
     async def _insert(
         self, request_id: str, account_id: str, deployment_id: str, form: Form, model: Model, evaluation: Evaluation
-    ) -> Deployment:
+    ) -> tuple[Deployment, Form]:
         thresholds = domain.choose_thresholds(
             model.classes, checked_thresholds(dict(form.thresholds), model), evaluation
         )
@@ -122,7 +125,7 @@ class Starts:
                     author = current().subject
                     await record(tx, deployment, UpdateAction.CREATED, author=author, request_id=request_id)
                     await publish(tx, deployment, events_pb2.DeploymentCreated)
-                    return deployment
+                    return deployment, form
                 former = await store.of_request(tx.connection, account_id, request_id)
                 assert former is not None
                 return former
@@ -156,19 +159,21 @@ class Starts:
     async def start(
         self, request_id: str, deployment_id: str, billing_mode: str | None = None, resource_group_id: str = ""
     ) -> Deployment:
-        """A new start under a new hold.
+        """A new start under a new hold. A retry starts nothing, however late: it answers as the deployment is, or
+        repeats the refusal of the hold if no other start was asked for since.
 
         Args:
             billing_mode: None: that of before, with its resource group.
 
         Raises:
             FailedPreconditionError: naming the state, or the hold's refusal; MODEL_DELETED.
-            InvalidArgumentError: mode and group.
+            InvalidArgumentError: mode and group. AlreadyExistsError: NAME_TAKEN, REQUEST_ID_USED.
         """
         try:
             async with self._database.transaction() as tx:
                 deployment = await owned(tx, deployment_id)
-                if deployment.start_request_id != request_id:
+                retried = await is_retry(tx.connection, deployment_id, UpdateAction.STARTED, request_id)
+                if not retried:
                     if not deployment.at_rest:
                         raise FailedPreconditionError(
                             "STATE_NOT_AT_REST",
@@ -189,6 +194,10 @@ class Starts:
                     await publish(tx, deployment, events_pb2.DeploymentChanged)
         except asyncpg.UniqueViolationError as error:
             raise _name_taken(deployment.form) from error
+        if retried and deployment.start_request_id != request_id:
+            return deployment
+        if deployment.refused:
+            raise _refusal(deployment)
         return await self._start(deployment) if deployment.state is _S.PENDING else deployment
 
     async def ask_again(self, deployment_id: str) -> None:

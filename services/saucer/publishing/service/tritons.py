@@ -1,9 +1,11 @@
 """The Tritons that there are: registered, drained, live or not."""
 
-from saucer.lib.errors import InvalidArgumentError, NotFoundError
+from collections.abc import Collection
+
+from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.postgres import Database
-from saucer.publishing import triton_store
 from saucer.publishing.domain import Form, Triton
+from saucer.publishing.store import tritons as triton_store
 
 
 class Tritons:
@@ -24,6 +26,33 @@ class Tritons:
         if triton is None:
             raise NotFoundError("triton", triton_id)
         return triton
+
+    async def unregister(self, triton_id: str, held: Collection[str]) -> Triton:
+        """Forgets a server; as it was. Raises NotFoundError, FailedPreconditionError: TRITON_IN_USE.
+
+        Args:
+            held: names of ours that it has still: what no deployment wants is unloaded later, and by no one else.
+        """
+        async with self._database.transaction() as tx:
+            triton = await triton_store.lock(tx.connection, triton_id)
+            if triton is None:
+                raise NotFoundError("triton", triton_id)
+            used = (await triton_store.used(tx.connection)).get(triton_id, 0)
+            if used:
+                raise FailedPreconditionError(
+                    "TRITON_IN_USE",
+                    f"Deployments are on {triton_id}: {used}. Drain it first, and unregister it once it carries none.",
+                    used=used,
+                )
+            if held:
+                raise FailedPreconditionError(
+                    "TRITON_IN_USE",
+                    f"{triton_id} has models that nobody wants any more: {len(held)}. Unregister it once they are "
+                    "unloaded, within seconds; or stop it first, if it does not unload them.",
+                    used=len(held),
+                )
+            await triton_store.remove(tx.connection, triton_id)
+            return triton
 
     async def report(self, triton_id: str, *, live: bool) -> None:
         """Whether it answers, as the acting replica finds it."""

@@ -40,7 +40,9 @@ class _DeploymentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Deplo
     """Loading, and replaying test images against the evaluation."""
     DEPLOYMENT_STATE_ACTIVE: _DeploymentState.ValueType  # 5
     DEPLOYMENT_STATE_DEGRADED: _DeploymentState.ValueType  # 6
-    """Wanted, and nothing serves; not charged."""
+    """Wanted, and nothing of the version that serves does so now; not charged. Only a candidate with a share of the traffic
+    answers meanwhile, if there is one.
+    """
     DEPLOYMENT_STATE_STOPPING: _DeploymentState.ValueType  # 7
     DEPLOYMENT_STATE_STOPPED: _DeploymentState.ValueType  # 8
     """At rest, like all below."""
@@ -61,7 +63,9 @@ DEPLOYMENT_STATE_DEPLOYING: DeploymentState.ValueType  # 4
 """Loading, and replaying test images against the evaluation."""
 DEPLOYMENT_STATE_ACTIVE: DeploymentState.ValueType  # 5
 DEPLOYMENT_STATE_DEGRADED: DeploymentState.ValueType  # 6
-"""Wanted, and nothing serves; not charged."""
+"""Wanted, and nothing of the version that serves does so now; not charged. Only a candidate with a share of the traffic
+answers meanwhile, if there is one.
+"""
 DEPLOYMENT_STATE_STOPPING: DeploymentState.ValueType  # 7
 DEPLOYMENT_STATE_STOPPED: DeploymentState.ValueType  # 8
 """At rest, like all below."""
@@ -85,7 +89,7 @@ class _DeploymentEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_D
     DEPLOYMENT_END_REASON_WAITED_TOO_LONG: _DeploymentEndReason.ValueType  # 6
     DEPLOYMENT_END_REASON_ACCOUNT_SUSPENDED: _DeploymentEndReason.ValueType  # 7
     DEPLOYMENT_END_REASON_PARITY_FAILED: _DeploymentEndReason.ValueType  # 8
-    """The replay of test images did not agree with the evaluation."""
+    """The replay of test images did not agree with the evaluation, or the model refused some of them."""
     DEPLOYMENT_END_REASON_FAILED: _DeploymentEndReason.ValueType  # 9
     DEPLOYMENT_END_REASON_IDLE: _DeploymentEndReason.ValueType  # 10
     """No request came for the time that it names."""
@@ -102,7 +106,7 @@ DEPLOYMENT_END_REASON_GROUP_ENDED: DeploymentEndReason.ValueType  # 5
 DEPLOYMENT_END_REASON_WAITED_TOO_LONG: DeploymentEndReason.ValueType  # 6
 DEPLOYMENT_END_REASON_ACCOUNT_SUSPENDED: DeploymentEndReason.ValueType  # 7
 DEPLOYMENT_END_REASON_PARITY_FAILED: DeploymentEndReason.ValueType  # 8
-"""The replay of test images did not agree with the evaluation."""
+"""The replay of test images did not agree with the evaluation, or the model refused some of them."""
 DEPLOYMENT_END_REASON_FAILED: DeploymentEndReason.ValueType  # 9
 DEPLOYMENT_END_REASON_IDLE: DeploymentEndReason.ValueType  # 10
 """No request came for the time that it names."""
@@ -130,7 +134,9 @@ class _UpdateActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdateAc
     UPDATE_ACTION_REJECTED: _UpdateAction.ValueType  # 9
     """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
     UPDATE_ACTION_MOVED: _UpdateAction.ValueType  # 10
-    """Its Triton is drained, or does not answer: it is being loaded on another."""
+    """Its Triton is drained, does not answer, is of another spec by now, or failed to load it more than once: it is being
+    loaded on another.
+    """
     UPDATE_ACTION_DELETED: _UpdateAction.ValueType  # 11
 
 class UpdateAction(_UpdateAction, metaclass=_UpdateActionEnumTypeWrapper): ...
@@ -151,7 +157,9 @@ UPDATE_ACTION_ABANDONED: UpdateAction.ValueType  # 8
 UPDATE_ACTION_REJECTED: UpdateAction.ValueType  # 9
 """The candidate did not load, its replay did not agree, or it failed while it had a share: detail says which."""
 UPDATE_ACTION_MOVED: UpdateAction.ValueType  # 10
-"""Its Triton is drained, or does not answer: it is being loaded on another."""
+"""Its Triton is drained, does not answer, is of another spec by now, or failed to load it more than once: it is being
+loaded on another.
+"""
 UPDATE_ACTION_DELETED: UpdateAction.ValueType  # 11
 Global___UpdateAction: _TypeAlias = UpdateAction  # noqa: Y015
 
@@ -635,7 +643,7 @@ class Parity(_message.Message):
     ok: _builtins.bool
     images: _builtins.int
     boxes: _builtins.int
-    """Boxes above 0.05, of both sides together."""
+    """Boxes that score 0.05 or more, of both sides together; where no image has any, all boxes."""
     paired: _builtins.int
     """Of these, those with a partner on the other side: same class, box and score within the tolerance of the runtime."""
     paired_share: _builtins.float
@@ -1353,6 +1361,25 @@ class DrainTritonRequest(_message.Message):
 Global___DrainTritonRequest: _TypeAlias = DrainTritonRequest  # noqa: Y015
 
 @_typing.final
+class UnregisterTritonRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRITON_ID_FIELD_NUMBER: _builtins.int
+    triton_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        triton_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["triton_id", b"triton_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnregisterTritonRequest: _TypeAlias = UnregisterTritonRequest  # noqa: Y015
+
+@_typing.final
 class ListTritonsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1459,20 +1486,26 @@ class SplitDeploymentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
     PERCENT_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     deployment_id: _builtins.str
     percent: _builtins.int
     """The candidate's; 0: none for now."""
+    version_number: _builtins.int
+    """The candidate that is meant; FAILED_PRECONDITION, OTHER_CANDIDATE, where it is another one, as for a call that comes
+    once more when its candidate has been replaced. 0: whichever it is.
+    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         deployment_id: _builtins.str = ...,
         percent: _builtins.int = ...,
+        version_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "percent", b"percent", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "percent", b"percent", "request_id", b"request_id", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1484,17 +1517,21 @@ class PromoteCandidateRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     deployment_id: _builtins.str
+    version_number: _builtins.int
+    """As of a split."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         deployment_id: _builtins.str = ...,
+        version_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1506,17 +1543,21 @@ class AbandonCandidateRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_NUMBER_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     deployment_id: _builtins.str
+    version_number: _builtins.int
+    """As of a split."""
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         deployment_id: _builtins.str = ...,
+        version_number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment_id", b"deployment_id", "request_id", b"request_id", "version_number", b"version_number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class PublishingServiceStub:
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     def __init__(self, channel):
@@ -126,6 +127,11 @@ class PublishingServiceStub:
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.SerializeToString,
                 response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
                 _registered_method=True)
+        self.UnregisterTriton = channel.unary_unary(
+                '/saucer.publishing.v1.PublishingService/UnregisterTriton',
+                request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.UnregisterTritonRequest.SerializeToString,
+                response_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+                _registered_method=True)
         self.ListTritons = channel.unary_unary(
                 '/saucer.publishing.v1.PublishingService/ListTritons',
                 request_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsRequest.SerializeToString,
@@ -150,7 +156,8 @@ class PublishingServiceStub:
 
 class PublishingServiceServicer:
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     def CreateDeployment(self, request, context):
@@ -270,7 +277,8 @@ class PublishingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RegisterTriton(self, request, context):
-        """A Triton server that is to take deployments; the same id again changes what is known of it.
+        """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
+        another region or spec then is moved as if it were drained.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -278,6 +286,16 @@ class PublishingServiceServicer:
 
     def DrainTriton(self, request, context):
         """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnregisterTriton(self, request, context):
+        """Forgets one that carries nothing, and answers what was known of it; FAILED_PRECONDITION, TRITON_IN_USE, while it
+        carries deployments: it is to be drained first; and, where it answers, for the seconds in which it unloads the last
+        of them. The one of publishing's own settings registers itself again when
+        publishing starts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -407,6 +425,11 @@ def add_PublishingServiceServicer_to_server(servicer, server):
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.FromString,
                     response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.SerializeToString,
             ),
+            'UnregisterTriton': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnregisterTriton,
+                    request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.UnregisterTritonRequest.FromString,
+                    response_serializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.SerializeToString,
+            ),
             'ListTritons': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTritons,
                     request_deserializer=saucer_dot_publishing_dot_v1_dot_publishing__pb2.ListTritonsRequest.FromString,
@@ -437,7 +460,8 @@ def add_PublishingServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class PublishingService:
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     @staticmethod
@@ -915,6 +939,33 @@ class PublishingService:
             target,
             '/saucer.publishing.v1.PublishingService/DrainTriton',
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.DrainTritonRequest.SerializeToString,
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnregisterTriton(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/saucer.publishing.v1.PublishingService/UnregisterTriton',
+            saucer_dot_publishing_dot_v1_dot_publishing__pb2.UnregisterTritonRequest.SerializeToString,
             saucer_dot_publishing_dot_v1_dot_publishing__pb2.Triton.FromString,
             options,
             channel_credentials,

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class PublishingServiceStub:
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     @_typing.overload
@@ -76,9 +77,17 @@ class PublishingServiceStub:
     line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
     """
     RegisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]
-    """A Triton server that is to take deployments; the same id again changes what is known of it."""
+    """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
+    another region or spec then is moved as if it were drained.
+    """
     DrainTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]
     """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+    UnregisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.UnregisterTritonRequest, _publishing_pb2.Triton]
+    """Forgets one that carries nothing, and answers what was known of it; FAILED_PRECONDITION, TRITON_IN_USE, while it
+    carries deployments: it is to be drained first; and, where it answers, for the seconds in which it unloads the last
+    of them. The one of publishing's own settings registers itself again when
+    publishing starts.
+    """
     ListTritons: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListTritonsRequest, _publishing_pb2.ListTritonsResponse]
     ListUpdateRecords: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]
     """Who changed what, when; newest first."""
@@ -95,7 +104,8 @@ class PublishingServiceStub:
 @_typing.type_check_only
 class PublishingServiceAsyncStub(PublishingServiceStub):
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -140,9 +150,17 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     line is there at most 15 seconds after it was said; one of a process that was killed before then is lost.
     """
     RegisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
-    """A Triton server that is to take deployments; the same id again changes what is known of it."""
+    """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
+    another region or spec then is moved as if it were drained.
+    """
     DrainTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
     """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+    UnregisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.UnregisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
+    """Forgets one that carries nothing, and answers what was known of it; FAILED_PRECONDITION, TRITON_IN_USE, while it
+    carries deployments: it is to be drained first; and, where it answers, for the seconds in which it unloads the last
+    of them. The one of publishing's own settings registers itself again when
+    publishing starts.
+    """
     ListTritons: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListTritonsRequest, _publishing_pb2.ListTritonsResponse]  # type: ignore[assignment]
     ListUpdateRecords: _aio.UnaryUnaryMultiCallable[_publishing_pb2.ListUpdateRecordsRequest, _publishing_pb2.ListUpdateRecordsResponse]  # type: ignore[assignment]
     """Who changed what, when; newest first."""
@@ -158,7 +176,8 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
 
 class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Models, online. Any KServe v2 client can call a deployment at the same address: model name = deployment id, a JPEG
-    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`.
+    or PNG as the BYTES input IMAGE, the token in the header `authorization: Bearer …`. Each image, and each other call of
+    KServe's, is a request to the token's limits; beyond them RESOURCE_EXHAUSTED, RATE_LIMITED, with retry_after_s.
     """
 
     @_abc_1.abstractmethod
@@ -303,7 +322,9 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _publishing_pb2.RegisterTritonRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
-        """A Triton server that is to take deployments; the same id again changes what is known of it."""
+        """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
+        another region or spec then is moved as if it were drained.
+        """
 
     @_abc_1.abstractmethod
     def DrainTriton(
@@ -312,6 +333,18 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
         """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
+
+    @_abc_1.abstractmethod
+    def UnregisterTriton(
+        self,
+        request: _publishing_pb2.UnregisterTritonRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
+        """Forgets one that carries nothing, and answers what was known of it; FAILED_PRECONDITION, TRITON_IN_USE, while it
+        carries deployments: it is to be drained first; and, where it answers, for the seconds in which it unloads the last
+        of them. The one of publishing's own settings registers itself again when
+        publishing starts.
+        """
 
     @_abc_1.abstractmethod
     def ListTritons(

@@ -2,16 +2,14 @@
 
 1. A lease is a row lock away: leases.py says which run is next, the token's hash on the row who owns it from then on.
 2. Each heartbeat is one transaction: lease, counter, metrics, log, checkpoint and, when due, an event.
-3. FinishRun reads and copies files outside any transaction, then asks once more whether the run is still the caller's.
+3. FinishRun reads files outside any transaction, then asks once more whether the run is still the caller's, and only
+   once its end is committed copies them for the user; see copies.py.
 """
-
-from prometheus_client import Gauge
 
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database
 from saucer.training import domain
 from saucer.training.bell import Bell
-from saucer.training.fleet import WORKER_GONE
 from saucer.training.service.attempts import Attempts, Measured
 from saucer.training.service.changes import Logged, lose, queue_of, save
 from saucer.training.service.leases import Leases
@@ -23,9 +21,6 @@ __all__ = ["Logged", "Measured", "Training"]
 
 # Runs that one round of the sweeper takes of each kind.
 SWEEP_BATCH = 50
-
-queued_runs = Gauge("saucer_training_queued_runs", "Runs that wait for a worker", ["region", "spec"])
-workers_ready = Gauge("saucer_training_workers", "Workers that are there and not drained", ["region", "spec"])
 
 
 class Training:
@@ -40,7 +35,7 @@ class Training:
         self.models = Models(database)
 
     async def sweep(self, *, expire: bool) -> None:
-        """Takes up what lost its worker (if `expire`) or waited too long, and measures the queue."""
+        """Takes up what lost its worker (if `expire`) or waited too long."""
         async with self._database.transaction() as tx:
             lost = await queue.expired(tx.connection, tx.now, SWEEP_BATCH) if expire else []
             lost = [await lose(tx, run, "The worker was not heard of for a lease length.") for run in lost]
@@ -50,12 +45,6 @@ class Training:
             for run in waiting:
                 if domain.waited_too_long(run, tx.now):
                     await save(tx, domain.give_up_waiting(run, tx.now))
-            queues = await queue.list_queues(tx.connection, tx.now - WORKER_GONE)
-        queued_runs.clear()
-        workers_ready.clear()
-        for each in queues:
-            queued_runs.labels(each.region_id, each.spec_id).set(each.queued)
-            workers_ready.labels(each.region_id, each.spec_id).set(each.workers)
         for run in lost:
             self._bell.ring(queue_of(run))
         for run in (*lost, *waiting):

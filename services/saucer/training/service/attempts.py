@@ -1,23 +1,30 @@
 """What workers tell of their attempts: heartbeats, and how they end."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from saucer.lib.errors import FailedPreconditionError, NotFoundError
+import structlog
+
+from saucer.lib.errors import FailedPreconditionError, NotFoundError, UnavailableError
 from saucer.lib.ids import derived_id
 from saucer.lib.objects import Objects
 from saucer.lib.postgres import Connection, Database, Transaction
-from saucer.training import artifacts, domain, lease, log_limit
+from saucer.training import artifacts, copies, domain, lease, log_limit
 from saucer.training.bell import Bell
-from saucer.training.domain import Beat, EndReason, MetricPoint, Model, ModelFile, Prediction, Run, RunState
-from saucer.training.messages import run_message
+from saucer.training.domain import Beat, EndReason, LogSearch, MetricPoint, Model, ModelFile, Prediction, Run, RunState
+from saucer.training.messages import log_text, run_message
 from saucer.training.service.changes import WARNING, Logged, log_lines, lose, publish, queue_of, save
-from saucer.training.store import models, runs, told
+from saucer.training.store import log_search, models, runs, told
+from saucer.training.store.copies import Copy, insert_copy
 from saucer.training.v1 import events_pb2
 
 # Points kept of a run; later ones are dropped.
 METRIC_POINTS_PER_RUN = 500_000
+# Lines read at once.
+LOG_BATCH = 5_000
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -78,31 +85,33 @@ class Attempts:
         user_error: bool,
         released: bool,
         elapsed_ms: int,
-        best_map_50: float | None,
+        best_accuracy: float | None,
         files: Sequence[ModelFile],
     ) -> Run:
         """Ends the attempt, and the run with it unless another attempt may do better. See domain.lose().
 
+        After an error of the user's none may, but one more makes a model of what was learnt before.
+
         Raises:
             FailedPreconditionError: LEASE_LOST, ARTIFACT_MISSING. DataLossError: a file is not what was reported.
-            InvalidArgumentError: file names, or a reason that was not ordered. UnavailableError: the object runs.
+            InvalidArgumentError: file names, or a reason that was not ordered. UnavailableError: the object store.
         """
         async with self._database.reading() as connection:
             run = await owned(connection, run_id, token, finished_by=request_id)
         if run.finish_request_id == request_id:
             return run
         reason = domain.reason_of(run, given)
-        if released or (reason is EndReason.FAILED and not user_error and not (run.exhausted and files)):
-            return await self._give_back(request_id, run_id, token, error_message, released=released)
         if user_error:
             files = ()
+        if released or domain.goes_on(run, reason, user_error=user_error, finished=bool(files)):
+            return await self._give_back(
+                request_id, run_id, token, error_message, released=released, user_error=user_error
+            )
         predicts = run.request.predicts_model_id
         model_id = (predicts or derived_id("model", run_id)) if files else None
         if model_id is not None:
-            artifacts.check_names(files, run.artifact_prefix, prediction=predicts is not None)
-            await artifacts.verify(self._objects, files)
-            target = f"{run.request.output_prefix}/{run.request.task_id}/{model_id}"
-            await artifacts.copy_out(self._objects, files, target)
+            files = await self._take_files(run, files)
+        copy = None
         async with self._database.transaction() as tx:
             run = await owned(tx.connection, run_id, token, finished_by=request_id)
             if run.finish_request_id == request_id:
@@ -115,10 +124,13 @@ class Attempts:
                     run.progress,
                     elapsed_ms=max(elapsed_ms, run.progress.elapsed_ms),
                     # Of the model that is left: a better validation may have been lost with its worker.
-                    best_map_50=run.progress.best_map_50 if best_map_50 is None else best_map_50,
+                    best_accuracy=run.progress.best_accuracy if best_accuracy is None else best_accuracy,
                 ),
             )
             model = prediction = None
+            if model_id is not None:
+                copy = Copy(f"{run.request.output_prefix}/{run.request.task_id}/{model_id}", run_id, tuple(files))
+                await insert_copy(tx.connection, copy, tx.now + copies.CLAIM)
             if model_id is not None and predicts is not None:
                 prediction = Prediction(model_id, run.request, tuple(files))
             elif model_id is not None:
@@ -126,15 +138,47 @@ class Attempts:
                 await models.insert_model(tx.connection, model)
             run = await save(tx, domain.end(run, reason, tx.now, model_id=model_id), model, prediction)
         self._bell.ring(("run", run_id))
+        if copy is not None:
+            await self._copy_out(copy)
         return run
 
-    async def _give_back(self, request_id: str, run_id: str, token: str, error_message: str, *, released: bool) -> Run:
+    async def _copy_out(self, copy: Copy) -> None:
+        """The run has ended all the same if the object store fails now; its worker is not kept for that."""
+        try:
+            await copies.make(self._database, self._objects, copy)
+        except UnavailableError as error:
+            log.warning("copies_are_late", run_id=copy.run_id, error=str(error))
+
+    async def _take_files(self, run: Run, files: Sequence[ModelFile]) -> Sequence[ModelFile]:
+        """What is left of a run, once it is checked; again is harmless."""
+        artifacts.check_names(files, run.artifact_prefix, prediction=run.request.predicts_model_id is not None)
+        await artifacts.verify(self._objects, files)
+        if run.attempt > 1:
+            return await artifacts.lengthen_log(self._objects, files, self._earlier_log(run))
+        return files
+
+    async def _earlier_log(self, run: Run) -> AsyncIterator[bytes]:
+        """What the attempts before the present one have logged, as text."""
+        after: int | None = None
+        while True:
+            async with self._database.reading() as connection:
+                lines = await log_search.list_log(connection, run.run_id, LogSearch(), after=after, limit=LOG_BATCH)
+            earlier = [line for line in lines if line.attempt < run.attempt]
+            yield "".join(map(log_text, earlier)).encode()
+            if len(earlier) < LOG_BATCH:
+                return
+            after = earlier[-1].sequence
+
+    async def _give_back(
+        self, request_id: str, run_id: str, token: str, error_message: str, *, released: bool, user_error: bool
+    ) -> Run:
         async with self._database.transaction() as tx:
             run = await owned(tx.connection, run_id, token, finished_by=request_id)
             if run.finish_request_id == request_id:
                 return run
             run = replace(run, finish_request_id=request_id)
-            run = await lose(tx, run, error_message or "The worker gave the run back.", released=released)
+            message = error_message or "The worker gave the run back."
+            run = await lose(tx, run, message, released=released, user_error=user_error)
         self._bell.ring(queue_of(run))
         self._bell.ring(("run", run_id))
         return run
@@ -198,7 +242,7 @@ def _model(run: Run, model_id: str, files: Sequence[ModelFile], now: datetime) -
         request.task_name,
         request.dataset_version_id,
         request.config,
-        run.progress.best_map_50,
+        run.progress.best_accuracy,
         tuple(files),
         now,
     )

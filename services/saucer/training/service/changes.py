@@ -61,17 +61,24 @@ async def save(tx: Transaction, run: Run, model: Model | None = None, prediction
     return run
 
 
-async def lose(tx: Transaction, run: Run, message: str, *, released: bool = False) -> Run:
+async def lose(tx: Transaction, run: Run, message: str, *, released: bool = False, user_error: bool = False) -> Run:
     """Ends the present attempt without a result, and the run with it if nothing more can be made of it."""
-    lost = domain.lose(run, tx.now, message, released=released)
+    lost = domain.lose(run, tx.now, message, released=released, user_error=user_error)
     begun = run.state is RunState.RUNNING
     if begun:
         text = f"Attempt {run.attempt} ended without a result: {message}"
         lines, lost = log_lines(lost, [Logged(WARNING, tx.now, text)], tx.now)
         await told.insert_log(tx.connection, run.run_id, lines)
-    if begun and not released:
+    if begun and not released and not user_error:
         attempts_lost_total.inc()
-    log.warning("attempt_lost", run_id=run.run_id, attempt=run.attempt, released=released, message=message)
+    log.warning(
+        "attempt_lost",
+        run_id=run.run_id,
+        attempt=run.attempt,
+        released=released,
+        user_error=user_error,
+        message=message,
+    )
     lost = await save(tx, lost)
     if begun and lost.state is RunState.QUEUED:
         await publish(tx, lost, events_pb2.RunInterrupted(run=run_message(lost)))

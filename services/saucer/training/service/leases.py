@@ -3,13 +3,16 @@
 1. A run goes only to a worker of its region and spec, one run after the other over all replicas, so that what follows
    holds exactly.
 2. Of accounts that wait, the one goes first with the fewest runs at work in relation to its weight; each AGEING that
-   its longest waiting run has waited counts as one run fewer. Among equals, who waits longer.
+   it has waited counts as one run fewer. It has waited since its longest waiting run was queued, or since it got a run
+   of this region and spec last, if that is later: a backlog grows no older while it is worked off, and what an account
+   gets elsewhere keeps nothing of it waiting for ever. Among equals, who waits longer.
 3. An account at its limit of running work waits until one of its runs is at rest.
 4. Of one account's runs the higher priority goes first, then those that were begun before, then who waits longest.
 5. A worker that drains gets none.
 """
 
 import asyncio
+import contextlib
 from datetime import datetime
 
 import asyncpg
@@ -53,10 +56,10 @@ class Leases:
         deadline_s = loop.time() + wait_s
         with self._bell.listen(("queue", region_id, spec_id)) as rung:
             while not self._closing:
-                try:
+                leased = None
+                # The same request is being answered beside this one, and found when it is looked for again.
+                with contextlib.suppress(asyncpg.UniqueViolationError):
                     leased = await self._lease_now(request_id, worker_id, region_id, spec_id)
-                except asyncpg.UniqueViolationError:
-                    continue  # the same request is being answered beside this one
                 remaining_s = deadline_s - loop.time()
                 if leased is not None or remaining_s <= 0:
                     return leased
@@ -66,7 +69,9 @@ class Leases:
     async def _lease_now(self, request_id: str, worker_id: str, region_id: str, spec_id: str) -> tuple[Run, str] | None:
         async with self._database.transaction() as tx:
             request_sha256 = lease.hash_of(request_id)
-            run = await runs.run_of_lease_request(tx.connection, request_sha256, tx.now)
+            run = await runs.run_of_lease_request(tx.connection, request_sha256)
+            if run is not None and lease.is_over(run.lease, tx.now):
+                return None  # not this run, which is another's soon, and no second one beside it
             if run is None:
                 run = await self._next(tx, worker_id, region_id, spec_id)
                 if run is None:
@@ -75,6 +80,7 @@ class Leases:
                 token_sha256 = lease.hash_of(lease.token_of(request_id, salt))
                 granted = lease.Lease(worker_id, token_sha256, request_sha256, salt, None)
                 run = await runs.update_run(tx.connection, domain.lease(run, granted, tx.now))
+                await queue.note_grant(tx.connection, run, tx.now)
                 log.info("run_leased", run_id=run.run_id, attempt=run.attempt, worker_id=worker_id)
             assert run.lease is not None
             return run, lease.token_of(request_id, run.lease.salt)

@@ -15,6 +15,8 @@ class Left:
 
     run_id: str
     account_id: str
+    # By a worker.
+    begun: bool
     # None while it has not ended.
     ended_at: datetime | None
     attempt: int
@@ -44,7 +46,8 @@ async def runs_of(connection: Connection, task_id: str) -> list[Left]:
     """By start."""
     rows = await connection.fetch(
         """
-        SELECT run_id, account_id, ended_at, attempt, model_id IS NOT NULL AS finished_with_files, checkpoint_key
+        SELECT run_id, account_id, started_at IS NOT NULL AS begun, ended_at, attempt,
+               model_id IS NOT NULL AS finished_with_files, checkpoint_key
         FROM run WHERE task_id = $1 ORDER BY start_number
         """,
         task_id,
@@ -58,13 +61,23 @@ async def mark_swept(connection: Connection, run_ids: Sequence[str], now: dateti
 
 
 async def removable_models(connection: Connection, deleted_before: datetime, limit: int) -> list[tuple[str, list[str]]]:
-    """Ids of models whose files may go, with the files' keys: no deployment serves them, no run predicts with them."""
+    """Ids of models whose files may go, with the files' keys: no deployment serves them, no run predicts with them or
+    is to begin with their weights, and their user has the copies."""
     rows = await connection.fetch(
         """
         SELECT model_id, files FROM model
         WHERE deleted_at < $1 AND files_removed_at IS NULL
           AND NOT EXISTS (SELECT FROM deployment WHERE NOT at_rest AND model_ids @> ARRAY[model.model_id])
-          AND NOT EXISTS (SELECT FROM run WHERE state <> 'ENDED' AND predicts_model_id = model.model_id)
+          AND NOT EXISTS (SELECT FROM copy_out WHERE copy_out.run_id = model.run_id)
+          AND NOT EXISTS (
+              SELECT FROM run
+              WHERE state <> 'ENDED' AND (
+                  predicts_model_id = model.model_id
+                  OR config::json ->> 'weightsKey' IN (
+                      SELECT file ->> 'key' FROM json_array_elements(model.files::json) AS file
+                  )
+              )
+          )
         LIMIT $2
         """,
         deleted_before,

@@ -4,10 +4,12 @@ A word that is in many lines is found soon by reading on, a rare one through the
 each reads the whole log, and two words in the index read it too if one is frequent. PostgreSQL's estimates do not tell
 them apart, and the lines that come next do. So a page of lines with words is found like this:
 
-1. The window of time, and where the page begins, become a range of lines. One of at most READ_ON lines is read.
+1. The window of time, and where the page begins, become a range of lines. One of at most READ_ALL lines is read.
 2. In the next SAMPLE lines of a longer one it is counted where each condition holds.
 3. Where each holds for COMMON or more of them, the next READ_ON lines are read; most pages are full then.
-4. Any other is looked up by the rarest condition alone, and its lines are checked for the others.
+4. Any other is looked up by the rarest condition alone, and its lines are checked for the others. Of a word, all lines
+   of the index are taken, then put in order: reading in order until there are enough is what 3 has done, and would be
+   PostgreSQL's choice again where its estimate is too high.
 """
 
 from collections.abc import Sequence
@@ -20,9 +22,11 @@ from saucer.training.domain import LogLine, LogSearch
 
 # Lines, each about a microsecond.
 SAMPLE = 2_000
-READ_ON = 12_000
-# Of SAMPLE. At one percent, READ_ON lines hold a page of a hundred.
-COMMON = 20
+READ_ALL = 12_000
+READ_ON = 24_000
+# Of SAMPLE. At half a percent, READ_ON lines hold a page of a hundred, and of a log of a million lines the index has
+# 5,000, which takes as long.
+COMMON = 10
 # Levels from here on have an index each (schema/006_log_search.sql).
 INDEXED_LEVEL = 3
 # More than any line's sequence.
@@ -90,7 +94,7 @@ class _Search:
         self._connection = connection
         self._lines = lines
         self._limit = limit
-        self._in_order = f"ORDER BY sequence {order}"
+        self._order = order
         self._range = "run_id = $1 AND sequence >= $2 AND sequence < $3"
         self._values = [run_id, lines.start, lines.stop, *map(_pattern, wanted.keywords)]
         level = int(wanted.min_level)
@@ -107,7 +111,7 @@ class _Search:
         async with self._connection.transaction(readonly=True):
             # A plan for any word and any range would be one for neither.
             await self._connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
-            if len(self._lines) <= READ_ON:
+            if len(self._lines) <= READ_ALL:
                 return await self._read_on()
             counts = await self._sample()
             if min(counts) >= COMMON:
@@ -132,7 +136,11 @@ class _Search:
         indexed = (place for place, condition in enumerate(conditions) if condition.indexed)
         rarest = min(indexed, key=lambda place: counts[place])
         checked = [condition.opaque for place, condition in enumerate(conditions) if place != rarest]
-        return await self._page("log_line", [self._range, conditions[rarest].sql, *checked])
+        matching = [self._range, conditions[rarest].sql, *checked]
+        if rarest >= len(self._words):
+            return await self._page("log_line", matching)
+        # No index has this order, so none is read in it.
+        return await self._page("log_line", matching, by="sequence + 0")
 
     @property
     def _conditions(self) -> list[_Condition]:
@@ -140,13 +148,13 @@ class _Search:
 
     def _next(self, count: int) -> str:
         """So many lines of the range, whatever is in them."""
-        lines = f"SELECT {_COLUMNS} FROM log_line WHERE {self._range} {self._in_order} LIMIT {count}"  # noqa: S608 - as above
+        lines = f"SELECT {_COLUMNS} FROM log_line WHERE {self._range} ORDER BY sequence {self._order} LIMIT {count}"  # noqa: S608 - as above
         return f"({lines}) AS next"
 
-    async def _page(self, source: str, conditions: Sequence[str]) -> list[asyncpg.Record]:
+    async def _page(self, source: str, conditions: Sequence[str], by: str = "sequence") -> list[asyncpg.Record]:
         """The first lines of a source for which all conditions hold."""
         where = " AND ".join(conditions)
-        query = f"SELECT {_COLUMNS} FROM {source} WHERE {where} {self._in_order} LIMIT {self._limit}"  # noqa: S608 - as above
+        query = f"SELECT {_COLUMNS} FROM {source} WHERE {where} ORDER BY {by} {self._order} LIMIT {self._limit}"  # noqa: S608 - as above
         return await self._connection.fetch(query, *self._values)
 
 

@@ -12,8 +12,8 @@ from saucer.training.domain import Deployment, Model, ModelFile
 from saucer.training.store.runs import texts_of
 
 _MODEL = (
-    "model_id, run_id, account_id, task_id, task_name, dataset_version_id, config, best_map_50, files, created_at, "
-    "deleted_at, revision"
+    "model_id, run_id, account_id, task_id, task_name, dataset_version_id, config, best_map_50 AS best_accuracy, "
+    "files, created_at, deleted_at, revision"
 )
 
 
@@ -32,7 +32,7 @@ async def insert_model(connection: Connection, model: Model) -> None:
         model.task_name,
         model.dataset_version_id,
         model.config,
-        model.best_map_50,
+        model.best_accuracy,
         json.dumps([asdict(file) for file in model.files]),
         model.created_at,
     )

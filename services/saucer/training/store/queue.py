@@ -3,11 +3,12 @@
 from datetime import datetime, timedelta
 
 from saucer.lib.postgres import Connection
-from saucer.training.domain import Run
+from saucer.training.domain import MAX_ATTEMPTS, Run
 from saucer.training.fleet import Queue
 from saucer.training.store.runs import read_run
 
-# A wait of this length counts as one run fewer at work: no account waits for ever beside one of many short runs.
+# A wait of this length, since the account got a run here last, counts as one run fewer at work: no account waits for
+# ever beside one of many short runs.
 AGEING = timedelta(minutes=10)
 # Well below postgres.COMMAND_TIMEOUT_S, after which those who wait for the turn give up.
 TURN_LIMIT = timedelta(seconds=3)
@@ -46,7 +47,11 @@ async def next_queued(connection: Connection, region_id: str, spec_id: str, now:
             SELECT * FROM run WHERE state = 'QUEUED' AND region_id = $1 AND spec_id = $2
             AND (ready_at IS NULL OR ready_at <= $3)
         ), waiting AS (
-            SELECT account_id, min(queued_at) AS since FROM ready GROUP BY account_id
+            SELECT account_id, min(queued_at) AS oldest_queued_at FROM ready GROUP BY account_id
+        ), aged AS (
+            SELECT waiting.account_id, greatest(oldest_queued_at, granted_at) AS since
+            FROM waiting LEFT JOIN last_grant AS g
+            ON g.account_id = waiting.account_id AND g.region_id = $1 AND g.spec_id = $2
         ), busy AS (
             SELECT account_id, count(*) AS runs FROM run WHERE state IN ('LEASED', 'RUNNING') GROUP BY account_id
         ), account AS (
@@ -54,7 +59,7 @@ async def next_queued(connection: Connection, region_id: str, spec_id: str, now:
                    coalesce(busy.runs, 0)::float8 / coalesce(weight, 1)
                    - extract(epoch FROM $3 - since)::float8 / $4 AS place,
                    since
-            FROM waiting LEFT JOIN busy USING (account_id) LEFT JOIN account_share USING (account_id)
+            FROM aged LEFT JOIN busy USING (account_id) LEFT JOIN account_share USING (account_id)
             WHERE running_limit IS NULL OR coalesce(busy.runs, 0) < running_limit
         ), choice AS (
             SELECT run_id FROM ready JOIN account USING (account_id)
@@ -68,6 +73,20 @@ async def next_queued(connection: Connection, region_id: str, spec_id: str, now:
         AGEING.total_seconds(),
     )
     return read_run(row) if row else None
+
+
+async def note_grant(connection: Connection, run: Run, now: datetime) -> None:
+    """The run's account got it; what else it has waiting in this queue waits from now on."""
+    await connection.execute(
+        """
+        INSERT INTO last_grant (region_id, spec_id, account_id, granted_at) VALUES ($1, $2, $3, $4)
+        ON CONFLICT (region_id, spec_id, account_id) DO UPDATE SET granted_at = excluded.granted_at
+        """,
+        run.request.region_id,
+        run.request.spec_id,
+        run.request.account_id,
+        now,
+    )
 
 
 async def set_share(
@@ -102,17 +121,24 @@ async def expired(connection: Connection, now: datetime, limit: int) -> list[Run
 
 
 async def queued_since(connection: Connection, time: datetime, finish_only_time: datetime, limit: int) -> list[Run]:
-    """Queued runs that waited since before `time`, or, with a stop or a loss behind them, the other; locked."""
+    """Queued runs that waited since before `time`, or, if they are only to be finished, the other; locked.
+
+    As Run.finish_only says it, so that runs with hours left to wait take no place from those that waited too long.
+    """
     rows = await connection.fetch(
         """
         SELECT * FROM run
         WHERE state = 'QUEUED'
-          AND (queued_at < $1 OR (queued_at < $2 AND (stop_reason IS NOT NULL OR lost_attempts > 0)))
+          AND (queued_at < $1 OR (queued_at < $2 AND (
+              lost_attempts >= $4
+              OR (stop_reason IS NOT NULL AND charged_ms >= stop_at_charged_ms AND started_at IS NOT NULL)
+          )))
         ORDER BY queued_at LIMIT $3 FOR UPDATE SKIP LOCKED
         """,
         time,
         finish_only_time,
         limit,
+        MAX_ATTEMPTS,
     )
     return [read_run(row) for row in rows]
 

@@ -60,7 +60,7 @@ def _moving(run: Run) -> dict[str, object]:
         "epoch": progress.epoch,
         "elapsed_ms": progress.elapsed_ms,
         "time_left_ms": progress.time_left_ms,
-        "best_map_50": progress.best_map_50,
+        "best_map_50": progress.best_accuracy,
         "stage_progress": progress.stage_progress,
         "charged_ms": meter.charged_ms,
         "finishing_ms": meter.finishing_ms,
@@ -222,23 +222,22 @@ async def run_of_hold(connection: Connection, hold_id: str) -> Run | None:
 
 
 async def former_run(connection: Connection, task_id: str, start_number: int) -> Run | None:
-    """The task's run of its last start before this one."""
+    """The task's run of its last start before this one that a worker began: another has learnt nothing of its own."""
     row = await connection.fetchrow(
-        "SELECT * FROM run WHERE task_id = $1 AND start_number < $2 ORDER BY start_number DESC LIMIT 1",
+        """
+        SELECT * FROM run WHERE task_id = $1 AND start_number < $2 AND started_at IS NOT NULL
+        ORDER BY start_number DESC LIMIT 1
+        """,
         task_id,
         start_number,
     )
     return read_run(row) if row else None
 
 
-async def run_of_lease_request(connection: Connection, request_sha256: str, now: datetime) -> Run | None:
-    """What this request id has leased, while it lasts."""
+async def run_of_lease_request(connection: Connection, request_sha256: str) -> Run | None:
+    """What this request id has leased, until somebody takes it up, which may be after its lease is over."""
     row = await connection.fetchrow(
-        """
-        SELECT * FROM run WHERE request_sha256 = $1 AND state IN ('LEASED', 'RUNNING') AND lease_expires_at > $2
-        """,
-        request_sha256,
-        now,
+        "SELECT * FROM run WHERE request_sha256 = $1 AND state IN ('LEASED', 'RUNNING')", request_sha256
     )
     return read_run(row) if row else None
 

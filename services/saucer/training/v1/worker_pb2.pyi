@@ -97,7 +97,7 @@ class Lease(_message.Message):
     """Checkpoint to go on from; empty: from the start."""
     checkpoint_sha256: _builtins.str
     finish_only: _builtins.bool
-    """True: the attempts are used up; train no more, finish what was learnt."""
+    """True: the attempts are used up, or the run is to stop; train no more, finish what was learnt."""
     traceparent: _builtins.str
     """W3C's, of the trace that the run belongs to; empty: of none."""
     @_builtins.property
@@ -152,6 +152,7 @@ class HeartbeatRequest(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     STAGE_PROGRESS_FIELD_NUMBER: _builtins.int
+    VALIDATED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     token: _builtins.str
     sequence: _builtins.int
@@ -164,6 +165,8 @@ class HeartbeatRequest(_message.Message):
     """Best of the validations so far; of a classification its top-1, since there is no field of its own here."""
     stage_progress: _builtins.float
     """Of the stage, 0 to 1."""
+    validated: _builtins.float
+    """What part of the validation that runs after `iteration` is done; 0 while none runs."""
     @_builtins.property
     def elapsed(self) -> _duration_pb2.Duration:
         """Trained time of the run, this attempt's and the resumed ones'."""
@@ -195,10 +198,11 @@ class HeartbeatRequest(_message.Message):
         log: _abc.Iterable[Global___LogReport] | None = ...,
         checkpoint: Global___CheckpointReport | None = ...,
         stage_progress: _builtins.float = ...,
+        validated: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "best_map_50", b"best_map_50", "checkpoint", b"checkpoint", "elapsed", b"elapsed", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "best_map_50", b"best_map_50", "checkpoint", b"checkpoint", "elapsed", b"elapsed", "epoch", b"epoch", "iteration", b"iteration", "iterations", b"iterations", "log", b"log", "metrics", b"metrics", "run_id", b"run_id", "sequence", b"sequence", "stage", b"stage", "stage_progress", b"stage_progress", "time_left", b"time_left", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "best_map_50", b"best_map_50", "checkpoint", b"checkpoint", "elapsed", b"elapsed", "epoch", b"epoch", "iteration", b"iteration", "iterations", b"iterations", "log", b"log", "metrics", b"metrics", "run_id", b"run_id", "sequence", b"sequence", "stage", b"stage", "stage_progress", b"stage_progress", "time_left", b"time_left", "token", b"token", "validated", b"validated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015
@@ -361,7 +365,7 @@ class FinishRunRequest(_message.Message):
     error_message: _builtins.str
     """For END_REASON_FAILED."""
     user_error: _builtins.bool
-    """True: another attempt cannot do better (bad data, out of memory at batch 1)."""
+    """True: another attempt cannot train further (bad data, out of memory at batch 1)."""
     best_map_50: _builtins.float
     """Best of the validations; of a classification its top-1, since there is no field of its own here."""
     released: _builtins.bool

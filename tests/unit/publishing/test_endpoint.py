@@ -1,0 +1,70 @@
+"""What is between a client and Triton, without either: whose turn it is while images are looked at."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from saucer.lib.auth import Principal, Role, set_current
+from saucer.lib.errors import ResourceExhaustedError
+from saucer.publishing import endpoint
+from saucer.publishing.domain import Deployment
+from saucer.publishing.endpoint import Endpoint, Query
+from saucer.publishing.limits import Limits
+from tests.unit.publishing.examples import active
+
+ID = "00000000-0000-4000-8000-000000000001"
+
+
+class Around:
+    """In place of the deployments, of the fleet, and of Triton."""
+
+    async def get(self, deployment_id: str) -> Deployment:
+        return active()
+
+    async def client(self, triton_id: str) -> Any:
+        return self
+
+    async def forward(self, request: pb.ModelInferRequest, seconds: float) -> pb.ModelInferResponse:
+        return pb.ModelInferResponse()
+
+
+@pytest.fixture
+def asked() -> Endpoint:
+    set_current(Principal("ann", Role.OWNER, "a", "token", 0.0))
+    around: Any = Around()
+    return Endpoint(around, around, Limits(1000, 1e9))
+
+
+async def test_an_image_is_looked_at_only_once_there_is_a_place_for_its_request(
+    asked: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "MAX_IN_FLIGHT", 0)
+    with pytest.raises(ResourceExhaustedError, match="in progress"):
+        await asked.predict(ID, b"no image", None)
+    with pytest.raises(ResourceExhaustedError, match="in progress"):
+        await asked.infer(ID, "", lambda: Query(pb.ModelInferRequest(), (b"no image",)), None)
+
+
+async def test_others_have_their_turn_between_the_images_of_a_request(
+    asked: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+
+    def look(image: bytes) -> tuple[int, int]:
+        turns.append("image")
+        return 1, 1
+
+    async def other() -> None:
+        while True:
+            turns.append("other")
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(endpoint, "upright_size", look)
+    others = asyncio.create_task(other())
+    await asyncio.sleep(0)
+    await asked.infer(ID, "", lambda: Query(pb.ModelInferRequest(), (b"1", b"2", b"3")), None)
+    others.cancel()
+    first = turns.index("image")
+    assert turns[first : first + 6] == ["image", "other"] * 3
