@@ -96,12 +96,13 @@ def page(gathered: Gathered) -> str:
     """The file's text."""
     found = gathered.evaluation
     at = f"threshold {threshold_text(found.threshold)}"
+    curves = {curve.class_name: curve for curve in gathered.curves.curves}
     parts = [
         _section("Summary", _table((), [row for row in (*summary_rows(found), *_context(found)) if row[1]])),
         _section(f"By class, at {at}", _table(CLASS_COLUMNS, map(class_row, found.classes))),
         _section(
             "Precision over recall",
-            _picture("pr.svg", "One curve a class", lambda file: drawing.curves(file, found, gathered.curves)),
+            _picture("pr.svg", "One curve a class", lambda file: drawing.curves(file, found, curves.__getitem__)),
         ),
         _section("Recommended thresholds", _recommendations(gathered.recommendations)),
         _section(
@@ -109,7 +110,7 @@ def page(gathered: Gathered) -> str:
             _picture(
                 "scores.svg",
                 "Right and wrong detections by score",
-                lambda file: drawing.scores(file, found, gathered.scores),
+                lambda file: drawing.scores(file, gathered.scores, found.threshold),
             ),
         ),
         _section(

@@ -88,9 +88,10 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
         class_table(app, title, CLASS_COLUMNS, [class_row(item) for item in found.classes], every=every)
     if plot is not None:
         request = evaluation_pb2.GetPrecisionRecallCurvesRequest(evaluation_id=found.evaluation_id)
-        curves = app.connection.evaluation.GetPrecisionRecallCurves(request)
+        answer = app.connection.evaluation.GetPrecisionRecallCurves(request)
+        curves = {curve.class_name: curve for curve in answer.curves}
         with drawing(app, plot) as draw:
-            draw.curves(plot, found, curves)
+            draw.curves(plot, found, curves.__getitem__)
 
 
 @evaluation.command()
@@ -232,7 +233,7 @@ def scores(app: App, evaluation_id: str, threshold: float | None, class_name: st
         )
     if plot is not None:
         with drawing(app, plot) as draw:
-            draw.scores(plot, found, histogram)
+            draw.scores(plot, histogram, found.threshold)
 
 
 @evaluation.command()

@@ -1,7 +1,8 @@
 """Charts of a run and of an evaluation: pure functions from plain data to PNG, or SVG if the file's name ends so.
 
 An SVG's text is drawn as outlines, so that it looks the same everywhere. Nothing here keeps state: matplotlib's figures
-are objects of their own, never pyplot's.
+are objects of their own, never pyplot's. Margins are fixed, or made for the names at them: matplotlib's layouts take a
+third of the time of a chart, and people wait for charts.
 """
 
 import functools
@@ -28,8 +29,13 @@ from saucer.lib.scores import threshold_text
 
 CHART_PX = (1200, 720)
 DPI = 120
-MAX_CURVES = 12  # more cannot be told apart; beyond it the worst are drawn
+MAX_CURVES = 12  # more cannot be told apart
 MATRIX_PX = (1200, 1080)
+# Of a chart's width and height: what its axes take, with one line between its title and them.
+MARGINS = {"left": 0.09, "right": 0.92, "bottom": 0.1, "top": 0.87}
+# Of a confusion matrix, in pixels: the names of its sides, its title, and what is between texts.
+SIDE_NAME_PX, TITLE_PX, GAP_PX = 34, 76, 10
+MAX_NAME = 30  # characters of a class at a confusion matrix; what is longer is cut
 # From one digit to the next, of a font of size 1: in DejaVu Sans, which comes with matplotlib, all are as wide.
 DIGIT_ADVANCE = 0.63625
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
@@ -39,8 +45,8 @@ MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most 
 class Curve:
     """A class's curve: recall and precision, each (n,) and in the same order; ap is 0..1, or None: of a classification.
 
-    recall_at, precision_at and f1_at are those at the chart's threshold, or None where there is none. They are not read
-    off the curve, whose points may be thinned.
+    recall_at and precision_at are those at the chart's threshold, or None where there is none. They are not read off
+    the curve, whose points may be thinned.
     """
 
     class_name: str
@@ -49,7 +55,6 @@ class Curve:
     precision: ArrayLike
     recall_at: float | None = None
     precision_at: float | None = None
-    f1_at: float | None = None
 
 
 def training_curve(
@@ -65,7 +70,7 @@ def training_curve(
         _say(figure, "No metrics yet: the run has not reported an iteration.")
         _save(figure, path)
         return
-    above, below = figure.subplots(2, 1, sharex=True)
+    above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={**MARGINS, "hspace": 0.25})
     _training_axes(above, metrics)
     _validation_axes(below, metrics, expected_accuracy)
     _save(figure, path)
@@ -104,21 +109,23 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
     _legend_above(axes, lines)
 
 
-def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "") -> None:
-    """Draws a curve per class, at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
+def precision_recall(
+    path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "", which: str = ""
+) -> None:
+    """Draws a curve per class, of at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
 
-    Of more classes it draws those with the lowest AP, of a classification those with the lowest F1 at the threshold.
-    The size is CHART_PX.
+    `which` says which classes these are, if they are not all. The size is CHART_PX. Raises ValueError: there are more.
     """
+    if len(curves) > MAX_CURVES:
+        raise ValueError(f"{len(curves)} curves; {MAX_CURVES} are the most.")
     figure = _figure(title)
     if not curves:
         _say(figure, "No curve: nothing has been evaluated.")
         _save(figure, path)
         return
-    axes = figure.subplots()
-    drawn = sorted(curves, key=_goodness)[:MAX_CURVES] if len(curves) > MAX_CURVES else curves
+    axes = figure.subplots(gridspec_kw=MARGINS)
     lines: list[Line2D] = []
-    for index, curve in enumerate(drawn):
+    for index, curve in enumerate(curves):
         colour, style = LINES[index % len(LINES)], STYLES[index % len(STYLES)]
         if curve.recall_at is not None and curve.precision_at is not None:
             dot = curve.recall_at, curve.precision_at
@@ -128,14 +135,8 @@ def precision_recall(path: Path, curves: Sequence[Curve], *, threshold: float = 
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
     axes.legend(handles=lines, loc="lower left", framealpha=0.9)
-    if len(drawn) < len(curves):
-        measure = f"F1 at {threshold_text(threshold)}" if drawn[0].ap is None else "AP"
-        axes.set_title(f"the {len(drawn)} of {len(curves)} classes with the lowest {measure}")
+    axes.set_title(which, fontsize="medium")
     _save(figure, path)
-
-
-def _goodness(curve: Curve) -> float:
-    return (curve.f1_at or 0.0) if curve.ap is None else curve.ap
 
 
 def curve_label(curve: Curve, threshold: float) -> str:
@@ -160,19 +161,40 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     wrong = (whole.sum(axis=0) + whole.sum(axis=1) - 2 * np.diagonal(whole))[:-1]
     drawn = np.sort(np.argsort(-wrong, kind="stable")[:MAX_MATRIX])
     table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
-    labels = [_plain(names[place]) for place in (*drawn, -1)]
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
-    axes = figure.subplots()
-    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(shown, ax=axes, label="share of the row", shrink=0.8)
-    places = range(len(labels))
-    axes.set_xticks(places, labels, rotation=45 if len(labels) > 4 else 0, ha="right" if len(labels) > 4 else "center")
-    axes.set_yticks(places, labels)
-    axes.set(xlabel="found as", ylabel="labelled as")
-    _numbers(axes, table, share > 0.55, size=max(6, 15 - len(labels) // 2))
-    if len(labels) < len(names):
-        axes.set_title(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
+    axes = figure.add_axes((0, 0, 1, 1), xticks=(), yticks=())
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    _name_cells(axes, [_short(names[place]) for place in (*drawn, -1)])
+    _numbers(axes, table, share > 0.55, size=max(6, 15 - len(table) // 2))
+    said = ["the darker, the more of its row"]
+    if len(table) < len(names):
+        said.append(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
+    axes.set_title("; ".join(said), fontsize="medium")
     _save(figure, path, grid=False)
+
+
+def _name_cells(axes: Axes, names: Sequence[str]) -> None:
+    """Names rows and columns, and gives the axes what is left of the picture.
+
+    Not by ticks, which take as long to draw as all the rest.
+    """
+    figure = axes.figure
+    lean = {"rotation": 45, "ha": "right"} if len(names) > 4 else {"ha": "center"}
+    outside = 0.5 + 0.01 * len(names)
+    rows = [axes.text(-outside, place, name, ha="right", va="center") for place, name in enumerate(names)]
+    columns = [axes.text(place, len(names) - 1 + outside, name, va="top", **lean) for place, name in enumerate(names)]
+    left = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().width for text in rows)
+    bottom = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().height for text in columns)
+    width, height = MATRIX_PX
+    axes.set_position(
+        (left / width, bottom / height, 1 - (left + 2 * GAP_PX) / width, 1 - (bottom + TITLE_PX) / height)
+    )
+    figure.supxlabel("found as", fontsize="medium")
+    figure.supylabel("labelled as", fontsize="medium")
+
+
+def _short(name: str) -> str:
+    return _plain(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
 
 
 def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *, size: float) -> None:
@@ -189,7 +211,6 @@ def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *,
         linewidths=0,
         transform=axes.figure.dpi_scale_trans,
     )
-    numbers.set_in_layout(False)  # they are inside the axes
     axes.add_collection(numbers)
 
 
@@ -228,7 +249,7 @@ def score_histogram(
         _say(figure, "No detection, so there is no score.")
         _save(figure, path)
         return
-    axes = figure.subplots()
+    axes = figure.subplots(gridspec_kw=MARGINS)
     low, width = np.asarray(edges[:-1], float), np.diff(np.asarray(edges, float))
     right_bars = axes.bar(low + width * 0.28, right, width * 0.42, color=BLUE, label=f"right: {sum(right)}")
     wrong_bars = axes.bar(
@@ -245,7 +266,8 @@ def score_histogram(
 
 
 def _figure(title: str, size_px: tuple[int, int] = CHART_PX) -> Figure:
-    figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)  # which also measures texts
     if title:
         figure.suptitle(_plain(title))
     return figure
@@ -262,16 +284,11 @@ def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
         axes.set_axisbelow(True)
     for axes in figure.axes[:2] if grid else ():
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    # Not savefig(), which draws all twice: once without ink, for a layout that is done by then.
-    canvas = FigureCanvasSVG(figure) if path.suffix.lower() == ".svg" else FigureCanvasAgg(figure)
-    layout = figure.get_layout_engine()
-    if layout is not None and figure.axes:
-        layout.execute(figure)
-        figure.set_layout_engine("none")
-    if isinstance(canvas, FigureCanvasSVG):
-        canvas.print_svg(path)  # type: ignore[no-untyped-call]
+    if path.suffix.lower() == ".svg":
+        FigureCanvasSVG(figure).print_svg(path)  # type: ignore[no-untyped-call]
     else:
-        canvas.print_png(path)  # type: ignore[no-untyped-call]
+        # Quickly: at a higher level it takes twice as long for as many bytes.
+        FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 1})  # type: ignore[no-untyped-call]
 
 
 def _say(figure: Figure, sentence: str) -> None:

@@ -18,26 +18,44 @@ def drawn(name: str, draw: Callable[[Path], None]) -> bytes:
         return file.read_bytes()
 
 
-def curves(file: Path, evaluation: evaluation_pb2.Evaluation, answer: evaluation_pb2.PrecisionRecallCurves) -> None:
-    """Precision over recall by class."""
-    at_threshold = {item.class_name: item for item in evaluation.classes}
-    drawn = [
-        _curve(curve, at_threshold[curve.class_name])
-        for curve in answer.curves
-        if _has_labels(evaluation, curve, at_threshold[curve.class_name])
+def curves(
+    file: Path,
+    evaluation: evaluation_pb2.Evaluation,
+    curve_of: Callable[[str], evaluation_pb2.PrecisionRecallCurve],
+    class_name: str = "",
+) -> None:
+    """Precision over recall of a class, or of all.
+
+    Of many classes it draws those with the lowest AP, of a classification those with the lowest F1 at the threshold;
+    only of these it asks for a curve. A class without labels has none.
+    """
+    known = [
+        item for item in evaluation.classes if class_name in {"", item.class_name} and _is_scored(evaluation, item)
     ]
-    title = f"Precision over recall: test {_accuracy(evaluation)}"
-    charts.precision_recall(file, drawn, threshold=evaluation.threshold, title=title)
+    drawn, which = known, ""
+    if len(known) > charts.MAX_CURVES:
+        drawn = sorted(known, key=lambda item: _goodness(evaluation, item))[: charts.MAX_CURVES]
+        measure = f"F1 at {threshold_text(evaluation.threshold)}" if evaluation.classification else "AP"
+        which = f"the {len(drawn)} of {len(known)} classes with the lowest {measure}"
+    charts.precision_recall(
+        file,
+        [_curve(curve_of(item.class_name), item) for item in drawn],
+        threshold=evaluation.threshold,
+        title=f"Precision over recall: test {_accuracy(evaluation)}",
+        which=which,
+    )
 
 
-def _has_labels(
-    evaluation: evaluation_pb2.Evaluation, curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassResult
-) -> bool:
+def _is_scored(evaluation: evaluation_pb2.Evaluation, item: evaluation_pb2.ClassResult) -> bool:
     """Whether the test split has labels of the class: then nothing found, a curve without points, is the worst of all.
 
     A label of a crowd alone gives no AP; of classification, which has no crowds, there is no AP at all.
     """
-    return at.boxes > 0 if evaluation.classification else curve.HasField("ap_50")
+    return item.boxes > 0 if evaluation.classification else item.HasField("ap_50")
+
+
+def _goodness(evaluation: evaluation_pb2.Evaluation, item: evaluation_pb2.ClassResult) -> float:
+    return item.f1 if evaluation.classification else item.ap_50
 
 
 def _curve(curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassResult) -> charts.Curve:
@@ -48,7 +66,6 @@ def _curve(curve: evaluation_pb2.PrecisionRecallCurve, at: evaluation_pb2.ClassR
         [point.precision for point in curve.points],
         at.recall if at.HasField("recall") else None,
         at.precision if at.HasField("precision") else None,
-        at.f1 if at.HasField("f1") else None,
     )
 
 
@@ -82,16 +99,11 @@ def bad_cases(
     images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 
-def scores(file: Path, evaluation: evaluation_pb2.Evaluation, histogram: evaluation_pb2.ScoreHistogram) -> None:
+def scores(file: Path, histogram: evaluation_pb2.ScoreHistogram, threshold: float) -> None:
     """Detections by score, of one class or of all."""
     title = f"Detections of {histogram.class_name or 'all classes'} by score"
     charts.score_histogram(
-        file,
-        histogram.edges,
-        histogram.true_positives,
-        histogram.false_positives,
-        threshold=evaluation.threshold,
-        title=title,
+        file, histogram.edges, histogram.true_positives, histogram.false_positives, threshold=threshold, title=title
     )
 
 

@@ -96,12 +96,14 @@ class Pictures:
 
     async def _curves(self, wanted: Wanted) -> _Draw:
         told = await self._told(wanted)
+        _known(wanted.class_name, [item.class_name for item in told.classes])
         max_points = points_of_a_curve(DEFAULT_POINTS, len(told.classes))
-        found = await self._evaluations.curves(wanted.evaluation_id, max_points)
-        shown = [curve for curve in found if wanted.class_name in {"", curve[0]}]
-        _known(wanted.class_name, [name for name, _, _ in found])
-        answer = evaluation_pb2.PrecisionRecallCurves(curves=[curve_message(*curve) for curve in shown])
-        return lambda drawing, file: drawing.curves(file, told, answer)
+        curves = {curve[0]: curve for curve in await self._evaluations.curves(wanted.evaluation_id, max_points)}
+
+        def curve_of(name: str) -> evaluation_pb2.PrecisionRecallCurve:
+            return curve_message(*curves[name])
+
+        return lambda drawing, file: drawing.curves(file, told, curve_of, wanted.class_name)
 
     async def _confusion(self, wanted: Wanted) -> _Draw:
         answer = confusion_message(
@@ -111,10 +113,9 @@ class Pictures:
 
     async def _scores(self, wanted: Wanted) -> _Draw:
         found = await self._evaluations.score_histograms(wanted.evaluation_id, BINS)
-        told = await self._told(wanted)
         _known(wanted.class_name, [histogram.class_name for histogram in found])
         answer = histogram_message(next(entry for entry in found if entry.class_name == wanted.class_name))
-        return lambda drawing, file: drawing.scores(file, told, answer)
+        return lambda drawing, file: drawing.scores(file, answer, wanted.threshold)
 
     async def _sheet(self, wanted: Wanted) -> Drawn:
         if wanted.svg:

@@ -33,7 +33,6 @@ from saucer.evaluation.v1.evaluation_pb2 import (
     Evaluation,
     ListBadCasesRequest,
     PrecisionRecallCurve,
-    PrecisionRecallCurves,
     PrecisionRecallPoint,
     ScoreHistogram,
 )
@@ -100,19 +99,21 @@ def curve(name: str, ap: float) -> Curve:
     return Curve(name, ap, [0.1, 0.5, 0.9], [1.0, 0.9, 0.6], 0.5, 0.9)
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 80])
+@pytest.mark.parametrize("count", [0, 1, 2, charts.MAX_CURVES])
 def test_precision_and_recall_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
     precision_recall(tmp_path / "pr.png", [curve(f"class {i}", i / 80) for i in range(count)], threshold=0.5)
     image = opened(tmp_path / "pr.png")
     assert image.size == CHART_PX
     assert ink(image) > 300
+    with pytest.raises(ValueError, match="13 curves"):
+        precision_recall(tmp_path / "pr.png", [curve("cup", 0.5)] * 13)
 
 
-def drawn_curves(answer: PrecisionRecallCurves, evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> Axes:
+def drawn_curves(answer: list[PrecisionRecallCurve], evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> Axes:
     """The axes of the picture, which is not saved."""
     figures: list[Figure] = []
     monkeypatch.setattr(charts, "_save", lambda figure, _: figures.append(figure))
-    evaluations.curves(Path("pr.png"), evaluation, answer)
+    evaluations.curves(Path("pr.png"), evaluation, {curve.class_name: curve for curve in answer}.__getitem__)
     return figures[0].axes[0]
 
 
@@ -133,8 +134,10 @@ def test_the_dot_and_the_legend_tell_the_figures_at_the_threshold_also_where_the
     points = PrPoints(np.array([0.0, 0.25, 0.5, 0.75]), np.array([0.9, 0.9, 0.9, 0.9]), score)
     (thinned,) = Thinner([points], 200).thin(200)
     assert score[1] not in thinned.points.threshold
-    evaluation = Evaluation(threshold=0.7, classes=[ClassResult(class_name="cup", precision=0.9, recall=0.25)])
-    axes = drawn_curves(PrecisionRecallCurves(curves=[curve_message("cup", 0.5, thinned)]), evaluation, monkeypatch)
+    evaluation = Evaluation(
+        threshold=0.7, classes=[ClassResult(class_name="cup", ap_50=0.5, precision=0.9, recall=0.25)]
+    )
+    axes = drawn_curves([curve_message("cup", 0.5, thinned)], evaluation, monkeypatch)
     assert legend_of(axes) == ["cup: AP@0.50 0.500; at 0.7 precision 0.90, recall 0.25"]
     assert dots(axes) == [(0.25, 0.9)]
 
@@ -143,8 +146,8 @@ def test_a_class_without_a_detection_above_the_threshold_has_no_dot_and_no_figur
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     point = PrecisionRecallPoint(recall=0.5, precision=1, threshold=0.6)
-    answer = PrecisionRecallCurves(curves=[PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])])
-    evaluation = Evaluation(threshold=0.95, classes=[ClassResult(class_name="cup", recall=0)])
+    answer = [PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])]
+    evaluation = Evaluation(threshold=0.95, classes=[ClassResult(class_name="cup", ap_50=0.5, recall=0)])
     axes = drawn_curves(answer, evaluation, monkeypatch)
     assert legend_of(axes) == ["cup: AP@0.50 0.500"]
     assert dots(axes) == []
@@ -156,13 +159,11 @@ def test_a_class_of_which_nothing_is_found_is_in_the_legend_and_has_no_line(
 ) -> None:
     point = PrecisionRecallPoint(recall=1, precision=1, threshold=0.9)
     ap = (None, None) if classification else (1.0, 0.0)
-    answer = PrecisionRecallCurves(
-        curves=[
-            PrecisionRecallCurve(class_name="cup", ap_50=ap[0], points=[point]),
-            PrecisionRecallCurve(class_name="plate", ap_50=ap[1]),
-            PrecisionRecallCurve(class_name="without a label"),
-        ]
-    )
+    answer = [
+        PrecisionRecallCurve(class_name="cup", ap_50=ap[0], points=[point]),
+        PrecisionRecallCurve(class_name="plate", ap_50=ap[1]),
+        PrecisionRecallCurve(class_name="without a label"),
+    ]
     classes = [
         ClassResult(class_name="cup", boxes=5, ap_50=ap[0], precision=1, recall=1),
         ClassResult(class_name="plate", boxes=50, ap_50=ap[1], recall=0),
@@ -186,9 +187,7 @@ def test_of_many_classes_those_with_the_lowest_ap_are_drawn_and_of_a_classificat
         (True, "the 12 of 20 classes with the lowest F1 at 0.75", range(19, 7, -1)),
     ):
         aps = [None if classification else number / 20 for number in range(20)]
-        answer = PrecisionRecallCurves(
-            curves=[PrecisionRecallCurve(class_name=f"c{n}", ap_50=ap, points=[point]) for n, ap in enumerate(aps)]
-        )
+        answer = [PrecisionRecallCurve(class_name=f"c{n}", ap_50=ap, points=[point]) for n, ap in enumerate(aps)]
         classes = [ClassResult(class_name=f"c{n}", boxes=1, ap_50=ap, f1=(19 - n) / 20) for n, ap in enumerate(aps)]
         evaluation = Evaluation(threshold=0.75, classification=classification, classes=classes)
         axes = drawn_curves(answer, evaluation, monkeypatch)
@@ -203,12 +202,13 @@ def drawn_texts(draw: Callable[[Path], None]) -> str:
 
 def test_a_threshold_is_drawn_as_it_is_and_not_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at = 0.996
-    evaluation = Evaluation(threshold=at, classes=[ClassResult(class_name="cup", precision=0.9, recall=0.25)])
+    cup = ClassResult(class_name="cup", ap_50=0.5, precision=0.9, recall=0.25)
+    evaluation = Evaluation(threshold=at, classes=[cup])
     point = PrecisionRecallPoint(recall=0.5, precision=1, threshold=0.6)
-    curves = PrecisionRecallCurves(curves=[PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])])
-    assert "; at 0.996 precision" in drawn_texts(lambda file: evaluations.curves(file, evaluation, curves))
+    drawn = PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])
+    assert "; at 0.996 precision" in drawn_texts(lambda file: evaluations.curves(file, evaluation, lambda _: drawn))
     histogram = ScoreHistogram(edges=[0, 1], true_positives=[3], false_positives=[2])
-    assert "threshold 0.996 " in drawn_texts(lambda file: evaluations.scores(file, evaluation, histogram))
+    assert "threshold 0.996 " in drawn_texts(lambda file: evaluations.scores(file, histogram, at))
     matrix = ConfusionMatrix(threshold=at, rows=[ConfusionRow(boxes=[0])])
     assert "at threshold 0.996 " in drawn_texts(lambda file: evaluations.confusion(file, matrix))
     titles: list[str] = []
@@ -243,6 +243,23 @@ def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int)
     image = opened(tmp_path / "matrix.png")
     assert image.size == MATRIX_PX
     assert ink(image) > 300
+
+
+def test_a_long_class_name_is_cut_at_a_confusion_matrix_which_keeps_its_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, *_, **__: figures.append(figure))
+    for names in (["W" * 100, "cup", "background"], ["W" * 100, *"abcdefgh", "background"]):
+        confusion_matrix(tmp_path / "matrix.png", names, np.ones((len(names), len(names)), int).tolist())
+        figure = figures.pop()
+        (axes,) = figure.axes
+        assert axes.get_position().width > 0.4
+        assert axes.get_position().height > 0.4
+        for text in axes.texts:
+            extent = text.get_window_extent()
+            assert extent.x0 >= 0
+            assert extent.y0 >= 0
 
 
 @pytest.mark.parametrize("wrong", [[0, 0], [5000, 3]])
