@@ -1,8 +1,12 @@
 """Amounts of money: what time costs, and how an amount is said to people."""
 
-# Of finishing (checkpoint, prediction and export), a start is charged this much at most; of its hold, as much is kept
-# for it.
+# Of a hold this much is kept for its end: for what is still counted until an order to stop has reached the work, and
+# then for finishing (checkpoint, prediction and export).
 FINISH_RESERVE_MS = 600_000
+# Until then: billing hears of a counter each minute, and its order takes some seconds.
+NOTICE_MS = 75_000
+# Of finishing, a start is charged this much at most.
+MAX_FINISHING_MS = FINISH_RESERVE_MS - NOTICE_MS
 
 
 def charge_micros(price_per_hour_micros: int, count: int, charged_ms: int) -> int:

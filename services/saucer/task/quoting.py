@@ -1,13 +1,13 @@
 """What a quote says besides billing's own figures: the most that a start can cost, and what to know before it."""
 
-from saucer.lib.money import FINISH_RESERVE_MS, charge_micros, in_words
+from saucer.lib.money import MAX_FINISHING_MS, charge_micros, in_words
 from saucer.task.domain import Config, Form
 from saucer.task.peers import Quote
 
 
 def highest_cost_micros(form: Form, config: Config, quote: Quote) -> int:
-    """At the max duration, with the reserve for finishing."""
-    return charge_micros(quote.price_per_hour_micros, form.count, config.max_duration_ms + FINISH_RESERVE_MS)
+    """At the max duration, with finishing as long as it is charged."""
+    return charge_micros(quote.price_per_hour_micros, form.count, config.max_duration_ms + MAX_FINISHING_MS)
 
 
 def warnings(form: Form, config: Config, quote: Quote, estimated_ms: int) -> list[str]:

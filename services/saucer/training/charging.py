@@ -4,7 +4,7 @@
 2. Nothing before an attempt's first heartbeat: queue, lost workers and the gap between attempts are the platform's.
 3. After a resume, nothing until the work that was counted last is passed again: it was paid once.
 4. Nothing beyond STALL_MS without progress.
-5. Finishing (export, prediction, and all that follows an order to stop) at most FINISH_RESERVE_MS in the whole run.
+5. Finishing (export, prediction, and all that follows an order to stop) at most MAX_FINISHING_MS in the whole run.
 6. Nothing in the extra attempt that finishes what failed attempts learnt.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from saucer.lib.money import FINISH_RESERVE_MS
+from saucer.lib.money import MAX_FINISHING_MS
 
 # A worker that is silent this long has lost its run.
 LEASE_MS = 10_000
@@ -63,7 +63,7 @@ def count(meter: Meter, now: datetime, place: Place, *, finishing: bool, free: b
         until = now if progressed else min(now, meter.progressed_at + timedelta(milliseconds=STALL_MS))
         counted_ms = min(LEASE_MS, max(0, (until - meter.beat_at) // timedelta(milliseconds=1)))
     if finishing:
-        counted_ms = min(counted_ms, FINISH_RESERVE_MS - meter.finishing_ms)
+        counted_ms = min(counted_ms, MAX_FINISHING_MS - meter.finishing_ms)
     caught_up = meter.caught_up or place > meter.counted
     return Meter(
         charged_ms=meter.charged_ms + counted_ms,

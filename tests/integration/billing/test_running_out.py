@@ -7,6 +7,7 @@ import pytest
 
 from saucer.billing.domain import HoldRequest, HoldState
 from saucer.lib.ids import new_id
+from saucer.lib.money import MAX_FINISHING_MS
 from tests.support.ledger import (
     HOLD_MICROS,
     HOUR_MS,
@@ -152,6 +153,17 @@ async def test_after_a_top_up_a_job_stopped_for_arrears_starts_again_under_a_new
     await ledger.billing.accounts.top_up(first.account_id, new_id(), HOLD_MICROS)
     third = request_of(first.account_id, work_id=first.work_id, start_number=3)
     assert (await ledger.billing.holds.create(third)).state is HoldState.GRANTED
+
+
+async def test_a_stop_that_is_ordered_a_minute_late_leaves_finishing_inside_the_hold(ledger: Ledger) -> None:
+    request = await granted(ledger)
+    heard_ms = 6_659_000
+    for charged_ms in (HOUR_MS, 6_599_000, heard_ms):
+        await ledger.billing.holds.advance(request.hold_id, charged_ms, running=True)
+    assert (await ledger.hold(request)).stop_ordered
+    await ledger.billing.holds.resolve(request.hold_id, heard_ms + MAX_FINISHING_MS)
+    hold = await ledger.hold(request)
+    assert (hold.posted_micros, hold.lost_micros, HOLD_MICROS - hold.posted_micros) == (7_184_000, 0, 16_000)
 
 
 async def test_two_jobs_at_once_never_take_more_than_there_is(ledger: Ledger) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saucer.lib.money import FINISH_RESERVE_MS
+from saucer.lib.money import MAX_FINISHING_MS
 from saucer.training.charging import (
     LEASE_MS,
     NOWHERE,
@@ -66,10 +66,10 @@ def test_the_gap_between_attempts_is_not_charged() -> None:
     assert beats(begin_attempt(meter), (9_000, 3), (10_000, 4)).charged_ms == 2_000
 
 
-def test_finishing_counts_up_to_the_reserve() -> None:
+def test_finishing_counts_up_to_what_the_reserve_leaves_for_it() -> None:
     steps = [(second * 1_000, second / 1_000) for second in range(900)]
     meter = beats(Meter(), *steps, stage=EXPORTING, finishing=True)
-    assert (meter.charged_ms, meter.finishing_ms) == (FINISH_RESERVE_MS, FINISH_RESERVE_MS)
+    assert (meter.charged_ms, meter.finishing_ms) == (MAX_FINISHING_MS, MAX_FINISHING_MS)
 
 
 def test_free_work_counts_nothing() -> None:
@@ -114,7 +114,7 @@ def test_the_counter_never_falls_and_never_exceeds_the_time_in_which_attempts_we
             assert 0 <= meter.charged_ms - before.charged_ms <= LEASE_MS
             assert meter.counted >= before.counted
         assert meter.charged_ms <= heard_ms
-    assert meter.finishing_ms <= min(meter.charged_ms, FINISH_RESERVE_MS)
+    assert meter.finishing_ms <= min(meter.charged_ms, MAX_FINISHING_MS)
 
 
 @given(lives())
