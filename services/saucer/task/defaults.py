@@ -14,10 +14,13 @@ from saucer.task.scenes import Scene
 
 DEFAULT_MAX_DURATION_MS = 3_600_000
 DEFAULT_OUTPUT_PATH = "outputs"
+_PARAMETERS = {each.name: each for each in parameters.PARAMETERS}
 # Sides of the square input that are tried, in pixels; the stride of the network divides them.
-INPUT_SIZES = next(
-    tuple(int(size) for size in each.values) for each in parameters.PARAMETERS if each.name == "input_size"
-)
+INPUT_SIZES = tuple(int(size) for size in _PARAMETERS["input_size"].values)
+# Images of one iteration for each GPU, or for a processor.
+GPU_BATCH_SIZE = 16
+CPU_BATCH_SIZE = 8
+MAX_BATCH_SIZE = int(_PARAMETERS["batch_size"].maximum)
 # An object should span at least this many pixels of the input, or the network's finest stride cannot place it.
 WANTED_OBJECT_PX = 24
 # A processor trains at most this size in reasonable time.
@@ -58,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the spec offers."""
+    """What the spec offers. A task takes `count` of the GPUs, or all cores of a machine without."""
 
     gpus: int
     cpu_cores: int
@@ -200,7 +203,8 @@ def _first_at_least(sizes: Sequence[int], wanted: float) -> int:
 
 def _batch_size(data: Data, machine: Machine, count: int) -> tuple[int, str]:
     """The processes of one training, `count` of them, share it evenly."""
-    most = (8 if machine.gpus == 0 else 16 * machine.gpus) * count
+    each = GPU_BATCH_SIZE if machine.gpus else CPU_BATCH_SIZE
+    most = min(each, MAX_BATCH_SIZE // count) * count
     if data.training_images >= most * 4:
         return most, "what the spec takes"
     size = max(1, min(most, data.training_images // 4) // count) * count

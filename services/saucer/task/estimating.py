@@ -53,9 +53,11 @@ def estimate_ms(form: Form, config: Config, data: Data, machine: Machine, paces:
     work = megapixels(_images(config, data), config.input_size)
     like = _most_alike(form, config, paces)
     if not like:
-        per_megapixel = GPU_S_PER_MEGAPIXEL / machine.gpus if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
         # Prediction is one process's, however many train together.
-        share = PREDICTING_SHARE if config.model_id else 1 / form.count
+        processes = 1 if config.model_id else form.count
+        # Processes have a GPU each, and share the cores of a machine without.
+        per_megapixel = GPU_S_PER_MEGAPIXEL / processes if machine.gpus else CPU_S_PER_MEGAPIXEL / machine.cpu_cores
+        share = PREDICTING_SHARE if config.model_id else 1
         return OVERHEAD_MS + round(1000 * share * work * per_megapixel)
     return round(
         statistics.median(pace.overhead_ms for pace in like)

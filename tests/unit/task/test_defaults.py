@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saucer.task import scenes
+from saucer.task import parameters, scenes
 from saucer.task.defaults import INPUT_SIZES, MAX_EPOCHS, Data, Machine, derive
 from saucer.task.domain import Refused
-from saucer.task.estimating import estimate_ms
+from saucer.task.estimating import OVERHEAD_MS, estimate_ms
 from tests.unit.task.examples import DATA, form
 
 CPU = Machine(gpus=0, cpu_cores=2)
@@ -94,19 +94,36 @@ def test_a_split_without_labels_is_refused_though_others_have_some(scene: str, s
     assert refusal.value.reason == "NO_LABELS"
 
 
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_a_batch_and_an_estimate_are_by_the_gpus_that_are_asked_for_however_many_the_machine_has(gpus: int) -> None:
+    data, machine = replace(DATA, training_images=10_000), Machine(gpus, 16)
+    one, _ = derive(form(epochs=1), SCENES["object-detection"], data, machine)
+    eight, _ = derive(form(epochs=1, count=8), SCENES["object-detection"], data, machine)
+    assert (one.batch_size, eight.batch_size) == (16, 128)
+    on_one = estimate_ms(form(), eight, data, machine, []) - OVERHEAD_MS
+    on_eight = estimate_ms(form(count=8), eight, data, machine, []) - OVERHEAD_MS
+    assert on_one == pytest.approx(8 * on_eight, abs=8)
+    assert estimate_ms(form(), eight, data, GPU, []) - OVERHEAD_MS == on_one
+
+
 @given(
     images=st.integers(1, 10**6),
     share=st.floats(0, 1),
     side=st.integers(1, 20_000),
-    gpus=st.integers(0, 8),
+    gpus=st.integers(0, 64),
+    count=st.integers(1, 64),
 )
-def test_whatever_the_data_the_configuration_can_be_trained(images: int, share: float, side: int, gpus: int) -> None:
+def test_whatever_the_data_the_configuration_can_be_trained(
+    images: int, share: float, side: int, gpus: int, count: int
+) -> None:
     data = replace(DATA, training_images=images, median_box_share=share, median_width=side, median_height=side)
     machine = Machine(gpus, 4)
-    config, _ = derive(form(), SCENES["object-detection"], data, machine)
+    config, _ = derive(form(count=count), SCENES["object-detection"], data, machine)
+    for parameter in parameters.PARAMETERS:
+        parameter.check(getattr(config, parameter.name))
     assert config.input_size in INPUT_SIZES
-    assert 1 <= config.batch_size <= max(1, images)
-    assert 1 <= config.epochs <= MAX_EPOCHS
-    assert 0 < config.lr <= 1
+    assert config.batch_size <= max(count, images)
+    assert config.batch_size % count == 0
+    assert config.epochs <= MAX_EPOCHS
     assert config.warmup >= 1
-    assert estimate_ms(form(), config, data, machine, []) > 0
+    assert estimate_ms(form(count=count), config, data, machine, []) > 0
