@@ -6,8 +6,10 @@ Everything is counted while it is written. Any refusal removes the whole folder,
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import io
+import lzma
 import os
 import shutil
 import stat
@@ -46,7 +48,15 @@ _GZIP_START = b"\x1f\x8b"
 _ENCRYPTED = 0x1
 _UTF8_NAME = 0x800
 # What the standard library raises on a damaged archive.
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
+_DAMAGED = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    gzip.BadGzipFile,
+    NotImplementedError,
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,9 @@ class _Target:
 
 def _unpack_zip(source: IO[bytes], target: _Target) -> None:
     try:
-        with zipfile.ZipFile(_ZipSource(source, target.max_files)) as archive:
+        with _reading():
+            archive = zipfile.ZipFile(_ZipSource(source, target.max_files))
+        with archive:
             for member in archive.infolist():
                 _unpack_zip_member(archive, member, target)
     except UnicodeDecodeError as error:
@@ -177,7 +189,9 @@ def _unpack_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, target
     if name.endswith(("/", "\\")):
         target.make_folder(name)
     else:
-        with archive.open(member) as file:
+        with _reading():
+            file = archive.open(member)
+        with file:
             target.write(name, _chunks(file))
 
 
@@ -228,7 +242,7 @@ def _unpack_tar(source: IO[bytes] | gzip.GzipFile, target: _Target) -> None:
     try:
         # Read as a stream, so that tarfile never seeks in compressed data. Opening reads the first header.
         with contextlib.ExitStack() as stack:
-            with bounded.at_most(MAX_TAR_HEADER_BYTES):
+            with _reading(), bounded.at_most(MAX_TAR_HEADER_BYTES):
                 archive = stack.enter_context(
                     tarfile.open(fileobj=bounded, mode="r|", bufsize=_TAR_READ_BYTES, encoding="utf-8", errors="strict")
                 )
@@ -253,7 +267,7 @@ def _unpack_tar(source: IO[bytes] | gzip.GzipFile, target: _Target) -> None:
 
 def _next_member(archive: tarfile.TarFile, bounded: _TarSource) -> tarfile.TarInfo | None:
     # A pax record may claim any length, and tarfile reads it into memory: so what lies between two files is bounded.
-    with bounded.at_most(MAX_TAR_HEADER_BYTES):
+    with _reading(), bounded.at_most(MAX_TAR_HEADER_BYTES):
         member = archive.next()
     bounded.first_member_seen = True
     # tarfile remembers all members otherwise; the attribute is public, but missing in the type stubs.
@@ -295,11 +309,32 @@ class _TarSource(io.RawIOBase):
 
 def _chunks(file: IO[bytes], expected: int | None = None) -> Iterator[bytes]:
     total = 0
-    while chunk := file.read(_CHUNK_BYTES):
+    while chunk := _read(file):
         total += len(chunk)
         yield chunk
     if expected is not None and total != expected:
         raise _damaged("it ends in the middle of a file")
+
+
+def _read(file: IO[bytes]) -> bytes:
+    with _reading():
+        return file.read(_CHUNK_BYTES)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Whatever the standard library makes of damaged bytes is their damage, and not the disk's: bzip2 raises OSError
+    without a number, places that no file has are EINVAL or ValueError, and numbers that are none ValueError."""
+    try:
+        yield
+    except UnicodeDecodeError:  # of a name
+        raise
+    except (ValueError, OverflowError) as error:
+        raise _damaged(str(error)) from error
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise _damaged(error.strerror or str(error)) from error
 
 
 def _checked_parts(name: str) -> list[str]:

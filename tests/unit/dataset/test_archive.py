@@ -8,6 +8,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -207,6 +208,49 @@ def test_a_cut_archive_is_refused(tmp_path: Path, pack: str, part: float) -> Non
         tar_of(archive, [tar_member("a", len(data))], data, "w:gz" if pack == "tar.gz" else "w")
     archive.write_bytes(archive.read_bytes()[: int(archive.stat().st_size * part)])
     assert refusal(archive) is ImportReason.UNREADABLE_ARCHIVE
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_with_a_damaged_file_is_refused_however_it_is_compressed(tmp_path: Path, compression: int) -> None:
+    archive = zip_of(tmp_path / "a.zip", {"a": os.urandom(200_000)}, compression)
+    data = bytearray(archive.read_bytes())
+    data[1_000:2_000] = b"\xff" * 1_000
+    archive.write_bytes(data)
+    assert refusal(archive) is ImportReason.UNREADABLE_ARCHIVE
+
+
+# The last of a file system, more than one has, and more than a number of the operating system's holds.
+@pytest.mark.parametrize("offset", [2**62, 2**63 - 1, 2**64 - 1])
+def test_a_zip_that_puts_a_file_where_none_can_be_is_refused(tmp_path: Path, offset: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a", b"a")
+        archive.infolist()[0].header_offset = offset
+    assert refusal(tmp_path / "a.zip") is ImportReason.UNREADABLE_ARCHIVE
+
+
+def test_a_tar_whose_sparse_map_is_no_numbers_is_refused(tmp_path: Path) -> None:
+    member = tar_member("a")
+    member.pax_headers = {"GNU.sparse.map": "one,two"}
+    assert refusal(tar_of(tmp_path / "a.tar", [tar_member("ok"), member])) is ImportReason.UNREADABLE_ARCHIVE
+
+
+@pytest.mark.parametrize("pack", ["zip", "tar"])
+def test_a_full_disk_is_not_taken_for_a_damaged_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pack: str
+) -> None:
+    archive = tmp_path / "a"
+    if pack == "zip":
+        zip_of(archive, {"a": b"a"})
+    else:
+        tar_of(archive, [tar_member("a", 1)], b"a")
+
+    def on_full_disk(fd: int, mode: str) -> IO[Any]:
+        os.close(fd)
+        return Path("/dev/full").open(mode)
+
+    monkeypatch.setattr(os, "fdopen", on_full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(archive, tmp_path / "into")
 
 
 @pytest.mark.parametrize("place", [0, 1])
