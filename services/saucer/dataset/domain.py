@@ -232,9 +232,7 @@ def queued(import_id: str, request: ImportRequest, now: datetime) -> Import:
 def claimed(work: Import, token: str, now: datetime, expires_at: datetime) -> Import:
     """Taken by a process, or failed where it waited too long or was lost too often."""
     if work.state is ImportState.QUEUED and now - work.created_at > MAX_WAIT:
-        return failed(
-            work, ImportFailedError("WAITED_TOO_LONG", "The import could not be done in time; start it again."), now
-        )
+        return overdue(work, now)
     if work.attempts >= MAX_ATTEMPTS:
         return failed(work, _crashed(), now)
     return _moved(
@@ -245,6 +243,13 @@ def claimed(work: Import, token: str, now: datetime, expires_at: datetime) -> Im
         attempts=work.attempts + 1,
         claim_token=token,
         claim_expires_at=expires_at,
+    )
+
+
+def overdue(work: Import, now: datetime) -> Import:
+    """Failed, because it waited too long."""
+    return failed(
+        work, ImportFailedError("WAITED_TOO_LONG", "The import could not be done in time; start it again."), now
     )
 
 

@@ -63,6 +63,7 @@ async def wire(process: Process, settings: DatasetSettings) -> None:
         process.background(f"imports-{number}", worker.run())
     process.rounds("proofs", partial(prove_stores, datasets), HOUSEKEEPING_S)
     process.rounds("counts", partial(count_stored, datasets), HOUSEKEEPING_S)
+    process.rounds("overdue_imports", datasets.imports.end_overdue, HOUSEKEEPING_S)
     process.rounds("uploads", datasets.uploads.sweep, HOUSEKEEPING_S)
     process.rounds("folders", partial(sweep_folders, datasets, folder), HOUSEKEEPING_S)
     process.rounds("leftovers", partial(remove_leftovers, datasets), LEFTOVERS_S)

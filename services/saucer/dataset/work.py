@@ -297,10 +297,17 @@ async def count_stored(datasets: Datasets) -> None:
 
 
 async def remove_leftovers(datasets: Datasets) -> None:
-    """One round, of every account for which it can be done now. Raises UnavailableError, what PostgreSQL raises."""
+    """One round, of every account for which it can be done now; one that fails keeps no other.
+
+    Raises what PostgreSQL raises where it cannot tell the accounts.
+    """
     for account_id in await datasets.leftovers.due():
-        with suppress(ClaimLostError):
+        try:
             await datasets.leftovers.remove(account_id, new_id())
+        except ClaimLostError:
+            continue
+        except INTERRUPTIONS as error:
+            log.warning("leftovers_not_removed", account_id=account_id, error=repr(error))
 
 
 async def list_former_images(datasets: Datasets, objects: Objects, work_folder: Path) -> None:

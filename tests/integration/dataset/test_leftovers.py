@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from saucer.dataset.domain import Import, ImportFailedError, ImportRequest
+from saucer.dataset.domain import MAX_WAIT, Import, ImportFailedError, ImportRequest, ImportState
 from saucer.dataset.service import Datasets, leftovers
 from saucer.dataset.service.leftovers import HOLD
 from saucer.dataset.storage import ROOM_BYTES, images_prefix
+from saucer.dataset.work import remove_leftovers
+from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.claims import ClaimLostError
 from saucer.lib.clock import ManualClock
 from saucer.lib.errors import UnavailableError
 from saucer.lib.ids import new_id
-from saucer.lib.objects import Objects, sha256_of
+from saucer.lib.objects import Listed, Objects, sha256_of
 from saucer.lib.postgres import connect, migrate
 from tests.support.servers import NewDatabase
 
@@ -43,8 +45,12 @@ class Lab:
         self.clock = clock
         self.account_id = new_id()
 
-    async def queue(self) -> None:
-        await self.datasets.imports.create(new_id(), ImportRequest(self.account_id, "Mine", None, "folder", 0))
+    async def meet(self) -> None:
+        await self.datasets.stores.meet(self.account_id)
+        await self.datasets.stores.prove(self.account_id, new_id())
+
+    async def queue(self) -> Import:
+        return await self.datasets.imports.create(new_id(), ImportRequest(self.account_id, "Mine", None, "folder", 0))
 
     async def claim(self) -> Import:
         work = await self.datasets.imports.claim(new_id())
@@ -78,8 +84,7 @@ async def lab(new_database: NewDatabase, tmp_path: Path) -> AsyncIterator[Lab]:
     await migrate(database, "saucer.lib", "saucer.dataset")
     objects = HookedObjects(f"file://{tmp_path}")
     lab = Lab(Datasets(database, objects, claim=CLAIM), objects, clock)
-    await lab.datasets.stores.meet(lab.account_id)
-    await lab.datasets.stores.prove(lab.account_id, new_id())
+    await lab.meet()
     yield lab
     await database.pool.close()
 
@@ -141,6 +146,48 @@ async def test_a_removal_that_broke_off_is_taken_over_when_its_hold_ends(lab: La
     assert await lab.datasets.leftovers.remove(lab.account_id, new_id())
     assert not await lab.is_there()
     await lab.claim()
+
+
+async def test_an_import_ends_that_waited_too_long_for_leftovers_which_cannot_be_removed(lab: Lab) -> None:
+    await lab.fail_one()
+    work = await lab.queue()
+    lab.clock.advance(MAX_WAIT)
+    assert not await lab.datasets.imports.end_overdue()
+    lab.clock.advance(timedelta(seconds=1))
+    assert await lab.datasets.imports.claim(new_id()) is None
+    assert await lab.datasets.imports.end_overdue()
+    assert not await lab.datasets.imports.end_overdue()
+    set_current(Principal("tester", Role.EDITOR, lab.account_id, "t", float("inf")))
+    ended = await lab.datasets.imports.get(work.import_id)
+    assert (ended.state, ended.error_reason) == (ImportState.FAILED, "WAITED_TOO_LONG")
+
+
+async def test_an_import_that_is_claimed_does_not_wait(lab: Lab) -> None:
+    await lab.queue()
+    await lab.claim()
+    lab.clock.advance(2 * MAX_WAIT)
+    assert not await lab.datasets.imports.end_overdue()
+
+
+async def test_leftovers_that_cannot_be_removed_do_not_keep_those_of_other_accounts(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.fail_one()
+    lab.clock.advance(timedelta(seconds=1))
+    other = Lab(lab.datasets, lab.objects, lab.clock)
+    await other.meet()
+    await other.fail_one()
+    assert await lab.datasets.leftovers.due() == [lab.account_id, other.account_id]
+
+    def listed(prefix: str) -> AsyncIterator[Listed]:
+        if prefix == images_prefix(lab.account_id):
+            raise UnavailableError("STORE_UNAVAILABLE", "The object store does not list it.")
+        return Objects.listed(lab.objects, prefix)
+
+    monkeypatch.setattr(lab.objects, "listed", listed)
+    await remove_leftovers(lab.datasets)
+    assert await lab.is_there()
+    assert not await other.is_there()
 
 
 async def test_a_removal_whose_hold_was_taken_over_removes_nothing_more(

@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from saucer.dataset.domain import (
     MAX_OPEN_IMPORTS,
+    MAX_WAIT,
     UPLOAD_KEPT_AFTER_IMPORT,
     DatasetVersion,
     Import,
@@ -22,6 +23,7 @@ from saucer.dataset.domain import (
     crashed,
     failed,
     given_back,
+    overdue,
     queued,
     succeeded,
 )
@@ -121,6 +123,16 @@ class Imports:
             if work.state is ImportState.IMPORTING:
                 return work
             _count(work)
+
+    async def end_overdue(self) -> bool:
+        """Ends one that has waited too long, whatever keeps it from being claimed; False: there is none."""
+        async with self._database.transaction() as tx:
+            work = await import_store.overdue_import(tx.connection, tx.now - MAX_WAIT)
+            if work is None:
+                return False
+            work = await _save(tx, overdue(work, tx.now))
+        _count(work)
+        return True
 
     async def prolong(self, token: str, *, images_done: int, images_total: int) -> None:
         """Keeps a claim, and shows progress. Raises ClaimLostError."""

@@ -90,6 +90,18 @@ async def next_import(connection: Connection, now: datetime) -> Import | None:
     return _import(row) if row else None
 
 
+async def overdue_import(connection: Connection, created_before: datetime) -> Import | None:
+    """The oldest that is queued and was created before; locked, and none that another process has locked."""
+    row = await connection.fetchrow(
+        f"""
+        SELECT {_IMPORT} FROM import WHERE state = 'QUEUED' AND created_at < $1
+        ORDER BY created_at, import_id LIMIT 1 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608 - column names
+        created_before,
+    )
+    return _import(row) if row else None
+
+
 async def update_import(connection: Connection, work: Import) -> Import:
     """Writes a move, at the next revision; the caller has locked the row. What a claim has reserved ends with it."""
     row = await connection.fetchrow(
