@@ -138,6 +138,8 @@ class Attempt:
         self._released = asyncio.Event()
         self._checkpoints = Checkpoints(lease.artifact_prefix, objects, workdir / "outgoing", self._heart)
         self._progresses = False
+        # FinishRun is on its way.
+        self._finishing = False
         self._stages = Stages()
 
     def release(self) -> None:
@@ -150,9 +152,11 @@ class Attempt:
         work = asyncio.ensure_future(self._work())
         try:
             await asyncio.wait({heart, work}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            # FinishRun may answer long after the run has ended, when heartbeats are refused. Whether the lease was lost
+            # before, FinishRun says itself.
+            if not work.done() and not self._finishing:
                 heart.result()
-            return work.result()
+            return await work
         finally:
             await _cancel(work)
             await _cancel(heart)
@@ -458,6 +462,7 @@ class Attempt:
                 for file in uploaded
             ],
         )
+        self._finishing = True
         while True:
             try:
                 await call(self._stub.FinishRun, request, self._token, timeout_s=FINISH_CALL_S)

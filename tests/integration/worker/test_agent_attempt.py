@@ -24,8 +24,19 @@ from saucer.worker import catalogue
 from saucer.worker.attempt import RETRY_S, Attempt
 from saucer.worker.catalogue import Pretrained
 from saucer.worker.child_process import ChildGoneError, ChildProcess
-from saucer.worker.heart import LeaseLostError
-from saucer.worker.job import Checkpoint, Failure, FailureKind, Message, Order, Progress, StartingPoint, TrainJob
+from saucer.worker.heart import BEAT_S, LeaseLostError
+from saucer.worker.job import (
+    Checkpoint,
+    EndReason,
+    Failure,
+    FailureKind,
+    Message,
+    Order,
+    Progress,
+    Result,
+    StartingPoint,
+    TrainJob,
+)
 from saucer.worker.transfer import ImageCache
 from tests.support.events import publish
 from tests.support.services import Running, ServiceRunner, Tokens
@@ -153,6 +164,47 @@ async def test_after_a_users_error_the_next_attempt_only_finishes_the_checkpoint
         training_pb2.END_REASON_FAILED,
         "",
     )
+
+
+class ReportingChild:
+    """That gives reports, whatever it is told."""
+
+    def __init__(self, *reports: Message) -> None:
+        self._reports = list(reports)
+
+    async def send(self, order: Order) -> None:
+        pass
+
+    async def next(self) -> Message:
+        return self._reports.pop(0)
+
+    async def given(self, processes: int) -> ChildProcess:
+        return self  # type: ignore[return-value]  # stands in for one
+
+
+def result(folder: Path) -> Result:
+    """Of a training that left the least that is a model."""
+    files = {"onnx": folder / "result.onnx", "model": folder / "result.json"}
+    for file in files.values():
+        file.write_bytes(b"model")
+    return Result(EndReason.COMPLETED, {kind: str(file) for kind, file in files.items()}, 10, 1_000)
+
+
+async def test_a_run_whose_copies_take_longer_than_a_heartbeat_has_succeeded_for_its_worker_too(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Objects.copy
+
+    async def slow(objects: Objects, source: str, target: str) -> None:
+        await asyncio.sleep(2 * BEAT_S)  # by then the run has ended and a heartbeat was refused
+        await copy(objects, source, target)
+
+    monkeypatch.setattr(Objects, "copy", slow)
+    start = await shapes(bench, train=1)
+    bench.child = ReportingChild(result(bench.folder)).given
+    assert await (await bench.attempt(start)).go() == "completed"
+    copies = await bench.objects.keys(f"{start.output_prefix}/{start.task_id}")
+    assert sorted(key.rpartition("/")[2] for key in copies) == ["model.json", "model.onnx"]
 
 
 @pytest.mark.parametrize("count", [1, 2])
