@@ -462,6 +462,8 @@ class Attempt:
                 for file in uploaded
             ],
         )
+        # Of a run that has ended no heartbeat is accepted.
+        await self._heart.flush()
         self._finishing = True
         while True:
             try:

@@ -28,6 +28,8 @@ CALL_S = 3.0
 RETRY_S = 0.5
 # The work is halted so long before its lease ends.
 HALT_MARGIN_S = 1.0
+# What waits at the end of an attempt is given so long to be sent.
+FLUSH_S = 5.0
 # Of one heartbeat, as worker.proto limits them.
 BATCH_METRICS = 200
 BATCH_LINES = 500
@@ -85,6 +87,9 @@ class Heart:
         self._metrics: deque[worker_pb2.MetricReport] = deque(maxlen=WAITING_METRICS)
         self._lines: deque[worker_pb2.LogReport] = deque()
         self._dropped_lines = 0
+        # Neither a metric nor a line waits.
+        self._sent = asyncio.Event()
+        self._sent.set()
         self._checkpoint: tuple[worker_pb2.CheckpointReport, asyncio.Future[None]] | None = None
 
     def metric(self, iteration: int, epoch: float, values: Mapping[str, float]) -> None:
@@ -92,6 +97,7 @@ class Heart:
         report = worker_pb2.MetricReport(iteration=iteration, epoch=epoch, values=values)
         report.time.GetCurrentTime()
         self._metrics.append(report)
+        self._sent.clear()
 
     def line(
         self, text: str, level: training_pb2.LogLevel.ValueType = training_pb2.LOG_LEVEL_INFO, at_s: float | None = None
@@ -106,6 +112,7 @@ class Heart:
         report = worker_pb2.LogReport(level=level, text=text[:MAX_LINE_CHARACTERS])
         report.time.FromNanoseconds(int((time.time() if at_s is None else at_s) * 1e9))
         self._lines.append(report)
+        self._sent.clear()
 
     def checkpoint(self, uploaded: Uploaded, iteration: int, elapsed_ms: int) -> asyncio.Future[None]:
         """Reports a checkpoint that is whole in the object store, at once. Done when the service knows it."""
@@ -125,6 +132,12 @@ class Heart:
         """There is news: the next heartbeat goes out at once."""
         self._news.set()
 
+    async def flush(self) -> None:
+        """Until the service has the metrics and lines that wait, or is too late with its answer."""
+        self.hurry()
+        if not await wait_at_most(self._sent, FLUSH_S):
+            log.warning("not_flushed", run_id=self._lease.run.run_id)
+
     async def beat(self) -> None:
         """Until cancelled. Raises LeaseLostError."""
         while True:
@@ -136,6 +149,8 @@ class Heart:
                 self._metrics.popleft()
             for _ in request.log:
                 self._lines.popleft()
+            if not self._metrics and not self._lines:
+                self._sent.set()
             if checkpoint is not None:
                 self._checkpoint = None if self._checkpoint is checkpoint else self._checkpoint
                 if not checkpoint[1].done():

@@ -4,6 +4,7 @@ from __future__ import annotations  # some of grpc's classes exist only for type
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,13 +25,15 @@ from saucer.worker import catalogue
 from saucer.worker.attempt import RETRY_S, Attempt
 from saucer.worker.catalogue import Pretrained
 from saucer.worker.child_process import ChildGoneError, ChildProcess
-from saucer.worker.heart import BEAT_S, LeaseLostError
+from saucer.worker.heart import BATCH_LINES, BEAT_S, LeaseLostError
 from saucer.worker.job import (
     Checkpoint,
     EndReason,
     Failure,
     FailureKind,
+    Log,
     Message,
+    Metrics,
     Order,
     Progress,
     Result,
@@ -39,7 +42,7 @@ from saucer.worker.job import (
 )
 from saucer.worker.transfer import ImageCache
 from tests.support.events import publish
-from tests.support.services import Running, ServiceRunner, Tokens
+from tests.support.services import Metadata, Running, ServiceRunner, Tokens
 from tests.support.shapes import write_shapes
 from tests.support.training import ScriptedWorker, Start, object_store, store_shapes
 
@@ -76,10 +79,24 @@ class Bench:
             catalogue_url=self.catalogue_url,
         )
 
+    @property
+    def stub(self) -> training_pb2_grpc.TrainingServiceAsyncStub:
+        return training_pb2_grpc.TrainingServiceStub(self.running.channel)
+
+    def viewer(self, start: Start) -> Metadata:
+        return self.tokens.metadata(Role.VIEWER, start.account_id)
+
     async def run(self, start: Start) -> training_pb2.Run:
-        stub = training_pb2_grpc.TrainingServiceStub(self.running.channel)
-        viewer = self.tokens.metadata(Role.VIEWER, start.account_id)
-        return await stub.GetRun(training_pb2.GetRunRequest(run_id=start.run_id), metadata=viewer)
+        request = training_pb2.GetRunRequest(run_id=start.run_id)
+        return await self.stub.GetRun(request, metadata=self.viewer(start))
+
+    async def log(self, start: Start) -> list[str]:
+        request = training_pb2.ListLogLinesRequest(run_id=start.run_id, page_size=5000)
+        return [line.text for line in (await self.stub.ListLogLines(request, metadata=self.viewer(start))).lines]
+
+    async def measured(self, start: Start) -> list[int]:
+        request = training_pb2.ListMetricsRequest(run_id=start.run_id, page_size=5000)
+        return [point.iteration for point in (await self.stub.ListMetrics(request, metadata=self.viewer(start))).points]
 
 
 @pytest.fixture
@@ -205,6 +222,18 @@ async def test_a_run_whose_copies_take_longer_than_a_heartbeat_has_succeeded_for
     assert await (await bench.attempt(start)).go() == "completed"
     copies = await bench.objects.keys(f"{start.output_prefix}/{start.task_id}")
     assert sorted(key.rpartition("/")[2] for key in copies) == ["model.json", "model.onnx"]
+
+
+async def test_the_last_lines_and_metrics_of_a_failed_attempt_are_in_its_log(bench: Bench) -> None:
+    start = await shapes(bench, train=1)
+    warnings = [Log("WARNING", time.time(), f"warning {number}") for number in range(BATCH_LINES)]
+    failure = Failure(FailureKind.USER, "The loss became nan at iteration 11.")
+    bench.child = ReportingChild(*warnings, Metrics(11, 1.0, {"loss": 1e9}), failure).given
+    assert await (await bench.attempt(start)).go() == "failed"
+    assert await bench.measured(start) == [11]
+    logged = await bench.log(start)
+    assert [text for text in logged if text.startswith("warning")] == [line.text for line in warnings]
+    assert failure.message in logged
 
 
 @pytest.mark.parametrize("count", [1, 2])
