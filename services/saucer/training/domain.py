@@ -377,7 +377,8 @@ def order_stop(run: Run, reason: EndReason, at_charged_ms: int, now: datetime) -
         return run
     run = replace(run, stop_reason=reason, stop_at_charged_ms=at_charged_ms)
     if run.state is RunState.QUEUED and run.must_stop and not can_be_finished(run):
-        return end(run, reason, now)
+        # What an earlier attempt ended with did not end the run.
+        return end(replace(run, error_message=""), reason, now)
     if run.state is RunState.QUEUED and run.must_stop:
         return replace(run, queued_at=now, ready_at=None)
     return run
@@ -474,16 +475,20 @@ def lose(run: Run, now: datetime, message: str, *, released: bool = False, user_
     """The worker is gone. Queued again, to train or only to finish; ended if neither can be.
 
     Args:
-        message: kept of the attempt that used them up, not of the one that was to finish.
+        message: kept of the attempt that used them up, not of the one that was to finish. An error of the user's says
+            what to do itself.
         released: the worker gave the run back; the attempt does not count as lost.
         user_error: another attempt to train would fail alike; they count as used up.
     """
     begun = run.state is RunState.RUNNING
-    if not run.exhausted:
-        run = replace(run, error_message="" if released else message)
+    was_exhausted = run.exhausted
     lost_attempts = run.lost_attempts + (1 if begun and not released else 0)
     run = replace(run, lost_attempts=max(lost_attempts, MAX_ATTEMPTS) if user_error else lost_attempts)
     nothing_to_finish = (run.must_stop or run.exhausted) and not can_be_finished(run)
+    if not was_exhausted:
+        if not user_error and (run.exhausted or nothing_to_finish):
+            message = _and_restart(run, message)
+        run = replace(run, error_message="" if released else message)
     if run.lost_attempts > MAX_ATTEMPTS or nothing_to_finish:
         return end(run, _reason_without_worker(run), now)
     assert run.lease is not None
@@ -525,9 +530,22 @@ def waited_too_long(run: Run, now: datetime) -> bool:
 
 def give_up_waiting(run: Run, now: datetime) -> Run:
     """Ends a queued run that no worker took."""
-    if run.finish_only:
-        return end(run, _reason_without_worker(run), now)
-    return end(run, EndReason.WAITED_TOO_LONG, now)
+    if not run.finish_only:
+        hours = QUEUE_LIMIT // timedelta(hours=1)
+        message = _and_restart(run, f"No worker was free within {hours} hours.")
+        return end(replace(run, error_message=message), EndReason.WAITED_TOO_LONG, now)
+    minutes = FINISH_QUEUE_LIMIT // timedelta(minutes=1)
+    message = f"No worker was free within {minutes} minutes to make a model of what was learnt."
+    # What used the attempts up says what to do.
+    message = f"{run.error_message} {message}" if run.exhausted else _and_restart(run, message)
+    return end(replace(run, error_message=message), _reason_without_worker(run), now)
+
+
+def _and_restart(run: Run, message: str) -> str:
+    """The sentence of an end that no setting of the user's has brought about, with what to do."""
+    learnt = run.checkpoint
+    goes_on = f"it goes on from iteration {learnt.iteration}" if learnt is not None else "it begins anew"
+    return f"{message.rstrip('.')}. Restart the task; {goes_on}."
 
 
 def reason_of(run: Run, given: EndReason) -> EndReason:
@@ -558,14 +576,15 @@ def goes_on(run: Run, reason: EndReason, *, user_error: bool, finished: bool) ->
 
 
 def end(run: Run, reason: EndReason, now: datetime, *, model_id: str | None = None) -> Run:
-    """At rest."""
+    """At rest. Why there is no model is told, and why the attempts failed that one was made of."""
+    told = model_id is None or reason is EndReason.FAILED
     return replace(
         move(run, RunState.ENDED),
         end_reason=reason,
         ended_at=now,
         ready_at=None,
         model_id=model_id,
-        error_message=run.error_message if reason is EndReason.FAILED else "",
+        error_message=run.error_message if told else "",
         lease=replace(run.lease, expires_at=None, finish_by=None) if run.lease else None,
         progress=replace(run.progress, stage=RunStage.ENDED, stage_progress=1.0, time_left_ms=None),
     )

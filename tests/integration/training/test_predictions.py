@@ -96,3 +96,18 @@ async def test_a_prediction_that_is_stopped_or_lost_too_often_ends_without_detec
         run = await lab.run(run_id)
         assert (run.state, run.end_reason, run.model_id) == (RunState.ENDED, reason, None)
         assert not (await ended(lab, run_id)).HasField("prediction")
+
+
+@pytest.mark.parametrize("told", ["The max duration ended it; allow more.", ""])
+async def test_an_end_without_detections_is_told_with_the_workers_sentence_and_no_earlier_attempts(
+    lab: Lab, told: str
+) -> None:
+    former = await trained(lab)
+    run_id = await lab.queue(former.request.account_id, predicts_model_id=former.model_id)
+    first = await lab.worker()
+    await first.beat(stage=RunStage.PREDICTING)
+    await first.finish(EndReason.FAILED)
+    second = await lab.worker()
+    await second.beat(stage=RunStage.PREDICTING)
+    await second.finish(EndReason.DURATION_REACHED, error_message=told)
+    assert (await ended(lab, run_id)).run.error_message == told

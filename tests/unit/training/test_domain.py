@@ -146,13 +146,15 @@ def test_attempts_are_limited_and_what_was_learnt_is_finished_by_one_more(checkp
         assert not run.finish_only
         run = domain.lose(running(run, checkpoint=checkpoint), NOW, f"loss {number}")
     if checkpoint is None:
-        assert (run.state, run.end_reason, run.error_message) == (RunState.ENDED, EndReason.FAILED, "loss 2")
+        told = "loss 2. Restart the task; it begins anew."
+        assert (run.state, run.end_reason, run.error_message) == (RunState.ENDED, EndReason.FAILED, told)
         return
     assert (run.state, run.finish_only) == (RunState.QUEUED, True)
     finishing = running(run)
     assert domain.reason_of(finishing, EndReason.FAILED) is EndReason.FAILED
     lost = domain.lose(finishing, NOW, "loss 3")
-    assert (lost.state, lost.end_reason, lost.error_message) == (RunState.ENDED, EndReason.FAILED, "loss 2")
+    told = "loss 2. Restart the task; it goes on from iteration 5."
+    assert (lost.state, lost.end_reason, lost.error_message) == (RunState.ENDED, EndReason.FAILED, told)
 
 
 def test_a_users_error_uses_the_attempts_up_and_what_was_learnt_is_finished_at_once() -> None:
@@ -259,6 +261,50 @@ def test_waiting_has_a_limit_and_a_typed_end(run: Run, limit: timedelta, reason:
     assert not domain.waited_too_long(run, NOW + limit)
     assert domain.waited_too_long(run, NOW + limit + SECOND)
     assert domain.give_up_waiting(run, NOW).end_reason is reason
+
+
+RESUMES = "Restart the task; it goes on from iteration 5."
+NOBODY_FINISHED = "No worker was free within 60 minutes to make a model of what was learnt."
+
+
+@pytest.mark.parametrize(
+    ("run", "told"),
+    [
+        (queued(), "No worker was free within 24 hours. Restart the task; it begins anew."),
+        (domain.lose(running(checkpoint=5), NOW, "gone"), f"No worker was free within 24 hours. {RESUMES}"),
+        (
+            domain.order_stop(domain.lose(running(checkpoint=5), NOW, "gone"), EndReason.STOPPED_BY_USER, 0, NOW),
+            f"{NOBODY_FINISHED} {RESUMES}",
+        ),
+        (
+            domain.lose(running(checkpoint=5), NOW, "Use a lower learning rate.", user_error=True),
+            f"Use a lower learning rate. {NOBODY_FINISHED}",
+        ),
+    ],
+)
+def test_the_end_of_waiting_says_what_to_do(run: Run, told: str) -> None:
+    assert domain.give_up_waiting(run, NOW).error_message == told
+
+
+def test_a_stopped_run_that_lost_what_it_had_learnt_says_so_and_one_that_only_waited_says_nothing() -> None:
+    stopped = domain.order_stop(running(), EndReason.STOPPED_BY_USER, 0, NOW)
+    assert domain.lose(stopped, NOW, "Gone.").error_message == "Gone. Restart the task; it begins anew."
+    assert domain.lose(stopped, NOW, "The worker was stopped.", released=True).error_message == ""
+    between = domain.lose(running(), NOW, "Gone.")
+    assert domain.order_stop(between, EndReason.STOPPED_BY_USER, 0, NOW).error_message == ""
+
+
+@pytest.mark.parametrize(
+    ("reason", "model_id", "told"),
+    [
+        (EndReason.DURATION_REACHED, None, "Allow more."),
+        (EndReason.DURATION_REACHED, "m", ""),
+        (EndReason.FAILED, "m", "Allow more."),
+    ],
+)
+def test_an_end_without_a_model_keeps_its_message(reason: EndReason, model_id: str | None, told: str) -> None:
+    run = replace(running(), error_message="Allow more.")
+    assert domain.end(run, reason, NOW, model_id=model_id).error_message == told
 
 
 def test_a_checkpoint_outside_the_attempts_prefix_is_refused() -> None:

@@ -10,6 +10,7 @@ from saucer.lib.objects import Objects
 from saucer.lib.postgres import Database
 from saucer.training import domain
 from saucer.training.bell import Bell
+from saucer.training.charging import LEASE_MS
 from saucer.training.service.attempts import Attempts, Measured
 from saucer.training.service.changes import Logged, lose, queue_of, save
 from saucer.training.service.leases import Leases
@@ -21,6 +22,7 @@ __all__ = ["Logged", "Measured", "Training"]
 
 # Runs that one round of the sweeper takes of each kind.
 SWEEP_BATCH = 50
+WORKER_LOST = f"The worker was lost: nothing was heard of it for {LEASE_MS // 1000} s."
 
 
 class Training:
@@ -38,7 +40,7 @@ class Training:
         """Takes up what lost its worker (if `expire`) or waited too long."""
         async with self._database.transaction() as tx:
             lost = await queue.expired(tx.connection, tx.now, SWEEP_BATCH) if expire else []
-            lost = [await lose(tx, run, "The worker was not heard of for a lease length.") for run in lost]
+            lost = [await lose(tx, run, WORKER_LOST) for run in lost]
             waiting = await queue.queued_since(
                 tx.connection, tx.now - domain.QUEUE_LIMIT, tx.now - domain.FINISH_QUEUE_LIMIT, SWEEP_BATCH
             )

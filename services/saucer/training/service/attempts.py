@@ -119,7 +119,7 @@ class Attempts:
             run = replace(
                 run,
                 finish_request_id=request_id,
-                error_message=error_message or run.error_message,
+                error_message=error_message or (run.error_message if reason is EndReason.FAILED else ""),
                 progress=replace(
                     run.progress,
                     elapsed_ms=max(elapsed_ms, run.progress.elapsed_ms),
