@@ -211,6 +211,7 @@ class Run(_message.Message):
     SPEC_ID_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     BEST_TOP_1_FIELD_NUMBER: _builtins.int
+    UNCHARGED_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     account_id: _builtins.str
     task_id: _builtins.str
@@ -232,7 +233,7 @@ class Run(_message.Message):
     """The counter that billing charges: time in which a worker demonstrably had the run."""
     end_reason: Global___EndReason.ValueType
     error_message: _builtins.str
-    """What to do about it, for END_REASON_FAILED."""
+    """What to do about it, for END_REASON_FAILED and wherever no model is left."""
     model_id: _builtins.str
     revision: _builtins.int
     dataset_version_id: _builtins.str
@@ -241,6 +242,8 @@ class Run(_message.Message):
     count: _builtins.int
     best_top_1: _builtins.float
     """Of a classification, the best of the validations so far; best_map_50 is unset then."""
+    uncharged: _builtins.bool
+    """The attempts are used up: one more only finishes what they learnt, and charged_ms stays."""
     @_builtins.property
     def config(self) -> Global___TrainingConfig: ...
     @_builtins.property
@@ -289,10 +292,11 @@ class Run(_message.Message):
         spec_id: _builtins.str = ...,
         count: _builtins.int = ...,
         best_top_1: _builtins.float | None = ...,
+        uncharged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "config", b"config", "create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "start_time", b"start_time", "time_left", b"time_left"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50", "_best_top_1", b"_best_top_1", "account_id", b"account_id", "attempt", b"attempt", "best_map_50", b"best_map_50", "best_top_1", b"best_top_1", "charged_ms", b"charged_ms", "config", b"config", "count", b"count", "create_time", b"create_time", "dataset_version_id", b"dataset_version_id", "elapsed", b"elapsed", "end_reason", b"end_reason", "end_time", b"end_time", "epoch", b"epoch", "error_message", b"error_message", "hold_id", b"hold_id", "iteration", b"iteration", "iterations", b"iterations", "model_id", b"model_id", "progress", b"progress", "region_id", b"region_id", "revision", b"revision", "run_id", b"run_id", "spec_id", b"spec_id", "stage", b"stage", "start_number", b"start_number", "start_time", b"start_time", "state", b"state", "task_id", b"task_id", "time_left", b"time_left", "uncharged", b"uncharged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_map_50: _TypeAlias = _typing.Literal["best_map_50"]  # noqa: Y015
     _WhichOneofArgType__best_map_50: _TypeAlias = _typing.Literal["_best_map_50", b"_best_map_50"]  # noqa: Y015

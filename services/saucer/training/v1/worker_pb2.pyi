@@ -363,7 +363,7 @@ class FinishRunRequest(_message.Message):
     token: _builtins.str
     reason: _training_pb2.EndReason.ValueType
     error_message: _builtins.str
-    """For END_REASON_FAILED."""
+    """For END_REASON_FAILED and wherever there are no files."""
     user_error: _builtins.bool
     """True: another attempt cannot train further (bad data, out of memory at batch 1)."""
     best_map_50: _builtins.float

@@ -74,8 +74,9 @@ class WorkerServiceServicer:
 
     def FinishRun(self, request, context):
         """Ends the attempt, and the run with it, unless another attempt may do better: END_REASON_FAILED without user_error
-        counts the attempt as lost and queues the run again at once; with user_error it is queued once more, to finish what
-        its checkpoint holds, if there is one. The same token and request id get the same answer again.
+        counts the attempt as lost and queues the run again: after the first at once, later it waits up to half a minute
+        before it may be leased. With user_error it is queued once more, to finish what its checkpoint holds, if there is
+        one. The same token and request id get the same answer again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,8 +43,9 @@ class WorkerServiceStub:
     """
     FinishRun: _grpc.UnaryUnaryMultiCallable[_worker_pb2.FinishRunRequest, _worker_pb2.FinishRunResponse]
     """Ends the attempt, and the run with it, unless another attempt may do better: END_REASON_FAILED without user_error
-    counts the attempt as lost and queues the run again at once; with user_error it is queued once more, to finish what
-    its checkpoint holds, if there is one. The same token and request id get the same answer again.
+    counts the attempt as lost and queues the run again: after the first at once, later it waits up to half a minute
+    before it may be leased. With user_error it is queued once more, to finish what its checkpoint holds, if there is
+    one. The same token and request id get the same answer again.
     """
 
 @_typing.type_check_only
@@ -62,8 +63,9 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     FinishRun: _aio.UnaryUnaryMultiCallable[_worker_pb2.FinishRunRequest, _worker_pb2.FinishRunResponse]  # type: ignore[assignment]
     """Ends the attempt, and the run with it, unless another attempt may do better: END_REASON_FAILED without user_error
-    counts the attempt as lost and queues the run again at once; with user_error it is queued once more, to finish what
-    its checkpoint holds, if there is one. The same token and request id get the same answer again.
+    counts the attempt as lost and queues the run again: after the first at once, later it waits up to half a minute
+    before it may be leased. With user_error it is queued once more, to finish what its checkpoint holds, if there is
+    one. The same token and request id get the same answer again.
     """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -96,8 +98,9 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.FinishRunResponse, _abc.Awaitable[_worker_pb2.FinishRunResponse]]:
         """Ends the attempt, and the run with it, unless another attempt may do better: END_REASON_FAILED without user_error
-        counts the attempt as lost and queues the run again at once; with user_error it is queued once more, to finish what
-        its checkpoint holds, if there is one. The same token and request id get the same answer again.
+        counts the attempt as lost and queues the run again: after the first at once, later it waits up to half a minute
+        before it may be leased. With user_error it is queued once more, to finish what its checkpoint holds, if there is
+        one. The same token and request id get the same answer again.
         """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
