@@ -34,11 +34,20 @@ def handlers(tasks: Tasks) -> list[Handles]:
 
     async def run_goes_on(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=True, begun=_begun(run))
+        await tasks.follow_run(
+            run.task_id,
+            run.start_number,
+            read_progress(run),
+            running=True,
+            charged=not run.uncharged,
+            begun=_begun(run),
+        )
 
     async def run_interrupted(event: CloudEvent, message: Message) -> None:
         run = cast(RunEvent, message).run
-        await tasks.follow_run(run.task_id, run.start_number, read_progress(run), running=False, begun=_begun(run))
+        await tasks.follow_run(
+            run.task_id, run.start_number, read_progress(run), running=False, charged=False, begun=_begun(run)
+        )
 
     async def run_ended(event: CloudEvent, message: Message) -> None:
         ended = cast(training_events.RunEnded, message)

@@ -381,17 +381,18 @@ def restart(
     )
 
 
-def follow(task: Task, progress: Progress, *, running: bool, begun: bool, now: datetime) -> Task:
+def follow(task: Task, progress: Progress, *, running: bool, charged: bool, begun: bool, now: datetime) -> Task:
     """A run's snapshot: progress, and TRAINING once it runs. An older snapshot changes nothing.
 
     Args:
+        charged: unlike the attempt that only finishes what lost ones learnt.
         begun: a worker has had the run, so that the next start resumes from this one.
     """
     if task.at_rest or task.state is TaskState.EVALUATING or progress.run_revision <= task.progress.run_revision:
         return task
     if running and task.state is TaskState.QUEUED:
         task = transition(task, TaskState.TRAINING, now)
-    status = ChargeStatus.BILLING if running and not task.form.prepaid else ChargeStatus.NOT_BILLING
+    status = ChargeStatus.BILLING if running and charged and not task.form.prepaid else ChargeStatus.NOT_BILLING
     return replace(_reach(task, progress, begun=begun), charge_status=status, updated_at=now)
 
 

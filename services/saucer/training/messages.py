@@ -43,6 +43,7 @@ def run_message(run: Run) -> training_pb2.Run:
         count=request.count,
         best_map_50=None if config.classification else progress.best_accuracy,
         best_top_1=progress.best_accuracy if config.classification else None,
+        uncharged=run.exhausted,
     )
     if run.end_reason is not None:
         message.end_reason = training_pb2.EndReason.Value(f"END_REASON_{run.end_reason}")

@@ -29,6 +29,14 @@ from tests.support.events import read_events, until
 from tests.support.services import Metadata, ServiceRunner, Tokens
 
 
+async def test_an_attempt_that_training_does_not_charge_is_shown_so(world: World, jetstream: JetStreamContext) -> None:
+    account_id, editor = await world.account(HOLD_MICROS)
+    task = await world.create(world.form(account_id), editor)
+    await tell(jetstream, training_events.RunProgressed(run=run_of(task, 2, attempt=4, uncharged=True)), task)
+    finishing = await world.reaches(task.task_id, task_pb2.TASK_STATE_TRAINING)
+    assert finishing.charge_status == billing_pb2.CHARGE_STATUS_NOT_BILLING
+
+
 async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStreamContext) -> None:
     account_id, editor = await world.account(HOLD_MICROS)
     task = await world.create(world.form(account_id), editor)

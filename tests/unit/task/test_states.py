@@ -202,16 +202,25 @@ def test_snapshots_in_any_order_leave_the_newest(snapshots: list[tuple[int, int]
     followed = queued()
     for revision, charged_ms in snapshots:
         progress = Progress(run_id="run", run_revision=revision, charged_ms=charged_ms)
-        followed = domain.follow(followed, progress, running=True, begun=True, now=NOW + timedelta(seconds=revision))
+        followed = domain.follow(
+            followed, progress, running=True, charged=True, begun=True, now=NOW + timedelta(seconds=revision)
+        )
     positive = [revision for revision, _ in snapshots if revision > 0]
     assert followed.progress.run_revision == max(positive, default=0)
     assert followed.state is (TaskState.TRAINING if positive else TaskState.QUEUED)
 
 
+def test_the_attempt_that_only_finishes_what_lost_ones_learnt_is_shown_as_not_charged() -> None:
+    assert training().charge_status is ChargeStatus.BILLING
+    finishing = Progress(run_id="run", run_revision=2)
+    free = domain.follow(training(), finishing, running=True, charged=False, begun=True, now=NOW)
+    assert (free.state, free.charge_status) == (TaskState.TRAINING, ChargeStatus.NOT_BILLING)
+
+
 def test_nothing_that_comes_late_moves_a_task_at_rest() -> None:
     ended = domain.end_run(training(), Progress(run_revision=5), EndReason.FAILED, "", "broken", begun=True, now=NOW)
     later = datetime(2030, 1, 1, tzinfo=UTC)
-    assert domain.follow(ended, Progress(run_revision=6), running=True, begun=True, now=later) == ended
+    assert domain.follow(ended, Progress(run_revision=6), running=True, charged=True, begun=True, now=later) == ended
     assert domain.end_run(ended, Progress(run_revision=7), EndReason.COMPLETED, "m", "", begun=True, now=later) == ended
     assert domain.end_evaluation(ended, "e", 0.5, "", later) == ended
 
@@ -221,4 +230,6 @@ def queued() -> Task:
 
 
 def training() -> Task:
-    return domain.follow(queued(), Progress(run_id="run", run_revision=1), running=True, begun=True, now=NOW)
+    return domain.follow(
+        queued(), Progress(run_id="run", run_revision=1), running=True, charged=True, begun=True, now=NOW
+    )

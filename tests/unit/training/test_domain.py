@@ -24,6 +24,7 @@ from saucer.training.domain import (
     RunState,
 )
 from saucer.training.lease import Lease
+from saucer.training.messages import run_message
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 REQUEST = RunRequest("r", "a", "t", "name", 1, "h", "local", "cpu", 1, "d", "{}", 600_000, "accounts/a/outputs")
@@ -186,7 +187,8 @@ def test_the_extra_attempt_is_not_charged() -> None:
     run = running(run)
     for second in range(1, 10):
         run = domain.beat(run, heard(1 + second, RunStage.EXPORTING), NOW + second * SECOND)
-    assert run.meter.charged_ms == 0
+    assert (run.meter.charged_ms, run_message(run).uncharged) == (0, True)
+    assert not run_message(running()).uncharged
 
 
 def test_a_restart_goes_on_from_the_former_runs_checkpoint_and_elapsed_time() -> None:

@@ -101,14 +101,14 @@ class Tasks:
         await change(self._database, task_id, start_number, end)
 
     async def follow_run(
-        self, task_id: str, start_number: int, progress: Progress, *, running: bool, begun: bool
+        self, task_id: str, start_number: int, progress: Progress, *, running: bool, charged: bool, begun: bool
     ) -> None:
-        """A snapshot of a run; `running` and `begun` as domain.follow() has them."""
+        """A snapshot of a run; `running`, `charged` and `begun` as domain.follow() has them."""
         await change(
             self._database,
             task_id,
             start_number,
-            lambda task, now: domain.follow(task, progress, running=running, begun=begun, now=now),
+            lambda task, now: domain.follow(task, progress, running=running, charged=charged, begun=begun, now=now),
         )
 
     async def end_run(
