@@ -5,7 +5,8 @@ How an attempt ends, and what is told:
 1. The child has a result → its files go to the object store → FinishRun with the reason and the files.
 2. The child failed by the user's data or settings → FinishRun, failed, user_error: no attempt can train further. What a
    checkpoint holds is finished by one more.
-3. The child failed otherwise, or died → FinishRun, failed: the attempt counts as lost, the run is queued again at once.
+3. The child failed otherwise, or died → FinishRun, failed: the attempt counts as lost and the run is queued again,
+   after the second loss with a pause.
 4. This worker has to stop → the child saves a checkpoint and halts → FinishRun, released: another worker goes on.
 5. The lease is lost → nothing is told; whoever runs the attempt kills the child.
 """
