@@ -6,6 +6,6 @@ Serves: saucer.training.v1.TrainingService, saucer.training.v1.WorkerService, sa
     saucer.lib.v1.CallService.
 Calls: the object store.
 Publishes: RunQueued, RunStarted, RunProgressed, RunInterrupted, RunEnded, ModelDeleted.
-Consumes: TaskQueued, TaskStopRequested; StopOrdered, AccountQuotasChanged; DeploymentCreated, DeploymentChanged,
-    DeploymentProgressed, DeploymentEnded.
+Consumes: TaskQueued, TaskStopRequested, TaskDeleted; StopOrdered, AccountQuotasChanged; DeploymentCreated,
+    DeploymentChanged, DeploymentProgressed, DeploymentEnded.
 """

@@ -70,6 +70,9 @@ def handlers(training: Training) -> list[Handles]:
         task = cast(task_events.TaskStopRequested, message).task
         await training.starts.order_stop(task.hold_id, EndReason.STOPPED_BY_USER, 0)
 
+    async def task_deleted(event: CloudEvent, message: Message) -> None:
+        await training.starts.forget_task(cast(task_events.TaskDeleted, message).task.task_id)
+
     async def stop_ordered(event: CloudEvent, message: Message) -> None:
         ordered = cast(billing_events.StopOrdered, message)
         if ordered.hold.work_kind == billing_pb2.WORK_KIND_TASK:
@@ -97,6 +100,7 @@ def handlers(training: Training) -> list[Handles]:
     return [
         Handles(task_events.TaskQueued, task_queued),
         Handles(task_events.TaskStopRequested, task_stop_requested),
+        Handles(task_events.TaskDeleted, task_deleted),
         Handles(billing_events.StopOrdered, stop_ordered),
         Handles(billing_events.AccountQuotasChanged, quotas_changed),
         Handles(publishing_events.DeploymentCreated, deployment_moved),

@@ -4,8 +4,8 @@ The files of a deleted model likewise, some days after the deletion, so that wha
 
 1. Only runs that ended days ago are looked at: a worker that lost its lease has long stopped writing.
 2. Named are the model or the detections that the last attempt finished with, and the checkpoint of the task's newest
-   run that a worker began, from which its next start resumes. A start that is made in the same moment takes that very
-   checkpoint.
+   run that a worker began, from which its next start resumes; none of a task that has succeeded or was deleted, as that
+   is not started again. A start that is made in the same moment takes that very checkpoint.
 3. A run is marked after its files are gone, so that a round that breaks off is made again. Several replicas may make
    one at once.
 """
@@ -46,11 +46,12 @@ async def remove_leftovers(database: Database, objects: Objects, keep: timedelta
             tasks = [await store.runs_of(connection, task_id) for task_id in unswept]
         for runs in tasks:
             old = [run for run in runs if run.ended_at is not None and run.ended_at < before]
-            checkpoint_key = next((run.checkpoint_key for run in reversed(runs) if run.begun), None)
+            newest = next((run for run in reversed(runs) if run.begun), None)
+            checkpoint_key = newest.checkpoint_key if newest is not None and newest.resumable else None
             for run in old:
                 await _remove(objects, run, checkpoint_key)
             async with database.reading() as connection:
-                await store.mark_swept(connection, [run.run_id for run in old], await database.clock.now(connection))
+                await store.mark_swept(connection, old, await database.clock.now(connection))
         number = len(tasks)
 
 

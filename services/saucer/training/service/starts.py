@@ -8,7 +8,7 @@ from saucer.training.bell import Bell
 from saucer.training.domain import EndReason, Run, RunRequest
 from saucer.training.messages import run_message
 from saucer.training.service.changes import publish, queue_of, save
-from saucer.training.store import runs
+from saucer.training.store import leftovers, runs
 from saucer.training.v1 import events_pb2
 
 
@@ -48,6 +48,11 @@ class Starts:
                 return
             await _stop(tx, run, reason_that_stays, at_charged_ms)
         self._bell.ring(("run", run.run_id))
+
+    async def forget_task(self, task_id: str) -> None:
+        """No start of it follows: leftovers.py removes what one would have gone on from. Again changes nothing."""
+        async with self._database.transaction() as tx:
+            await leftovers.mark_task_deleted(tx.connection, task_id, tx.now)
 
 
 async def _stop(tx: Transaction, run: Run, reason: EndReason, at_charged_ms: int) -> None:

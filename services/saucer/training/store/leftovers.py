@@ -7,6 +7,10 @@ from datetime import datetime
 
 from saucer.lib.objects import system_prefix
 from saucer.lib.postgres import Connection
+from saucer.training.domain import EndReason
+
+# A task whose run ended so, with a model, has succeeded: it is not started again.
+SUCCESSES = frozenset({EndReason.COMPLETED, EndReason.ACCURACY_REACHED, EndReason.DURATION_REACHED})
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,19 @@ class Left:
     attempt: int
     finished_with_files: bool
     checkpoint_key: str | None
+    end_reason: str | None
+    task_deleted: bool
 
     @property
     def prefix(self) -> str:
         """Of all its attempts, see Run.artifact_prefix."""
         return f"{system_prefix(self.account_id)}/runs/{self.run_id}"
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the task's next start may go on from its checkpoint."""
+        succeeded = self.finished_with_files and self.end_reason in SUCCESSES
+        return not succeeded and not self.task_deleted
 
 
 async def unswept_tasks(connection: Connection, ended_before: datetime, limit: int) -> list[str]:
@@ -47,7 +59,8 @@ async def runs_of(connection: Connection, task_id: str) -> list[Left]:
     rows = await connection.fetch(
         """
         SELECT run_id, account_id, started_at IS NOT NULL AS begun, ended_at, attempt,
-               model_id IS NOT NULL AS finished_with_files, checkpoint_key
+               model_id IS NOT NULL AS finished_with_files, checkpoint_key, end_reason,
+               task_deleted_at IS NOT NULL AS task_deleted
         FROM run WHERE task_id = $1 ORDER BY start_number
         """,
         task_id,
@@ -55,9 +68,23 @@ async def runs_of(connection: Connection, task_id: str) -> list[Left]:
     return [Left(**{**row, "run_id": str(row["run_id"]), "account_id": str(row["account_id"])}) for row in rows]
 
 
-async def mark_swept(connection: Connection, run_ids: Sequence[str], now: datetime) -> None:
-    """Their leftovers are removed."""
-    await connection.execute("UPDATE run SET files_swept_at = $2 WHERE run_id = ANY ($1)", run_ids, now)
+async def mark_swept(connection: Connection, runs: Sequence[Left], now: datetime) -> None:
+    """Their leftovers are removed. Of a task that was deleted meanwhile there are more."""
+    await connection.execute(
+        "UPDATE run SET files_swept_at = $3 WHERE run_id = ANY ($1) AND (task_deleted_at IS NULL OR run_id = ANY ($2))",
+        [run.run_id for run in runs],
+        [run.run_id for run in runs if run.task_deleted],
+        now,
+    )
+
+
+async def mark_task_deleted(connection: Connection, task_id: str, now: datetime) -> None:
+    """Its runs are looked at once more; again changes nothing."""
+    await connection.execute(
+        "UPDATE run SET task_deleted_at = $2, files_swept_at = NULL WHERE task_id = $1 AND task_deleted_at IS NULL",
+        task_id,
+        now,
+    )
 
 
 async def removable_models(connection: Connection, deleted_before: datetime, limit: int) -> list[tuple[str, list[str]]]:
