@@ -20,8 +20,9 @@ _HELD = re.compile(r"2 h × (\d+) × (\d+)")
 _RELEASED = re.compile(r"(\d+) held − (\d+) posted")
 _UNUSED = re.compile(r"(\d+) held, not used in time")
 _CHARGED = re.compile(
-    r"floor\((\d+) × (\d+) × (\d+) s ÷ 3600\) − (\d+) taken before"
-    r"(?:, at most the (\d+) held|, as far as the balance of (\d+) reaches|, which neither hold nor balance covered)?"
+    r"floor\((\d+) × (\d+) × (\d+) s ÷ 3600\) − (\d+) taken or lost before"
+    r"(?:, at most the (\d+) held|, as far as the balance of (\d+) reaches|, which neither hold nor balance covered|"
+    r", of a hold that was not used in time)?"
 )
 
 
@@ -46,6 +47,12 @@ def check_lines(lines: Iterable[billing_pb2.StatementLine]) -> None:
         amount = worked(line.explanation)
         assert (amount is None) == (line.kind in DECIDED), line
         assert amount in (None, line.amount_micros), line
+
+
+async def of_start(billing: Billing, account_id: str) -> list[tuple[int, str]]:
+    """Amounts and explanations of the only start's lines."""
+    ((statement,), _) = await billing.statements.list(account_id, work_id=None, after=None, limit=9)
+    return [(line.amount_micros, line.explanation) for line in statement_message(statement).lines]
 
 
 async def check_account(billing: Billing, account_id: str) -> int:

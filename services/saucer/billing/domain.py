@@ -342,8 +342,8 @@ class Statement:
 
     hold: Hold
     transfers: tuple[Transfer, ...]
-    # What was settled and posted before the first of these.
-    taken_micros: int = 0
+    # What was settled, posted and lost before the first of these.
+    borne_micros: int = 0
     # Whether more of the start's follow.
     more: bool = False
 
@@ -368,8 +368,8 @@ class MonthlyStatement:
     transfers: tuple[Transfer, ...]
     # Those that the lines are of, by id.
     holds: Mapping[str, Hold]
-    # What was settled and posted of each before the page, by id; none: nothing.
-    taken_micros: Mapping[str, int]
+    # What was settled, posted and lost of each before the page, by id; none: nothing.
+    borne_micros: Mapping[str, int]
     # The last line's of the page; the opening ones without a line.
     closing_available_micros: int
     closing_frozen_micros: int

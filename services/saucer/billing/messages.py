@@ -149,7 +149,7 @@ def budget_message(budget: Budget, spending: Spending, currency: str) -> billing
 def statement_message(statement: Statement) -> billing_pb2.Statement:
     """A start with its lines."""
     hold, transfers = statement.hold, statement.transfers
-    explained = explanations(transfers, {hold.hold_id: hold}, {hold.hold_id: statement.taken_micros})
+    explained = explanations(transfers, {hold.hold_id: hold}, {hold.hold_id: statement.borne_micros})
     return billing_pb2.Statement(
         hold=hold_message(hold), lines=list(map(_line, transfers, explained)), more_lines=statement.more
     )
@@ -161,7 +161,7 @@ def monthly_statement_message(statement: MonthlyStatement, next_page_token: str)
         f"start {transfer.hold_id}: {text}" if transfer.hold_id else text
         for transfer, text in zip(
             statement.transfers,
-            explanations(statement.transfers, statement.holds, statement.taken_micros),
+            explanations(statement.transfers, statement.holds, statement.borne_micros),
             strict=True,
         )
     ]

@@ -10,6 +10,7 @@ import pytest
 from saucer.billing.domain import ChargeStatus, HoldState
 from saucer.billing.service import UNUSED_LIMIT
 from saucer.lib.errors import InvalidArgumentError
+from saucer.lib.ids import new_id
 from tests.support.ledger import (
     HOLD_MICROS,
     HOUR_MS,
@@ -20,7 +21,7 @@ from tests.support.ledger import (
     refusal,
     request_of,
 )
-from tests.support.statements import check_account
+from tests.support.statements import check_account, of_start
 
 
 async def test_a_hold_that_nobody_uses_goes_back_whole_and_its_id_says_so(ledger: Ledger) -> None:
@@ -107,6 +108,53 @@ async def test_a_greater_counter_after_the_closing_takes_the_difference_and_lose
     assert (hold.state, hold.charged_ms) == (HoldState.RESOLVED, 120_000)
     assert await ledger.balance(request.account_id) == (available - taken, 0)
     await check_account(ledger.billing, request.account_id)
+
+
+async def test_each_late_counter_adds_only_what_was_neither_taken_nor_lost_before(ledger: Ledger) -> None:
+    # A second and more than held, with nothing available: 1,000 are lost at the end already.
+    request = await granted(ledger)
+    await ledger.billing.holds.resolve(request.hold_id, 2 * HOUR_MS + 1_000)
+    await ledger.billing.accounts.top_up(request.account_id, new_id(), 1_500)
+    for counter, settled, lost in ((2_000, 1_000, 1_000), (3_000, 1_500, 1_500), (4_000, 1_500, 2_500)):
+        await ledger.billing.holds.resolve(request.hold_id, 2 * HOUR_MS + counter)
+        hold = await ledger.hold(request)
+        assert (hold.posted_micros, hold.settled_micros, hold.lost_micros) == (HOLD_MICROS, settled, lost)
+        await check_account(ledger.billing, request.account_id)
+    assert await of_start(ledger.billing, request.account_id) == [
+        (7_200_000, "2 h × 3600000 × 1"),
+        (7_200_000, "floor(3600000 × 1 × 7201 s ÷ 3600) − 0 taken or lost before, at most the 7200000 held"),
+        (
+            1_000,
+            "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200000 taken or lost before, which neither hold nor balance covered",
+        ),
+        (1_000, "floor(3600000 × 1 × 7202 s ÷ 3600) − 7201000 taken or lost before"),
+        (
+            500,
+            "floor(3600000 × 1 × 7203 s ÷ 3600) − 7202000 taken or lost before, as far as the balance of 500 reaches",
+        ),
+        (
+            500,
+            "floor(3600000 × 1 × 7203 s ÷ 3600) − 7202500 taken or lost before, which neither hold nor balance covered",
+        ),
+        (
+            1_000,
+            "floor(3600000 × 1 × 7204 s ÷ 3600) − 7203000 taken or lost before, which neither hold nor balance covered",
+        ),
+    ]
+
+
+async def test_each_late_counter_of_an_expired_hold_loses_only_what_was_not_lost_before(ledger: Ledger) -> None:
+    request = await granted(ledger)
+    ledger.clock.advance(2 * UNUSED_LIMIT)
+    await ledger.billing.sweep_once()
+    for counter in (1_000, 3_000, 3_000, 2_000):
+        await ledger.billing.holds.resolve(request.hold_id, counter)
+    assert (await ledger.hold(request)).lost_micros == 3_000
+    assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
+    assert (await of_start(ledger.billing, request.account_id))[2:] == [
+        (1_000, "floor(3600000 × 1 × 1 s ÷ 3600) − 0 taken or lost before, of a hold that was not used in time"),
+        (2_000, "floor(3600000 × 1 × 3 s ÷ 3600) − 1000 taken or lost before, of a hold that was not used in time"),
+    ]
 
 
 @pytest.mark.parametrize("statement", ["charged_ms = 0", "charged_ms = 2, posted_micros = 1", "lost_micros = 1"])

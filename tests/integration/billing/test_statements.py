@@ -10,22 +10,16 @@ from typing import Any
 import pytest
 
 from saucer.billing import rpc
-from saucer.billing.messages import monthly_statement_message, statement_message
+from saucer.billing.messages import monthly_statement_message
 from saucer.billing.service import UNUSED_LIMIT
 from saucer.billing.v1 import billing_pb2
 from saucer.lib.ids import new_id
 from tests.support.ledger import HOLD_MICROS, HOUR_MS, PRICE_MICROS, Ledger, correction, open_ledger, request_of
 from tests.support.servers import NewDatabase
-from tests.support.statements import check_lines, worked
+from tests.support.statements import check_lines, of_start, worked
 
 # What a gRPC client takes by default.
 ANSWER_BYTES = 4 * 1024 * 1024
-
-
-async def of_start(ledger: Ledger, account_id: str) -> list[tuple[int, str]]:
-    """Amounts and explanations of the only start's lines."""
-    ((statement,), _) = await ledger.billing.statements.list(account_id, work_id=None, after=None, limit=9)
-    return [(line.amount_micros, line.explanation) for line in statement_message(statement).lines]
 
 
 # POLICY 3, 6 and 8; of a start that ends without a metered hour.
@@ -37,7 +31,7 @@ async def of_start(ledger: Ledger, account_id: str) -> list[tuple[int, str]]:
             90_999,
             0,
             [
-                (90_000, "floor(3600000 × 1 × 90 s ÷ 3600) − 0 taken before"),
+                (90_000, "floor(3600000 × 1 × 90 s ÷ 3600) − 0 taken or lost before"),
                 (7_110_000, "7200000 held − 90000 posted"),
             ],
         ),
@@ -46,7 +40,7 @@ async def of_start(ledger: Ledger, account_id: str) -> list[tuple[int, str]]:
             90_000,
             0,
             [
-                (180_000, "floor(3600000 × 2 × 90 s ÷ 3600) − 0 taken before"),
+                (180_000, "floor(3600000 × 2 × 90 s ÷ 3600) − 0 taken or lost before"),
                 (14_220_000, "14400000 held − 180000 posted"),
             ],
         ),
@@ -55,14 +49,16 @@ async def of_start(ledger: Ledger, account_id: str) -> list[tuple[int, str]]:
             7_201_000,
             400,
             [
-                (7_200_000, "floor(3600000 × 1 × 7201 s ÷ 3600) − 0 taken before, at most the 7200000 held"),
+                (7_200_000, "floor(3600000 × 1 × 7201 s ÷ 3600) − 0 taken or lost before, at most the 7200000 held"),
                 (
                     400,
-                    "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200000 taken before, as far as the balance of 400 reaches",
+                    "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200000 taken or lost before, "
+                    "as far as the balance of 400 reaches",
                 ),
                 (
                     600,
-                    "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200400 taken before, which neither hold nor balance covered",
+                    "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200400 taken or lost before, "
+                    "which neither hold nor balance covered",
                 ),
             ],
         ),
@@ -76,7 +72,7 @@ async def test_the_end_of_a_start_is_written_with_what_bounds_it(
     request = request_of(account_id, count=count)
     await ledger.billing.holds.create(request)
     await ledger.billing.holds.resolve(request.hold_id, charged_ms)
-    found = await of_start(ledger, account_id)
+    found = await of_start(ledger.billing, account_id)
     assert found == [(count * HOLD_MICROS, f"2 h × 3600000 × {count}"), *lines]
     assert [worked(text) for _, text in found] == [amount for amount, _ in found]
 
@@ -91,11 +87,11 @@ async def test_each_settlement_and_the_end_name_what_was_taken_before(ledger: Le
     await ledger.billing.accounts.top_up(account_id, new_id(), PRICE_MICROS)
     await ledger.billing.holds.resolve(request.hold_id, 2 * HOUR_MS + 1000)
     await ledger.billing.accounts.refund(request.hold_id, 60_000, correction("the results were wrong"))
-    assert await of_start(ledger, account_id) == [
+    assert await of_start(ledger.billing, account_id) == [
         (7_200_000, "2 h × 3600000 × 1"),
-        (3_600_000, "floor(3600000 × 1 × 3600 s ÷ 3600) − 0 taken before"),
-        (3_600_000, "floor(3600000 × 1 × 7200 s ÷ 3600) − 3600000 taken before"),
-        (1_000, "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200000 taken before"),
+        (3_600_000, "floor(3600000 × 1 × 3600 s ÷ 3600) − 0 taken or lost before"),
+        (3_600_000, "floor(3600000 × 1 × 7200 s ÷ 3600) − 3600000 taken or lost before"),
+        (1_000, "floor(3600000 × 1 × 7201 s ÷ 3600) − 7200000 taken or lost before"),
         (7_199_000, "7200000 held − 1000 posted"),
         (60_000, "the results were wrong (tester)"),
     ]
@@ -106,7 +102,7 @@ async def test_a_hold_that_was_not_used_says_so(ledger: Ledger) -> None:
     await ledger.billing.holds.create(request_of(account_id))
     ledger.clock.advance(2 * UNUSED_LIMIT)
     await ledger.billing.sweep_once()
-    assert (await of_start(ledger, account_id))[1:] == [(7_200_000, "7200000 held, not used in time")]
+    assert (await of_start(ledger.billing, account_id))[1:] == [(7_200_000, "7200000 held, not used in time")]
 
 
 async def test_a_months_lines_name_their_start_and_its_formula_on_whatever_page(ledger: Ledger) -> None:
@@ -120,8 +116,8 @@ async def test_a_months_lines_name_their_start_and_its_formula_on_whatever_page(
     assert top_up.explanation.startswith("reference ")
     assert [line.explanation for line in lines] == [
         f"start {request.hold_id}: 2 h × 3600000 × 1",
-        f"start {request.hold_id}: floor(3600000 × 1 × 3600 s ÷ 3600) − 0 taken before",
-        f"start {request.hold_id}: floor(3600000 × 1 × 7200 s ÷ 3600) − 3600000 taken before",
+        f"start {request.hold_id}: floor(3600000 × 1 × 3600 s ÷ 3600) − 0 taken or lost before",
+        f"start {request.hold_id}: floor(3600000 × 1 × 7200 s ÷ 3600) − 3600000 taken or lost before",
     ]
     page = await ledger.billing.statements.of_month(account_id, "", after_version=3, limit=9)
     assert monthly_statement_message(page, "").lines[:] == lines[2:]

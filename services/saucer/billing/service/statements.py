@@ -56,9 +56,9 @@ class Statements:
             holds = found[:limit]
             ids = [hold.hold_id for hold in holds]
             transfers = await store.transfers_of(connection, ids, after_version=after_version, limit=PAGE_LINES + 1)
-            taken: Mapping[str, int] = {}
+            borne: Mapping[str, int] = {}
             if after_version is not None:
-                taken = await store.taken_before(connection, ids[:1], after_version + 1)
+                borne = await store.borne_before(connection, ids[:1], after_version + 1)
         # The place of the first start whose lines do not fit.
         full = ids.index(str(transfers.pop().hold_id)) if len(transfers) > PAGE_LINES else len(ids)
         lines: dict[str, list[Transfer]] = defaultdict(list)
@@ -66,7 +66,7 @@ class Statements:
             lines[str(transfer.hold_id)].append(transfer)
         # It is left to the next page; but one that has a page for itself is cut.
         statements = [
-            Statement(hold, tuple(lines[hold.hold_id]), taken.get(hold.hold_id, 0), more=full == 0)
+            Statement(hold, tuple(lines[hold.hold_id]), borne.get(hold.hold_id, 0), more=full == 0)
             for hold in holds[: max(full, 1)]
         ]
         return statements, full < len(found)
@@ -101,13 +101,13 @@ class Statements:
             hold_ids = sorted({transfer.hold_id for transfer in transfers if transfer.hold_id})
             holds = {hold.hold_id: hold for hold in await holds_store.get_holds(connection, hold_ids)}
             first_version = transfers[0].account_version if transfers else 0
-            taken = await store.taken_before(connection, hold_ids, first_version)
+            borne = await store.borne_before(connection, hold_ids, first_version)
             last = transfers[-1] if transfers else None
             closing = (last.available_micros, last.frozen_micros) if last else opening
             charged_micros = await store.charged_in(connection, account_id, period.name)
             more = len(found) > limit
             return MonthlyStatement(
-                account, period, *opening, tuple(transfers), holds, taken, *closing, charged_micros, more
+                account, period, *opening, tuple(transfers), holds, borne, *closing, charged_micros, more
             )
 
     async def audit(self) -> Audit:

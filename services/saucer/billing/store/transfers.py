@@ -171,17 +171,17 @@ async def balance_before(
     return (row["available_micros"], row["frozen_micros"]) if row else (0, 0)
 
 
-async def taken_before(connection: Connection, hold_ids: Sequence[str], account_version: int) -> dict[str, int]:
-    """What was settled and posted of each hold before a version of its account, in micros; left out: nothing."""
+async def borne_before(connection: Connection, hold_ids: Sequence[str], account_version: int) -> dict[str, int]:
+    """What was settled, posted and lost of each hold before a version of its account, in micros; left out: nothing."""
     rows = await connection.fetch(
         """
-        SELECT hold_id, sum(amount_micros)::bigint AS taken_micros FROM transfer
-        WHERE hold_id = ANY($1) AND account_version < $2 AND kind IN ('SETTLEMENT', 'POSTING') GROUP BY hold_id
+        SELECT hold_id, sum(amount_micros)::bigint AS borne_micros FROM transfer
+        WHERE hold_id = ANY($1) AND account_version < $2 AND kind IN ('SETTLEMENT', 'POSTING', 'LOSS') GROUP BY hold_id
         """,
         list(hold_ids),
         account_version,
     )
-    return {row["hold_id"]: row["taken_micros"] for row in rows}
+    return {row["hold_id"]: row["borne_micros"] for row in rows}
 
 
 async def refunded(connection: Connection, hold_id: str) -> int:
