@@ -1,6 +1,7 @@
 """Holds that nobody uses, meters that fell silent, and how holds are closed."""
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -22,6 +23,13 @@ from tests.support.ledger import (
     request_of,
 )
 from tests.support.statements import check_account, of_start
+
+
+async def stop_reasons(ledger: Ledger) -> list[str]:
+    """Of all orders to stop that were told."""
+    async with ledger.database.reading() as connection:
+        orders = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
+    return [json.loads(order["data"])["reason"] for order in orders]
 
 
 async def test_a_hold_that_nobody_uses_goes_back_whole_and_its_id_says_so(ledger: Ledger) -> None:
@@ -66,12 +74,23 @@ async def test_work_whose_hold_has_expired_is_ordered_to_stop_and_charged_nothin
     await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
     await ledger.billing.holds.advance(request.hold_id, HOUR_MS, running=True)
     await ledger.billing.holds.resolve(request.hold_id, HOUR_MS)
-    async with ledger.database.reading() as connection:
-        orders = await connection.fetch("SELECT data FROM outbox WHERE type = 'saucer.billing.v1.StopOrdered'")
-    assert ["STOP_REASON_HOLD_EXPIRED" in order["data"] for order in orders] == [True]
+    assert await stop_reasons(ledger) == ["STOP_REASON_HOLD_EXPIRED"]
     assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
     hold = await ledger.hold(request)
     assert (hold.settled_micros + hold.posted_micros, hold.lost_micros) == (0, PRICE_MICROS)
+
+
+async def test_work_whose_hold_has_expired_is_ordered_to_stop_once_by_whatever_tells_of_it(ledger: Ledger) -> None:
+    # TaskQueued was lost, or comes last.
+    request = await granted(ledger)
+    ledger.clock.advance(2 * UNUSED_LIMIT)
+    await ledger.billing.sweep_once()
+    await ledger.billing.holds.advance(request.hold_id, 0, running=True)
+    assert await stop_reasons(ledger) == ["STOP_REASON_HOLD_EXPIRED"]
+    for counter in (60_000, 30_000, 120_000):
+        await ledger.second.holds.advance(request.hold_id, counter, running=True)
+    await ledger.billing.holds.use(request.hold_id, request.work_id, request.start_number)
+    assert await stop_reasons(ledger) == ["STOP_REASON_HOLD_EXPIRED"]
 
 
 async def test_a_start_whose_last_event_was_lost_is_closed_by_the_next_start_at_the_counter_that_was_seen(

@@ -157,7 +157,10 @@ class Holds:
     # Metering
 
     async def advance(self, hold_id: str, charged_ms: int, *, running: bool) -> None:
-        """Takes a counter. Raises NotFoundError: the event's hold is not here (yet)."""
+        """Takes a counter; work whose hold has expired is ordered to stop.
+
+        Raises NotFoundError: the event's hold is not here (yet).
+        """
         hold = await self._meter(Counted(hold_id, charged_ms, running))
         await self._budgets.enforce(hold.account_id)
 
@@ -208,8 +211,7 @@ class Holds:
                 if hold is not used:
                     _close(journal, hold, tx)
             if used.state is HoldState.EXPIRED:
-                order = events_pb2.StopOrdered(hold=hold_message(used), reason=events_pb2.STOP_REASON_HOLD_EXPIRED)
-                journal.tell(used, order)
+                journal.order_expired_to_stop(used)
             elif used.state is HoldState.GRANTED and not used.used:
                 journal.put(replace(used, used=True))
             await journal.write()
@@ -260,6 +262,8 @@ class Holds:
 def _count(journal: Journal, request: Counted) -> bool:
     """Whether it is a moment to warn of funds that run low."""
     hold, charged_ms = journal.holds[request.hold_id], request.charged_ms
+    if hold.state is HoldState.EXPIRED:
+        journal.order_expired_to_stop(hold)
     if hold.state is not HoldState.GRANTED or charged_ms < hold.charged_ms:
         return False
     plan = metering.advance(hold.meter, charged_ms, journal.account.available_micros)

@@ -133,6 +133,17 @@ class Journal:
             events_pb2.StopOrdered(hold=hold_message(hold), reason=reason, stop_at_charged_ms=stop_at_charged_ms),
         )
 
+    def order_expired_to_stop(self, hold: Hold) -> None:
+        """Work is heard of whose hold had gone back: one order, by whatever and however often it is heard of."""
+        self._events.append(
+            outgoing(
+                hold,
+                events_pb2.StopOrdered(hold=hold_message(hold), reason=events_pb2.STOP_REASON_HOLD_EXPIRED),
+                # Not by the revision, which grows with each counter that comes late.
+                event_id=derived_id("StopOrdered", hold.hold_id, HoldState.EXPIRED),
+            )
+        )
+
     def bury(self, hold: Hold) -> None:
         """One that waits is over, and was never granted."""
         hold = self.put(transition(hold, HoldState.BURIED))
@@ -165,10 +176,10 @@ class Journal:
         await enqueue_all(self._tx, self._events)
 
 
-def outgoing(hold: Hold, message: Message) -> Outgoing:
-    """An event of a hold, on its way out."""
+def outgoing(hold: Hold, message: Message, *, event_id: str | None = None) -> Outgoing:
+    """An event of a hold, on its way out: one of its kind at each revision, unless its id is given."""
     return Outgoing(
-        derived_id(message.DESCRIPTOR.name, hold.hold_id, hold.revision),
+        event_id or derived_id(message.DESCRIPTOR.name, hold.hold_id, hold.revision),
         message,
         account_id=hold.account_id,
         work_id=hold.work_id,
