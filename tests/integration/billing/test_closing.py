@@ -106,22 +106,25 @@ async def test_a_start_whose_last_event_was_lost_is_closed_by_the_next_start_at_
     assert await ledger.balance(first.account_id) == (HOLD_MICROS - 90_000, HOLD_MICROS)
 
 
-@pytest.mark.parametrize("given_up", [False, True])
+@pytest.mark.parametrize("told", ["resolve", "give_up", "advance"])
 @pytest.mark.parametrize(
     ("available", "taken", "lost"), [(HOLD_MICROS, 30_000, 0), (20_000, 20_000, 10_000), (0, 0, 30_000)]
 )
 async def test_a_greater_counter_after_the_closing_takes_the_difference_and_loses_what_the_balance_lacks(
-    ledger: Ledger, given_up: bool, available: int, taken: int, lost: int
+    ledger: Ledger, told: str, available: int, taken: int, lost: int
 ) -> None:
     request = await granted(ledger)
     await ledger.billing.holds.resolve(request.hold_id, 90_000)
     balance, _ = await ledger.balance(request.account_id)
     await ledger.billing.accounts.adjust(request.account_id, available - balance, correction())
     for counter in (120_000, 120_000, 100_000):
-        if given_up:
-            await ledger.second.holds.give_up(request, "EUR", counter)
-        else:
-            await ledger.second.holds.resolve(request.hold_id, counter)
+        match told:
+            case "resolve":
+                await ledger.second.holds.resolve(request.hold_id, counter)
+            case "give_up":
+                await ledger.second.holds.give_up(request, "EUR", counter)
+            case "advance":
+                await ledger.second.holds.advance(request.hold_id, counter, running=True)
     hold = await ledger.hold(request)
     assert (hold.posted_micros, hold.settled_micros, hold.lost_micros) == (90_000, taken, lost)
     assert (hold.state, hold.charged_ms) == (HoldState.RESOLVED, 120_000)

@@ -81,6 +81,15 @@ class ModelAccount:
         elif hold.due:
             hold.stopped = True
 
+    def catch_up(self, hold: ModelHold, counter: int) -> None:
+        """A counter that comes after its hold was closed."""
+        if hold.state in ("RESOLVED", "EXPIRED"):
+            hold.ms = counter
+            due = hold.unpaid - hold.posted - hold.lost
+            taken = min(due, self.available) if hold.state == "RESOLVED" else 0
+            hold.settled, hold.lost = hold.settled + taken, hold.lost + due - taken
+            self.available -= taken
+
     def give(self, amount: int) -> None:
         """Money that comes in: it pays what is unpaid."""
         self.available += amount
@@ -182,10 +191,13 @@ class Histories(RuleBasedStateMachine):
         hold = self.asked[hold_id]
         counter = ms if late else hold.ms + ms // 2
         self.do(self.ledger.second.holds.advance(hold_id, counter, running=running))
+        account = self.model[hold.request.account_id]
         if hold.state == "GRANTED" and counter > hold.ms:
             before, hold.ms = hold.ms, counter
             if counter // HOUR_MS > before // HOUR_MS or hold.due:
-                self.model[hold.request.account_id].settle(hold)
+                account.settle(hold)
+        elif counter > hold.ms:
+            account.catch_up(hold, counter)
 
     @rule(hold_id=holds, ms=st.integers(0, HOUR_MS), given_up=st.booleans())
     def end(self, hold_id: str, ms: int, given_up: bool) -> None:
@@ -203,12 +215,8 @@ class Histories(RuleBasedStateMachine):
             hold.settled, hold.lost = hold.settled + taken, excess - taken
             account.available += hold.amount - hold.posted - taken
             account.frozen -= hold.amount
-        elif hold.state in ("RESOLVED", "EXPIRED"):
-            account, hold.ms = self.model[hold.request.account_id], counter
-            due = hold.unpaid - hold.posted - hold.lost
-            taken = min(due, account.available) if hold.state == "RESOLVED" else 0
-            hold.settled, hold.lost = hold.settled + taken, hold.lost + due - taken
-            account.available -= taken
+        else:
+            self.model[hold.request.account_id].catch_up(hold, counter)
 
     @rule(hold_id=holds, share=st.integers(1, 120), twice=st.booleans())
     def refund(self, hold_id: str, share: int, twice: bool) -> None:

@@ -264,6 +264,9 @@ def _count(journal: Journal, request: Counted) -> bool:
     hold, charged_ms = journal.holds[request.hold_id], request.charged_ms
     if hold.state is HoldState.EXPIRED:
         journal.order_expired_to_stop(hold)
+    if hold.resolved_at is not None and charged_ms > hold.charged_ms:
+        # The last event may never come.
+        _catch_up(journal, replace(hold, charged_ms=charged_ms))
     if hold.state is not HoldState.GRANTED or charged_ms < hold.charged_ms:
         return False
     plan = metering.advance(hold.meter, charged_ms, journal.account.available_micros)
