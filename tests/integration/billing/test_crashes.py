@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import time
@@ -37,12 +38,15 @@ async def until_answered(call: Callable[[], Awaitable[T]]) -> T:
 
 
 async def client(ledger: Ledger, account_id: str, end_s: float) -> list[Answer]:
-    """Tops up and starts until the end: what was answered."""
+    """Starts until the end, and tops up before every second start, so that some are refused: what was answered."""
     answers: list[Answer] = []
-    while time.monotonic() < end_s:
+    for attempt in itertools.count():
+        if time.monotonic() >= end_s:
+            break
         reference, request = new_id(), request_of(account_id)
-        added = await until_answered(partial(ledger.billing.accounts.top_up, account_id, reference, HOLD_MICROS))
-        answers.append(added)
+        if attempt % 2 == 0:
+            added = await until_answered(partial(ledger.billing.accounts.top_up, account_id, reference, HOLD_MICROS))
+            answers.append(added)
         try:
             answers.append(await until_answered(partial(ledger.second.holds.create, request)))
         except FailedPreconditionError as refusal:
@@ -98,7 +102,7 @@ async def play(folder: Path, *, seconds: float, crashes: int) -> None:
             ended = await asyncio.gather(*clients)
             for number, account_id in enumerate(accounts):
                 answers = [answer for one in ended[number::2] for answer in one]
-                assert any(isinstance(answer, Hold) for answer in answers)
+                assert {type(answer) for answer in answers} == {TopUp, Hold, FailedPreconditionError}
                 assert replay(answers) == await ledger.balance(account_id)
             assert not (await ledger.audit()).findings
     finally:
