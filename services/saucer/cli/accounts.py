@@ -107,11 +107,18 @@ def statement(app: App, account_id: str | None, work_id: str | None, as_csv: boo
     for item in found:
         print_statement(app.output, item)
     if work_id and found:
-        cost = sum(item.hold.charge_micros - item.hold.lost_micros for item in found)
+        cost = sum(_cost_micros(item) for item in found)
         which = "Of these" if request.page_token else "In all"
         app.output.say(f"{which}, {len(found)} starts: {money(cost, found[0].hold.currency)}")
     if not found:
         app.output.say("Nothing was started yet.")
+
+
+def _cost_micros(statement: billing_pb2.Statement) -> int:
+    """What is paid or to be paid of a start with all its lines."""
+    refund = billing_pb2.STATEMENT_LINE_KIND_REFUND
+    refunded = sum(line.amount_micros for line in statement.lines if line.kind == refund)
+    return statement.hold.charge_micros - statement.hold.lost_micros - refunded
 
 
 def _starts(app: App, request: billing_pb2.ListStatementsRequest, limit: int | None) -> list[billing_pb2.Statement]:

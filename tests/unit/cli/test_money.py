@@ -31,6 +31,9 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
     starts: int = 1
     # Of each of them, which are then read a line a page.
     lines: int = 1
+    # Of each start.
+    refunded_micros: int = 0
+    lost_micros: int = 0
 
     def CreateResourceGroup(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
@@ -66,7 +69,10 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
             )
         last = min(first + (request.page_size or 50), self.starts)
         return billing_pb2.ListStatementsResponse(
-            statements=[_statement(number + 1) for number in range(first, last)],
+            statements=[
+                _statement(number + 1, refunded_micros=self.refunded_micros, lost_micros=self.lost_micros)
+                for number in range(first, last)
+            ],
             next_page_token=str(last) if last < self.starts else "",
         )
 
@@ -92,8 +98,10 @@ class Script(billing_pb2_grpc.BillingServiceServicer):
         )
 
 
-def _statement(number: int) -> billing_pb2.Statement:
-    hold = billing_pb2.Hold(work_id=TASK, start_number=number, charge_micros=90_000, currency="EUR")
+def _statement(number: int, *, refunded_micros: int = 0, lost_micros: int = 0) -> billing_pb2.Statement:
+    hold = billing_pb2.Hold(
+        work_id=TASK, start_number=number, charge_micros=90_000, lost_micros=lost_micros, currency="EUR"
+    )
     line = billing_pb2.StatementLine(
         kind=billing_pb2.STATEMENT_LINE_KIND_POSTING,
         amount_micros=90_000,
@@ -101,7 +109,10 @@ def _statement(number: int) -> billing_pb2.Statement:
         hold_id=f"{TASK}-{number}",
         explanation="=1+1",
     )
-    return billing_pb2.Statement(hold=hold, lines=[line])
+    refund = billing_pb2.StatementLine(
+        kind=billing_pb2.STATEMENT_LINE_KIND_REFUND, amount_micros=refunded_micros, hold_id=f"{TASK}-{number}"
+    )
+    return billing_pb2.Statement(hold=hold, lines=[line, refund] if refunded_micros else [line])
 
 
 @pytest.fixture
@@ -160,6 +171,13 @@ def test_a_statement_as_csv_has_a_row_for_each_line_and_as_text_the_sum_of_a_wor
     assert [(row["kind"], row["amount_micros"], row["hold_id"]) for row in rows] == [("posting", "90000", f"{TASK}-1")]
     assert rows[0]["explanation"] == "'=1+1", "no formula for a spreadsheet"
     assert "In all, 1 starts: 0.09 EUR" in cli("account", "statement", "--work", TASK)
+
+
+def test_the_sum_of_a_work_is_less_what_was_refunded_and_lost(cli: Cli, script: Script) -> None:
+    script.starts, script.refunded_micros = 2, 60_000
+    assert "In all, 2 starts: 0.06 EUR" in cli("account", "statement", "--work", TASK)
+    script.lost_micros = 20_000
+    assert "In all, 2 starts: 0.02 EUR" in cli("account", "statement", "--work", TASK)
 
 
 @pytest.mark.parametrize("starts", [50, 51, 401])
