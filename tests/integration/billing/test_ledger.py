@@ -254,13 +254,43 @@ async def test_what_was_booked_cannot_be_changed_by_the_services_own_role(ledger
             await connection.execute(statement)
 
 
-@pytest.mark.parametrize("table", ["transfer", "price", "record"])
+@pytest.mark.parametrize("table", ["transfer", "price", "record", "hold"])
 async def test_nor_by_a_role_that_has_the_right(ledger: Ledger, table: str) -> None:
     async with ledger.database.reading() as connection:
-        await connection.execute("GRANT ALL ON transfer, price, record TO CURRENT_USER")
+        await connection.execute("GRANT ALL ON transfer, price, record, hold TO CURRENT_USER")
         for statement in (f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
             with pytest.raises(asyncpg.RaiseError, match="append-only"):
                 await connection.execute(statement)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "hold_id = 'other'",
+        "account_id = gen_random_uuid()",
+        "work_kind = 'DEPLOYMENT'",
+        "work_id = gen_random_uuid()",
+        "start_number = 2",
+        "region_id = 'other'",
+        "spec_id = 'other'",
+        "count = 2",
+        "currency = 'USD'",
+        "price_per_hour_micros = 1",
+        "amount_micros = 1",
+        "group_id = gen_random_uuid()",
+        "created_at = created_at + interval '1 second'",
+    ],
+)
+async def test_what_a_hold_was_asked_for_is_changed_by_no_role(ledger: Ledger, change: str, closed: bool) -> None:
+    request = await granted(ledger)
+    if closed:
+        await ledger.billing.holds.resolve(request.hold_id, 0)
+    async with ledger.database.reading() as connection:
+        await connection.execute("GRANT ALL ON hold TO CURRENT_USER")
+        with pytest.raises(asyncpg.RaiseError, match="stays what it was asked for"):
+            # A counter that comes late may change what is closed.
+            await connection.execute(f"UPDATE hold SET charged_ms = charged_ms + 1, {change}")
 
 
 async def test_a_closed_hold_never_opens_again(ledger: Ledger) -> None:
