@@ -202,6 +202,7 @@ async def _every_call(
             metadata=metadata,
         ),
         "ListBadCases": bad_cases,
+        "ListBadCases, a page as large as it gets": partial(bad_cases, page_size=200, threshold=0.0),
         "ListBadCases, the last page": partial(bad_cases, page_token=last_page),
         "ListBadCases, of a class": partial(bad_cases, class_name=class_name),
         "ListBadCases, of a kind": partial(bad_cases, kinds=[messages.FAULT_KIND_MISS]),
@@ -218,6 +219,9 @@ async def _every_call(
         ),
         "ListTestImages": lambda: stub.ListTestImages(
             messages.ListTestImagesRequest(evaluation_id=evaluation_id), metadata=metadata
+        ),
+        "ListTestImages, a page as large as it gets": lambda: stub.ListTestImages(
+            messages.ListTestImagesRequest(evaluation_id=evaluation_id, page_size=200), metadata=metadata
         ),
         "ListEvaluationImageReads": lambda: stub.ListEvaluationImageReads(
             messages.ListEvaluationImageReadsRequest(), metadata=metadata

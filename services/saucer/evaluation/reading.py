@@ -17,6 +17,13 @@ from saucer.evaluation.thinning import ThinnedPoints
 
 CASES_AT_ONCE = 100
 """Bad cases that are made at a time where all are asked for."""
+PAGE_BYTES = 768 * 1024
+"""Of what a page of images says of them, about 12,000 boxes and faults, made in a twentieth of a second: with images of
+PAGE_IMAGES_BYTES it fits what a gRPC client takes by default (4 MiB). A page has one image at least."""
+ENTRY_BYTES = 55
+"""That a box or a fault takes of a page at most, besides the name of its class."""
+IMAGE_BYTES = 40
+"""That an image takes likewise, besides its name."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,18 @@ class LabelledImage:
 def find_labelled_images(
     loaded: Loaded, class_name: str, *, offset: int, limit: int
 ) -> tuple[list[LabelledImage], int]:
-    """By image id, those with a label of the class if one is given, and how many. An unknown class has none."""
+    """By image id, those with a label of the class if one is given, and how many. An unknown class has none.
+
+    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES.
+    """
     truth = loaded.truth
     of_class = np.array([name == class_name for name in truth.classes], np.bool_)
     places: NDArray[np.integer] = (
         np.unique(loaded.scored.truth_image[of_class[truth.label]]) if class_name else np.arange(truth.images.size)
     )
-    return [_labelled_image(loaded, place) for place in places[offset : offset + limit].tolist()], places.size
+    page = places[offset : offset + limit]
+    boxes = np.array([loaded.truths_of(place).size for place in page.tolist()], np.int64)
+    return [_labelled_image(loaded, place) for place in _fitting(loaded, page, boxes).tolist()], places.size
 
 
 def _labelled_image(loaded: Loaded, place: int) -> LabelledImage:
@@ -188,10 +200,16 @@ class CaseFilter:
 def find_bad_cases(
     loaded: Loaded, threshold: float, wanted: CaseFilter, *, offset: int, limit: int
 ) -> tuple[list[BadCase], int]:
-    """Bad cases, most faults first and then by image id, and how many there are in all. An unknown class has none."""
+    """Bad cases, most faults first and then by image id, and how many there are in all. An unknown class has none.
+
+    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES.
+    """
     rows = _wanted_rows(loaded, threshold, wanted)
     images = _worst_first(rows)
-    return _cases(loaded, threshold, rows, images[offset : offset + limit]), images.size
+    page = images[offset : offset + limit]
+    boxes = [loaded.truths_of(place).size + loaded.detections_of(place, threshold).size for place in page.tolist()]
+    entries = rows.counts()[page] + np.array(boxes, np.int64)
+    return _cases(loaded, threshold, rows, _fitting(loaded, page, entries)), images.size
 
 
 def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iterator[BadCase]:
@@ -211,6 +229,14 @@ def _wanted_rows(loaded: Loaded, threshold: float, wanted: CaseFilter) -> FaultR
     return fault_rows(loaded.scored, threshold, wanted.kinds or tuple(FaultKind), label, wanted.scores, answers)
 
 
+def _fitting(loaded: Loaded, places: NDArray[np.integer], entries: NDArray[np.int64]) -> NDArray[np.integer]:
+    """Of images with so many boxes and faults each, the first that fit into a page; one at least, if there is any."""
+    entry_bytes = ENTRY_BYTES + max((len(name.encode()) for name in loaded.truth.classes), default=0)
+    names = [len(loaded.test_set.source_names[place].encode()) for place in places.tolist()]
+    size_bytes = np.cumsum(IMAGE_BYTES + np.array(names, np.int64) + entries * entry_bytes)
+    return places[: max(1, int(np.searchsorted(size_bytes, PAGE_BYTES, "right")))]
+
+
 def _worst_first(rows: FaultRows) -> NDArray[np.intp]:
     """Places of the images with such faults."""
     counts = rows.counts()
@@ -218,7 +244,7 @@ def _worst_first(rows: FaultRows) -> NDArray[np.intp]:
     return images[np.argsort(-counts[images], kind="stable")]
 
 
-def _cases(loaded: Loaded, threshold: float, rows: FaultRows, images: NDArray[np.intp]) -> list[BadCase]:
+def _cases(loaded: Loaded, threshold: float, rows: FaultRows, images: NDArray[np.integer]) -> list[BadCase]:
     by_id = dict(rows.of_images(images).faults().by_image())
     return [
         _bad_case(loaded, threshold, image_id, by_id[image_id]) for image_id in loaded.scored.images[images].tolist()

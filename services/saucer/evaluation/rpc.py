@@ -141,10 +141,13 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
             limit=page.size,
             include_images=request.include_images,
         )
-        return evaluation_pb2.ListBadCasesResponse(
-            bad_cases=[bad_case_message(case, image) for case, image in cases],
-            next_page_token=_following(page, offset + len(cases), total),
-            total_size=total,
+        # Of thousands of boxes messages take longer to make than other callers should wait.
+        return await asyncio.to_thread(
+            lambda: evaluation_pb2.ListBadCasesResponse(
+                bad_cases=[bad_case_message(case, image) for case, image in cases],
+                next_page_token=_following(page, offset + len(cases), total),
+                total_size=total,
+            )
         )
 
     async def ExportBadCases(
@@ -207,10 +210,12 @@ class _EvaluationRpc(evaluation_pb2_grpc.EvaluationServiceServicer):
             limit=page.size,
             include_images=request.include_images,
         )
-        return evaluation_pb2.ListTestImagesResponse(
-            test_images=[test_image_message(shown, image) for shown, image in found],
-            next_page_token=_following(page, offset + len(found), total),
-            total_size=total,
+        return await asyncio.to_thread(
+            lambda: evaluation_pb2.ListTestImagesResponse(
+                test_images=[test_image_message(shown, image) for shown, image in found],
+                next_page_token=_following(page, offset + len(found), total),
+                total_size=total,
+            )
         )
 
     async def DrawEvaluation(

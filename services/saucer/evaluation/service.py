@@ -231,8 +231,9 @@ class Evaluations:
     ) -> tuple[list[tuple[BadCase, bytes]], int]:
         """Bad cases with their images, if asked for, and how many there are in all.
 
-        With images the page may be shorter than `limit`: it ends before one that would exceed `images_bytes`. An image
-        that the store no longer has comes empty: what is wrong with it is known all the same.
+        The page may be shorter than `limit`: it ends where what it says would exceed reading.PAGE_BYTES, and with
+        images before one that would exceed `images_bytes`. An image that the store no longer has comes empty: what is
+        wrong with it is known all the same.
 
         Raises:
             NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
@@ -292,7 +293,7 @@ class Evaluations:
     async def test_images(
         self, evaluation_id: str, class_name: str, *, offset: int, limit: int, include_images: bool
     ) -> tuple[list[tuple[LabelledImage, bytes]], int]:
-        """Images of the test split by id, with their bytes as in bad_cases(), and how many there are in all.
+        """Images of the test split by id, with their bytes and as few as in bad_cases(), and how many there are in all.
 
         Raises:
             NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.

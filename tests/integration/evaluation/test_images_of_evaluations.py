@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saucer.evaluation import service
+from saucer.evaluation import reading, service
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.suspecting import SuspectKind, suspects
 from saucer.evaluation.v1 import evaluation_pb2
@@ -53,6 +53,26 @@ async def test_a_fault_names_its_boxes_by_their_place_in_the_case(world: World) 
                 box = case.truth[fault.truth]
                 assert (box.x1, box.y1, box.x2, box.y2) == tuple(pure.truth.box[wrong.truth].tolist())
         assert all(box.score >= 0.3 for box in case.detections)
+
+
+async def test_pages_that_end_before_they_grow_too_large_go_on_with_their_token(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, told = await scored(world)
+    evaluation_id = told.evaluation_id
+    lists: tuple[tuple[Any, Any, str], ...] = (
+        (world.stub.ListBadCases, evaluation_pb2.ListBadCasesRequest(evaluation_id=evaluation_id), "bad_cases"),
+        (world.stub.ListTestImages, evaluation_pb2.ListTestImagesRequest(evaluation_id=evaluation_id), "test_images"),
+    )
+    whole = [list(getattr(await call(request, metadata=world.viewer), field)) for call, request, field in lists]
+    monkeypatch.setattr(reading, "PAGE_BYTES", 0)
+    for (call, request, field), expected in zip(lists, whole, strict=True):
+        for number, entry in enumerate(expected, 1):
+            page = await call(request, metadata=world.viewer)
+            assert list(getattr(page, field)) == [entry]
+            assert page.total_size == len(expected)
+            assert bool(page.next_page_token) == (number < len(expected))
+            request.page_token = page.next_page_token
 
 
 @pytest.mark.parametrize("kind", list(FaultKind))

@@ -5,15 +5,18 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from google.protobuf.message import Message
 
+from saucer.evaluation import messages, reading
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
 from saucer.evaluation.matching import StoredFormError, match
 from saucer.evaluation.messages import bad_case_message
 from saucer.evaluation.reading import CaseFilter, at_threshold, find_bad_cases, find_labelled_images, score_histograms
 from saucer.evaluation.stored import LabelledSet, Loaded, load
 from saucer.evaluation.truth import Truth, from_coco
+from saucer.lib.image_reads import PAGE_IMAGES_BYTES
 from saucer.serving.detections import Detections
-from tests.unit.evaluation.generated import generate
+from tests.unit.evaluation.generated import columns, generate, truth_of
 
 SEEDS = range(40)
 THRESHOLDS = (0.0, 0.05, 0.3, 0.5, 0.75, 1.0)
@@ -51,6 +54,50 @@ def test_pages_of_bad_cases_join_to_the_whole_list_worst_first(seed: int) -> Non
     assert page(0, 1000) == expected
     assert [case for offset in range(0, len(expected), 2) for case in page(offset, 2)] == expected
     assert page(len(expected), 2) == []
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pages_that_would_grow_too_large_end_before_and_join_to_the_whole_list(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(*stored(seed))
+    whole = (
+        [bad_case_message(case, b"") for case in find_bad_cases(loaded, 0.0, CaseFilter(), offset=0, limit=200)[0]],
+        [messages.test_image_message(image, b"") for image in find_labelled_images(loaded, "", offset=0, limit=200)[0]],
+    )
+    monkeypatch.setattr(reading, "PAGE_BYTES", 1500)
+
+    def cases(offset: int) -> list[Message]:
+        found, total = find_bad_cases(loaded, 0.0, CaseFilter(), offset=offset, limit=200)
+        assert total == len(whole[0])
+        return [bad_case_message(case, b"") for case in found]
+
+    def images(offset: int) -> list[Message]:
+        found, total = find_labelled_images(loaded, "", offset=offset, limit=200)
+        assert total == len(whole[1])
+        return [messages.test_image_message(image, b"") for image in found]
+
+    for page, expected in zip((cases, images), whole, strict=True):
+        joined: list[Message] = []
+        while found := page(len(joined)):
+            assert len(found) == 1 or sum(message.ByteSize() for message in found) <= reading.PAGE_BYTES
+            joined += found
+        assert joined == expected
+
+
+def test_a_page_of_images_full_of_boxes_fits_what_a_client_takes() -> None:
+    images = list(range(200))
+    rows = [(image, 0, (0.0, 0.0, 8.0, 8.0), number / 300) for image in images for number in range(300)]
+    found, truth = columns(images, rows), truth_of(images, ["ü" * 100], [])
+    detections = Detections(found.images, found.image_id, found.box, found.score, found.label)
+    names = tuple(map(str, images))
+    test_set = LabelledSet(truth, names, names).to_bytes()
+    loaded = load(test_set, detections.to_bytes(), match(truth, detections).to_bytes())
+    cases, total = find_bad_cases(loaded, 0.0, CaseFilter(), offset=0, limit=200)
+    assert total == 200
+    size_bytes = sum(bad_case_message(case, b"").ByteSize() for case in cases)
+    assert reading.PAGE_BYTES / 2 < size_bytes < reading.PAGE_BYTES
+    assert reading.PAGE_BYTES + PAGE_IMAGES_BYTES < 4 * 1024**2
 
 
 def test_a_case_shows_every_truth_and_the_detections_above_the_threshold() -> None:
