@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import Any
 
-from saucer.evaluation.reading import BadCase, CaseFilter, LabelledBox, every_bad_case
+from saucer.evaluation.reading import BadCase, CaseFilter, LabelledBox, every_bad_case, label_of
 from saucer.evaluation.stored import Loaded
 from saucer.lib.csv_lines import csv_line
 
@@ -28,8 +28,9 @@ def export(loaded: Loaded, threshold: float, wanted: CaseFilter, as_format: Expo
     COCO: the document of cocodataset.org/#format-data, whose `annotations` are the labels of these images and whose
     categories are the classes from 1 on; besides it `detections` in COCO's form of results. Images, labels and
     detections have `tags`: the kinds of the faults that name them. CSV: a row a fault, corners in pixels; names as
-    csv_line() writes them.
+    csv_line() writes them. Raises InvalidArgumentError for an unknown class, before anything is written.
     """
+    label_of(loaded.truth.classes, wanted.class_name)
     write = {ExportFormat.COCO: _coco, ExportFormat.CSV: _csv}[as_format]
     return write(loaded, lambda: every_bad_case(loaded, threshold, wanted), threshold)
 

@@ -25,6 +25,7 @@ from saucer.evaluation.suspecting import SuspectKind
 from saucer.evaluation.thinning import ThinnedPoints
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import to_duration, to_timestamp
+from saucer.lib.errors import InvalidArgumentError
 
 _NO_BOX = -1
 
@@ -282,12 +283,17 @@ def read_format(number: evaluation_pb2.ExportFormat.ValueType) -> ExportFormat:
 def read_filter(
     request: evaluation_pb2.ListBadCasesRequest | evaluation_pb2.ExportBadCasesRequest,
 ) -> CaseFilter:
-    """Which bad cases are asked for."""
+    """Which bad cases are asked for. Raises InvalidArgumentError: SCORE_RANGE_EMPTY."""
     ranged = request.HasField("min_score") or request.HasField("max_score")
+    least, highest = request.min_score, request.max_score if request.HasField("max_score") else 1.0
+    if least > highest:
+        raise InvalidArgumentError(
+            "SCORE_RANGE_EMPTY", f"min_score: {least:g} is above max_score, {highest:g}; no score lies between."
+        )
     return CaseFilter(
         kinds=[read_kind(kind) for kind in request.kinds if kind],
         class_name=request.class_name,
-        scores=(request.min_score, request.max_score if request.HasField("max_score") else 1.0) if ranged else None,
+        scores=(least, highest) if ranged else None,
     )
 
 

@@ -16,7 +16,7 @@ from saucer.evaluation.messages import (
     histogram_message,
     kind_number,
 )
-from saucer.evaluation.reading import CaseFilter
+from saucer.evaluation.reading import CaseFilter, label_of
 from saucer.evaluation.service import Evaluations
 from saucer.evaluation.stored import DEFAULT_POINTS, points_of_a_curve
 from saucer.evaluation.v1 import evaluation_pb2
@@ -96,7 +96,7 @@ class Pictures:
 
     async def _curves(self, wanted: Wanted) -> _Draw:
         told = await self._told(wanted)
-        _known(wanted.class_name, [item.class_name for item in told.classes])
+        label_of([item.class_name for item in told.classes], wanted.class_name)
         max_points = points_of_a_curve(DEFAULT_POINTS, len(told.classes))
         curves = {curve[0]: curve for curve in await self._evaluations.curves(wanted.evaluation_id, max_points)}
 
@@ -113,7 +113,7 @@ class Pictures:
 
     async def _scores(self, wanted: Wanted) -> _Draw:
         found = await self._evaluations.score_histograms(wanted.evaluation_id, BINS)
-        _known(wanted.class_name, [histogram.class_name for histogram in found])
+        label_of([histogram.class_name for histogram in found], wanted.class_name)
         answer = histogram_message(next(entry for entry in found if entry.class_name == wanted.class_name))
         return lambda drawing, file: drawing.scores(file, answer, wanted.threshold)
 
@@ -154,8 +154,3 @@ class Pictures:
 
         async with self._drawing:
             return await asyncio.to_thread(work)
-
-
-def _known(class_name: str, classes: list[str]) -> None:
-    if class_name and class_name not in classes:
-        raise InvalidArgumentError("CLASS_UNKNOWN", f"class_name: the evaluation knows no class {class_name}.")

@@ -1,6 +1,6 @@
 """What a finished evaluation answers at any threshold: pure arithmetic on what stored.load() brought into memory."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from saucer.evaluation.matching import NONE
 from saucer.evaluation.stored import Loaded
 from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
 from saucer.evaluation.thinning import ThinnedPoints
+from saucer.lib.errors import InvalidArgumentError
 
 CASES_AT_ONCE = 100
 """Bad cases that are made at a time where all are asked for."""
@@ -66,6 +67,15 @@ class BadCase:
     faults: tuple[CaseFault, ...]
     truth: tuple[LabelledBox, ...]
     detections: tuple[LabelledBox, ...]
+
+
+def label_of(classes: Sequence[str], class_name: str) -> int | None:
+    """None where no class is named. Raises InvalidArgumentError: CLASS_UNKNOWN."""
+    if not class_name:
+        return None
+    if class_name not in classes:
+        raise InvalidArgumentError("CLASS_UNKNOWN", f"class_name: the evaluation knows no class {class_name}.")
+    return classes.index(class_name)
 
 
 def at_threshold(loaded: Loaded, threshold: float) -> AtThreshold:
@@ -125,14 +135,15 @@ class LabelledImage:
 def find_labelled_images(
     loaded: Loaded, class_name: str, *, offset: int, limit: int
 ) -> tuple[list[LabelledImage], int]:
-    """By image id, those with a label of the class if one is given, and how many. An unknown class has none.
+    """By image id, those with a label of the class if one is given, and how many.
 
-    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES.
+    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES. Raises InvalidArgumentError for
+    an unknown class.
     """
     truth = loaded.truth
-    of_class = np.array([name == class_name for name in truth.classes], np.bool_)
+    label = label_of(truth.classes, class_name)
     places: NDArray[np.integer] = (
-        np.unique(loaded.scored.truth_image[of_class[truth.label]]) if class_name else np.arange(truth.images.size)
+        np.arange(truth.images.size) if label is None else np.unique(loaded.scored.truth_image[truth.label == label])
     )
     page = places[offset : offset + limit]
     boxes = np.array([loaded.truths_of(place).size for place in page.tolist()], np.int64)
@@ -200,9 +211,10 @@ class CaseFilter:
 def find_bad_cases(
     loaded: Loaded, threshold: float, wanted: CaseFilter, *, offset: int, limit: int
 ) -> tuple[list[BadCase], int]:
-    """Bad cases, most faults first and then by image id, and how many there are in all. An unknown class has none.
+    """Bad cases, most faults first and then by image id, and how many there are in all.
 
-    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES.
+    There may be fewer than `limit`, since they end where they would exceed PAGE_BYTES. Raises InvalidArgumentError for
+    an unknown class.
     """
     rows = _wanted_rows(loaded, threshold, wanted)
     images = _worst_first(rows)
@@ -221,10 +233,7 @@ def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iter
 
 
 def _wanted_rows(loaded: Loaded, threshold: float, wanted: CaseFilter) -> FaultRows:
-    if wanted.class_name and wanted.class_name not in loaded.truth.classes:
-        nothing = np.empty(0, np.intp)
-        return FaultRows(loaded.scored, nothing, nothing, nothing)
-    label = loaded.truth.classes.index(wanted.class_name) if wanted.class_name else None
+    label = label_of(loaded.truth.classes, wanted.class_name)
     answers = answers_by_truth(loaded.scored) if loaded.test_set.whole_images else None
     return fault_rows(loaded.scored, threshold, wanted.kinds or tuple(FaultKind), label, wanted.scores, answers)
 

@@ -236,7 +236,8 @@ class Evaluations:
         wrong with it is known all the same.
 
         Raises:
-            NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
+            NotFoundError, FailedPreconditionError: not succeeded. InvalidArgumentError: an unknown class.
+            UnavailableError: the store does not answer.
         """
         evaluation, loaded = await self._succeeded(evaluation_id)
         cases, total = await asyncio.to_thread(
@@ -247,7 +248,11 @@ class Evaluations:
     async def export_bad_cases(
         self, evaluation_id: str, threshold: float, wanted: CaseFilter, as_format: ExportFormat
     ) -> AsyncIterator[bytes]:
-        """A file in pieces of about EXPORT_PIECE_BYTES. Raises FailedPreconditionError unless succeeded."""
+        """A file in pieces of about EXPORT_PIECE_BYTES.
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded. InvalidArgumentError: an unknown class.
+        """
         _, loaded = await self._succeeded(evaluation_id)
         written = export(loaded, threshold, wanted, as_format)
         while piece := await asyncio.to_thread(_piece, written):
@@ -296,7 +301,8 @@ class Evaluations:
         """Images of the test split by id, with their bytes and as few as in bad_cases(), and how many there are in all.
 
         Raises:
-            NotFoundError, FailedPreconditionError: not succeeded. UnavailableError: the store does not answer.
+            NotFoundError, FailedPreconditionError: not succeeded. InvalidArgumentError: an unknown class.
+            UnavailableError: the store does not answer.
         """
         evaluation, loaded = await self._succeeded(evaluation_id)
         found, total = await asyncio.to_thread(

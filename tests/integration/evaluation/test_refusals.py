@@ -16,6 +16,7 @@ from saucer.training.v1 import training_pb2
 from tests.integration.evaluation.generated_model import stored_model
 from tests.integration.evaluation.world import CATEGORIES, IMAGE, Start, World, at, detections, scored
 from tests.support.events import event, publish
+from tests.support.training import refusal
 
 
 async def test_results_that_were_changed_in_the_store_are_refused(start: Start) -> None:
@@ -87,6 +88,30 @@ async def test_a_threshold_that_is_no_score_is_refused(world: World, threshold: 
     with pytest.raises(grpc.aio.AioRpcError, match="threshold") as refusal:
         await at(world, new_id(), threshold)
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [({"class_name": "fork"}, "CLASS_UNKNOWN"), ({"min_score": 0.9, "max_score": 0.2}, "SCORE_RANGE_EMPTY")],
+)
+async def test_a_list_of_what_cannot_be_is_refused_and_not_empty(
+    world: World, wanted: dict[str, Any], reason: str
+) -> None:
+    _, told = await scored(world)
+    stub, asked = world.stub, {"evaluation_id": told.evaluation_id} | wanted
+    calls: list[Any] = [
+        stub.ListBadCases(evaluation_pb2.ListBadCasesRequest(**asked), metadata=world.viewer),
+        stub.ExportBadCases(evaluation_pb2.ExportBadCasesRequest(**asked), metadata=world.viewer).read(),
+    ]
+    if "class_name" in wanted:
+        sheet = evaluation_pb2.DrawEvaluationRequest(kind=evaluation_pb2.PICTURE_KIND_BAD_CASES, **asked)
+        calls += [
+            stub.ListTestImages(evaluation_pb2.ListTestImagesRequest(**asked), metadata=world.viewer),
+            stub.DrawEvaluation(sheet, metadata=world.viewer),
+        ]
+    for call in calls:
+        error = await refusal(call)
+        assert (error.code, error.reason) == ("INVALID_ARGUMENT", reason)
 
 
 async def test_no_call_shows_another_account_that_an_evaluation_exists(world: World) -> None:

@@ -19,7 +19,7 @@ from tests.unit.evaluation.test_reading import stored
 WANTED = [CaseFilter(), CaseFilter([FaultKind.MISS]), CaseFilter(class_name="class 0"), CaseFilter(scores=(0.4, 0.9))]
 
 
-@pytest.mark.parametrize("wanted", [*WANTED, CaseFilter(class_name="fork")])
+@pytest.mark.parametrize("wanted", [*WANTED, CaseFilter(scores=(0.0, 0.1))])
 @pytest.mark.parametrize("seed", [3, 10])
 def test_a_csv_has_a_row_for_each_fault_of_the_list(
     seed: int, wanted: CaseFilter, monkeypatch: pytest.MonkeyPatch
