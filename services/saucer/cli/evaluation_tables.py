@@ -70,12 +70,25 @@ def class_row(item: evaluation_pb2.ClassResult) -> tuple[object, ...]:
 
 
 def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
-    """What is known of an evaluation as a whole; an empty figure is none."""
-    at = threshold_text(found.threshold)
+    """What is known of an evaluation as a whole; an empty figure is none. Unless it has succeeded it has no figures."""
     return [
         ("evaluation id", found.evaluation_id),
         ("state", enum_word(found, "state")),
         ("error", found.error_message),
+        *(_figure_rows(found) if has_figures(found) else ()),
+        ("took", duration(found.duration)),
+        ("model id", found.model_id),
+    ]
+
+
+def has_figures(found: evaluation_pb2.Evaluation) -> bool:
+    """Whether its counts are counts: before it has succeeded each is 0."""
+    return found.state == evaluation_pb2.EVALUATION_STATE_SUCCEEDED
+
+
+def _figure_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
+    at = threshold_text(found.threshold)
+    return [
         ("test split", f"{found.images} images, {found.boxes} boxes, {found.unlabelled_images} with nothing to find"),
         *accuracy_rows(found),
         (f"precision at {at}", ratio(found, "precision")),
@@ -84,8 +97,6 @@ def summary_rows(found: evaluation_pb2.Evaluation) -> list[tuple[str, str]]:
         (f"mAP@0.50 of what is above {at}", _unless_classified(found, "map_50_above_threshold")),
         (f"bad cases at {at}", f"{found.bad_cases} images"),
         ("recommended threshold", _recommended(found)),
-        ("took", duration(found.duration)),
-        ("model id", found.model_id),
     ]
 
 

@@ -21,6 +21,7 @@ from saucer.cli.evaluation_tables import (
     CLASS_COLUMNS,
     RECOMMENDATION_COLUMNS,
     class_row,
+    has_figures,
     recommendation_row,
     summary_rows,
 )
@@ -62,12 +63,12 @@ def list_(app: App, task_id: str | None, model_id: str | None, limit: int) -> No
         lambda item: (
             item.evaluation_id,
             enum_word(item, "state"),
-            item.images,
+            item.images if has_figures(item) else "-",
             ratio(item, "map"),
             ratio(item, "map_50"),
             ratio(item, "precision"),
             ratio(item, "recall"),
-            item.bad_cases,
+            item.bad_cases if has_figures(item) else "-",
             moment(item, "create_time"),
         ),
     )
@@ -83,7 +84,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
     """Scores, as a whole and by class."""
     found = evaluation_of(app, evaluation_id, threshold)
     app.output.record("", found, summary_rows(found))
-    if not app.output.as_json:
+    if has_figures(found) and not app.output.as_json:
         title = f"By class, at threshold {threshold_text(found.threshold)}"
         class_table(app, title, CLASS_COLUMNS, [class_row(item) for item in found.classes], every=every)
     if plot is not None:

@@ -57,6 +57,7 @@ class Script(
     watched: int = 0
     import_polls: int = 0
     validation_kept: bool = True
+    evaluation_state: Any = evaluation_pb2.EVALUATION_STATE_SUCCEEDED
     classification: bool = False
     endless: bool = False
     predicted: int = 0
@@ -211,13 +212,21 @@ class Script(
         if request.evaluation_id != EVALUATION:
             not_found(context)
         self.requests.append(request)
-        threshold = request.threshold if request.HasField("threshold") else 0.25
-        evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, images=10, map_50=0.81, threshold=threshold)
+        evaluation = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, model_id=MODEL, state=self.evaluation_state)
+        if self.evaluation_state != evaluation_pb2.EVALUATION_STATE_SUCCEEDED:
+            evaluation.error_message = "no image is labelled"
+            return evaluation
+        evaluation.threshold = request.threshold if request.HasField("threshold") else 0.25
+        evaluation.images, evaluation.map_50 = 10, 0.81
         evaluation.classification = self.classification
         evaluation.coco.map_75 = 0.625
         evaluation.map_weighted = 0.456
         evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
         return evaluation
+
+    def ListEvaluations(self, request: Any, context: Any) -> Any:
+        scoring = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, state=evaluation_pb2.EVALUATION_STATE_SCORING)
+        return evaluation_pb2.ListEvaluationsResponse(evaluations=[scoring])
 
     def GetPrecisionRecallCurves(self, request: Any, context: Any) -> Any:
         curves = evaluation_pb2.PrecisionRecallCurves()

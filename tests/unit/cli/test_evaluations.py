@@ -34,6 +34,19 @@ def test_an_evaluation_is_shown_at_a_threshold_and_drawn(cli: Cli, script: Scrip
     assert Image.open(tmp_path / "pr.png").format == "PNG"
 
 
+@pytest.mark.parametrize("state", ["SCORING", "FAILED"])
+def test_an_evaluation_that_has_not_succeeded_shows_no_figure(cli: Cli, script: Script, state: str) -> None:
+    script.evaluation_state = evaluation_pb2.EvaluationState.Value(f"EVALUATION_STATE_{state}")
+    shown = dict(line.split(maxsplit=1) for line in cli("evaluation", "show", EVALUATION).splitlines())
+    assert shown.keys() == {"evaluation", "state", "error", "took", "model"}
+    assert shown["state"].split() == [state.lower()]
+
+
+def test_a_list_tells_no_counts_of_an_evaluation_that_is_not_scored_yet(cli: Cli) -> None:
+    row = cli("evaluation", "list").splitlines()[-2]
+    assert [cell.strip() for cell in row.split("│")[2:-2]] == ["scoring", *"------"]
+
+
 @pytest.mark.parametrize("verb", ["show", "confusion", "bad-cases", "suspects", "compare"])
 def test_a_threshold_is_told_as_it_is_and_not_rounded(cli: Cli, verb: str) -> None:
     base = [TASK] if verb == "compare" else []
