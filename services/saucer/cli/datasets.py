@@ -12,8 +12,8 @@ import click
 import grpc
 
 from saucer.cli.app import IDENTIFIER, App, Topic, limit_option, listed, pass_app, shorten
-from saucer.cli.connection import streaming
 from saucer.cli.errors import CliError, domain_error
+from saucer.cli.exports import write_pieces
 from saucer.cli.output import Output, message_dict, moment, percent
 from saucer.dataset.v1 import dataset_pb2
 from saucer.evaluation.v1 import evaluation_pb2
@@ -245,15 +245,7 @@ def export(app: App, dataset_version_id: str, target: Path, include_images: bool
     request = dataset_pb2.ExportDatasetVersionRequest(
         dataset_version_id=dataset_version_id, include_images=include_images
     )
-    aside = target.with_name(f"{target.name}.part")
-    try:
-        with streaming(app.connection.dataset.ExportDatasetVersion(request)) as pieces, aside.open("wb") as written:
-            for piece in pieces:
-                written.write(piece.data)
-        aside.replace(target)
-    except OSError as error:
-        raise CliError(f"The version cannot be written: {error}.") from error
-    app.output.remark(f"Written: {target}")
+    write_pieces(app, target, lambda: app.connection.dataset.ExportDatasetVersion(request))
 
 
 def print_version(output: Output, version: dataset_pb2.DatasetVersion) -> None:

@@ -61,7 +61,7 @@ def bad_cases(
     }
     if export is not None:
         exported = evaluation_pb2.ExportBadCasesRequest(**wanted, format=_FORMATS[export.suffix.lower()])
-        write_pieces(app, export, app.connection.evaluation.ExportBadCases(exported))
+        write_pieces(app, export, lambda: app.connection.evaluation.ExportBadCases(exported))
         return
     request = evaluation_pb2.ListBadCasesRequest(**wanted, include_images=sheet is not None)
     total = 0
@@ -72,10 +72,13 @@ def bad_cases(
         total = answer.total_size
         return answer
 
-    cases: list[evaluation_pb2.BadCase] = _listed_or_drawn(app, call, request, "bad_cases", limit)
-    if sheet is not None:
+    cases: list[evaluation_pb2.BadCase]
+    if sheet is None:
+        cases = listed(app, call, request, "bad_cases", limit)
+    else:
         with drawing(app, sheet) as draw:
-            draw.bad_cases(sheet, found, cases, request, total)
+            cases = _for_a_sheet(app, call, request, "bad_cases", limit)
+            draw(lambda module, file: module.bad_cases(file, found, cases, request, total))
     for case in cases:
         case.ClearField("image")
     if app.output.as_json:
@@ -88,10 +91,8 @@ def bad_cases(
         )
 
 
-def _listed_or_drawn(app: App, call: Callable[[Any], Any], request: Any, field: str, limit: int) -> list[Any]:
-    """listed(); with images no more than a sheet has room for, since each that is read costs its owner."""
-    if not request.include_images:
-        return listed(app, call, request, field, limit)
+def _for_a_sheet(app: App, call: Callable[[Any], Any], request: Any, field: str, limit: int) -> list[Any]:
+    """listed(), but no more than a sheet has room for, since each image that is read costs its owner."""
     from saucer.drawing import images  # noqa: PLC0415 - matplotlib, which other commands need not wait for
 
     if limit <= images.MAX_TILES:
@@ -136,12 +137,14 @@ def images(app: App, evaluation_id: str, class_name: str, sheet: Path | None, li
     request = evaluation_pb2.ListTestImagesRequest(
         evaluation_id=found.evaluation_id, class_name=class_name, include_images=sheet is not None
     )
-    shown: list[evaluation_pb2.TestImage] = _listed_or_drawn(
-        app, app.connection.evaluation.ListTestImages, request, "test_images", limit
-    )
-    if sheet is not None:
+    call = app.connection.evaluation.ListTestImages
+    shown: list[evaluation_pb2.TestImage]
+    if sheet is None:
+        shown = listed(app, call, request, "test_images", limit)
+    else:
         with drawing(app, sheet) as draw:
-            draw.test_images(sheet, found, shown, class_name)
+            shown = _for_a_sheet(app, call, request, "test_images", limit)
+            draw(lambda module, file: module.test_images(file, found, shown, class_name))
     for image in shown:
         image.ClearField("image")
     if app.output.as_json or sheet is None:

@@ -1,6 +1,6 @@
 """What the verbs of `saucer evaluation` share: arguments, the evaluation that is meant, pictures, tables by class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +9,7 @@ import click
 
 from saucer.cli.app import IDENTIFIER, App, found_or
 from saucer.cli.errors import CliError
+from saucer.cli.exports import new_file
 from saucer.cli.output import enum_word
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.task.v1 import task_pb2
@@ -19,16 +20,21 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 EVERY = click.option("--all", "every", is_flag=True, help="Every class, however many there are.")
 MOST_ROWS = 25  # of a table by class, unless all are asked for
 
+# Given what draws, with the module that does it, into a file.
+Draw = Callable[[Callable[[ModuleType, Path], None]], None]
+
 
 @contextmanager
-def drawing(app: App, file: Path) -> Iterator[ModuleType]:
-    """The module that draws, for a picture into the file. Raises CliError if that cannot be written."""
-    from saucer.drawing import evaluations  # noqa: PLC0415 - matplotlib, which other commands need not wait for
+def drawing(app: App, file: Path) -> Iterator[Draw]:
+    """What draws a picture into the file. Raises CliError, as new_file() does, if that cannot be written."""
+    with new_file(file) as written:
 
-    try:
-        yield evaluations
-    except OSError as error:
-        raise CliError(f"The picture cannot be written: {error}.") from error
+        def draw(picture: Callable[[ModuleType, Path], None]) -> None:
+            from saucer.drawing import evaluations  # noqa: PLC0415 - matplotlib, which other commands need not wait for
+
+            written.write(evaluations.drawn(file.name, lambda path: picture(evaluations, path)))
+
+        yield draw
     app.output.remark(f"Drawn: {file}")
 
 

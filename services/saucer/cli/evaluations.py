@@ -25,6 +25,7 @@ from saucer.cli.evaluation_tables import (
     recommendation_row,
     summary_rows,
 )
+from saucer.cli.exports import new_file
 from saucer.cli.output import enum_word, message_dict, moment, ratio
 from saucer.drawing.wording import BACKGROUND
 from saucer.evaluation.v1 import evaluation_pb2
@@ -92,7 +93,7 @@ def show(app: App, evaluation_id: str, threshold: float | None, plot: Path | Non
         answer = app.connection.evaluation.GetPrecisionRecallCurves(request)
         curves = {curve.class_name: curve for curve in answer.curves}
         with drawing(app, plot) as draw:
-            draw.curves(plot, found, curves.__getitem__)
+            draw(lambda module, file: module.curves(file, found, curves.__getitem__))
 
 
 @evaluation.command()
@@ -112,7 +113,7 @@ def confusion(app: App, evaluation_id: str, threshold: float | None, plot: Path 
         _print_confusion(app, matrix, every=every)
     if plot is not None:
         with drawing(app, plot) as draw:
-            draw.confusion(plot, matrix)
+            draw(lambda module, file: module.confusion(file, matrix))
 
 
 def _print_confusion(app: App, matrix: evaluation_pb2.ConfusionMatrix, *, every: bool) -> None:
@@ -234,7 +235,7 @@ def scores(app: App, evaluation_id: str, threshold: float | None, class_name: st
         )
     if plot is not None:
         with drawing(app, plot) as draw:
-            draw.scores(plot, histogram, found.threshold)
+            draw(lambda module, file: module.scores(file, histogram, found.threshold))
 
 
 @evaluation.command()
@@ -248,9 +249,7 @@ def report(app: App, evaluation_id: str, threshold: float | None, output: Path, 
     from saucer.cli import evaluation_report  # noqa: PLC0415 - matplotlib, which other commands need not wait for
 
     found = evaluation_of(app, evaluation_id, threshold)
-    gathered = evaluation_report.gather(app.connection.evaluation, found, images)
-    try:
-        output.write_text(evaluation_report.page(gathered), encoding="utf-8")
-    except OSError as error:
-        raise CliError(f"The report cannot be written: {error}.") from error
+    with new_file(output) as written:
+        gathered = evaluation_report.gather(app.connection.evaluation, found, images)
+        written.write(evaluation_report.page(gathered).encode())
     app.output.remark(f"Written: {output}")

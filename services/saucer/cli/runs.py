@@ -125,7 +125,7 @@ def logs(
     }
     if export is not None:
         request = training_pb2.ExportLogRequest(**wanted, format=_FORMATS[export.suffix.lower()])
-        write_pieces(app, export, app.connection.training.ExportLog(request))
+        write_pieces(app, export, lambda: app.connection.training.ExportLog(request))
         return
     listing = training_pb2.ListLogLinesRequest(**wanted, newest_first=newest_first)
     _each(listed(app, app.connection.training.ListLogLines, listing, "lines", limit), show)

@@ -60,6 +60,7 @@ class Script(
     evaluation_state: Any = evaluation_pb2.EVALUATION_STATE_SUCCEEDED
     classification: bool = False
     endless: bool = False
+    fail_lists: bool = False
     predicted: int = 0
     candidate: int = 0
     last_action: Any = publishing_pb2.UPDATE_ACTION_REJECTED
@@ -224,6 +225,10 @@ class Script(
         evaluation.classes.add(class_name="cup", boxes=5, share=1.0, ap_50=0.81, true_positives=4, misses=1)
         return evaluation
 
+    def fail_list(self, context: Any) -> None:
+        if self.fail_lists:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "The store is away.")
+
     def ListEvaluations(self, request: Any, context: Any) -> Any:
         scoring = evaluation_pb2.Evaluation(evaluation_id=EVALUATION, state=evaluation_pb2.EVALUATION_STATE_SCORING)
         return evaluation_pb2.ListEvaluationsResponse(evaluations=[scoring])
@@ -284,6 +289,7 @@ class Script(
 
     def ListTestImages(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.fail_list(context)
         image = evaluation_pb2.TestImage(
             file_name="a.jpg", width=64, height=48, image=photograph() if request.include_images else b""
         )
@@ -297,9 +303,11 @@ class Script(
         self.requests.append(request)
         for data in (b"image_id,", b"file_name"):
             yield evaluation_pb2.ExportedPiece(data=data)
+            self.fail_list(context)
 
     def ListBadCases(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        self.fail_list(context)
         case = evaluation_pb2.BadCase(file_name="a.jpg", image=photograph() if request.include_images else b"")
         if self.classification:
             case.faults.add(kind=evaluation_pb2.FAULT_KIND_MISS, class_name="cup", detection=-1, truth=0)

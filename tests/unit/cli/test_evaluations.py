@@ -132,7 +132,12 @@ def test_a_sheet_says_how_many_there_are_of_what_is_asked_for(
     cli: Cli, script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr(images, "sheet", lambda *_, title, **__: titles.append(title))
+
+    def titled(file: Path, *_: object, title: str, **__: object) -> None:
+        titles.append(title)
+        file.touch()
+
+    monkeypatch.setattr(images, "sheet", titled)
     sheet = ("--sheet", str(tmp_path / "sheet.png"))
     cli("evaluation", "bad-cases", EVALUATION, *sheet, "--kind", "miss", "--kind", "confused", "--class", "cup")
     cli("evaluation", "bad-cases", EVALUATION, *sheet, "--min-score", "0.4")
@@ -205,6 +210,35 @@ def test_a_picture_is_not_drawn_into_a_file_of_another_form(
     assert f"must end in {possible}." in said
     assert not script.requests
     assert not (tmp_path / name).exists()
+
+
+READS_IMAGES = [
+    ("bad-cases", "--sheet", "sheet.png"),
+    ("bad-cases", "--export", "cases.csv"),
+    ("images", "--sheet", "sheet.png"),
+    ("report", "--output", "report.html"),
+]
+
+
+@pytest.mark.parametrize(("verb", "option", "name"), READS_IMAGES)
+def test_a_file_that_cannot_be_written_is_noticed_before_anything_is_read_for_it(
+    cli: Cli, script: Script, tmp_path: Path, verb: str, option: str, name: str
+) -> None:
+    file = tmp_path / "no such folder" / name
+    assert f"{file} cannot be written" in cli.fails("evaluation", verb, EVALUATION, option, str(file))
+    assert [type(request) for request in script.requests] == [evaluation_pb2.GetEvaluationRequest]
+
+
+@pytest.mark.parametrize(("verb", "option", "name"), READS_IMAGES)
+def test_a_file_stays_as_it_was_where_what_is_to_be_in_it_does_not_come(
+    cli: Cli, script: Script, tmp_path: Path, verb: str, option: str, name: str
+) -> None:
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / name).write_text("as it was")
+    script.fail_lists = True
+    assert "The store is away." in cli.fails("evaluation", verb, EVALUATION, option, str(folder / name))
+    assert {file.name: file.read_text() for file in folder.iterdir()} == {name: "as it was"}
 
 
 def test_suspected_labels_are_listed_with_what_was_found(cli: Cli) -> None:
