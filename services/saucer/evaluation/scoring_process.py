@@ -1,7 +1,8 @@
 """A scoring's child process as the service holds it. See scoring_child.py for what it is told and what it says.
 
 Files pass between the two as descriptors of temporary files without a name, so that no process that is killed leaves
-one behind, and the service's memory does not grow with the size of a split.
+one behind, and what scoring takes of memory is the child's. The service has one result at a time in memory, to store
+it.
 """
 
 import json

@@ -22,7 +22,7 @@ from tests.integration.evaluation.world import Start, World
 from tests.support.events import until
 from tests.support.services import ServiceRunner, Tokens
 
-CLAIM_S = 1.0
+CLAIM_S = 5.0
 
 
 @pytest.fixture
@@ -71,15 +71,16 @@ def scoring_processes() -> dict[int, int]:
     return found
 
 
-async def child_of(pid: int, *, other_than: int = 0) -> int:
+async def stopped_child_of(pid: int, *, other_than: int = 0) -> int:
+    """Stopped in the middle, as soon as it is there; a kill still ends it."""
+
     async def found() -> int | None:
-        return next((child for child, parent in scoring_processes().items() if parent == pid != other_than), None)
+        children = (child for child, parent in scoring_processes().items() if parent == pid)
+        return next((child for child in children if child != other_than), None)
 
-    async def another() -> int | None:
-        child = await found()
-        return child if child != other_than else None
-
-    return await until(another)
+    child = await until(found)
+    os.kill(child, signal.SIGSTOP)
+    return child
 
 
 async def row(start: Start, model: training_pb2.Model) -> Any:
@@ -109,9 +110,11 @@ async def test_a_scoring_whose_service_is_killed_is_finished_once_by_the_next(
         account_id = world.account_id
     async with own_process(start, nats, tokens) as first:
         await world.tell(model)
-        child = await child_of(first.pid)
+        child = await stopped_child_of(first.pid)
         first.send_signal(signal.SIGKILL)
         await first.wait()
+    with suppress(ProcessLookupError):  # unless it had not yet begun to follow its service
+        os.kill(child, signal.SIGCONT)
     left = await row(start, model)
     assert (left["state"], left["attempts"]) == ("SCORING", 1)
     assert left["claim_token"] is not None, "it was killed in the middle"
@@ -130,7 +133,7 @@ async def test_a_scoring_whose_service_is_stopped_is_taken_up_at_once(start: Sta
     async with start() as world:
         model = await world.model()
         await world.tell(model)
-        await child_of(os.getpid())
+        await stopped_child_of(os.getpid())
     assert os.getpid() not in scoring_processes().values()
     left = await row(start, model)
     assert (left["state"], left["attempts"], left["claim_token"]) == ("SCORING", 0, None)
@@ -144,7 +147,7 @@ async def test_a_scoring_whose_child_dies_once_is_done_again_and_so_is_the_next_
     async with start() as world:
         model, other = await world.model(), await world.model()
         await world.tell(model)
-        os.kill(await child_of(os.getpid()), signal.SIGKILL)
+        os.kill(await stopped_child_of(os.getpid()), signal.SIGKILL)
         await check_scored_once(world, model)
         assert (await row(start, model))["crashes"] == 1
         await world.tell(other)
@@ -157,7 +160,7 @@ async def test_a_scoring_whose_child_dies_each_time_fails_with_a_sentence(start:
         await world.tell(model)
         child = 0
         for _ in range(3):
-            child = await child_of(os.getpid(), other_than=child)
+            child = await stopped_child_of(os.getpid(), other_than=child)
             os.kill(child, signal.SIGKILL)
         told = await world.ended(model)
     assert told.state == evaluation_pb2.EVALUATION_STATE_FAILED
@@ -265,8 +268,7 @@ async def test_who_lost_the_claim_during_a_pause_does_not_overwrite_what_the_oth
     async with start(scoring_claim_s=60) as world:
         model = await world.model()
         await world.tell(model)
-        child = await child_of(os.getpid())
-        os.kill(child, signal.SIGSTOP)
+        child = await stopped_child_of(os.getpid())
         connection = await asyncpg.connect(start.database_url)
         # So long that this one does not notice by prolonging it meanwhile.
         await connection.execute(
@@ -288,7 +290,7 @@ async def test_who_lost_the_claim_tells_nothing_and_the_other_finishes(start: St
     async with start(scoring_claim_s=CLAIM_S) as world:
         model = await world.model()
         await world.tell(model)
-        os.kill(await child_of(os.getpid()), signal.SIGSTOP)
+        await stopped_child_of(os.getpid())
         connection = await asyncpg.connect(start.database_url)
         # As another replica takes it, where this one could not prolong its claim in time.
         await connection.execute(
