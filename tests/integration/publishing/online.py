@@ -342,7 +342,7 @@ class Online:
 
     async def predict(self, deployment: publishing_pb2.Deployment, image: bytes) -> publishing_pb2.PredictResponse:
         request = publishing_pb2.PredictRequest(deployment_id=deployment.deployment_id, image=image)
-        return await self.publishing.Predict(request, metadata=self.owner(deployment.account_id), timeout=20)
+        return await self.publishing.Predict(request, metadata=self.owner(deployment.account_id), timeout=120)
 
     async def until_state(
         self, deployment: publishing_pb2.Deployment, *states: str, timeout_s: float = 40.0
