@@ -20,9 +20,9 @@ async def test_a_killed_worker_loses_its_run_and_the_next_attempt_resumes_from_t
     saucer: Saucer, data: Data
 ) -> None:
     account = data.account
-    created = await saucer.create_task(account, saucer.form(data.dataset_version_id, epochs=5))
+    created = await saucer.create_task(account, saucer.form(data.dataset_version_id, epochs=8))
     started = time.monotonic()
-    reached = await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 15)
+    reached = await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 30)
     killed = time.monotonic()
     await saucer.stack.kill("worker-1")
     await saucer.run_reaches(account, created.task_id, lambda run: run.state == training_pb2.RUN_STATE_QUEUED)
@@ -63,7 +63,7 @@ async def test_on_one_path_each_service_is_killed_in_turn_and_the_path_completes
     imported = await saucer.import_folder(account, shapes_folder)
     await kill("dataset")
     assert imported.state == dataset_pb2.IMPORT_STATE_SUCCEEDED
-    created = await saucer.create_task(account, saucer.form(imported.dataset_version_id, epochs=5))
+    created = await saucer.create_task(account, saucer.form(imported.dataset_version_id, epochs=8))
     await kill("task")
     await saucer.run_reaches(account, created.task_id, lambda run: run.iteration >= 5)
     await kill("training")

@@ -39,7 +39,11 @@ async def test_of_two_processes_one_is_killed_and_each_run_is_done_once(
         # What comes now, the other one takes, and its worker begins it.
         starts += [await crew.queue(account_id, iterations=SHORT, region_id="a") for _ in range(JOBS // 2)]
         await asyncio.sleep(AWAY_S)
-        assert all([await crew.exists(start) for start in starts])
+
+        async def all_exist() -> bool:
+            return all([await crew.exists(start) for start in starts])
+
+        await until(all_exist)
         restarted = await processes.start("first")
         await until(lambda: crew.ended(JOBS), timeout_s=120)
         await restarted.channel.close()

@@ -146,12 +146,12 @@ async def test_a_run_survives_a_killed_and_a_stopped_worker_and_ends_by_its_user
         third = await workers.enter_async_context(stack.worker("third"))
         await reached(2, 56)
         second.terminate()
-        assert await asyncio.wait_for(second.wait(), 15) == 0
+        assert await asyncio.wait_for(second.wait(), 60) == 0
         await reached(3, 57)
         await publish(jetstream, start.stop_requested())
         run = await until(ended, timeout_s=60)
         third.terminate()
-        assert await asyncio.wait_for(third.wait(), 15) == 0
+        assert await asyncio.wait_for(third.wait(), 60) == 0
 
     assert (run.attempt, run.end_reason) == (3, training_pb2.END_REASON_STOPPED_BY_USER)
     assert 0 < run.charged_ms < (run.end_time.ToMilliseconds() - run.start_time.ToMilliseconds()) - 9_000

@@ -68,9 +68,18 @@ async def test_a_hung_and_a_cut_off_worker_and_one_without_memory_lose_their_run
             wire.mend()
             for name in ("oom", "spare"):
                 await kill(workers[name])
-            later = [await crew.queue(account_id, iterations=20, region_id="a") for _ in range(4)]
-            await until(lambda: crew.ended(len(starts) + len(later)), timeout_s=60)
-            assert {(await crew.run(start))["worker_id"] for start in later} == {"hung", "cut"}, "they are back"
+            later: list[Start] = []
+
+            async def both_are_back() -> bool:
+                """Each has done one of the runs that are queued now, a new one when the last has ended."""
+                if not await crew.ended(len(starts) + len(later)):
+                    return False
+                done_by = {(await crew.run(start))["worker_id"] for start in later}
+                if done_by != {"hung", "cut"}:
+                    later.append(await crew.queue(account_id, iterations=20, region_id="a"))
+                return done_by == {"hung", "cut"}
+
+            await until(both_are_back, timeout_s=120)
             for name, start in of_worker.items():
                 assert await crew.run(start) == before[name], "what a zombie says changes nothing"
                 read_journal(crew.journal, start.run_id)
@@ -97,6 +106,7 @@ async def test_a_worker_whose_disk_is_full_leaves_its_run_to_another_and_takes_n
                 assert (row["end_reason"], row["worker_id"], row["lost_attempts"]) == ("COMPLETED", "other", 1)
                 await kill(workers[1])
                 waiting = await crew.queue(account_id, iterations=20, region_id="a")
+                await until(lambda: crew.exists(waiting))
                 await asyncio.sleep(3)
                 assert (await crew.run(waiting))["attempt"] == 0
             await until(lambda: crew.ended(2), timeout_s=30)

@@ -113,7 +113,7 @@ def test_a_classifier_halted_and_resumed_ends_with_the_same_bits(child: Child, j
         return str(file)
 
     splits: dict[str, Any] = {split: labelled(split) for split in ("train", "validation", "test")}
-    classifying = dataclasses.replace(job, classifies=True, epochs=3, workdir=str(folder / "classes"), **splits)
+    classifying = dataclasses.replace(job, classifies=True, epochs=9, workdir=str(folder / "classes"), **splits)
     uninterrupted = child.run(classifying)
     child.send(dataclasses.replace(classifying, workdir=str(folder / "classes-halted")))
     child.wait_for(Progress, lambda report: report.iteration > 1)

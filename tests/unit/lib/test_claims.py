@@ -8,7 +8,6 @@ import pytest
 
 from saucer.lib.claims import ClaimLostError, while_held
 
-CLAIM_S = 0.2
 EVERY_S = 0.01
 
 
@@ -46,9 +45,9 @@ class Work:
             raise ConnectionError
 
 
-async def held(work: Work, prolong: Callable[[], Awaitable[None]]) -> str:
+async def held(work: Work, prolong: Callable[[], Awaitable[None]], claim_s: float = 30.0) -> str:
     return await while_held(
-        work.make(), prolong, claim_s=CLAIM_S, every_s=EVERY_S, transient=(ConnectionError, ValueError)
+        work.make(), prolong, claim_s=claim_s, every_s=EVERY_S, transient=(ConnectionError, ValueError)
     )
 
 
@@ -73,7 +72,7 @@ async def test_a_database_that_is_away_for_a_moment_ends_nothing() -> None:
 async def test_a_database_that_is_away_for_longer_than_the_claim_ends_it() -> None:
     work = Work()
     with pytest.raises(ClaimLostError) as lost:
-        await held(work, work.be_away)
+        await held(work, work.be_away, claim_s=1.0)
     assert isinstance(lost.value.__cause__, ConnectionError)
     assert work.prolonged > 1
     assert work.cancelled
@@ -85,7 +84,7 @@ async def test_what_the_work_raises_is_raised() -> None:
 
     work = Work()
     with pytest.raises(ZeroDivisionError):
-        await while_held(fail(), work.prolong, claim_s=CLAIM_S, every_s=EVERY_S, transient=())
+        await while_held(fail(), work.prolong, claim_s=30.0, every_s=EVERY_S, transient=())
 
 
 async def test_cancelled_neither_goes_on() -> None:
