@@ -24,6 +24,7 @@ from matplotlib.path import Path as MplPath
 from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike, NDArray
 
+from saucer.drawing.lettering import short
 from saucer.drawing.palette import BLUE, GREEN, GREY, INK, LINES, ORANGE, PURPLE, STYLES, VERMILION
 from saucer.lib.scores import threshold_text
 
@@ -35,7 +36,6 @@ MATRIX_PX = (1200, 1080)
 MARGINS = {"left": 0.09, "right": 0.92, "bottom": 0.1, "top": 0.87}
 # Of a confusion matrix, in pixels: the names of its sides, its title, and what is between texts.
 SIDE_NAME_PX, TITLE_PX, GAP_PX = 34, 76, 10
-MAX_NAME = 30  # characters of a class at a confusion matrix; what is longer is cut
 # From one digit to the next, of a font of size 1: in DejaVu Sans, which comes with matplotlib, all are as wide.
 DIGIT_ADVANCE = 0.63625
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
@@ -141,7 +141,8 @@ def precision_recall(
 
 def curve_label(curve: Curve, threshold: float) -> str:
     """The class, its AP, and its precision and recall at the threshold, as far as there are any."""
-    label = curve.class_name if curve.ap is None else f"{curve.class_name}: AP@0.50 {curve.ap:.3f}"
+    name = short(curve.class_name)
+    label = name if curve.ap is None else f"{name}: AP@0.50 {curve.ap:.3f}"
     if curve.recall_at is None or curve.precision_at is None:
         return label
     return f"{label}; at {threshold_text(threshold)} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}"
@@ -164,7 +165,7 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.add_axes((0, 0, 1, 1), xticks=(), yticks=())
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    _name_cells(axes, [_short(names[place]) for place in (*drawn, -1)])
+    _name_cells(axes, [_plain(short(names[place])) for place in (*drawn, -1)])
     _numbers(axes, table, share > 0.55, size=max(6, 15 - len(table) // 2))
     said = ["the darker, the more of its row"]
     if len(table) < len(names):
@@ -191,10 +192,6 @@ def _name_cells(axes: Axes, names: Sequence[str]) -> None:
     )
     figure.supxlabel("found as", fontsize="medium")
     figure.supylabel("labelled as", fontsize="medium")
-
-
-def _short(name: str) -> str:
-    return _plain(name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…")
 
 
 def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *, size: float) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from saucer.drawing import charts, images
+from saucer.drawing.lettering import short
 from saucer.drawing.wording import BACKGROUND, describe_case, describe_filter
 from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.scores import threshold_text
@@ -101,7 +102,7 @@ def bad_cases(
 
 def scores(file: Path, histogram: evaluation_pb2.ScoreHistogram, threshold: float) -> None:
     """Detections by score, of one class or of all."""
-    title = f"Detections of {histogram.class_name or 'all classes'} by score"
+    title = f"Detections of {short(histogram.class_name) or 'all classes'} by score"
     charts.score_histogram(
         file, histogram.edges, histogram.true_positives, histogram.false_positives, threshold=threshold, title=title
     )
@@ -116,7 +117,7 @@ def test_images(
     ]
     title = f"{len(shown)} of {evaluation.images} images of the test split"
     if class_name:
-        title += f", with a label of {class_name}"
+        title += f", with a label of {short(class_name)}"
     images.sheet(file, tiles, classes=[item.class_name for item in evaluation.classes], title=title)
 
 

@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from saucer.drawing.lettering import short
 from saucer.drawing.palette import BOXES, GREY, INK
 from saucer.lib.scores import at_score_precision, threshold_text
 from saucer.serving.exif import orientation, turn
@@ -135,14 +136,14 @@ def _sentence(boxes: Sequence[LabelledBox], shown: Sequence[LabelledBox], thresh
             name: sum(box.class_name == name for box in shown) for name in sorted({box.class_name for box in shown})
         }
         return (
-            ", ".join(f"{name}: {count}" for name, count in counts.items())
+            ", ".join(f"{short(name)}: {count}" for name, count in counts.items())
             + f"   (threshold {threshold_text(threshold)})"
         )
     best = max((box for box in boxes), key=lambda box: box.score or 0.0, default=None)
     if best is None:
         return f"Nothing found (threshold {threshold_text(threshold)})."
     # Rounded, a score just below the threshold would be told as the threshold itself.
-    highest = f"{best.class_name} {threshold_text(best.score or 0.0)}"
+    highest = f"{short(best.class_name)} {threshold_text(best.score or 0.0)}"
     return f"Nothing reaches the threshold of {threshold_text(threshold)}; the highest below it is {highest}."
 
 
@@ -209,19 +210,32 @@ def _label(
 
 
 def _name(box: LabelledBox) -> str:
+    name = short(box.class_name)
     if box.score is not None:
-        return f"{box.class_name} {box.score:.2f}"
-    return f"{box.class_name} (crowd)" if box.crowd else box.class_name
+        return f"{name} {box.score:.2f}"
+    return f"{name} (crowd)" if box.crowd else name
 
 
 def _wrapped(text: str, font: Font, width: float) -> list[str]:
     lines: list[str] = []
-    for word in text.split():
+    for word in (part for whole in text.split() for part in _fitting(whole, font, width)):
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
+
+
+def _fitting(word: str, font: Font, width: float) -> list[str]:
+    """The word, in parts if it is wider: a file's name, or one of a language that puts no blanks between words."""
+    if font.getlength(word) <= width:
+        return [word]
+    parts = [""]
+    for letter in word:
+        if parts[-1] and font.getlength(parts[-1] + letter) > width:
+            parts.append("")
+        parts[-1] += letter
+    return parts
 
 
 def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str], y: int, width: int, font: Font) -> None:
@@ -230,11 +244,12 @@ def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str], y: int, width: int, 
         _line(pen, (x, y + 9), (x + 42, y + 9), INK, 3, dashed=dashed)
         pen.text((x + 48, y), text, INK, font)
         x += 48 + font.getlength(text) + 18
-    for name in names:
+    for whole in names:
+        name = short(whole)
         if x + 24 + font.getlength(name) > width - 2 * GAP_PX:
             pen.text((x, y), "…", INK, font)
             break
-        pen.rectangle((x, y + 2, x + 14, y + 16), _colour(name, names), "black")
+        pen.rectangle((x, y + 2, x + 14, y + 16), _colour(whole, names), "black")
         pen.text((x + 20, y), name, INK, font)
         x += 20 + font.getlength(name) + 16
 

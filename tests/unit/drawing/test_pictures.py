@@ -21,6 +21,7 @@ from saucer.drawing.charts import (
     training_curve,
 )
 from saucer.drawing.images import TILE_PX, TITLE_LINE_PX, LabelledBox, Tile, boxes_on_image, sheet
+from saucer.drawing.lettering import MAX_NAME
 from saucer.evaluation.messages import curve_message
 from saucer.evaluation.pictures import MAX_CASES
 from saucer.evaluation.thinning import PrPoints, Thinner
@@ -59,6 +60,13 @@ def opened(path: Path) -> Image.Image:
 def ink(image: Image.Image) -> int:
     """Pixels that are not white."""
     return int((np.asarray(image.convert("L")) < 200).sum())
+
+
+def written_on_images(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts as they are written, which then are not drawn."""
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _pen, _corner, text, *_: written.append(text))
+    return written
 
 
 def test_a_training_curve_is_a_png_of_the_stated_size(tmp_path: Path) -> None:
@@ -262,6 +270,54 @@ def test_a_long_class_name_is_cut_at_a_confusion_matrix_which_keeps_its_room(
             assert extent.y0 >= 0
 
 
+LONG_NAME = "a name of a class " + "W" * 72 + " that ends so"
+
+
+def test_a_long_class_name_is_cut_in_a_legend_and_in_a_title_which_keep_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, *_, **__: figures.append(figure))
+    precision_recall(tmp_path / "pr.png", [curve(LONG_NAME, 0.5)])
+    (label,) = legend_of(figures[0].axes[0])
+    assert label.startswith("a name of")
+    assert "that ends so: AP@0.50 0.500" in label
+    assert len(label.partition(":")[0]) == MAX_NAME
+    histogram = ScoreHistogram(edges=[0, 1], true_positives=[3], false_positives=[2], class_name=LONG_NAME)
+    evaluations.scores(tmp_path / "scores.png", histogram, 0.5)
+    (title,) = figures[1].texts
+    assert title.get_text().endswith("that ends so by score")
+    assert title.get_window_extent().x0 >= 0
+
+
+def test_a_long_class_name_is_cut_on_images_before_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = written_on_images(monkeypatch)
+    long = CUP._replace(class_name=LONG_NAME)
+    for threshold, said in ((0.5, "that ends so: 1 (threshold 0.5)"), (0.95, "that ends so 0.9.")):
+        written.clear()
+        boxes_on_image(photograph(), [long], [LONG_NAME], threshold)
+        assert "WWWWW" * 10 not in " ".join(written)
+        assert " ".join(written).endswith(said)
+    boxes_on_image(photograph(), [long], [LONG_NAME], 0.5)
+    (label,) = (text for text in written if text.endswith("that ends so 0.90"))
+    assert len(label) == MAX_NAME + len(" 0.90")
+
+
+def test_a_long_class_name_is_cut_in_the_legend_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = written_on_images(monkeypatch)
+    sheet(tmp_path / "sheet.png", [Tile(photograph())] * 3, classes=["W" * 100, "cup"])
+    assert "cup" in written
+
+
+def test_a_word_wider_than_a_tile_goes_on_below(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = written_on_images(monkeypatch)
+    sheet(tmp_path / "sheet.png", [Tile(photograph(), caption="W" * 40 + ".jpg")])
+    parts = [text for text in written if "W" in text]
+    assert "".join(parts) == "W" * 40 + ".jpg"
+    assert len(parts) > 1
+    assert all(images._font(14).getlength(part) <= TILE_PX[0] for part in parts)
+
+
 @pytest.mark.parametrize("wrong", [[0, 0], [5000, 3]])
 def test_a_histogram_of_some_scores_or_none(tmp_path: Path, wrong: list[int]) -> None:
     score_histogram(tmp_path / "scores.png", [0, 0.5, 1], [0, wrong[0]], wrong, threshold=0.4)
@@ -330,8 +386,7 @@ def test_a_sheet_has_room_for_each_tile_and_draws_truth_and_finding_differently(
 
 
 def test_a_label_of_a_crowd_is_told_from_others_on_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _pen, _corner, text, *_: written.append(text))
+    written = written_on_images(monkeypatch)
     labels = [evaluation_pb2.LabelledBox(class_name="cup", crowd=crowd) for crowd in (False, True)]
     cases = [BadCase(image=photograph(), truth=labels)]
     evaluations.bad_cases(tmp_path / "sheet.png", Evaluation(), cases, ListBadCasesRequest(), 1)
