@@ -35,7 +35,7 @@ MATRIX_PX = (1200, 1080)
 # Of a chart's width and height: what its axes take, with one line between its title and them.
 MARGINS = {"left": 0.09, "right": 0.92, "bottom": 0.1, "top": 0.87}
 # Of a confusion matrix, in pixels: the names of its sides, its title, and what is between texts.
-SIDE_NAME_PX, TITLE_PX, GAP_PX = 34, 76, 10
+SIDE_NAME_PX, TITLE_PX, GAP_PX = 48, 76, 10
 # From one digit to the next, of a font of size 1: in DejaVu Sans, which comes with matplotlib, all are as wide.
 DIGIT_ADVANCE = 0.63625
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
@@ -120,7 +120,7 @@ def precision_recall(
         raise ValueError(f"{len(curves)} curves; {MAX_CURVES} are the most.")
     figure = _figure(title)
     if not curves:
-        _say(figure, "No curve: nothing has been evaluated.")
+        _say(figure, "No curve: of what the test split has no label of, there is none.")
         _save(figure, path)
         return
     axes = figure.subplots(gridspec_kw=MARGINS)
@@ -134,8 +134,8 @@ def precision_recall(
             curve.recall, curve.precision, color=colour, linestyle=style, label=_plain(curve_label(curve, threshold))
         )
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.05))
-    axes.legend(handles=lines, loc="lower left", framealpha=0.9)
     axes.set_title(which, fontsize="medium")
+    _legend_beside(axes, lines)
     _save(figure, path)
 
 
@@ -165,8 +165,8 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.add_axes((0, 0, 1, 1), xticks=(), yticks=())
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    _name_cells(axes, [_plain(short(names[place])) for place in (*drawn, -1)])
-    _numbers(axes, table, share > 0.55, size=max(6, 15 - len(table) // 2))
+    cell_px = _name_cells(axes, [_plain(short(names[place])) for place in (*drawn, -1)])
+    _numbers(axes, table, share > 0.55, cell_px)
     said = ["the darker, the more of its row"]
     if len(table) < len(names):
         said.append(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
@@ -174,31 +174,36 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     _save(figure, path, grid=False)
 
 
-def _name_cells(axes: Axes, names: Sequence[str]) -> None:
-    """Names rows and columns, and gives the axes what is left of the picture.
+def _name_cells(axes: Axes, names: Sequence[str]) -> float:
+    """Names rows and columns, and gives the axes what is left of the picture; the side of a cell, in pixels.
 
     Not by ticks, which take as long to draw as all the rest.
     """
     figure = axes.figure
-    lean = {"rotation": 45, "ha": "right"} if len(names) > 4 else {"ha": "center"}
+    width_px, height_px = MATRIX_PX
     outside = 0.5 + 0.01 * len(names)
     rows = [axes.text(-outside, place, name, ha="right", va="center") for place, name in enumerate(names)]
+    widest_px = max(text.get_window_extent().width for text in rows)
+    left_px = SIDE_NAME_PX + GAP_PX + widest_px
+    across_px = width_px - left_px - 2 * GAP_PX
+    # Names lean where they would meet.
+    lean = {"rotation": 45, "ha": "right"} if widest_px + GAP_PX > across_px / len(names) else {"ha": "center"}
     columns = [axes.text(place, len(names) - 1 + outside, name, va="top", **lean) for place, name in enumerate(names)]
-    left = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().width for text in rows)
-    bottom = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().height for text in columns)
-    width, height = MATRIX_PX
-    axes.set_position(
-        (left / width, bottom / height, 1 - (left + 2 * GAP_PX) / width, 1 - (bottom + TITLE_PX) / height)
-    )
+    bottom_px = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().height for text in columns)
+    down_px = height_px - bottom_px - TITLE_PX
+    axes.set_position((left_px / width_px, bottom_px / height_px, across_px / width_px, down_px / height_px))
     figure.supxlabel("found as", fontsize="medium")
     figure.supylabel("labelled as", fontsize="medium")
+    return min(across_px, down_px) / len(names)
 
 
-def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *, size: float) -> None:
-    """Writes what is not zero into its cell, size in points. As outlines of one artist: a text for each of hundreds of
-    cells takes a second."""
+def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], cell_px: float) -> None:
+    """Writes what is not zero into its cell. As outlines of one artist: a text for each of hundreds of cells takes a
+    second."""
+    size = max(6, 15 - len(table) // 2)
+    digits = int(cell_px / (DIGIT_ADVANCE * size * DPI / 72))
     rows, columns = np.nonzero(table)
-    texts = [f"{value:.0f}" for value in table[rows, columns]]
+    texts = [_count(round(value), digits) for value in table[rows, columns]]
     outlines = {text: _outline(text, size) for text in set(texts)}
     numbers = PathCollection(
         [outlines[text] for text in texts],
@@ -209,6 +214,15 @@ def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *,
         transform=axes.figure.dpi_scale_trans,
     )
     axes.add_collection(numbers)
+
+
+def _count(number: int, digits: int) -> str:
+    """In full if it has at most so many digits, else in thousands or millions."""
+    text = str(number)
+    for unit, size in (("k", 1_000), ("M", 1_000_000)):
+        if len(text) > digits:
+            text = f"{round(number / size)}{unit}"
+    return text
 
 
 def _outline(digits: str, size: float) -> MplPath:
@@ -290,6 +304,15 @@ def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
 
 def _say(figure: Figure, sentence: str) -> None:
     figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK)
+
+
+def _legend_beside(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """To the right of the axes, which get what it leaves."""
+    legend = axes.legend(
+        handles=lines, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0, frameon=False, fontsize="small"
+    )
+    right = 1 - (legend.get_window_extent().width + GAP_PX) / CHART_PX[0]
+    axes.set_position((MARGINS["left"], MARGINS["bottom"], right - MARGINS["left"], MARGINS["top"] - MARGINS["bottom"]))
 
 
 def _legend_above(axes: Axes, lines: Sequence[Artist | Container]) -> None:

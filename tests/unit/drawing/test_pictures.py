@@ -21,7 +21,7 @@ from saucer.drawing.charts import (
     training_curve,
 )
 from saucer.drawing.images import TILE_PX, TITLE_LINE_PX, LabelledBox, Tile, boxes_on_image, sheet
-from saucer.drawing.lettering import MAX_NAME
+from saucer.drawing.lettering import MAX_NAME, short
 from saucer.evaluation.messages import curve_message
 from saucer.evaluation.pictures import MAX_CASES
 from saucer.evaluation.thinning import PrPoints, Thinner
@@ -427,3 +427,75 @@ def test_a_sheet_of_as_many_tiles_as_the_api_draws_fits_a_grpc_message_whatever_
     Image.fromarray(noise).save(buffer, "PNG")
     sheet(tmp_path / "noise.png", [Tile(buffer.getvalue(), caption="noise " * 40)] * MAX_CASES, title="Noise")
     assert (tmp_path / "noise.png").stat().st_size < 4 * 1024**2
+
+
+def drawn_figure(monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path], None]) -> Figure:
+    """A chart as it would be saved."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, *_, **__: figures.append(figure))
+    draw(Path("chart.png"))
+    return figures[0]
+
+
+@pytest.mark.parametrize("count", [1, charts.MAX_CURVES])
+@pytest.mark.parametrize("name", ["cup", "W" * 100])
+def test_the_legend_of_curves_covers_none_of_them_and_is_inside_the_picture(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    curves = [curve(f"{number}{name}", 0.05) for number in range(count)]
+    (axes,) = drawn_figure(monkeypatch, lambda file: precision_recall(file, curves)).axes
+    legend = axes.get_legend()
+    assert legend is not None
+    beside, plot = legend.get_window_extent(), axes.get_window_extent()
+    assert plot.x1 <= beside.x0 < beside.x1 <= CHART_PX[0]
+    assert 0 <= beside.y0 < beside.y1 <= CHART_PX[1]
+    assert plot.width > CHART_PX[0] / 5
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cup", "plate"],
+        ["cup", "coffee cup without a saucer"],
+        [f"stainless steel coffee mug {size}" for size in ("S", "M", "XL")],
+        ["W" * 100, *"abcdefgh"],
+        [f"class number {number}" for number in range(charts.MAX_MATRIX)],
+    ],
+)
+def test_the_names_of_a_confusion_matrix_meet_neither_each_other_nor_the_edge(
+    monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    whole = [*names, "background"]
+    rows = np.ones((len(whole), len(whole)), int).tolist()
+    figure = drawn_figure(monkeypatch, lambda file: confusion_matrix(file, whole, rows))
+    (axes,) = figure.axes
+    down, across = axes.texts[: len(whole)], axes.texts[len(whole) :]
+    side_names = [text for text in figure.texts if text.get_text() in {"found as", "labelled as"}]
+    assert len(side_names) == 2
+    extents = [text.get_window_extent() for text in (*down, *side_names)]
+    if not across[0].get_rotation():
+        extents += [text.get_window_extent() for text in across]
+    for number, extent in enumerate(extents):
+        assert extent.x0 >= 0
+        assert extent.y0 >= 0
+        assert not any(extent.overlaps(other) for other in extents[:number])
+
+
+@pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [(12345, 5, "12345"), (123456, 5, "123k"), (123456, 6, "123456"), (12345678, 5, "12M")],
+)
+def test_a_count_that_does_not_fit_its_cell_is_told_in_thousands_or_millions(
+    number: int, digits: int, text: str
+) -> None:
+    assert charts._count(number, digits) == text
+
+
+def test_names_whose_letters_the_font_lacks_are_told_apart_and_warned_of_by_nobody(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    names = ["杯子", "盘子", "tasse à café"]
+    assert [short(name) for name in names] == [r"\u676f\u5b50", r"\u76d8\u5b50", "tasse à café"]
+    precision_recall(tmp_path / "curves.png", [curve(name, 0.5) for name in names])
+    confusion_matrix(tmp_path / "matrix.png", [*names, "background"], np.ones((4, 4), int).tolist())
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
