@@ -42,7 +42,7 @@ from saucer.publishing.triton import INFER_S, Boxes, InferRefused, ModelFailed, 
 from saucer.serving.decode import MAX_PIXELS
 from saucer.serving.errors import UnreadableImage
 from saucer.serving.exif import SIDEWAYS, orientation
-from saucer.serving.header import stated_size
+from saucer.serving.header import refuse_many_scans, stated_size
 
 # Requests of one deployment, and of all, that are with Triton at once in this process; one more is RESOURCE_EXHAUSTED
 # at once: waiting in Triton's queue would only make everybody's answers late.
@@ -466,14 +466,16 @@ def _deadline(ends_s: float | None) -> float:
 
 
 def upright_size(image: bytes) -> tuple[int, int]:
-    """Width and height in pixels as a viewer shows it, from the header alone.
+    """Width and height in pixels as a viewer shows it, without decoding a pixel.
 
-    Raises InvalidArgumentError IMAGE_REFUSED for what is no image, or one of more than MAX_PIXELS or MAX_IMAGE_BYTES.
+    Raises InvalidArgumentError IMAGE_REFUSED for what is no image, or one of more than MAX_PIXELS, MAX_IMAGE_BYTES or
+    MAX_SCANS.
     """
     if len(image) > MAX_IMAGE_BYTES:
         raise _refused(f"the image has {len(image)} bytes, more than {MAX_IMAGE_BYTES}")
     try:
         width, height = stated_size(image)
+        refuse_many_scans(image)
     except UnreadableImage as error:
         raise _refused(error.reason) from error
     if width * height > MAX_PIXELS:

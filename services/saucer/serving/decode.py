@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .errors import UnreadableImage
 from .exif import SIDEWAYS, orientation, turn
-from .header import JPEG_SIGNATURE, stated_size
+from .header import JPEG_SIGNATURE, refuse_many_scans, stated_size
 
 MAX_PIXELS = 64_000_000
 """Width × height by the header. More is refused before decoding; decoded it would take over 192 MB."""
@@ -23,7 +23,7 @@ def decode(data: bytes) -> NDArray[np.uint8]:
     sees and that labels refer to; its header states them the other way round. Grey images become three equal channels,
     transparency is dropped, 16 bits become 8.
 
-    Raises UnreadableImage if the bytes are no such image, are damaged, or are over MAX_PIXELS or MAX_BYTES.
+    Raises UnreadableImage if the bytes are no such image, are damaged, or are over MAX_PIXELS, MAX_BYTES or MAX_SCANS.
     """
     _stated(data)
     pixels = _pixels(data, cv2.IMREAD_COLOR)
@@ -55,6 +55,7 @@ def _stated(data: bytes) -> tuple[int, int]:
         raise UnreadableImage(f"the image states a size of {width} × {height}")
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"the image has {width} × {height} pixels, more than {MAX_PIXELS}")
+    refuse_many_scans(data)
     return width, height
 
 

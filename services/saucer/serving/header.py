@@ -3,8 +3,10 @@
 Only the formats named here are accepted: what has no parser here never reaches a decoder.
 """
 
+import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 
 from .errors import UnreadableImage
 
@@ -13,6 +15,9 @@ PART_BYTES = 8192
 """Segments of a JPEG, chunks of a PNG or WebP that are stepped over: one for each PART_BYTES of the image, and so many
 more. libpng's chunks of pixels are that large; a JPEG's segments of colour profiles and the like are 64 kB, and what is
 smaller is a few dozen. A thousand take about a millisecond, in which a server does nothing else."""
+MAX_SCANS = 50
+"""Of a JPEG. A progressive one has about ten, and those of the previews inside it; each is a pass over all of its
+coefficients, which takes a decoder some 40 ms at 64 million pixels, however few bytes the scan has."""
 
 JPEG_SIGNATURE = b"\xff\xd8"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -20,6 +25,9 @@ JPEG_START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # C4, C
 JPEG_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
 JPEG_START_OF_SCAN = 0xDA
 
+# A scan's header begins with its length, which is below 256: without that zero byte, a video behind the image would
+# have one by chance every 64 kB. In the pixels themselves 0xFF is followed by zero.
+_SCAN = re.compile(rb"\xff\xda\0")
 _SEGMENT = struct.Struct(">BBH")
 """0xFF, the marker, and the length with its own two bytes."""
 
@@ -38,6 +46,14 @@ def stated_size(data: bytes) -> tuple[int, int]:
     if data.startswith(b"BM"):
         return _bmp(data)
     raise UnreadableImage("not a JPEG, PNG, WebP or BMP image")
+
+
+def refuse_many_scans(data: bytes) -> None:
+    """Raises UnreadableImage if a JPEG may have more than MAX_SCANS."""
+    if not data.startswith(JPEG_SIGNATURE):
+        return
+    if sum(1 for _ in islice(_SCAN.finditer(data), MAX_SCANS + 1)) > MAX_SCANS:
+        raise UnreadableImage(f"the JPEG has more than {MAX_SCANS} scans; write it with fewer, or as a baseline JPEG")
 
 
 def max_parts(data: bytes) -> int:

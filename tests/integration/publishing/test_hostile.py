@@ -77,6 +77,12 @@ def written(kind: str, width: int, height: int, **options: object) -> bytes:
     return encoded.getvalue()
 
 
+def many_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated: each takes its decoder a pass over the whole image."""
+    image = written("JPEG", width, height, progressive=True)
+    return image[:-2] + image[image.rindex(b"\xff\xda") : -2] * scans + image[-2:]
+
+
 @contextmanager
 def bounded_memory(growth_bytes: int, *deployments: publishing_pb2.Deployment) -> Iterator[None]:
     """At no moment has this process, in which publishing runs, with those that serve, that much more than before."""
@@ -128,6 +134,7 @@ async def test_hostile_images_are_refused_by_name_and_bounded_in_memory(world: O
             "sides that overflow": png(2**31 - 1, 2**31 - 1, b"\0"),
             "no sides": png(0, 0, b""),
             "a header of twenty thousand segments": whole[:2] + b"\xff\xe1\0\2" * 19_900 + whole[2:],
+            "a JPEG of three thousand scans": many_scans(8000, 8000, 3000),
             "a header alone": whole[:20],
             "a cut header": png(10, 10, b"")[:20],
             "another format": b"GIF89a" + noise,

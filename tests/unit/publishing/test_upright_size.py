@@ -11,6 +11,7 @@ from PIL import Image
 from saucer.lib.errors import InvalidArgumentError
 from saucer.publishing.endpoint import MAX_IMAGE_BYTES, upright_size
 from saucer.serving.decode import MAX_PIXELS, decode
+from saucer.serving.header import MAX_SCANS
 from tests.support.memory import MIB, forget_peak, peak_bytes
 from tests.support.pictures import EXIF_ORIENTATION
 
@@ -73,6 +74,19 @@ def test_a_small_jpeg_of_thousands_of_segments_is_refused(marker: bytes) -> None
     segments = (marker + b"\0\2") * 19_900
     with pytest.raises(InvalidArgumentError, match="segments"):
         upright_size(JPEG_30_10[:2] + segments + JPEG_30_10[2:])
+
+
+def test_a_jpeg_of_more_scans_than_are_allowed_is_refused() -> None:
+    scan = JPEG_30_10[JPEG_30_10.index(b"\xff\xda") : -2]
+    assert upright_size(JPEG_30_10[:-2] + scan * (MAX_SCANS - 1) + JPEG_30_10[-2:]) == (30, 10)
+    with pytest.raises(InvalidArgumentError, match="more than 50 scans"):
+        upright_size(JPEG_30_10[:-2] + scan * MAX_SCANS + JPEG_30_10[-2:])
+
+
+def test_scans_of_the_largest_image_are_counted_at_once() -> None:
+    begun_s = time.process_time()
+    assert upright_size(JPEG_30_10 + b"\xff\0" * (MAX_IMAGE_BYTES // 2 - MIB)) == (30, 10)
+    assert time.process_time() - begun_s < 0.25
 
 
 def test_a_jpeg_as_large_as_is_accepted_may_consist_of_a_colour_profiles_segments() -> None:

@@ -6,6 +6,7 @@ import random
 import re
 import struct
 import zlib
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 from saucer.serving import decode as decode_module
 from saucer.serving.decode import MAX_PIXELS, decode, decoded_size
 from saucer.serving.errors import UnreadableImage
-from saucer.serving.header import stated_size
+from saucer.serving.header import MAX_SCANS, stated_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 
@@ -101,6 +102,27 @@ def test_an_image_over_the_byte_limit_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(decode_module, "MAX_BYTES", 10)
     with pytest.raises(UnreadableImage, match="more than 10"):
         decode(encoded(picture(), "PNG"))
+
+
+def with_scans(scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated."""
+    data = encoded(picture(), "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+@pytest.mark.parametrize("read", [decode, decoded_size])
+def test_a_jpeg_of_many_scans_is_refused_before_decoding(
+    read: Callable[[bytes], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(with_scans(MAX_SCANS))
+    monkeypatch.setattr(decode_module, "cv2", None)
+    with pytest.raises(UnreadableImage, match=f"more than {MAX_SCANS} scans"):
+        read(with_scans(MAX_SCANS + 1))
+
+
+def test_markers_of_scans_in_a_video_behind_the_pixels_are_none() -> None:
+    video = np.random.default_rng(1).integers(1, 256, 10_000, np.uint8).tobytes() + b"\xff\xda\x09" * 1000
+    assert decode(encoded(picture(), "JPEG") + video).shape == (24, 40, 3)
 
 
 def test_pixels_are_what_opencv_decodes() -> None:
