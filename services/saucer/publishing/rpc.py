@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from saucer.lib.auth import current
 from saucer.lib.clock import from_timestamp
 from saucer.lib.errors import InvalidArgumentError, ResourceExhaustedError, UnavailableError
-from saucer.lib.grpc_server import Context, Servicer
+from saucer.lib.grpc_server import MAX_MESSAGE_BYTES, Context, Servicer
 from saucer.lib.grpc_status import to_status
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
@@ -29,8 +29,10 @@ from saucer.publishing.messages import (
 from saucer.publishing.service import Deployments
 from saucer.publishing.v1 import publishing_pb2, publishing_pb2_grpc
 
-# Images of one stream that are in progress; further ones are not read meanwhile.
+# Images of one stream that are in progress, and their bytes, so that eight large ones do not take eight times the room
+# that the stream holds; further ones are not read meanwhile.
 STREAM_IN_FLIGHT = 8
+STREAM_BYTES = MAX_MESSAGE_BYTES
 # Answered for their image; any other error would meet each that follows, and ends the stream.
 OF_ONE_IMAGE = (InvalidArgumentError, ResourceExhaustedError, UnavailableError)
 
@@ -249,7 +251,7 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             return publishing_pb2.PredictStreamResponse(prediction=prediction)
 
         number = 0
-        async for response in in_order(requests, answer, STREAM_IN_FLIGHT):
+        async for response in in_order(requests, answer, STREAM_IN_FLIGHT, _image_bytes, STREAM_BYTES):
             number += 1
             response.request_number = number
             yield response
@@ -263,6 +265,10 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             version_number=prediction.version_number,
             highest_score=max((detection.score for detection in prediction.detections), default=0.0),
         )
+
+
+def _image_bytes(request: publishing_pb2.PredictStreamRequest | InvalidArgumentError) -> int:
+    return 0 if isinstance(request, InvalidArgumentError) else len(request.image)
 
 
 def _detection_message(detection: Detection) -> publishing_pb2.Detection:

@@ -2,12 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 
-from saucer.publishing.in_order import in_order
+from saucer.publishing import in_order as module
 
 AT_ONCE = 3
+MAX_BYTES = 100
+# Of requests of no size.
+in_order = partial(module.in_order, size=lambda _: 0, max_bytes=MAX_BYTES)
 
 
 class Work:
@@ -41,6 +45,12 @@ class Work:
             for _ in range(count):
                 await self.begun.acquire()
 
+    async def begins_another(self) -> bool:
+        """Whether what can go on without an answer begins one."""
+        for _ in range(50):
+            await asyncio.sleep(0)
+        return not self.begun.locked()
+
 
 async def test_answers_keep_the_order_of_requests_that_end_in_another() -> None:
     work = Work(AT_ONCE)
@@ -62,6 +72,31 @@ async def test_no_more_are_read_than_may_be_in_progress() -> None:
         event.set()
     assert await first == 0
     assert [number async for number in answers] == list(range(1, 10))
+
+
+async def test_a_large_request_waits_for_earlier_ones_until_it_fits() -> None:
+    work, sizes = Work(4), [60, 40, 1, 10]
+    answers = module.in_order(work.requests(), work.answer, AT_ONCE, sizes.__getitem__, MAX_BYTES)
+    gathered = asyncio.ensure_future(_all(answers))
+    await work.until_begun(2)
+    assert not await work.begins_another()
+    # Answered out of turn, it holds no request any more.
+    work.ended[1].set()
+    await work.until_begun(1)
+    for event in work.ended:
+        event.set()
+    assert await gathered == [0, 1, 2, 3]
+
+
+async def test_a_request_larger_than_all_together_may_be_is_answered_alone() -> None:
+    work, sizes = Work(3), [1, MAX_BYTES + 1, 1]
+    answers = module.in_order(work.requests(), work.answer, AT_ONCE, sizes.__getitem__, MAX_BYTES)
+    gathered = asyncio.ensure_future(_all(answers))
+    for event in work.ended:
+        await work.until_begun(1)
+        assert not await work.begins_another()
+        event.set()
+    assert await gathered == [0, 1, 2]
 
 
 async def test_an_answer_is_given_while_the_next_request_is_waited_for() -> None:

@@ -322,11 +322,11 @@ class PublishingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PredictStream(self, request_iterator, context):
-        """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream are in
-        progress, and no more are read meanwhile. What is wrong with one image, or the load of the moment
-        (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows (NOT_FOUND,
-        NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes. Not over
-        HTTP and JSON: the gateway answers UNIMPLEMENTED.
+        """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream, with
+        24 MiB together, are in progress, and no more are read meanwhile. What is wrong with one image, or the load of the
+        moment (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows
+        (NOT_FOUND, NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes.
+        Not over HTTP and JSON: the gateway answers UNIMPLEMENTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -94,11 +94,11 @@ class PublishingServiceStub:
     Predict: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]
     """Boxes on one image: everything above a low floor, so that a viewer filters without asking again."""
     PredictStream: _grpc.StreamStreamMultiCallable[_publishing_pb2.PredictStreamRequest, _publishing_pb2.PredictStreamResponse]
-    """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream are in
-    progress, and no more are read meanwhile. What is wrong with one image, or the load of the moment
-    (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows (NOT_FOUND,
-    NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes. Not over
-    HTTP and JSON: the gateway answers UNIMPLEMENTED.
+    """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream, with
+    24 MiB together, are in progress, and no more are read meanwhile. What is wrong with one image, or the load of the
+    moment (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows
+    (NOT_FOUND, NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes.
+    Not over HTTP and JSON: the gateway answers UNIMPLEMENTED.
     """
 
 @_typing.type_check_only
@@ -167,11 +167,11 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     Predict: _aio.UnaryUnaryMultiCallable[_publishing_pb2.PredictRequest, _publishing_pb2.PredictResponse]  # type: ignore[assignment]
     """Boxes on one image: everything above a low floor, so that a viewer filters without asking again."""
     PredictStream: _aio.StreamStreamMultiCallable[_publishing_pb2.PredictStreamRequest, _publishing_pb2.PredictStreamResponse]  # type: ignore[assignment]
-    """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream are in
-    progress, and no more are read meanwhile. What is wrong with one image, or the load of the moment
-    (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows (NOT_FOUND,
-    NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes. Not over
-    HTTP and JSON: the gateway answers UNIMPLEMENTED.
+    """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream, with
+    24 MiB together, are in progress, and no more are read meanwhile. What is wrong with one image, or the load of the
+    moment (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows
+    (NOT_FOUND, NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes.
+    Not over HTTP and JSON: the gateway answers UNIMPLEMENTED.
     """
 
 class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -375,11 +375,11 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_publishing_pb2.PredictStreamRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_publishing_pb2.PredictStreamResponse], _abc.AsyncIterator[_publishing_pb2.PredictStreamResponse]]:
-        """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream are in
-        progress, and no more are read meanwhile. What is wrong with one image, or the load of the moment
-        (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows (NOT_FOUND,
-        NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes. Not over
-        HTTP and JSON: the gateway answers UNIMPLEMENTED.
+        """Predict for image after image: one answer for each, in the order of the requests. At most eight of a stream, with
+        24 MiB together, are in progress, and no more are read meanwhile. What is wrong with one image, or the load of the
+        moment (RESOURCE_EXHAUSTED, UNAVAILABLE), is the answer for that image; what would meet each that follows
+        (NOT_FOUND, NOT_ACTIVE, a token that has ended) ends the stream, as does a minute in which no whole request comes.
+        Not over HTTP and JSON: the gateway answers UNIMPLEMENTED.
         """
 
 def add_PublishingServiceServicer_to_server(servicer: PublishingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
