@@ -183,23 +183,24 @@ class Endpoint:
             return Prediction(detections(found, version), width, height, version.number)
 
     async def infer(
-        self, name: str, number: str, read: Callable[[], Query], timeout_s: float | None
+        self, name: str, number: str, size_bytes: int, read: Callable[[], Query], timeout_s: float | None
     ) -> pb.ModelInferResponse:
         """The answer to a KServe request of a deployment, and of one version of it, and no other, if a number is given.
 
-        Each of its images is a request to the token's limits. Raises as predict() does, and as find_side() and `read`.
+        It is a request of its size to the token's limits, and each image above one another: so one that `read` refuses
+        is counted too. Raises as predict() does, and as find_side() and `read`.
         """
 
         async with self._measured(name) as asked:
+            self._limits.take(current().token_id, size_bytes, time.monotonic())
             query = read()
             request = query.request
+            self._limits.owe(current().token_id, max(0, len(query.images) - 1))
 
             async def infer(triton: TritonClient, place: Place, seconds: float) -> pb.ModelInferResponse:
                 request.model_name, request.model_version = place.name, place.start
                 return await triton.forward(request, seconds)
 
-            requests = max(1, len(query.images))
-            self._limits.take(current().token_id, request.ByteSize(), time.monotonic(), requests)
             deployment, named = await self.find_side(name, number)
             side = named or choose(deployment)
             asked.meet(deployment, side)

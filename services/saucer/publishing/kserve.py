@@ -118,7 +118,11 @@ class _KServe:
 
     async def model_infer(self, request: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         return await self._endpoint.infer(
-            request.model_name, request.model_version, lambda: _query(request), context.time_remaining()
+            request.model_name,
+            request.model_version,
+            request.ByteSize(),
+            lambda: _query(request),
+            context.time_remaining(),
         )
 
 

@@ -28,8 +28,8 @@ class Limits:
         self._rates = (requests_per_s, bytes_per_s)
         self._buckets: dict[str, tuple[_Bucket, _Bucket]] = {}
 
-    def take(self, token_id: str, size_bytes: int, now_s: float, requests: int = 1) -> None:
-        """A request of a size, or several of one together; what is refused takes nothing.
+    def take(self, token_id: str, size_bytes: int, now_s: float) -> None:
+        """A request of a size; what is refused takes nothing.
 
         Raises ResourceExhaustedError: RATE_LIMITED, with the time after which there is room again, in seconds.
         """
@@ -40,7 +40,7 @@ class Limits:
             buckets = (_Bucket(self._rates[0], now_s), _Bucket(self._rates[1], now_s))
         # At the end: the first is the one that has not asked for longest.
         self._buckets[token_id] = buckets
-        wanted = (float(requests), float(size_bytes))
+        wanted = (1.0, float(size_bytes))
         for bucket, rate in zip(buckets, self._rates, strict=True):
             bucket.fill(rate, rate, now_s)
         # One larger than a burst passes when the bucket is full, and leaves it in debt.
@@ -56,3 +56,7 @@ class Limits:
             )
         for bucket, amount in zip(buckets, wanted, strict=True):
             bucket.left -= amount
+
+    def owe(self, token_id: str, requests: int) -> None:
+        """Further requests in one that has just passed: they are not refused, but paid for before the next passes."""
+        self._buckets[token_id][0].left -= requests

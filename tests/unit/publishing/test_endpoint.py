@@ -7,7 +7,7 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from saucer.lib.auth import Principal, Role, set_current
-from saucer.lib.errors import ResourceExhaustedError
+from saucer.lib.errors import InvalidArgumentError, ResourceExhaustedError
 from saucer.publishing import endpoint
 from saucer.publishing.domain import Deployment
 from saucer.publishing.endpoint import Endpoint, Query
@@ -44,7 +44,25 @@ async def test_an_image_is_looked_at_only_once_there_is_a_place_for_its_request(
     with pytest.raises(ResourceExhaustedError, match="in progress"):
         await asked.predict(ID, b"no image", None)
     with pytest.raises(ResourceExhaustedError, match="in progress"):
-        await asked.infer(ID, "", lambda: Query(pb.ModelInferRequest(), (b"no image",)), None)
+        await asked.infer(ID, "", 0, lambda: Query(pb.ModelInferRequest(), (b"no image",)), None)
+
+
+async def test_a_kserve_request_that_is_refused_for_what_it_says_is_a_request_to_the_tokens_limits() -> None:
+    set_current(Principal("ann", Role.OWNER, "a", "token", 0.0))
+    around: Any = Around()
+    asked = Endpoint(around, around, Limits(0.001, 1e9))
+    read = 0
+
+    def refuse() -> Query:
+        nonlocal read
+        read += 1
+        raise InvalidArgumentError("INPUT_UNKNOWN", "inputs: there is one.")
+
+    with pytest.raises(InvalidArgumentError):
+        await asked.infer(ID, "", 10, refuse, None)
+    with pytest.raises(ResourceExhaustedError, match="The token may send"):
+        await asked.infer(ID, "", 10, refuse, None)
+    assert read == 1
 
 
 async def test_others_have_their_turn_between_the_images_of_a_request(
@@ -64,7 +82,7 @@ async def test_others_have_their_turn_between_the_images_of_a_request(
     monkeypatch.setattr(endpoint, "upright_size", look)
     others = asyncio.create_task(other())
     await asyncio.sleep(0)
-    await asked.infer(ID, "", lambda: Query(pb.ModelInferRequest(), (b"1", b"2", b"3")), None)
+    await asked.infer(ID, "", 0, lambda: Query(pb.ModelInferRequest(), (b"1", b"2", b"3")), None)
     others.cancel()
     first = turns.index("image")
     assert turns[first : first + 6] == ["image", "other"] * 3

@@ -20,12 +20,14 @@ def test_a_burst_passes_then_the_rate_and_no_more_each_token_for_itself() -> Non
     made.take("a", 1, 0.51)
 
 
-def test_several_requests_at_once_count_as_many() -> None:
-    made = Limits(requests_per_s=10, bytes_per_s=1000)
-    made.take("a", 1, 0.0, requests=8)
-    with pytest.raises(ResourceExhaustedError):
-        made.take("a", 1, 0.0, requests=3)
-    made.take("a", 1, 0.0, requests=2)
+def test_further_requests_in_one_that_has_passed_are_paid_for_before_the_next() -> None:
+    made = Limits(requests_per_s=2, bytes_per_s=1000)
+    made.take("a", 1, 0.0)
+    made.owe("a", 7)
+    with pytest.raises(ResourceExhaustedError) as refusal:
+        made.take("a", 1, 3.0)
+    assert refusal.value.metadata["retry_after_s"] == "0.500"
+    made.take("a", 1, 3.5)
 
 
 def test_bytes_count_and_one_larger_than_a_burst_passes_alone_and_is_paid_for_after() -> None:
