@@ -121,15 +121,15 @@ class _KServe:
             request.model_name,
             request.model_version,
             request.ByteSize(),
-            lambda: _query(request),
+            lambda: read_query(request),
             context.time_remaining(),
         )
 
 
-def _query(request: pb.ModelInferRequest) -> Query:
+def read_query(request: pb.ModelInferRequest) -> Query:
     """The request made anew, and its images.
 
-    Raises InvalidArgumentError for what is not one image input and known outputs.
+    Raises InvalidArgumentError for what is not one input of images, each in a row of its own, and known outputs.
     """
     if len(request.inputs) != 1 or request.inputs[0].name != INPUT or request.inputs[0].datatype != "BYTES":
         raise InvalidArgumentError("INPUT_UNKNOWN", f"inputs: there is one, {INPUT}, of BYTES.")
@@ -155,6 +155,10 @@ def _query(request: pb.ModelInferRequest) -> Query:
         inner.inputs[0].contents.bytes_contents.extend(images)
     if len(images) > MAX_BATCH:
         raise InvalidArgumentError("IMAGE_REFUSED", f"{INPUT}: one request has at most {MAX_BATCH} images.")
+    if not images or list(given.shape) != [len(images), 1]:
+        raise InvalidArgumentError(
+            "SHAPE_REFUSED", f"{INPUT}: n images, at least one, have the shape [n, 1]; there are {len(images)}."
+        )
     return Query(inner, tuple(images))
 
 
