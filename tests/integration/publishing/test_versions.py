@@ -282,8 +282,15 @@ async def test_a_client_that_names_a_version_is_answered_by_no_other_when_that_f
 
 
 async def test_a_candidate_with_a_share_answers_all_requests_while_the_version_that_serves_is_brought_back(
-    world: Online,
+    world: Online, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked, put_back = asyncio.Event(), Placement.put_back
+
+    async def put_back_later(*place: Any, **how: Any) -> None:
+        await looked.wait()
+        await put_back(*place, **how)
+
+    monkeypatch.setattr(Placement, "put_back", put_back_later)
     async with world.serving():
         active = await world.active()
         account_id = active.account_id
@@ -300,6 +307,7 @@ async def test_a_candidate_with_a_share_answers_all_requests_while_the_version_t
                 stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
                 assert await refusal(stub.ModelInfer(named, metadata=owner)) == "NOT_SERVING"
                 assert (await stub.ModelReady(ready, metadata=owner)).ready
+            looked.set()
             back = await world.until_state(active, "ACTIVE")
             assert (back.version_number, back.candidate.ready) == (1, True)
         assert not load.failures

@@ -119,7 +119,7 @@ async def test_what_was_asked_of_one_that_is_left_is_answered_still_and_no_look_
     answer = asyncio.create_task(former.forward(pb.ModelInferRequest(model_name="slow")))
     await slow.asked.wait()
     registered.tritons = left
-    await asyncio.wait_for(fleet.refresh(), 1.0)
+    await asyncio.wait_for(fleet.refresh(), 10.0)
     await asyncio.sleep(0.1)
     slow.let.set()
     assert (await answer).model_name == "slow"
