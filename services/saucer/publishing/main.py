@@ -8,9 +8,11 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import structlog
 from pydantic import Field
 
 from saucer.lib.config import CallingSettings
+from saucer.lib.errors import InvalidArgumentError
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.objects import Objects
@@ -29,6 +31,8 @@ from saucer.publishing.store import versions as version_store
 from saucer.publishing.store.monitoring import retention_rules
 from saucer.publishing.triton import TritonClient
 from saucer.serving.triton_config import TRIAL_S
+
+log = structlog.get_logger()
 
 
 class PublishingSettings(CallingSettings):
@@ -78,7 +82,7 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     process.gauges(database, *watching.READINGS)
     peers = Peers(process.channel(settings.billing_address), TokenFile(settings.token_file))
     deployments = Deployments(database, peers)
-    await deployments.tritons.register(_own_triton(settings))
+    await register_own(deployments, _own_triton(settings))
     dead_events = process.consumer(database, jetstream, consumers.handlers(deployments))
     process.rounds("sweep", deployments.sweep, SWEEP_S)
     objects = Objects(settings.object_store_url)
@@ -113,6 +117,14 @@ async def wire(process: Process, settings: PublishingSettings) -> None:
     await process.serve(
         settings, [rpc.servicer(deployments, endpoint, fleet), kserve.servicer(endpoint, fleet), dead_events], database
     )
+
+
+async def register_own(deployments: Deployments, triton: Triton) -> None:
+    """One that is refused keeps nobody from unregistering the other, and the others from serving: it is only logged."""
+    try:
+        await deployments.tritons.register(triton)
+    except InvalidArgumentError as error:
+        log.error("own_triton_refused", triton_id=triton.triton_id, error=error.message)
 
 
 def _own_triton(settings: PublishingSettings) -> Triton:

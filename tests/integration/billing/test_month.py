@@ -59,7 +59,7 @@ async def month(
 ) -> AsyncIterator["Month"]:
     lengthen(monkeypatch, STEP)
     data = Data()
-    tritons = [Triton(name, "127.0.0.1:1", "/nowhere", REGION, SPEC, ROOM, 1) for name in ("first", "second")]
+    tritons = [Triton(name, f"{name}:1", f"/{name}", REGION, SPEC, ROOM, 1) for name in ("first", "second")]
     async with platform(new_database, nats.uri, tmp_path, tokens.file(Role.SERVICE), data, *tritons) as services:
         yield Month(services, data, Random())
 

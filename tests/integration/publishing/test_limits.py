@@ -10,13 +10,14 @@ import pytest
 
 from saucer.lib.auth import Role
 from saucer.lib.clock import ManualClock
-from saucer.lib.errors import FailedPreconditionError, NotFoundError
+from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.grpc_client import TokenFile
 from saucer.lib.ids import new_id
 from saucer.lib.postgres import Database, connect, migrate
 from saucer.publishing import lifecycle, service
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Triton
 from saucer.publishing.instances import LEAVE_ATTEMPTS, Instance, InstanceState, Plan
+from saucer.publishing.main import register_own
 from saucer.publishing.peers import Peers
 from saucer.publishing.service import Deployments
 from saucer.publishing.store import deployments as store
@@ -29,6 +30,8 @@ from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, at
 # Nobody listens there: a billing that does not answer.
 SILENT = "127.0.0.1:1"
 MOMENT = timedelta(seconds=1)
+LOCAL = Triton("local", "127.0.0.1:1", "/nowhere", "local", "cpu-2", 1, 1)
+APART = replace(LOCAL, triton_id="second", address="127.0.0.1:2", repository="/elsewhere")
 
 
 @dataclass
@@ -74,7 +77,7 @@ async def world(new_database: NewDatabase, tokens: Tokens) -> AsyncIterator[Worl
     async with grpc.aio.insecure_channel(SILENT) as channel:
         peers = Peers(channel, TokenFile(tokens.file(Role.SERVICE)))
         deployments = Deployments(database, peers)
-        await deployments.tritons.register(Triton("local", "127.0.0.1:1", "/nowhere", "local", "cpu-2", 1, 1))
+        await deployments.tritons.register(LOCAL)
         yield World(database, clock, deployments)
     await database.pool.close()
 
@@ -202,7 +205,7 @@ async def test_a_triton_takes_something_once_it_has_answered_at_its_present_addr
     deployments = world.deployments
     deployment_id = await world.put(queue)
     await deployments.serving.take_lease("first")
-    moved = Triton("local", "127.0.0.1:2", "/nowhere", "local", "cpu-2", 1, 1)
+    moved = replace(LOCAL, address="127.0.0.1:2")
     assert not await deployments.serving.place(await world.get(deployment_id), "first", ())
     await deployments.tritons.report("local", live=True)
     assert not (await deployments.tritons.register(moved)).live
@@ -212,12 +215,43 @@ async def test_a_triton_takes_something_once_it_has_answered_at_its_present_addr
     assert await deployments.serving.place(await world.get(deployment_id), "first", ())
 
 
+@pytest.mark.parametrize(
+    "shared",
+    [
+        {"address": LOCAL.address},
+        {"repository": "/nowhere"},
+        {"repository": "/nowhere/"},
+        {"repository": "/elsewhere/../nowhere/within"},
+        {"repository": "/"},
+    ],
+)
+async def test_a_triton_with_the_address_or_files_of_another_is_refused_and_publishing_starts_without_it(
+    world: World, shared: dict[str, str]
+) -> None:
+    tritons = world.deployments.tritons
+    twin = replace(APART, **shared)  # type: ignore[arg-type] # one dict for all types
+    with pytest.raises(InvalidArgumentError, match="unregister local first") as refusal:
+        await tritons.register(twin)
+    assert refusal.value.reason == "TRITON_NOT_APART"
+    await register_own(world.deployments, twin)
+    assert await tritons.list_tritons() == [(LOCAL, 0)]
+    assert (await tritons.register(replace(LOCAL, room=2))).room == 2, "it may be registered again itself"
+
+
+async def test_of_two_tritons_with_one_repository_that_are_registered_at_once_one_is_refused(world: World) -> None:
+    await world.deployments.tritons.unregister("local", ())
+    twins = LOCAL, replace(APART, repository=LOCAL.repository)
+    results = await asyncio.gather(*map(world.deployments.tritons.register, twins), return_exceptions=True)
+    assert [type(result) for result in results if result not in twins] == [InvalidArgumentError]
+    assert len(await world.deployments.tritons.list_tritons()) == 1
+
+
 async def test_where_others_are_stuck_nothing_is_placed_while_another_triton_has_room(world: World) -> None:
     deployments = world.deployments
     await deployments.serving.take_lease("first")
-    for triton_id, room in (("local", 8), ("second", 1)):
-        await deployments.tritons.register(Triton(triton_id, "127.0.0.1:1", "/nowhere", "local", "cpu-2", room, 1))
-        await deployments.tritons.report(triton_id, live=True)
+    for triton in (replace(LOCAL, room=8), APART):
+        await deployments.tritons.register(triton)
+        await deployments.tritons.report(triton.triton_id, live=True)
     queued = await world.put(queue)
     await world.put(refuse, alone=False)
     for wanted in ("second", "local"):

@@ -1,6 +1,8 @@
 """The Tritons that there are: registered, drained, live or not."""
 
 from collections.abc import Collection
+from os.path import normpath
+from pathlib import PurePosixPath
 
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.postgres import Database
@@ -15,8 +17,12 @@ class Tritons:
         self._database = database
 
     async def register(self, triton: Triton) -> Triton:
-        """Registers a server, or changes what is known of it."""
+        """Registers a server, or changes what is known of it. Raises InvalidArgumentError: TRITON_NOT_APART."""
         async with self._database.transaction() as tx:
+            await triton_store.lock_registrations(tx.connection)
+            for other in await triton_store.list_tritons(tx.connection):
+                if other.triton_id != triton.triton_id:
+                    _check_apart(triton, other)
             return await triton_store.put(tx.connection, triton)
 
     async def drain(self, triton_id: str, draining: bool) -> Triton:
@@ -83,3 +89,23 @@ class Tritons:
                 f"replicas: each needs a Triton of its own, and {fitting} serve on {form.spec_id} in {form.region_id}; "
                 f"not {form.replicas}.",
             )
+
+
+def _check_apart(triton: Triton, other: Triton) -> None:
+    """Two that share a server or a folder would each unload and remove what the other carries."""
+    if triton.address == other.address:
+        shared = f"address: {triton.address} is that of {other.triton_id}"
+    elif _is_nested(triton.repository, other.repository):
+        shared = f"repository: {triton.repository} shares files with {other.repository}, that of {other.triton_id}"
+    else:
+        return
+    raise InvalidArgumentError(
+        "TRITON_NOT_APART",
+        f"{shared}; each Triton needs its own. If it is the same server, register it as {other.triton_id}, or "
+        f"unregister {other.triton_id} first.",
+    )
+
+
+def _is_nested(one: str, other: str) -> bool:
+    first, second = (PurePosixPath(normpath(folder)) for folder in (one, other))
+    return first.is_relative_to(second) or second.is_relative_to(first)

@@ -8,7 +8,15 @@ from saucer.lib.postgres import Connection
 from saucer.publishing.domain import Triton
 from saucer.publishing.instances import LEAVE_ATTEMPTS
 
+# Every registration takes this advisory lock, so that two at once are compared with each other.
+REGISTRATION_LOCK = 7_283_746_502
+
 _COLUMNS = "triton_id, address, repository, region_id, spec_id, room, threads, copies, gpu, draining, live"
+
+
+async def lock_registrations(connection: Connection) -> None:
+    """No other Triton is registered until the transaction ends."""
+    await connection.execute("SELECT pg_advisory_xact_lock($1)", REGISTRATION_LOCK)
 
 
 async def put(connection: Connection, triton: Triton) -> Triton:

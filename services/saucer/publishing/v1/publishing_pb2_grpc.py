@@ -278,7 +278,9 @@ class PublishingServiceServicer:
 
     def RegisterTriton(self, request, context):
         """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
-        another region or spec then is moved as if it were drained.
+        another region or spec then is moved as if it were drained. Each has an address and a repository of its own, no
+        folder within the other's: publishing removes what it does not know from a repository, so one that is another's is
+        INVALID_ARGUMENT, TRITON_NOT_APART. A folder that has another name through a link or a mount is not noticed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,7 +78,9 @@ class PublishingServiceStub:
     """
     RegisterTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]
     """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
-    another region or spec then is moved as if it were drained.
+    another region or spec then is moved as if it were drained. Each has an address and a repository of its own, no
+    folder within the other's: publishing removes what it does not know from a repository, so one that is another's is
+    INVALID_ARGUMENT, TRITON_NOT_APART. A folder that has another name through a link or a mount is not noticed.
     """
     DrainTriton: _grpc.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]
     """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
@@ -151,7 +153,9 @@ class PublishingServiceAsyncStub(PublishingServiceStub):
     """
     RegisterTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.RegisterTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
     """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
-    another region or spec then is moved as if it were drained.
+    another region or spec then is moved as if it were drained. Each has an address and a repository of its own, no
+    folder within the other's: publishing removes what it does not know from a repository, so one that is another's is
+    INVALID_ARGUMENT, TRITON_NOT_APART. A folder that has another name through a link or a mount is not noticed.
     """
     DrainTriton: _aio.UnaryUnaryMultiCallable[_publishing_pb2.DrainTritonRequest, _publishing_pb2.Triton]  # type: ignore[assignment]
     """Takes no more deployments, and what it has is moved, with no failed request, as soon as another has room."""
@@ -323,7 +327,9 @@ class PublishingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_publishing_pb2.Triton, _abc.Awaitable[_publishing_pb2.Triton]]:
         """A Triton server that is to take deployments; the same id again changes what is known of it. What it carries of
-        another region or spec then is moved as if it were drained.
+        another region or spec then is moved as if it were drained. Each has an address and a repository of its own, no
+        folder within the other's: publishing removes what it does not know from a repository, so one that is another's is
+        INVALID_ARGUMENT, TRITON_NOT_APART. A folder that has another name through a link or a mount is not noticed.
         """
 
     @_abc_1.abstractmethod
