@@ -313,9 +313,23 @@ def _tell(deployment: Deployment, instance: Instance, message: str) -> Deploymen
 def refuse_load(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:
     """A Triton does not serve the model: put off. FAILED once no Triton is left that may try what has never served."""
     later = put_off(deployment, instance, message, now)
-    if later.state is DeploymentState.DEPLOYING and all(item.attempts >= LOAD_ATTEMPTS for item in later.own_instances):
+    if _is_hopeless(later):
         return fail(deployment, EndReason.FAILED, f"Triton does not serve the model: {message}", now, None)
     return later
+
+
+def rule_out(
+    deployment: Deployment, instance: Instance, reason: EndReason, message: str, parity: Parity | None, now: datetime
+) -> Deployment:
+    """As refuse_load, of what another attempt would hardly change, as a replay that disagrees: it was the last."""
+    later = put_off(deployment, replace(instance, attempts=max(instance.attempts, LOAD_ATTEMPTS - 1)), message, now)
+    return fail(deployment, reason, message, now, parity) if _is_hopeless(later) else later
+
+
+def _is_hopeless(deployment: Deployment) -> bool:
+    """Whether it has never served, and no instance is left that may yet."""
+    tried = all(item.attempts >= LOAD_ATTEMPTS for item in deployment.own_instances)
+    return deployment.state is DeploymentState.DEPLOYING and tried
 
 
 # Versions

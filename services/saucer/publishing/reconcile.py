@@ -309,9 +309,9 @@ class Reconciler:
     async def _not_served(
         self, deployment: Deployment, instance: Instance, reason: EndReason, message: str, parity: Parity | None = None
     ) -> None:
-        """An instance cannot be served: the end of what has never served, and of a candidate that is to blame."""
+        """An instance cannot be served: the end of what has no other, and of a candidate that is to blame."""
         if deployment.state is _S.DEPLOYING:
-            await self._serving.fail(deployment, reason, message, parity)
+            await self._serving.rule_out(deployment, instance, reason, message, parity)
         elif not await self._reject(deployment, instance, message, lifecycle.is_beyond_help):
             await self._serving.put_off(deployment, instance, message)
 

@@ -290,7 +290,7 @@ async def test_what_an_action_reports_late_changes_nothing(world: World) -> None
         serving.recover(snapshot, instance),
         serving.activate(snapshot, instance, PARITY, "late"),
         serving.refuse_load(snapshot, instance, "late"),
-        serving.fail(snapshot, EndReason.FAILED, "late"),
+        serving.rule_out(snapshot, instance, EndReason.FAILED, "late"),
     ):
         await report
     assert await world.get(deployment_id) == before

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import time
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import httpx
@@ -12,7 +14,8 @@ import pytest
 from saucer.lib.grpc_client import from_rpc
 from saucer.local.servers import TritonServer
 from saucer.publishing import reconcile
-from saucer.publishing.placement import model_name
+from saucer.publishing.domain import Parity
+from saucer.publishing.placement import Placement, model_name
 from saucer.publishing.triton import INFER_S
 from saucer.publishing.v1 import publishing_pb2
 from tests.integration.publishing.load import steady_load
@@ -159,6 +162,37 @@ async def test_with_room_for_one_of_two_it_serves_and_says_so_and_the_other_come
         await until_serving(world, active, 1)
         await world.stop(active)
         await world.until_state(active, "STOPPED", timeout_s=10)
+
+
+async def test_of_two_replicas_one_whose_replay_disagrees_first_does_not_end_the_other_which_serves(
+    world: Online, second: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, told = Placement.put, asyncio.Event()
+
+    async def second_disagrees(self: Placement, *args: Any, **kwargs: Any) -> tuple[Parity, str]:
+        parity, probe_key = await put(self, *args, **kwargs)
+        if self._triton.address == second.grpc_address:
+            return replace(parity, ok=False), probe_key
+        await told.wait()
+        return parity, probe_key
+
+    monkeypatch.setattr(Placement, "put", second_disagrees)
+    async with world.serving():
+        await world.register("second", second)
+        account_id = await world.account(2 * HOLD_MICROS)
+        created = await world.create(account_id, await world.model(account_id), replicas=2)
+
+        async def disagreed() -> publishing_pb2.Deployment | None:
+            found = await world.get(created.deployment_id)
+            return found if "agree with the evaluation" in found.error_message else None
+
+        assert (await until(disagreed, timeout_s=60)).state == publishing_pb2.DEPLOYMENT_STATE_DEPLOYING
+        told.set()
+        active = await world.until_state(created, "ACTIVE", "FAILED")
+        assert active.serving_replicas == 1
+        assert await states(world, active) == [("local", 1, "SERVING"), ("second", 1, "LOADING")]
+        await world.stop(active)
+        await world.until_state(active, "STOPPED")
 
 
 async def test_an_update_is_ready_once_it_serves_beside_every_replica_and_takes_all_their_places_at_once(

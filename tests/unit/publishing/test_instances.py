@@ -21,6 +21,7 @@ from saucer.publishing.lifecycle import FOLLOW_LIMIT, LOAD_ATTEMPTS, PROBE_GAP_L
 from tests.unit.publishing.examples import NOW, PARITY, active, at, attended, beside, count, deploying
 
 SECOND = timedelta(seconds=1)
+DISAGREEMENT = replace(PARITY, ok=False, paired=1)
 
 
 def held(text: str) -> list[Instance]:
@@ -260,6 +261,31 @@ def test_what_never_served_fails_once_every_triton_has_refused_it_and_what_serve
     for _ in range(LOAD_ATTEMPTS):
         deployment = lifecycle.refuse_load(deployment, at(deployment, "b"), "no", NOW)
     assert (deployment.state, deployment.instances) == (DeploymentState.FAILED, ())
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_of_two_replicas_one_that_disagrees_ends_nothing_while_the_other_may_agree_and_whichever_ends_first(
+    first: str,
+) -> None:
+    other = "b" if first == "a" else "a"
+
+    def disagree(deployment: Deployment, triton_id: str) -> Deployment:
+        return lifecycle.rule_out(
+            deployment, at(deployment, triton_id), EndReason.PARITY_FAILED, "few agree", DISAGREEMENT, NOW
+        )
+
+    one_left = disagree(deploying("a", "b"), first)
+    assert (one_left.state, at(one_left, first).message) == (DeploymentState.DEPLOYING, "few agree")
+    serving = lifecycle.activate(one_left, at(one_left, other), PARITY, "p", NOW)
+    assert (serving.state, serving.error_message) == (DeploymentState.ACTIVE, "")
+    late = disagree(lifecycle.activate(deploying("a", "b"), at(one_left, other), PARITY, "p", NOW), first)
+    assert (late.state, late.version.parity) == (DeploymentState.ACTIVE, PARITY)
+    assert set(late.instances) == set(serving.instances)
+    failed = disagree(one_left, other)
+    assert (failed.state, failed.end_reason) == (DeploymentState.FAILED, EndReason.PARITY_FAILED)
+    assert failed.version.parity == DISAGREEMENT
+    alone = disagree(deploying(first), first)
+    assert (alone.state, alone.error_message) == (DeploymentState.FAILED, "few agree")
 
 
 @pytest.mark.parametrize("served", [False, True])

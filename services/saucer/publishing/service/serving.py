@@ -92,14 +92,15 @@ class Serving:
             deployment, instance, domain.MOVABLE, lambda at, it, now: lifecycle.activate(at, it, parity, probe_key, now)
         )
 
-    async def fail(self, deployment: Deployment, reason: EndReason, message: str, parity: Parity | None = None) -> None:
-        """DEPLOYING to FAILED: it cannot be served."""
-        await change(
-            self._database,
-            deployment.deployment_id,
-            deployment.start_number,
-            {_S.DEPLOYING},
-            lambda at, now: lifecycle.fail(at, reason, message, now, parity),
+    async def rule_out(
+        self, deployment: Deployment, instance: Instance, reason: EndReason, message: str, parity: Parity | None = None
+    ) -> None:
+        """An instance of a deployment that has never served cannot be served."""
+        await self._report(
+            deployment,
+            instance,
+            domain.MOVABLE,
+            lambda at, it, now: lifecycle.rule_out(at, it, reason, message, parity, now),
         )
 
     async def count(self, deployment: Deployment, instance: Instance, attended: Callable[[], timedelta]) -> None:
