@@ -24,9 +24,12 @@ from saucer.publishing.v1 import publishing_pb2
     help="The drawn picture, a PNG, drawn again at each confidence; default: the image's name with -boxes.png.",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="To begin with; default: the deployment's, by class.")
+@click.option("--interactive", is_flag=True, help="Read other confidences even where standard input is no terminal.")
 @pass_app
-def test(app: App, deployment_id: str, image: Path, output: Path | None, threshold: float | None) -> None:
-    """Draw boxes on a picture; then type other confidences, each drawn without asking the service again."""
+def test(
+    app: App, deployment_id: str, image: Path, output: Path | None, threshold: float | None, interactive: bool
+) -> None:
+    """Draw boxes on a picture; then, in a terminal, at other confidences that are typed, without asking again."""
     content = image.read_bytes()
     if len(content) > MAX_IMAGE_BYTES:
         raise CliError(f"{image} is larger than {MAX_IMAGE_BYTES} bytes.")
@@ -37,14 +40,20 @@ def test(app: App, deployment_id: str, image: Path, output: Path | None, thresho
         app.output.line({"image": str(image), **message_dict(found)})
         return
     target = output or image.with_name(f"{image.stem}-boxes.png")
-    for chosen in _confidences(app, threshold):
+
+    def draw(chosen: float | None) -> None:
         print_boxes(app.output, image, found, chosen)
         app.output.remark(f"Drawn: {draw_boxes(target, content, online, found, chosen)}")
 
+    draw(threshold)
+    # Without anybody who types, standard input is another's: a loop's list, or a pipe that never ends.
+    if interactive or sys.stdin.isatty():
+        for chosen in _typed(app):
+            draw(chosen)
 
-def _confidences(app: App, first: float | None) -> Iterator[float | None]:
-    """The first, then what is typed, until an empty line or the end."""
-    yield first
+
+def _typed(app: App) -> Iterator[float]:
+    """Confidences, until an empty line or the end."""
     if app.output.live:
         app.output.remark("Another confidence, 0 to 1; an empty line ends.")
     for line in sys.stdin:

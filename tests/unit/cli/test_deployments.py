@@ -160,7 +160,8 @@ def test_a_triton_is_registered_drained_resumed_and_unregistered(cli: Cli, scrip
 
 def test_the_confidence_is_moved_without_asking_again(cli: Cli, script: Script, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(photograph())
-    result = cli.result("test", DEPLOYMENT, str(tmp_path / "a.jpg"), stdin="0.1\n2\n0.9\n\n0.2\n")
+    arguments = ("test", DEPLOYMENT, str(tmp_path / "a.jpg"), "--interactive")
+    result = cli.result(*arguments, stdin="0.1\n2\n0.9\n\n0.2\n")
     assert result.exit_code == 0, result.output
     own, low, high = result.stdout.partition("plate")[0], result.stdout, result.stdout.rpartition("plate")[2]
     assert "cup" in own
@@ -172,3 +173,13 @@ def test_the_confidence_is_moved_without_asking_again(cli: Cli, script: Script, 
     assert "must end in .png." in cli.fails(
         "test", DEPLOYMENT, str(tmp_path / "a.jpg"), "--output", str(tmp_path / "b.jpg"), code=2
     )
+
+
+def test_where_nobody_types_the_rest_of_standard_input_stays_for_the_loop_that_calls(
+    cli: Cli, script: Script, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(photograph())
+    result = cli.result("test", DEPLOYMENT, str(tmp_path / "a.jpg"), stdin="b.jpg\n")
+    assert result.exit_code == 0, result.output
+    assert "b.jpg" not in result.stderr
+    assert (tmp_path / "a-boxes.png").exists()
