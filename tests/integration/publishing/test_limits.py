@@ -3,12 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
 
-from saucer.lib.auth import Role
+from saucer.lib.auth import Principal, Role, set_current
 from saucer.lib.clock import ManualClock
 from saucer.lib.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from saucer.lib.grpc_client import TokenFile
@@ -23,6 +23,7 @@ from saucer.publishing.service import Deployments
 from saucer.publishing.store import deployments as store
 from saucer.publishing.store import monitoring as monitoring_store
 from saucer.publishing.store import tritons as triton_store
+from saucer.publishing.traffic import Piece
 from tests.support.servers import NewDatabase
 from tests.support.services import Tokens
 from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, attended, beside
@@ -30,6 +31,7 @@ from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, at, at
 # Nobody listens there: a billing that does not answer.
 SILENT = "127.0.0.1:1"
 MOMENT = timedelta(seconds=1)
+FIRST, LAST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
 LOCAL = Triton("local", "127.0.0.1:1", "/nowhere", "local", "cpu-2", 1, 1)
 APART = replace(LOCAL, triton_id="second", address="127.0.0.1:2", repository="/elsewhere")
 
@@ -275,6 +277,28 @@ async def test_what_happens_again_in_one_start_is_one_event_with_a_count(world: 
         ("ACTIVE", "", 3),
     }
     assert {(event.first_at, event.last_at) for event in events} == {(NOW + MOMENT, NOW + 3 * MOMENT)}
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "found"),
+    [
+        (FIRST, LAST, 0),  # cut at its end, long before
+        (None, FIRST, 0),
+        (LAST, None, 0),
+        (LAST, LAST, 0),
+        (FIRST, None, 0),
+        (NOW, LAST, 1),
+        (None, None, 1),
+    ],
+)
+async def test_the_first_and_the_last_time_that_there_is_may_be_asked_for(
+    world: World, start: datetime | None, end: datetime | None, found: int
+) -> None:
+    deployment_id, monitoring = await world.put(activate), world.deployments.monitoring
+    account_id = (await world.get(deployment_id)).account_id
+    set_current(Principal("someone", Role.VIEWER, account_id, "token", float("inf")))
+    await monitoring.store_pieces("replica", [Piece(deployment_id, 1, NOW, requests=1)])
+    assert len(await monitoring.list_pieces(deployment_id, start, end)) == found
 
 
 async def test_what_an_action_reports_late_changes_nothing(world: World) -> None:

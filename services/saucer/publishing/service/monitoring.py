@@ -1,7 +1,7 @@
 """What a deployment's details show: requests by version over time, what happened, and what its models said."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from saucer.lib.postgres import Connection, Database
 from saucer.publishing.batching import Counters, CountersAt, by_piece
@@ -13,10 +13,13 @@ from saucer.publishing.traffic import PIECE, Piece, merge
 
 # Pieces of time that one answer has at most; a longer time is cut at its end.
 MAX_PIECES = 1000
+LONGEST_SPAN = MAX_PIECES * PIECE
 # Rows that are read for them: several versions and replicas have one each.
 MAX_ROWS = 8 * MAX_PIECES
 MAX_EVENTS = 1000
 DEFAULT_SPAN = timedelta(hours=1)
+# Nothing is older; there is no time to reckon with a while before the first that a request may name.
+FIRST_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Monitoring:
@@ -56,9 +59,10 @@ class Monitoring:
         """
         async with self._database.transaction() as tx:
             await self._check(tx.connection, deployment_id)
-            end = end or tx.now + PIECE
-            start = start or end - DEFAULT_SPAN
-            end = min(end, start + MAX_PIECES * PIECE)
+            end = max(end or tx.now + PIECE, FIRST_TIME)
+            start = max(start or end - DEFAULT_SPAN, FIRST_TIME)
+            if end - start > LONGEST_SPAN:
+                end = start + LONGEST_SPAN
             pieces = merge(await monitoring_store.list_pieces(tx.connection, deployment_id, start, end, MAX_ROWS))
             # One more before them, to compare the first with.
             readings = await monitoring_store.list_readings(tx.connection, deployment_id, start - PIECE, end, MAX_ROWS)
