@@ -20,6 +20,7 @@ from saucer.publishing.instances import LEAVE_ATTEMPTS, Instance, InstanceState,
 from saucer.publishing.main import register_own
 from saucer.publishing.peers import Peers
 from saucer.publishing.service import Deployments
+from saucer.publishing.service import serving as serving_service
 from saucer.publishing.store import deployments as store
 from saucer.publishing.store import monitoring as monitoring_store
 from saucer.publishing.store import tritons as triton_store
@@ -90,6 +91,10 @@ def stay(deployment: Deployment) -> Deployment:
 
 def queue(deployment: Deployment) -> Deployment:
     return lifecycle.queue(deployment, 7_200_000, 3_600_000, "EUR", NOW)
+
+
+def queue_elsewhere(deployment: Deployment) -> Deployment:
+    return queue(replace(deployment, form=replace(deployment.form, spec_id="gpu-1")))
 
 
 def place(deployment: Deployment) -> Deployment:
@@ -246,6 +251,17 @@ async def test_of_two_tritons_with_one_repository_that_are_registered_at_once_on
     results = await asyncio.gather(*map(world.deployments.tritons.register, twins), return_exceptions=True)
     assert [type(result) for result in results if result not in twins] == [InvalidArgumentError]
     assert len(await world.deployments.tritons.list_tritons()) == 1
+
+
+async def test_what_waits_for_a_full_spec_keeps_no_deployment_of_another_from_its_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_service, "QUEUED_BATCH", 2)
+    # Equal times: the first by id are those that have waited longest.
+    waiting = sorted([await world.put(queue, alone=False) for _ in range(3)])
+    last = await world.put(queue_elsewhere, alone=False)
+    found, _ = await world.deployments.serving.wanted()
+    assert [item.deployment_id for item in found] == sorted([*waiting[:2], last])
 
 
 async def test_where_others_are_stuck_nothing_is_placed_while_another_triton_has_room(world: World) -> None:

@@ -14,7 +14,8 @@ from saucer.publishing.store import tritons as triton_store
 
 # How long an acting replica that died keeps the others waiting.
 LEASE = timedelta(seconds=10)
-# Queued deployments that are looked at in one round; the others' turn comes when these have found room or ended.
+# Queued deployments of one spec that are looked at in one round; the others' turn comes when these have found room or
+# ended. Those of another spec wait for none of them.
 QUEUED_BATCH = 100
 
 _S = DeploymentState
@@ -41,7 +42,7 @@ class Serving:
         """What Triton is to have: the placed ones, then those that have been queued longest; and the time."""
         async with self._database.transaction() as tx:
             placed = await store.in_states(tx.connection, domain.PLACED)
-            queued = await store.in_states(tx.connection, [_S.QUEUED], limit=QUEUED_BATCH)
+            queued = await store.queued(tx.connection, QUEUED_BATCH)
             return [*placed, *queued], tx.now
 
     async def placed(self) -> list[Deployment]:

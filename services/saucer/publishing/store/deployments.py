@@ -192,17 +192,34 @@ async def list_deployments(
     return [_deployment(row) for row in rows]
 
 
-async def in_states(
-    connection: Connection, states: Collection[DeploymentState], *, limit: int | None = None
-) -> list[Deployment]:
-    """Those that have been in their state longest first; all of them without a limit."""
+async def in_states(connection: Connection, states: Collection[DeploymentState]) -> list[Deployment]:
+    """Those that have been in their state longest first."""
     rows = await connection.fetch(
         f"""
         SELECT {_READ} FROM deployment
         WHERE state = ANY($1) AND state NOT IN ('STOPPED', 'FAILED', 'REFUSED')
-        ORDER BY moved_at, deployment_id LIMIT $2
+        ORDER BY moved_at, deployment_id
         """,  # noqa: S608 - column names
         list(states),
+    )
+    return [_deployment(row) for row in rows]
+
+
+async def queued(connection: Connection, limit: int) -> list[Deployment]:
+    """Those that have been QUEUED longest first; of each spec in a region so many."""
+    rows = await connection.fetch(
+        f"""
+        SELECT {_READ} FROM deployment WHERE deployment_id IN (
+            SELECT deployment_id FROM (
+                SELECT deployment_id, row_number() OVER (
+                    PARTITION BY form ->> 'region_id', form ->> 'spec_id' ORDER BY moved_at, deployment_id
+                ) AS place
+                FROM deployment WHERE state = 'QUEUED'
+            ) AS waiting
+            WHERE place <= $1
+        )
+        ORDER BY moved_at, deployment_id
+        """,  # noqa: S608 - column names
         limit,
     )
     return [_deployment(row) for row in rows]
