@@ -6,10 +6,12 @@ third of the time of a chart, and people wait for charts.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -24,7 +26,7 @@ from matplotlib.path import Path as MplPath
 from matplotlib.textpath import TextPath
 from numpy.typing import ArrayLike, NDArray
 
-from saucer.drawing.lettering import short
+from saucer.drawing.lettering import drawable, families, short
 from saucer.drawing.palette import BLUE, GREEN, GREY, INK, LINES, ORANGE, PURPLE, STYLES, VERMILION
 from saucer.lib.scores import threshold_text
 
@@ -34,10 +36,11 @@ MAX_CURVES = 12  # more cannot be told apart
 MATRIX_PX = (1200, 1080)
 # Of a chart's width and height: what its axes take, with one line between its title and them.
 MARGINS = {"left": 0.09, "right": 0.92, "bottom": 0.1, "top": 0.87}
-# Of a confusion matrix, in pixels: the names of its sides, its title, and what is between texts.
-SIDE_NAME_PX, TITLE_PX, GAP_PX = 48, 76, 10
-# From one digit to the next, of a font of size 1: in DejaVu Sans, which comes with matplotlib, all are as wide.
-DIGIT_ADVANCE = 0.63625
+# Of a confusion matrix, in pixels: the names of its sides, its title, and what is between texts and numbers.
+SIDE_NAME_PX, TITLE_PX, GAP_PX, NUMBER_GAP_PX = 34, 76, 10, 3
+MANY_NAMES = 12  # beyond it those of a confusion matrix are smaller
+# From a character to the next, of a font of size 1: of DejaVu Sans, which comes with matplotlib.
+ADVANCE = {**dict.fromkeys("0123456789", 0.63623), ".": 0.31787, "k": 0.57910, "M": 0.86279}
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
 
 
@@ -110,17 +113,24 @@ def _validation_axes(axes: Axes, metrics: Sequence[Mapping[str, float]], expecte
 
 
 def precision_recall(
-    path: Path, curves: Sequence[Curve], *, threshold: float = 0.5, title: str = "", which: str = ""
+    path: Path,
+    curves: Sequence[Curve],
+    *,
+    threshold: float = 0.5,
+    title: str = "",
+    which: str = "",
+    none_because: str = "nothing has been evaluated.",
 ) -> None:
     """Draws a curve per class, of at most MAX_CURVES, with its AP; a dot marks where the threshold lies on it.
 
-    `which` says which classes these are, if they are not all. The size is CHART_PX. Raises ValueError: there are more.
+    `which` says which classes these are, if they are not all; none_because why there is no curve, if there is none.
+    The size is CHART_PX. Raises ValueError: there are more.
     """
     if len(curves) > MAX_CURVES:
         raise ValueError(f"{len(curves)} curves; {MAX_CURVES} are the most.")
     figure = _figure(title)
     if not curves:
-        _say(figure, "No curve: of what the test split has no label of, there is none.")
+        _say(figure, _plain(f"No curve: {none_because}"))
         _save(figure, path)
         return
     axes = figure.subplots(gridspec_kw=MARGINS)
@@ -139,13 +149,27 @@ def precision_recall(
     _save(figure, path)
 
 
+def _legend_beside(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """To the right of the axes, which get what it leaves: the worst curves may lie anywhere."""
+    legend = axes.legend(
+        handles=lines,
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        frameon=False,
+        prop={"family": families(), "size": "small"},
+    )
+    right = 1 - (legend.get_window_extent().width + 2 * GAP_PX) / CHART_PX[0]
+    left, bottom, top = MARGINS["left"], MARGINS["bottom"], MARGINS["top"]
+    axes.set_position((left, bottom, right - left, top - bottom))
+
+
 def curve_label(curve: Curve, threshold: float) -> str:
-    """The class, its AP, and its precision and recall at the threshold, as far as there are any."""
-    name = short(curve.class_name)
-    label = name if curve.ap is None else f"{name}: AP@0.50 {curve.ap:.3f}"
-    if curve.recall_at is None or curve.precision_at is None:
-        return label
-    return f"{label}; at {threshold_text(threshold)} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}"
+    """The class, and below it its AP, and its precision and recall at the threshold, as far as there are any."""
+    figures = [] if curve.ap is None else [f"AP@0.50 {curve.ap:.3f}"]
+    if curve.recall_at is not None and curve.precision_at is not None:
+        at = threshold_text(threshold)
+        figures.append(f"at {at} precision {curve.precision_at:.2f}, recall {curve.recall_at:.2f}")
+    return f"{short(curve.class_name)}\n{'; '.join(figures)}".rstrip()
 
 
 def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[int]], *, title: str = "") -> None:
@@ -166,7 +190,7 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     axes = figure.add_axes((0, 0, 1, 1), xticks=(), yticks=())
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     cell_px = _name_cells(axes, [_plain(short(names[place])) for place in (*drawn, -1)])
-    _numbers(axes, table, share > 0.55, cell_px)
+    _numbers(axes, table, share > 0.55, size=max(6, 15 - len(table) // 2), cell_px=cell_px)
     said = ["the darker, the more of its row"]
     if len(table) < len(names):
         said.append(f"the {len(drawn)} of {len(names) - 1} classes with the most mistakes")
@@ -175,35 +199,39 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
 
 
 def _name_cells(axes: Axes, names: Sequence[str]) -> float:
-    """Names rows and columns, and gives the axes what is left of the picture; the side of a cell, in pixels.
+    """Names rows and columns, gives the axes what is left of the picture, and returns a cell's side in pixels.
 
-    Not by ticks, which take as long to draw as all the rest.
+    Not by ticks, which take as long to draw as all the rest. Columns' names lean where one is wider than its cell.
     """
-    figure = axes.figure
-    width_px, height_px = MATRIX_PX
+    style: dict[str, Any] = {"fontfamily": families(), "fontsize": "small" if len(names) > MANY_NAMES else "medium"}
     outside = 0.5 + 0.01 * len(names)
-    rows = [axes.text(-outside, place, name, ha="right", va="center") for place, name in enumerate(names)]
-    widest_px = max(text.get_window_extent().width for text in rows)
-    left_px = SIDE_NAME_PX + GAP_PX + widest_px
-    across_px = width_px - left_px - 2 * GAP_PX
-    # Names lean where they would meet.
-    lean = {"rotation": 45, "ha": "right"} if widest_px + GAP_PX > across_px / len(names) else {"ha": "center"}
-    columns = [axes.text(place, len(names) - 1 + outside, name, va="top", **lean) for place, name in enumerate(names)]
-    bottom_px = SIDE_NAME_PX + GAP_PX + max(text.get_window_extent().height for text in columns)
-    down_px = height_px - bottom_px - TITLE_PX
-    axes.set_position((left_px / width_px, bottom_px / height_px, across_px / width_px, down_px / height_px))
-    figure.supxlabel("found as", fontsize="medium")
-    figure.supylabel("labelled as", fontsize="medium")
-    return min(across_px, down_px) / len(names)
+    rows = [axes.text(-outside, place, name, ha="right", va="center", **style) for place, name in enumerate(names)]
+    extents = [text.get_window_extent() for text in rows]
+    widest, line = max(extent.width for extent in extents), max(extent.height for extent in extents)
+    width, height = MATRIX_PX
+    left, bottom = SIDE_NAME_PX + GAP_PX + widest, SIDE_NAME_PX + GAP_PX + line
+    across, down = width - 2 * GAP_PX - left, height - TITLE_PX - bottom
+    if widest + GAP_PX > min(across, down) / len(names):
+        style |= {"rotation": 45, "ha": "right"}
+        leaning = (widest + line) * math.sqrt(0.5)
+        bottom, down = bottom + leaning - line, down - leaning + line
+    for place, name in enumerate(names):
+        axes.text(place, len(names) - 1 + outside, name, va="top", **{"ha": "center", **style})
+    axes.set_position((left / width, bottom / height, across / width, down / height))
+    axes.figure.supxlabel("found as", fontsize="medium", y=GAP_PX / height)
+    axes.figure.supylabel("labelled as", fontsize="medium", x=GAP_PX / width)
+    return min(across, down) / len(names)
 
 
-def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], cell_px: float) -> None:
-    """Writes what is not zero into its cell. As outlines of one artist: a text for each of hundreds of cells takes a
-    second."""
-    size = max(6, 15 - len(table) // 2)
-    digits = int(cell_px / (DIGIT_ADVANCE * size * DPI / 72))
+def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], *, size: float, cell_px: float) -> None:
+    """Writes what is not zero into its cell, in points of at most `size`.
+
+    As outlines of one artist: a text for each of hundreds of cells takes a second.
+    """
     rows, columns = np.nonzero(table)
-    texts = [_count(round(value), digits) for value in table[rows, columns]]
+    room = (cell_px - NUMBER_GAP_PX) / (size * DPI / 72)
+    texts = [_count(value, room) for value in table[rows, columns]]
+    size *= min(1.0, room / max(map(_advance, texts), default=room))
     outlines = {text: _outline(text, size) for text in set(texts)}
     numbers = PathCollection(
         [outlines[text] for text in texts],
@@ -216,29 +244,34 @@ def _numbers(axes: Axes, table: NDArray[np.float64], dark: NDArray[np.bool_], ce
     axes.add_collection(numbers)
 
 
-def _count(number: int, digits: int) -> str:
-    """In full if it has at most so many digits, else in thousands or millions."""
-    text = str(number)
-    for unit, size in (("k", 1_000), ("M", 1_000_000)):
-        if len(text) > digits:
-            text = f"{round(number / size)}{unit}"
-    return text
+def _count(count: float, room: float) -> str:
+    """As it is, or if it is too wide in thousands or millions; room is in sizes of the font."""
+    exact = f"{count:.0f}"
+    if count < 1000 or _advance(exact) <= room:
+        return exact
+    value, unit = (count / 1e3, "k") if count < 999_500 else (count / 1e6, "M")
+    return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
 
 
-def _outline(digits: str, size: float) -> MplPath:
+def _advance(number: str) -> float:
+    return sum(ADVANCE[character] for character in number)
+
+
+def _outline(number: str, size: float) -> MplPath:
     """Centred at the origin, in inches; `size` in points."""
-    outlines = [_digit(digit) for digit in digits]
+    outlines = [_character(character) for character in number]
+    starts = itertools.accumulate((ADVANCE[character] for character in number[:-1]), initial=0.0)
     vertices = np.concatenate(
-        [points + np.array([place * DIGIT_ADVANCE, 0]) for place, (points, _) in enumerate(outlines)]
+        [points + np.array([start, 0]) for start, (points, _) in zip(starts, outlines, strict=True)]
     )
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     return MplPath((vertices - middle) * size / 72, np.concatenate([codes for _, codes in outlines]))
 
 
 @functools.cache
-def _digit(digit: str) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+def _character(character: str) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
     """Vertices and codes of its outline, in a font of size 1."""
-    outline = TextPath((0, 0), digit, size=1)
+    outline = TextPath((0, 0), character, size=1)
     return np.asarray(outline.vertices, float), np.asarray(outline.codes, np.uint8)
 
 
@@ -280,7 +313,7 @@ def _figure(title: str, size_px: tuple[int, int] = CHART_PX) -> Figure:
     figure = Figure(figsize=(size_px[0] / DPI, size_px[1] / DPI), dpi=DPI)
     FigureCanvasAgg(figure)  # which also measures texts
     if title:
-        figure.suptitle(_plain(title))
+        figure.suptitle(_plain(drawable(title)), fontfamily=families())
     return figure
 
 
@@ -303,16 +336,7 @@ def _save(figure: Figure, path: Path, *, grid: bool = True) -> None:
 
 
 def _say(figure: Figure, sentence: str) -> None:
-    figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK)
-
-
-def _legend_beside(axes: Axes, lines: Sequence[Line2D]) -> None:
-    """To the right of the axes, which get what it leaves."""
-    legend = axes.legend(
-        handles=lines, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0, frameon=False, fontsize="small"
-    )
-    right = 1 - (legend.get_window_extent().width + GAP_PX) / CHART_PX[0]
-    axes.set_position((MARGINS["left"], MARGINS["bottom"], right - MARGINS["left"], MARGINS["top"] - MARGINS["bottom"]))
+    figure.text(0.5, 0.5, sentence, ha="center", va="center", fontsize=15, color=INK, fontfamily=families())
 
 
 def _legend_above(axes: Axes, lines: Sequence[Artist | Container]) -> None:

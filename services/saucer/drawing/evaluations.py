@@ -44,7 +44,14 @@ def curves(
         threshold=evaluation.threshold,
         title=f"Precision over recall: test {_accuracy(evaluation)}",
         which=which,
+        none_because=_none_because(evaluation, class_name),
     )
+
+
+def _none_because(evaluation: evaluation_pb2.Evaluation, class_name: str) -> str:
+    of_class = f" of\n{short(class_name)}" if class_name else ""
+    crowds = "" if evaluation.classification else "\nLabels of crowds do not count."
+    return f"the test split has no label{of_class}.{crowds}"
 
 
 def _is_scored(evaluation: evaluation_pb2.Evaluation, item: evaluation_pb2.ClassResult) -> bool:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from saucer.drawing.lettering import short
+from saucer.drawing.lettering import MAX_NAME, Lettering, short
 from saucer.drawing.palette import BOXES, GREY, INK
 from saucer.lib.scores import at_score_precision, threshold_text
 from saucer.serving.exif import orientation, turn
@@ -20,11 +19,11 @@ MAX_TILES = 48  # beyond it the last tile's place says how many more there are
 MAX_PIXELS = 60_000_000  # an image of more is refused before it is decoded
 TILE_PX = (380, 300)  # the room of an image on a sheet
 CAPTION_LINES = 3
+MIN_NAME = 5  # characters of a class that an image shows, however narrow it is
 TITLE_LINE_PX = 24
 GAP_PX = 12
 DASH_PX = 9
 
-Font = ImageFont.FreeTypeFont
 Colour = tuple[int, int, int]
 
 
@@ -60,15 +59,15 @@ def boxes_on_image(image: bytes, boxes: Sequence[LabelledBox], classes: Sequence
     least = at_score_precision(threshold)
     shown = [box for box in boxes if box.score is None or at_score_precision(box.score) >= least]
     _draw(picture, shown, classes, 1.0, dashed=False)
-    font = _font(max(12, min(picture.width // 32, 28)))
+    font = Lettering(max(12, min(picture.width // 32, 28)))
     sentence = _sentence(boxes, shown, threshold)
     lines = _wrapped(sentence, font, picture.width - 2 * GAP_PX)
-    line_px = round(font.size) + 6
+    line_px = font.size + 6
     framed = Image.new("RGB", (picture.width, picture.height + line_px * len(lines) + GAP_PX), "white")
     framed.paste(picture)
     pen = ImageDraw.Draw(framed)
     for row, line in enumerate(lines):
-        pen.text((GAP_PX, picture.height + GAP_PX // 2 + row * line_px), line, INK, font)
+        font.write(pen, (GAP_PX, picture.height + GAP_PX // 2 + row * line_px), line, INK)
     buffer = io.BytesIO()
     framed.save(buffer, "PNG")
     return buffer.getvalue()
@@ -86,7 +85,7 @@ def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Seque
     shown = tiles if len(tiles) <= MAX_TILES else tiles[: MAX_TILES - 1]
     places = max(1, len(shown) + (len(shown) < len(tiles)))
     columns = min(columns, max(places, 2))
-    small, large = _font(14), _font(17)
+    small, large = Lettering(14), Lettering(17)
     across, down = TILE_PX[0] + GAP_PX, TILE_PX[1] + GAP_PX + CAPTION_LINES * 18
     width = columns * across + GAP_PX
     heading = _wrapped(title, large, width - 2 * GAP_PX)
@@ -94,21 +93,17 @@ def sheet(path: Path, tiles: Sequence[Tile], columns: int = 3, *, classes: Seque
     canvas = Image.new("RGB", (width, math.ceil(places / columns) * down + top + GAP_PX), "white")
     pen = ImageDraw.Draw(canvas)
     for row, line in enumerate(heading):
-        pen.text((GAP_PX, GAP_PX // 2 + row * TITLE_LINE_PX), line, INK, large)
+        large.write(pen, (GAP_PX, GAP_PX // 2 + row * TITLE_LINE_PX), line, INK)
     _legend(pen, names, top - 22, canvas.width, small)
     for index, tile in enumerate(shown):
         corner = GAP_PX + index % columns * across, top + GAP_PX + index // columns * down
         _tile(canvas, tile, names, corner, small)
     corner = GAP_PX + (places - 1) % columns * across, top + GAP_PX + (places - 1) // columns * down
     if not tiles:
-        pen.text(corner, "Nothing to show: there is no such image.", INK, large)
+        large.write(pen, corner, "Nothing to show: there is no such image.", INK)
     elif len(shown) < len(tiles):
-        pen.text(corner, f"and {len(tiles) - len(shown)} more", INK, large)
+        large.write(pen, corner, f"and {len(tiles) - len(shown)} more", INK)
     canvas.save(path, "PNG")
-
-
-def _font(size: int) -> Font:
-    return ImageFont.truetype(str(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _opened(image: bytes) -> Image.Image:
@@ -153,7 +148,7 @@ def _draw(
     """Draws boxes, given in the pixels of the image before it was scaled, in place."""
     pen = ImageDraw.Draw(picture)
     width = max(2, round(min(picture.size) / 160))
-    font = _font(max(11, min(round(min(picture.size) / 26), 26)))
+    font = Lettering(max(11, min(round(min(picture.size) / 26), 26)))
     for box in boxes:
         colour = _colour(box.class_name, classes)
         x1, y1, x2, y2 = (value * scale for value in box[:4])
@@ -194,73 +189,76 @@ def _label(
     *,
     size: tuple[int, int],
     colour: str,
-    font: Font,
+    font: Lettering,
     below: bool,
 ) -> None:
     """Writes what a box is at its upper left corner, outside; `below`: at the lower left one."""
-    text = _name(box)
-    across, high = font.getlength(text) + 6, font.size + 4
+    text = _name(box, font, size[0] - 6)
+    across, high = font.width(text) + 6, font.size + 4
     x = max(0.0, min(box.x1 * scale, size[0] - across))
     y = box.y2 * scale + 2 if below else box.y1 * scale - high - 1
     y = max(0.0, min(y, size[1] - high))
     red, green, blue = _rgb(colour)
     ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "white"
     pen.rectangle((x, y, x + across, y + high), colour, "black")
-    pen.text((x + 3, y + 1), text, ink, font)
+    font.write(pen, (x + 3, y + 1), text, ink)
 
 
-def _name(box: LabelledBox) -> str:
-    name = short(box.class_name)
+def _name(box: LabelledBox, font: Lettering, width: float) -> str:
+    """The class, cut to what is left of the width by what follows it."""
+    told = " (crowd)" if box.crowd else ""
     if box.score is not None:
-        return f"{name} {box.score:.2f}"
-    return f"{name} (crowd)" if box.crowd else name
+        told = f" {box.score:.2f}"
+    room = width - font.width(told)
+    names = (short(box.class_name, most) for most in range(MAX_NAME, MIN_NAME, -1))
+    return next((name for name in names if font.width(name) <= room), short(box.class_name, MIN_NAME)) + told
 
 
-def _wrapped(text: str, font: Font, width: float) -> list[str]:
+def _wrapped(text: str, font: Lettering, width: float) -> list[str]:
     lines: list[str] = []
     for word in (part for whole in text.split() for part in _fitting(whole, font, width)):
-        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+        if lines and font.width(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
     return lines
 
 
-def _fitting(word: str, font: Font, width: float) -> list[str]:
+def _fitting(word: str, font: Lettering, width: float) -> list[str]:
     """The word, in parts if it is wider: a file's name, or one of a language that puts no blanks between words."""
-    if font.getlength(word) <= width:
+    if font.width(word) <= width:
         return [word]
     parts = [""]
     for letter in word:
-        if parts[-1] and font.getlength(parts[-1] + letter) > width:
+        if parts[-1] and font.width(parts[-1] + letter) > width:
             parts.append("")
         parts[-1] += letter
     return parts
 
 
-def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str], y: int, width: int, font: Font) -> None:
+def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str], y: int, width: int, font: Lettering) -> None:
     x = float(GAP_PX)
     for text, dashed in (("there", False), ("found", True)):
         _line(pen, (x, y + 9), (x + 42, y + 9), INK, 3, dashed=dashed)
-        pen.text((x + 48, y), text, INK, font)
-        x += 48 + font.getlength(text) + 18
+        font.write(pen, (x + 48, y), text, INK)
+        x += 48 + font.width(text) + 18
     for whole in names:
         name = short(whole)
-        if x + 24 + font.getlength(name) > width - 2 * GAP_PX:
-            pen.text((x, y), "…", INK, font)
+        if x + 24 + font.width(name) > width - 2 * GAP_PX:
+            font.write(pen, (x, y), "…", INK)
             break
         pen.rectangle((x, y + 2, x + 14, y + 16), _colour(whole, names), "black")
-        pen.text((x + 20, y), name, INK, font)
-        x += 20 + font.getlength(name) + 16
+        font.write(pen, (x + 20, y), name, INK)
+        x += 20 + font.width(name) + 16
 
 
-def _tile(canvas: Image.Image, tile: Tile, names: Sequence[str], corner: tuple[int, int], font: Font) -> None:
+def _tile(canvas: Image.Image, tile: Tile, names: Sequence[str], corner: tuple[int, int], font: Lettering) -> None:
     pen = ImageDraw.Draw(canvas)
     try:
         picture = _opened(tile.image)
     except ValueError as error:
         pen.rectangle((*corner, corner[0] + TILE_PX[0], corner[1] + TILE_PX[1]), "#EEEEEE", GREY)
-        pen.text((corner[0] + GAP_PX, corner[1] + TILE_PX[1] // 2), str(error), INK, font)
+        font.write(pen, (corner[0] + GAP_PX, corner[1] + TILE_PX[1] // 2), str(error), INK)
     else:
         scale = min(TILE_PX[0] / picture.width, TILE_PX[1] / picture.height)
         fitted = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -268,8 +266,8 @@ def _tile(canvas: Image.Image, tile: Tile, names: Sequence[str], corner: tuple[i
         _draw(picture, tile.truth, names, scale, dashed=False)
         _draw(picture, tile.found, names, scale, dashed=True)
         canvas.paste(picture, (corner[0] + (TILE_PX[0] - fitted[0]) // 2, corner[1] + TILE_PX[1] - fitted[1]))
-    lines = _wrapped(tile.caption, font, TILE_PX[0])
+    lines = _wrapped(tile.caption, font, TILE_PX[0] - font.width(" …"))
     if len(lines) > CAPTION_LINES:
         lines = [*lines[: CAPTION_LINES - 1], lines[CAPTION_LINES - 1] + " …"]
     for row, line in enumerate(lines):
-        pen.text((corner[0], corner[1] + TILE_PX[1] + 4 + row * 18), line, INK, font)
+        font.write(pen, (corner[0], corner[1] + TILE_PX[1] + 4 + row * 18), line, INK)

@@ -2,15 +2,18 @@
 
 import io
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw
+from matplotlib.text import Text
+from PIL import Image, ImageChops, ImageDraw
 
-from saucer.drawing import charts, evaluations, images
+from saucer.drawing import charts, evaluations, images, lettering
 from saucer.drawing.charts import (
     CHART_PX,
     MATRIX_PX,
@@ -21,7 +24,7 @@ from saucer.drawing.charts import (
     training_curve,
 )
 from saucer.drawing.images import TILE_PX, TITLE_LINE_PX, LabelledBox, Tile, boxes_on_image, sheet
-from saucer.drawing.lettering import MAX_NAME, short
+from saucer.drawing.lettering import MAX_NAME, Lettering, drawable
 from saucer.evaluation.messages import curve_message
 from saucer.evaluation.pictures import MAX_CASES
 from saucer.evaluation.thinning import PrPoints, Thinner
@@ -117,6 +120,24 @@ def test_precision_and_recall_of_any_number_of_classes(tmp_path: Path, count: in
         precision_recall(tmp_path / "pr.png", [curve("cup", 0.5)] * 13)
 
 
+@pytest.mark.parametrize("count", [1, 3, charts.MAX_CURVES])
+@pytest.mark.parametrize("name", ["cup", "W" * 100])
+def test_the_legend_of_curves_covers_none_of_them_and_is_inside_the_picture(
+    monkeypatch: pytest.MonkeyPatch, count: int, name: str
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, _: figures.append(figure))
+    precision_recall(Path("pr.png"), [curve(name, 0.5)] * count)
+    (axes,) = figures[0].axes
+    legend = axes.get_legend()
+    assert legend is not None
+    extent, drawn = legend.get_window_extent(), axes.get_window_extent()
+    assert not extent.overlaps(drawn)
+    assert extent.x1 <= CHART_PX[0]
+    assert 0 <= extent.y0 < extent.y1 <= CHART_PX[1]
+    assert drawn.width > CHART_PX[0] * 0.45
+
+
 def drawn_curves(answer: list[PrecisionRecallCurve], evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch) -> Axes:
     """The axes of the picture, which is not saved."""
     figures: list[Figure] = []
@@ -146,7 +167,7 @@ def test_the_dot_and_the_legend_tell_the_figures_at_the_threshold_also_where_the
         threshold=0.7, classes=[ClassResult(class_name="cup", ap_50=0.5, precision=0.9, recall=0.25)]
     )
     axes = drawn_curves([curve_message("cup", 0.5, thinned)], evaluation, monkeypatch)
-    assert legend_of(axes) == ["cup: AP@0.50 0.500; at 0.7 precision 0.90, recall 0.25"]
+    assert legend_of(axes) == ["cup\nAP@0.50 0.500; at 0.7 precision 0.90, recall 0.25"]
     assert dots(axes) == [(0.25, 0.9)]
 
 
@@ -157,7 +178,7 @@ def test_a_class_without_a_detection_above_the_threshold_has_no_dot_and_no_figur
     answer = [PrecisionRecallCurve(class_name="cup", ap_50=0.5, points=[point])]
     evaluation = Evaluation(threshold=0.95, classes=[ClassResult(class_name="cup", ap_50=0.5, recall=0)])
     axes = drawn_curves(answer, evaluation, monkeypatch)
-    assert legend_of(axes) == ["cup: AP@0.50 0.500"]
+    assert legend_of(axes) == ["cup\nAP@0.50 0.500"]
     assert dots(axes) == []
 
 
@@ -179,10 +200,33 @@ def test_a_class_of_which_nothing_is_found_is_in_the_legend_and_has_no_line(
     ]
     evaluation = Evaluation(threshold=0.5, classification=classification, classes=classes)
     axes = drawn_curves(answer, evaluation, monkeypatch)
-    names = [text.partition(":")[0].partition(";")[0] for text in legend_of(axes)]
+    names = [text.partition("\n")[0] for text in legend_of(axes)]
     assert names == ["cup", "plate"]
     assert dots(axes) == [(1, 1)]
     assert sum(np.size(line.get_xdata()) > 0 for line in axes.lines) == 2  # the dot and the line of the cup
+
+
+@pytest.mark.parametrize(
+    ("classification", "class_name", "said"),
+    [
+        (False, "$plate", "No curve: the test split has no label of\n$plate.\nLabels of crowds do not count."),
+        (True, "$plate", "No curve: the test split has no label of\n$plate."),
+        (False, "", "No curve: the test split has no label.\nLabels of crowds do not count."),
+    ],
+)
+def test_why_a_class_has_no_curve_is_said(
+    monkeypatch: pytest.MonkeyPatch, classification: bool, class_name: str, said: str
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, _: figures.append(figure))
+    known = [ClassResult(class_name="$plate")]
+    if class_name:
+        known.append(ClassResult(class_name="cup", boxes=3, ap_50=0.5))
+    evaluation = Evaluation(threshold=0.5, classification=classification, classes=known)
+    evaluations.curves(Path("pr.png"), evaluation, lambda _: PrecisionRecallCurve(), class_name)
+    sentence = figures[0].texts[-1]
+    assert sentence.get_text().replace("\\$", "$") == said
+    assert sentence.get_window_extent().x0 > 0
 
 
 def test_of_many_classes_those_with_the_lowest_ap_are_drawn_and_of_a_classification_with_the_lowest_f1(
@@ -200,7 +244,7 @@ def test_of_many_classes_those_with_the_lowest_ap_are_drawn_and_of_a_classificat
         evaluation = Evaluation(threshold=0.75, classification=classification, classes=classes)
         axes = drawn_curves(answer, evaluation, monkeypatch)
         assert axes.get_title() == title
-        assert [text.partition(":")[0] for text in legend_of(axes)] == [f"c{number}" for number in worst]
+        assert [text.partition("\n")[0] for text in legend_of(axes)] == [f"c{number}" for number in worst]
 
 
 def drawn_texts(draw: Callable[[Path], None]) -> str:
@@ -241,7 +285,7 @@ def test_a_class_name_is_drawn_as_it_is_in_every_chart(tmp_path: Path, name: str
         else:  # each text stands beside its outlines in a comment
             assert f"<!-- {name}" in path.read_text() or f"<!-- Of {name} -->" in path.read_text()
     if suffix == ".svg":
-        assert f"<!-- {name}: AP@0.50 0.500" in paths[1].read_text()
+        assert f"<!-- {name} -->" in paths[1].read_text()
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 60])
@@ -253,21 +297,80 @@ def test_a_confusion_matrix_of_any_number_of_classes(tmp_path: Path, count: int)
     assert ink(image) > 300
 
 
-def test_a_long_class_name_is_cut_at_a_confusion_matrix_which_keeps_its_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_confusion_matrix_is_drawn_also_where_all_that_is_in_it_is_right_and_of_other_classes(tmp_path: Path) -> None:
+    rows = np.zeros((31, 31), int)
+    rows[29, 29] = 5
+    confusion_matrix(tmp_path / "matrix.png", [*(f"class {i}" for i in range(30)), "background"], rows.tolist())
+    assert ink(opened(tmp_path / "matrix.png")) > 300
+
+
+def drawn_matrix(names: list[str], count: int, monkeypatch: pytest.MonkeyPatch) -> Figure:
+    """Laid out, with such a count in each cell, and not saved."""
     figures: list[Figure] = []
     monkeypatch.setattr(charts, "_save", lambda figure, *_, **__: figures.append(figure))
-    for names in (["W" * 100, "cup", "background"], ["W" * 100, *"abcdefgh", "background"]):
-        confusion_matrix(tmp_path / "matrix.png", names, np.ones((len(names), len(names)), int).tolist())
-        figure = figures.pop()
-        (axes,) = figure.axes
-        assert axes.get_position().width > 0.4
-        assert axes.get_position().height > 0.4
-        for text in axes.texts:
-            extent = text.get_window_extent()
-            assert extent.x0 >= 0
-            assert extent.y0 >= 0
+    rows = np.full((len(names) + 1, len(names) + 1), count).tolist()
+    confusion_matrix(Path("matrix.png"), [*names, "background"], rows, title="Labels taken for what")
+    figures[0].draw_without_rendering()
+    return figures[0]
+
+
+def overlap(one: Text, other: Text) -> bool:
+    """Of two that lean, whose extents always overlap, whether the lines are further apart than they are high."""
+    if one.get_rotation() == other.get_rotation() == 45:
+        places = [text.get_transform().transform(text.get_unitless_position())[0] for text in (one, other)]
+        apart = places[0] - places[1]
+        return bool(abs(apart) * np.sqrt(0.5) < float(one.get_fontsize()) * charts.DPI / 72)
+    return bool(one.get_window_extent().overlaps(other.get_window_extent()))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cup"],
+        ["cup", "a class whose name is long", "plate"],
+        ["W" * 100, "cup"],
+        ["cup", "plate", "W" * 100, "fork"],
+        ["a class whose name is long"] * 3,
+        [f"class {number}" for number in range(8)],
+        [*"abcdefgh", "W" * 100, *"ijklmnop"],
+        [f"class {number}" for number in range(charts.MAX_MATRIX)],
+        ["W" * 100] * charts.MAX_MATRIX,
+    ],
+)
+def test_the_texts_of_a_confusion_matrix_are_inside_it_and_none_is_over_another(
+    monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    figure = drawn_matrix(names, 7, monkeypatch)
+    (axes,) = figure.axes
+    texts = [*axes.texts, axes.title, *figure.texts]
+    assert [(one.get_text(), other.get_text()) for one, other in combinations(texts, 2) if overlap(one, other)] == []
+    for text in texts:
+        extent = text.get_window_extent()
+        assert min(extent.x0, extent.y0) >= 0
+        assert extent.x1 <= MATRIX_PX[0]
+        assert extent.y1 <= MATRIX_PX[1]
+        assert not extent.overlaps(axes.get_window_extent())
+    assert axes.get_window_extent().width > 0.4 * MATRIX_PX[0]
+
+
+@pytest.mark.parametrize("count", [7, 1234, 99_999, 123_456, 999_999, 1_234_567])
+@pytest.mark.parametrize("classes", [2, 12, charts.MAX_MATRIX])
+@pytest.mark.parametrize("name", ["cup", "W" * 100])
+def test_a_count_of_a_confusion_matrix_stays_in_its_cell(
+    monkeypatch: pytest.MonkeyPatch, count: int, classes: int, name: str
+) -> None:
+    figure = drawn_matrix([name] * classes, count, monkeypatch)
+    (axes,) = figure.axes
+    (numbers,) = (entry for entry in axes.collections if isinstance(entry, PathCollection))
+    cell = axes.get_window_extent().width / (classes + 1)
+    assert max(path.get_extents().width for path in numbers.get_paths()) * charts.DPI <= cell - charts.NUMBER_GAP_PX
+
+
+def test_a_count_is_shortened_only_where_it_does_not_fit() -> None:
+    counts = [999, 1000, 1234, 9949, 9950, 12_345, 999_499, 999_500, 1_250_000, 12_345_678]
+    assert [charts._count(count, room=10) for count in counts] == [str(count) for count in counts]
+    shortened = ["999", "1.0k", "1.2k", "9.9k", "10k", "12k", "999k", "1.0M", "1.2M", "12M"]
+    assert [charts._count(count, room=1) for count in counts] == shortened
 
 
 LONG_NAME = "a name of a class " + "W" * 72 + " that ends so"
@@ -281,8 +384,8 @@ def test_a_long_class_name_is_cut_in_a_legend_and_in_a_title_which_keep_their_fi
     precision_recall(tmp_path / "pr.png", [curve(LONG_NAME, 0.5)])
     (label,) = legend_of(figures[0].axes[0])
     assert label.startswith("a name of")
-    assert "that ends so: AP@0.50 0.500" in label
-    assert len(label.partition(":")[0]) == MAX_NAME
+    assert "that ends so\nAP@0.50 0.500" in label
+    assert len(label.partition("\n")[0]) == MAX_NAME
     histogram = ScoreHistogram(edges=[0, 1], true_positives=[3], false_positives=[2], class_name=LONG_NAME)
     evaluations.scores(tmp_path / "scores.png", histogram, 0.5)
     (title,) = figures[1].texts
@@ -303,6 +406,21 @@ def test_a_long_class_name_is_cut_on_images_before_the_figures(monkeypatch: pyte
     assert len(label) == MAX_NAME + len(" 0.90")
 
 
+def test_a_class_name_is_cut_further_on_a_narrow_image_which_keeps_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = written_on_images(monkeypatch)
+    boxes_on_image(photograph(120, 240), [CUP._replace(class_name=LONG_NAME)], [], 0.5)
+    assert written[0].startswith("a na")
+    assert written[0].endswith("so 0.90")
+    assert Lettering(11).width(written[0]) <= 120
+
+
+def test_a_caption_that_is_cut_stays_below_its_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = written_on_images(monkeypatch)
+    sheet(tmp_path / "sheet.png", [Tile(photograph(), caption="W" * 200)])
+    (last,) = (text for text in written if text.endswith(" …"))
+    assert Lettering(14).width(last) <= TILE_PX[0]
+
+
 def test_a_long_class_name_is_cut_in_the_legend_of_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = written_on_images(monkeypatch)
     sheet(tmp_path / "sheet.png", [Tile(photograph())] * 3, classes=["W" * 100, "cup"])
@@ -315,7 +433,65 @@ def test_a_word_wider_than_a_tile_goes_on_below(tmp_path: Path, monkeypatch: pyt
     parts = [text for text in written if "W" in text]
     assert "".join(parts) == "W" * 40 + ".jpg"
     assert len(parts) > 1
-    assert all(images._font(14).getlength(part) <= TILE_PX[0] for part in parts)
+    assert all(Lettering(14).width(part) <= TILE_PX[0] for part in parts)
+
+
+OF_NO_FONT = "\u732b", "\u72d7"  # a cat and a dog, in Chinese
+OF_STIX = "\u2332"  # comes with matplotlib, in a font that is not the usual one
+
+
+def chart_bytes(folder: Path, name: str, suffix: str) -> list[bytes]:
+    paths = [folder / f"{chart}{suffix}" for chart in ("curves", "matrix", "scores")]
+    precision_recall(paths[0], [curve(name, 0.5)])
+    confusion_matrix(paths[1], [name, "background"], [[3, 1], [0, 2]])
+    score_histogram(paths[2], [0, 1], [2], [1], title=f"Detections of {name}")
+    return [path.read_bytes() for path in paths]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_names_of_which_no_font_has_the_characters_are_told_apart_in_charts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(lettering, "FALLBACKS", ())
+    for one, other in zip(*(chart_bytes(tmp_path, name, suffix) for name in OF_NO_FONT), strict=True):
+        assert one != other
+        if suffix == ".svg":
+            assert b"\\u732b" in one
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_which_no_font_has_the_characters_are_told_apart_on_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "FALLBACKS", ())
+    one, other = (boxes_on_image(photograph(), [CUP._replace(class_name=name)], []) for name in OF_NO_FONT)
+    assert one != other
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_character_is_drawn_in_another_font_if_one_is_installed_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    monkeypatch.setattr(lettering, "FALLBACKS", ("No Such Font", "STIXGeneral"))
+    assert drawable(f"a{OF_STIX}{OF_NO_FONT[0]}") == f"a{OF_STIX}\\u732b"
+    for with_it, without in zip(*(chart_bytes(tmp_path, name, suffix) for name in (OF_STIX, "")), strict=True):
+        assert with_it != without
+    written = written_on_images(monkeypatch)
+    boxes_on_image(photograph(), [CUP._replace(class_name=f"cup {OF_STIX}")], [])
+    assert written[:3] == ["cup ", OF_STIX, " 0.90"]
+
+
+def test_letters_of_another_font_are_as_wide_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "FALLBACKS", ("STIXGeneral",))
+    font = Lettering(20)
+    assert font.width(f"a{OF_STIX}b") == font.width("a") + font.width(OF_STIX) + font.width("b")
+    canvas = Image.new("L", (100, 40), "white")
+    font.write(ImageDraw.Draw(canvas), (5, 5), f"a{OF_STIX}b", "black")
+    left, top, right, bottom = ImageChops.invert(canvas).getbbox() or (0, 0, 0, 0)
+    assert left >= 5
+    assert right <= 5 + font.width(f"a{OF_STIX}b")
+    assert top >= 5
+    assert bottom <= 5 + font.size + 4
 
 
 @pytest.mark.parametrize("wrong", [[0, 0], [5000, 3]])
@@ -427,75 +603,3 @@ def test_a_sheet_of_as_many_tiles_as_the_api_draws_fits_a_grpc_message_whatever_
     Image.fromarray(noise).save(buffer, "PNG")
     sheet(tmp_path / "noise.png", [Tile(buffer.getvalue(), caption="noise " * 40)] * MAX_CASES, title="Noise")
     assert (tmp_path / "noise.png").stat().st_size < 4 * 1024**2
-
-
-def drawn_figure(monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path], None]) -> Figure:
-    """A chart as it would be saved."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(charts, "_save", lambda figure, *_, **__: figures.append(figure))
-    draw(Path("chart.png"))
-    return figures[0]
-
-
-@pytest.mark.parametrize("count", [1, charts.MAX_CURVES])
-@pytest.mark.parametrize("name", ["cup", "W" * 100])
-def test_the_legend_of_curves_covers_none_of_them_and_is_inside_the_picture(
-    monkeypatch: pytest.MonkeyPatch, name: str, count: int
-) -> None:
-    curves = [curve(f"{number}{name}", 0.05) for number in range(count)]
-    (axes,) = drawn_figure(monkeypatch, lambda file: precision_recall(file, curves)).axes
-    legend = axes.get_legend()
-    assert legend is not None
-    beside, plot = legend.get_window_extent(), axes.get_window_extent()
-    assert plot.x1 <= beside.x0 < beside.x1 <= CHART_PX[0]
-    assert 0 <= beside.y0 < beside.y1 <= CHART_PX[1]
-    assert plot.width > CHART_PX[0] / 5
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["cup", "plate"],
-        ["cup", "coffee cup without a saucer"],
-        [f"stainless steel coffee mug {size}" for size in ("S", "M", "XL")],
-        ["W" * 100, *"abcdefgh"],
-        [f"class number {number}" for number in range(charts.MAX_MATRIX)],
-    ],
-)
-def test_the_names_of_a_confusion_matrix_meet_neither_each_other_nor_the_edge(
-    monkeypatch: pytest.MonkeyPatch, names: list[str]
-) -> None:
-    whole = [*names, "background"]
-    rows = np.ones((len(whole), len(whole)), int).tolist()
-    figure = drawn_figure(monkeypatch, lambda file: confusion_matrix(file, whole, rows))
-    (axes,) = figure.axes
-    down, across = axes.texts[: len(whole)], axes.texts[len(whole) :]
-    side_names = [text for text in figure.texts if text.get_text() in {"found as", "labelled as"}]
-    assert len(side_names) == 2
-    extents = [text.get_window_extent() for text in (*down, *side_names)]
-    if not across[0].get_rotation():
-        extents += [text.get_window_extent() for text in across]
-    for number, extent in enumerate(extents):
-        assert extent.x0 >= 0
-        assert extent.y0 >= 0
-        assert not any(extent.overlaps(other) for other in extents[:number])
-
-
-@pytest.mark.parametrize(
-    ("number", "digits", "text"),
-    [(12345, 5, "12345"), (123456, 5, "123k"), (123456, 6, "123456"), (12345678, 5, "12M")],
-)
-def test_a_count_that_does_not_fit_its_cell_is_told_in_thousands_or_millions(
-    number: int, digits: int, text: str
-) -> None:
-    assert charts._count(number, digits) == text
-
-
-def test_names_whose_letters_the_font_lacks_are_told_apart_and_warned_of_by_nobody(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    names = ["杯子", "盘子", "tasse à café"]
-    assert [short(name) for name in names] == [r"\u676f\u5b50", r"\u76d8\u5b50", "tasse à café"]
-    precision_recall(tmp_path / "curves.png", [curve(name, 0.5) for name in names])
-    confusion_matrix(tmp_path / "matrix.png", [*names, "background"], np.ones((4, 4), int).tolist())
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
