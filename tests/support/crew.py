@@ -112,6 +112,8 @@ class TrainingProcesses:
     """Training as processes on one database, each at an address that it has again when it is started again."""
 
     settings: dict[str, object]
+    # Runs one of them.
+    module: str
     running: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
     _ports: dict[str, int] = field(default_factory=dict)
 
@@ -123,7 +125,7 @@ class TrainingProcesses:
         settings = self.settings | {"listen": address, "log_level": "ERROR"}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("SAUCER_")}
         self.running[name] = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "saucer.training.main"),
+            *(sys.executable, "-m", self.module),
             env=environment | {f"SAUCER_{key.upper()}": str(value) for key, value in settings.items()},
         )
         channel = grpc.aio.insecure_channel(address)
@@ -137,9 +139,14 @@ class TrainingProcesses:
 
 @pytest.fixture
 async def crew_of_processes(
-    new_database: NewDatabase, nats: NatsServer, jetstream: JetStreamContext, tokens: Tokens, tmp_path: Path
+    request: pytest.FixtureRequest,
+    new_database: NewDatabase,
+    nats: NatsServer,
+    jetstream: JetStreamContext,
+    tokens: Tokens,
+    tmp_path: Path,
 ) -> AsyncIterator[tuple[Crew, TrainingProcesses]]:
-    """Two replicas, "first" and "second", that are processes."""
+    """Two replicas, "first" and "second", that are processes; of another module if it is the fixture's parameter."""
     url, objects = object_store(tmp_path)
     (tmp_path / "journal").mkdir()
     database_url = await new_database()
@@ -149,7 +156,7 @@ async def crew_of_processes(
         "nats_url": nats.uri,
         "public_keys_file": tokens.public_keys_file,
     }
-    processes = TrainingProcesses(settings)
+    processes = TrainingProcesses(settings, getattr(request, "param", "saucer.training.main"))
     database = None
     try:
         replicas = [await processes.start(name) for name in ("first", "second")]
