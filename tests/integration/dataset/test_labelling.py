@@ -406,9 +406,12 @@ async def test_a_set_of_very_many_boxes_is_exported_and_imported_while_others_ar
         exported = await dataset.export(version_id)
         draft = await dataset.create_draft(version_id)
         work = await dataset.end((await dataset.start(draft_id=draft.draft_id)).import_id)
-    assert len(json.loads(exported)["annotations"]) == 30 * MAX_BOXES_PER_IMAGE
+    begun = time.thread_time()
+    annotations = json.loads(exported)["annotations"]
+    whole_s = time.thread_time() - begun
+    assert len(annotations) == 30 * MAX_BOXES_PER_IMAGE
     assert (await dataset.version(work.dataset_version_id)).statistics.boxes == 30 * MAX_BOXES_PER_IMAGE
-    assert turn.seconds < 0.2
+    assert turn.seconds < whole_s / 5, "it computed with many images' boxes at once"
 
 
 @dataclass
