@@ -24,6 +24,8 @@ from tests.support.services import Tokens
 
 IMAGES = 60
 CLAIM_S = 2.0
+# Longer than any wait for an end.
+LONG_CLAIM_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -172,17 +174,16 @@ async def test_an_import_whose_service_is_stopped_is_taken_up_at_once(
     store: Path,
 ) -> None:
     database_url = await new_database()
-    async with run_dataset(database_url=database_url) as service:
+    async with run_dataset(database_url=database_url, import_claim_s=LONG_CLAIM_S) as service:
         account_id = await new_account()
         caller = client(service.channel, tokens, account_id, store)
         work = await caller.start(upload_id=await caller.upload(archive_of(coco_files(IMAGES, side=300))))
         await one_child(os.getpid())
         assert await importing(caller, work.import_id)
     assert children_of(os.getpid()) == []
-    # Its claim would have lasted half a minute.
-    async with run_dataset(database_url=database_url) as service:
+    async with run_dataset(database_url=database_url, import_claim_s=LONG_CLAIM_S) as service:
         caller = client(service.channel, tokens, account_id, store)
-        await check_one_version(caller, jetstream, await caller.end(work.import_id, timeout_s=20))
+        await check_one_version(caller, jetstream, await caller.end(work.import_id, timeout_s=120))
 
 
 async def test_an_import_whose_child_dies_once_is_tried_again(dataset: Client, jetstream: JetStreamContext) -> None:

@@ -92,7 +92,7 @@ class World:
 
     async def ended(self, model: training_pb2.Model) -> evaluation_pb2.Evaluation:
         subject = f"saucer.evaluation.v1.EvaluationEnded.{self.account_id}.{model.task_id}.>"
-        (found,) = await read_events(self.jetstream, subject, count=1, timeout_s=40)
+        (found,) = await read_events(self.jetstream, subject, count=1, timeout_s=120)
         return from_json(found.data, evaluation_events.EvaluationEnded()).evaluation
 
     @property
