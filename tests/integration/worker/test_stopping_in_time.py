@@ -134,7 +134,7 @@ def test_the_max_duration_ends_a_validation_within_a_batch_and_a_second(
     check_usable(result)
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(10, marks=pytest.mark.soak)])
 async def test_a_users_stop_reaches_the_worker_in_two_seconds(
     run_service: ServiceRunner, tokens: Tokens, tmp_path: Path, rounds: int
 ) -> None:
@@ -181,5 +181,4 @@ async def test_a_users_stop_reaches_the_worker_in_two_seconds(
             for worker in workers:
                 await worker.finish(training_pb2.END_REASON_STOPPED_BY_USER)
         print(f"p99 {percentile(taken_s, 0.99):.3f} s, median {percentile(taken_s, 0.5):.3f} s of {len(taken_s)}")
-        # Of forty the 99th percentile is the last, which any pause of a busy machine makes: then it is said of most.
-        assert percentile(taken_s, 0.99 if rounds > 1 else 0.5) <= STOP_REACHES_S
+        assert percentile(taken_s, 0.99) <= STOP_REACHES_S
