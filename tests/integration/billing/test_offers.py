@@ -227,6 +227,18 @@ async def test_a_withdrawn_spec_starts_nothing_and_what_runs_goes_on(ledger: Led
     }
 
 
+async def test_of_a_region_and_of_a_spec_that_is_in_several_regions_only_the_named_one_is_withdrawn(
+    ledger: Ledger,
+) -> None:
+    offers = ledger.billing.offers
+    await offers.create_region(Region("far", "Far away"), correction())
+    for spec in (LARGE, replace(LARGE, region_id="far")):
+        await offers.create_spec(spec, correction())
+    await offers.withdraw(REGION, LARGE.spec_id, correction())
+    on_offer = [(spec.region_id, spec.spec_id) for spec in await offers.list_specs(None)]
+    assert on_offer == [("far", LARGE.spec_id), (REGION, SPEC)]
+
+
 async def test_capacity_that_was_bought_starts_on_a_withdrawn_spec(ledger: Ledger) -> None:
     account_id, end = await ledger.account(0), ledger.clock.time + timedelta(days=1)
     group = await ledger.billing.groups.create(account_id, "G", REGION, SPEC, 1, None, end, correction())
