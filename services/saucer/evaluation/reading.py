@@ -18,8 +18,8 @@ from saucer.lib.errors import InvalidArgumentError
 
 CASES_AT_ONCE = 100
 """Bad cases that are made at a time where all are asked for."""
-PAGE_BYTES = 768 * 1024
-"""Of what a page of images says of them, about 12,000 boxes and faults, made in a twentieth of a second: with images of
+PAGE_BYTES = 384 * 1024
+"""Of what a page of images says of them, about 6,000 boxes and faults, made in a twentieth of a second: with images of
 PAGE_IMAGES_BYTES it fits what a gRPC client takes by default (4 MiB). A page has one image at least."""
 ENTRY_BYTES = 55
 """That a box or a fault takes of a page at most, besides the name of its class."""
@@ -217,17 +217,18 @@ def find_bad_cases(
     an unknown class.
     """
     rows = _wanted_rows(loaded, threshold, wanted)
-    images = _worst_first(rows)
+    counts = rows.counts()
+    images = _worst_first(counts)
     page = images[offset : offset + limit]
     boxes = [loaded.truths_of(place).size + loaded.detections_of(place, threshold).size for place in page.tolist()]
-    entries = rows.counts()[page] + np.array(boxes, np.int64)
+    entries = counts[page] + np.array(boxes, np.int64)
     return _cases(loaded, threshold, rows, _fitting(loaded, page, entries)), images.size
 
 
 def every_bad_case(loaded: Loaded, threshold: float, wanted: CaseFilter) -> Iterator[BadCase]:
     """All of find_bad_cases(), in its order, a few in memory at a time."""
     rows = _wanted_rows(loaded, threshold, wanted)
-    images = _worst_first(rows)
+    images = _worst_first(rows.counts())
     for start in range(0, images.size, CASES_AT_ONCE):
         yield from _cases(loaded, threshold, rows, images[start : start + CASES_AT_ONCE])
 
@@ -246,9 +247,8 @@ def _fitting(loaded: Loaded, places: NDArray[np.integer], entries: NDArray[np.in
     return places[: max(1, int(np.searchsorted(size_bytes, PAGE_BYTES, "right")))]
 
 
-def _worst_first(rows: FaultRows) -> NDArray[np.intp]:
-    """Places of the images with such faults."""
-    counts = rows.counts()
+def _worst_first(counts: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Places of the images with faults, of which each has so many."""
     images = np.flatnonzero(counts)
     return images[np.argsort(-counts[images], kind="stable")]
 
@@ -291,31 +291,20 @@ def _bad_case(loaded: Loaded, threshold: float, image_id: int, faults: list[Faul
 
 def _truth_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
     truth = loaded.truth
+    columns = (column[rows].tolist() for column in (truth.box, truth.label, truth.area, truth.crowd))
     return tuple(
-        LabelledBox(
-            _corners(truth.box[row]),
-            truth.classes[truth.label[row]],
-            None,
-            float(truth.area[row]),
-            bool(truth.crowd[row]),
-        )
-        for row in rows
+        LabelledBox(tuple(corners), truth.classes[label], None, float(area), crowd)
+        for corners, label, area, crowd in zip(*columns, strict=True)
     )
 
 
 def _found_boxes(loaded: Loaded, rows: list[int]) -> tuple[LabelledBox, ...]:
     found, classes = loaded.detections, loaded.truth.classes
-    boxes = []
-    for row in rows:
-        x1, y1, x2, y2 = corners = _corners(found.box[row])
-        score = float(found.score[row])
-        boxes.append(LabelledBox(corners, classes[found.label[row]], score, (x2 - x1) * (y2 - y1)))
-    return tuple(boxes)
-
-
-def _corners(box: NDArray[np.floating]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = (float(value) for value in box)
-    return x1, y1, x2, y2
+    columns = (column[rows].tolist() for column in (found.box, found.label, found.score))
+    return tuple(
+        LabelledBox((x1, y1, x2, y2), classes[label], score, (x2 - x1) * (y2 - y1))
+        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True)
+    )
 
 
 def _class_of(fault: Fault, classes: tuple[str, ...]) -> str:
