@@ -4,11 +4,13 @@ import asyncio
 import json
 from dataclasses import replace
 from datetime import datetime, timedelta
+from unittest.mock import AsyncMock
 
 import pytest
 
 from saucer.billing.domain import Group, HoldRequest, HoldState
 from saucer.billing.service import groups
+from saucer.billing.service.accounts import Accounts
 from saucer.billing.store.accounts import get_account
 from saucer.billing.store.holds import get_hold
 from saucer.lib.errors import (
@@ -355,6 +357,24 @@ async def test_a_suspended_accounts_group_grants_nothing_and_what_waits_is_order
     await ledger.billing.holds.resolve(running.hold_id, 1)
     await ledger.billing.sweep_once()
     assert await states(ledger, [waiting]) == [HoldState.WAITING]
+
+
+async def test_a_start_that_waits_is_ordered_to_stop_by_the_sweep_where_a_suspension_crashed(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account_id = await ledger.account(0)
+    group = await group_of(ledger, account_id, capacity=1)
+    running, waiting = [request_of(account_id, group_id=group.group_id) for _ in range(2)]
+    for request in (running, waiting):
+        await ledger.billing.holds.create(request)
+    with monkeypatch.context() as crash:
+        crash.setattr(Accounts, "_stop_suspended", AsyncMock(side_effect=ConnectionError))
+        with pytest.raises(ConnectionError):
+            await ledger.billing.accounts.suspend(account_id, correction())
+    await ledger.billing.holds.resolve(running.hold_id, 1)
+    await ledger.billing.sweep_once()
+    hold = await ledger.hold(waiting)
+    assert (hold.state, hold.stop_ordered) == (HoldState.WAITING, True)
 
 
 @pytest.mark.parametrize(
