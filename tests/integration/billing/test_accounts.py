@@ -149,7 +149,10 @@ async def test_a_refund_gives_back_at_most_what_was_paid(ledger: Ledger) -> None
         await ledger.billing.accounts.refund(request.hold_id, 60_000, asked)
     too_large = await refusal(ledger.billing.accounts.refund(request.hold_id, 30_001, correction()))
     assert (too_large.reason, too_large.metadata["refundable_micros"]) == ("REFUND_TOO_LARGE", "30000")
-    await ledger.billing.accounts.refund(request.hold_id, 30_000, correction())
+    await ledger.billing.accounts.refund(request.hold_id, 20_000, correction())
+    too_large = await refusal(ledger.billing.accounts.refund(request.hold_id, 10_001, correction()))
+    assert too_large.metadata["refundable_micros"] == "10000", "of all refunds together"
+    await ledger.billing.accounts.refund(request.hold_id, 10_000, correction())
     assert await ledger.balance(request.account_id) == (HOLD_MICROS, 0)
     ((statement,), _) = await ledger.billing.statements.list(request.account_id, work_id=None, after=None, limit=9)
     assert [line.kind for line in statement.transfers][-2:] == [TransferKind.REFUND] * 2
