@@ -54,8 +54,13 @@ def write_version(
 
 
 def write_config(repository: Path, model: str, config: str) -> None:
-    """Replaces the model's config.pbtxt; the next load reads it. Raises ValueError for a bad name."""
+    """Replaces the model's config.pbtxt, unless it is the same: Triton's next load would reload what runs by it.
+
+    Raises ValueError for a bad name.
+    """
     target = _model_folder(repository, model) / _CONFIG
+    if target.exists() and target.read_text() == config:
+        return
     aside = _aside(target)
     aside.write_text(config)
     _sync(aside)

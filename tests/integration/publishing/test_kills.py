@@ -88,10 +88,15 @@ async def test_publishing_killed_in_a_publish_leaves_one_deployment_with_one_hol
         assert len(await world.statements(account_id)) == 1
         name = model_name(active.deployment_id, 1)
         await until_held(triton, triton_client, [name])
+        assert count_loads(triton, name) == 1
         assert list((triton.repository / name).glob(".*")) == []
         await world.stop(active)
         await world.until_state(active, "STOPPED")
         await until_held(triton, triton_client, [])
+
+
+def count_loads(triton: TritonServer, name: str) -> int:
+    return triton.log_path.read_text().count(f"successfully loaded '{name}'")
 
 
 async def until_held(triton: TritonServer, client: TritonClient, names: list[str]) -> None:
@@ -130,6 +135,5 @@ async def test_two_processes_of_publishing_load_each_deployment_once_and_leave_n
                 await world.until_state(item, "STOPPED")
                 deployment_ids.append(item.deployment_id)
         await until_held(triton, triton_client, [])
-    log = triton.log_path.read_text()
-    assert {log.count(f"successfully loaded '{model_name(each, 1)}'") for each in deployment_ids} == {1}
+    assert {count_loads(triton, model_name(each, 1)) for each in deployment_ids} == {1}
     assert len(await world.statements(account_id)) == publishes

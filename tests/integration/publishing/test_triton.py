@@ -196,6 +196,24 @@ async def test_a_version_that_fails_to_load_leaves_the_old_one_serving(
     assert not await triton_client.ready(model, "2")
 
 
+async def test_what_runs_is_not_loaded_again_by_the_same_load(
+    triton: TritonServer, triton_client: TritonClient, model: str, write: Write
+) -> None:
+    for _ in range(2):
+        write(1)
+        await triton_client.load(model)
+    assert triton.log_path.read_text().count(f"successfully loaded '{model}'") == 1
+
+
+async def test_what_failed_to_load_is_tried_again_by_the_same_load(
+    triton_client: TritonClient, model: str, write: Write
+) -> None:
+    for _ in range(2):
+        write(1, broken=True)
+        with pytest.raises(ModelFailed, match="ImportError: a fault at load"):
+            await triton_client.load(model)
+
+
 async def test_a_killed_model_process_is_found_by_a_probe_and_healed_by_unload_and_load(
     triton_client: TritonClient, model: str, write: Write
 ) -> None:
