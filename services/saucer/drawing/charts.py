@@ -188,7 +188,10 @@ def confusion_matrix(path: Path, names: Sequence[str], rows: Sequence[Sequence[i
     table = whole[np.ix_([*drawn, -1], [*drawn, -1])]
     share = table / np.maximum(whole.sum(axis=1)[[*drawn, -1], None], 1)
     axes = figure.add_axes((0, 0, 1, 1), xticks=(), yticks=())
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    sides = np.arange(len(table) + 1) - 0.5
+    # Cells, since an image is sampled for each pixel, which takes five times as long.
+    axes.pcolormesh(sides, sides, share, cmap="Blues", vmin=0, vmax=1)
+    axes.set(aspect="equal", xlim=sides[[0, -1]], ylim=sides[[-1, 0]])
     cell_px = _name_cells(axes, [_plain(short(names[place])) for place in (*drawn, -1)])
     _numbers(axes, table, share > 0.55, size=max(6, 15 - len(table) // 2), cell_px=cell_px)
     said = ["the darker, the more of its row"]
@@ -303,6 +306,7 @@ def score_histogram(
     if threshold is not None:
         lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold_text(threshold)}"))
     axes.set_yscale("log")
+    axes.yaxis.minorticks_off()  # they take a third of the time of the chart
     axes.set(xlabel="score", ylabel="detections", xlim=(edges[0], edges[-1]), ylim=(0.7, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     _legend_above(axes, lines)

@@ -31,9 +31,9 @@ def confusion_matrix(scored: Scored, threshold: float) -> NDArray[np.int64]:
 
 def _taken_for(scored: Scored) -> NDArray[np.int64]:
     """Of each truth the best-scored detection that is confused with it, of equal scores the first; NONE without."""
-    best = np.full(scored.truth_label.size, NONE, np.int64)
+    taken_for = np.full(scored.truth_label.size, NONE, np.int64)
     confused = np.flatnonzero(scored.verdict == Verdict.CONFUSED)
-    # Of repeated indices numpy keeps the last assignment, which is the best.
-    order = confused[np.lexsort((-confused, scored.score[confused]))]
-    best[scored.truth[order]] = order
-    return best
+    best = confused[scored.score[confused] == scored.confused_score[scored.truth[confused]]]
+    # Of repeated indices numpy keeps the last assignment, which is the first row.
+    taken_for[scored.truth[best[::-1]]] = best[::-1]
+    return taken_for

@@ -112,9 +112,9 @@ class Pictures:
         return lambda drawing, file: drawing.confusion(file, answer)
 
     async def _scores(self, wanted: Wanted) -> _Draw:
-        found = await self._evaluations.score_histograms(wanted.evaluation_id, BINS)
-        label_of([histogram.class_name for histogram in found], wanted.class_name)
-        answer = histogram_message(next(entry for entry in found if entry.class_name == wanted.class_name))
+        answer = histogram_message(
+            await self._evaluations.score_histogram(wanted.evaluation_id, wanted.class_name, BINS)
+        )
         return lambda drawing, file: drawing.scores(file, answer, wanted.threshold)
 
     async def _sheet(self, wanted: Wanted) -> Drawn:

@@ -104,8 +104,17 @@ class ScoreHistogram:
 
 def score_histograms(loaded: Loaded, bins: int) -> list[ScoreHistogram]:
     """All classes together, then each class, in so many bins of equal width from 0 to 1."""
-    edges = tuple(number / bins for number in range(bins + 1))
+    edges = _edges(bins)
     return [_histogram(loaded, name, label, edges) for label, name in ((None, ""), *enumerate(loaded.truth.classes))]
+
+
+def score_histogram(loaded: Loaded, class_name: str, bins: int) -> ScoreHistogram:
+    """Of one class, or of all (""). Raises InvalidArgumentError for an unknown class."""
+    return _histogram(loaded, class_name, label_of(loaded.truth.classes, class_name), _edges(bins))
+
+
+def _edges(bins: int) -> tuple[float, ...]:
+    return tuple(number / bins for number in range(bins + 1))
 
 
 def _histogram(loaded: Loaded, name: str, label: int | None, edges: tuple[float, ...]) -> ScoreHistogram:

@@ -295,6 +295,15 @@ class Evaluations:
         _, loaded = await self._succeeded(evaluation_id)
         return await asyncio.to_thread(reading.score_histograms, loaded, bins)
 
+    async def score_histogram(self, evaluation_id: str, class_name: str, bins: int) -> ScoreHistogram:
+        """Of one class, or of all ("").
+
+        Raises:
+            NotFoundError, FailedPreconditionError: not succeeded. InvalidArgumentError: an unknown class.
+        """
+        _, loaded = await self._succeeded(evaluation_id)
+        return await asyncio.to_thread(reading.score_histogram, loaded, class_name, bins)
+
     async def test_images(
         self, evaluation_id: str, class_name: str, *, offset: int, limit: int, include_images: bool
     ) -> tuple[list[tuple[LabelledImage, bytes]], int]:
