@@ -339,9 +339,9 @@ def _best(pairs: _Pairs, detections: int) -> tuple[NDArray[np.int64], NDArray[np
     if not pairs.detection.size:
         return truth, overlap
     # Pairs are by detection and then by truth, so the best of each detection is found without sorting them.
-    begins = np.flatnonzero(np.append(True, pairs.detection[1:] != pairs.detection[:-1]))
+    begins, lengths = _groups(pairs.detection)
     highest = np.maximum.reduceat(pairs.overlap, begins)
-    best = pairs.overlap == np.repeat(highest, np.diff(begins, append=pairs.detection.size))
+    best = pairs.overlap == np.repeat(highest, lengths)
     # Of repeated indices numpy keeps the last assignment: the last truth.
     truth[pairs.detection[best]] = pairs.truth[best]
     overlap[pairs.detection[best]] = pairs.overlap[best]
@@ -356,11 +356,14 @@ def _greedy(pairs: _Pairs) -> _Pairs:
     only stable outcome is the one of serving them in that order, which is greedy matching. Rounds: as many as the
     longest chain of detections that displace each other, a handful in practice, at most one per pair.
     """
-    order = np.lexsort((-pairs.truth, -pairs.overlap, pairs.detection))
-    detection, truth = pairs.detection[order], pairs.truth[order]
-    # asks[a] is the place, in that order, of the pair for which asker a asks; askers are numbered by rank.
-    _, asks, wishes = np.unique(detection, return_index=True, return_counts=True)
+    # asks[a] is the place of the pair for which asker a asks, in the order of its wishes; askers are numbered by rank.
+    asks, wishes = _groups(pairs.detection)
     ends = asks + wishes
+    order = np.arange(pairs.detection.size)
+    # Pairs are by detection, and most detections have one alone.
+    several = np.flatnonzero(np.repeat(wishes > 1, wishes))
+    order[several] = several[np.lexsort((-pairs.truth[several], -pairs.overlap[several], pairs.detection[several]))]
+    truth = pairs.truth[order]
     nobody = ends.size
     kept = np.full(int(truth.max(initial=-1)) + 1, nobody)
     asking = np.arange(ends.size)
@@ -373,11 +376,15 @@ def _greedy(pairs: _Pairs) -> _Pairs:
         turned_away = np.concatenate([asking[after != asking], displaced])
         asks[turned_away] += 1
         asking = turned_away[asks[turned_away] < ends[turned_away]]
-    matched = np.zeros(detection.size, np.bool_)
-    matched[asks[kept[kept != nobody]]] = True
-    rows = np.zeros(detection.size, np.bool_)
-    rows[order[matched]] = True
+    rows = np.zeros(order.size, np.bool_)
+    rows[order[asks[kept[kept != nobody]]]] = True
     return pairs.only(rows)
+
+
+def _groups(numbers: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where each run of equal numbers begins, and how long it is."""
+    begins = np.flatnonzero(np.append(True, numbers[1:] != numbers[:-1])[: numbers.size])
+    return begins, np.diff(begins, append=numbers.size)
 
 
 def _beyond_cap(image: NDArray[np.int32], label: NDArray[np.int32], by_rank: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -181,12 +181,13 @@ class ThresholdCurves:
     def __init__(self, scored: Scored) -> None:
         classes = int(scored.class_count)
         truths = np.bincount(scored.truth_label[~scored.truth_crowd], minlength=classes)
-        order = np.lexsort((*ascending(scored.image), *falling(scored.score), *ascending(scored.label)))
-        order = order[scored.verdict[order] != Verdict.IGNORED]
-        score, label, capped = scored.score[order], scored.label[order], ~scored.beyond_cap[order]
-        hit = scored.verdict[order] == Verdict.TRUE_POSITIVE
-        by_score = np.lexsort(falling(score))
-        self._overall = _Curve(score[by_score], hit[by_score], int(truths.sum()))
+        by_score = np.lexsort((*ascending(scored.image), *falling(scored.score)))
+        by_score = by_score[scored.verdict[by_score] != Verdict.IGNORED]
+        score, label, capped = scored.score[by_score], scored.label[by_score], ~scored.beyond_cap[by_score]
+        hit = scored.verdict[by_score] == Verdict.TRUE_POSITIVE
+        self._overall = _Curve(score, hit, int(truths.sum()))
+        by_class = np.lexsort(ascending(label))
+        score, label, capped, hit = (column[by_class] for column in (score, label, capped, hit))
         self._classes: list[_Curve] = []
         self._ap_50: list[_Ap50] = []
         bounds = np.searchsorted(label, np.arange(classes + 1))
@@ -238,10 +239,10 @@ class ErrorsByImage:
 
     def __init__(self, scored: Scored) -> None:
         wrong = np.flatnonzero((scored.verdict != Verdict.TRUE_POSITIVE) & (scored.verdict != Verdict.IGNORED))
-        wrong = wrong[np.argsort(scored.score[wrong])]
+        wrong = wrong[_rising(scored.score[wrong])]
         self._wrong_score, self._wrong_image = scored.score[wrong], scored.image[wrong]
         truth = np.flatnonzero(~scored.truth_crowd)
-        truth = truth[np.argsort(scored.found_score[truth])]
+        truth = truth[_rising(scored.found_score[truth])]
         self._found_score, self._truth_image = scored.found_score[truth], scored.truth_image[truth]
         self._images = scored.images.size
 
@@ -257,6 +258,12 @@ class ErrorsByImage:
         """What it takes of the memory."""
         columns = (self._wrong_score, self._wrong_image, self._found_score, self._truth_image)
         return sum(column.nbytes for column in columns)
+
+
+def _rising(scores: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Places of the scores, the least first."""
+    order: NDArray[np.intp] = np.lexsort(falling(scores))[::-1]
+    return order
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,7 @@ from saucer.evaluation.columns import packed
 from saucer.evaluation.matching import Scored, StoredFormError, at_score_precision
 from saucer.evaluation.metrics import ErrorsByImage, ThresholdCurves
 from saucer.evaluation.recommending import Recommender
+from saucer.evaluation.sorting import ascending
 from saucer.evaluation.thinning import LEAST_POINTS, ThinnedPoints, Thinner
 from saucer.evaluation.truth import Truth
 from saucer.serving.detections import Detections
@@ -103,8 +104,6 @@ class Loaded:
         self.recommender = (
             None if validation is None else Recommender(ThresholdCurves(validation), len(self.truth.classes))
         )
-        self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
-        self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
         self.errors_by_image = ErrorsByImage(scored)
 
     def bad_images(self, threshold: float) -> int:
@@ -120,13 +119,22 @@ class Loaded:
         """Makes what takes seconds of hundreds of classes and millions of points, so that no call waits for it."""
         self.thinned(LEAST_POINTS)
 
+    # A scoring, which draws nothing and lists no image, does without these.
+
     @cached_property
     def _thinner(self) -> Thinner:
-        # A scoring, which draws nothing, does without.
         classes = len(self.truth.classes)
         return Thinner(
             [self.curves.points(label) for label in range(classes)], points_of_a_curve(MOST_POINTS_OF_A_CURVE, classes)
         )
+
+    @cached_property
+    def _truth_rows(self) -> "_RowsOfImage":
+        return _RowsOfImage(self.scored.truth_image, self.scored.images.size)
+
+    @cached_property
+    def _detection_rows(self) -> "_RowsOfImage":
+        return _RowsOfImage(self.scored.image, self.scored.images.size)
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -159,7 +167,7 @@ class _RowsOfImage:
     """Row numbers grouped by image, so that a page of images needs no search in all rows."""
 
     def __init__(self, image: NDArray[np.int32], images: int) -> None:
-        self._rows = np.argsort(image, kind="stable")
+        self._rows = np.lexsort(ascending(image))
         self._ends = np.append(0, np.cumsum(np.bincount(image, minlength=images)))
 
     def of(self, place: int) -> NDArray[np.intp]:
