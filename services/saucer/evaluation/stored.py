@@ -167,7 +167,7 @@ class _RowsOfImage:
     """Row numbers grouped by image, so that a page of images needs no search in all rows."""
 
     def __init__(self, image: NDArray[np.int32], images: int) -> None:
-        self._rows = np.lexsort(ascending(image))
+        self._rows: NDArray[np.intp] = np.lexsort(ascending(image))
         self._ends = np.append(0, np.cumsum(np.bincount(image, minlength=images)))
 
     def of(self, place: int) -> NDArray[np.intp]:
