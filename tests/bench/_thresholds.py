@@ -217,6 +217,9 @@ async def _every_call(
         "GetScoreHistograms": lambda: stub.GetScoreHistograms(
             messages.GetScoreHistogramsRequest(evaluation_id=evaluation_id), metadata=metadata
         ),
+        "GetScoreHistograms, of as many bins as there may be": lambda: stub.GetScoreHistograms(
+            messages.GetScoreHistogramsRequest(evaluation_id=evaluation_id, bins=100), metadata=metadata
+        ),
         "ListTestImages": lambda: stub.ListTestImages(
             messages.ListTestImagesRequest(evaluation_id=evaluation_id), metadata=metadata
         ),

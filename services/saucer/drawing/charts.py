@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.path import Path as MplPath
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator
 from numpy.typing import ArrayLike, NDArray
 
 from saucer.drawing.lettering import drawable, families, short
@@ -41,6 +42,7 @@ SIDE_NAME_PX, TITLE_PX, GAP_PX, NUMBER_GAP_PX = 34, 76, 10, 3
 MANY_NAMES = 12  # beyond it those of a confusion matrix are smaller
 # From a character to the next, of a font of size 1: of DejaVu Sans, which comes with matplotlib.
 ADVANCE = {**dict.fromkeys("0123456789", 0.63623), ".": 0.31787, "k": 0.57910, "M": 0.86279}
+FEW = 100  # detections of a bin; below it powers of ten are too few to read a bar's height from
 MAX_MATRIX = 24  # classes of a confusion matrix; beyond it those with the most boxes off the diagonal are drawn
 
 
@@ -306,6 +308,8 @@ def score_histogram(
     if threshold is not None:
         lines.append(axes.axvline(threshold, color=INK, linestyle="--", label=f"threshold {threshold_text(threshold)}"))
     axes.set_yscale("log")
+    if max(*right, *wrong) < FEW:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.minorticks_off()  # they take a third of the time of the chart
     axes.set(xlabel="score", ylabel="detections", xlim=(edges[0], edges[-1]), ylim=(0.7, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

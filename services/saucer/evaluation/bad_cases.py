@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -139,36 +138,36 @@ def truth_states(scored: Scored, threshold: float) -> NDArray[np.uint8]:
     return states
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class FaultRows:
     """Where the faults at a threshold are, before one is put together: rows of detections that are wrong (`wrong`), and
-    of truths that are missed (`missing`), both ascending; for each of the latter, the row of the answer that is not
-    sure (`unsure`), NONE where there is none."""
+    of truths that are missed (`missing`), both ascending; for each of the former its image (`wrong_image`, int32, index
+    into Scored.images), for each of the latter the row of the answer that is not sure (`unsure`), NONE where there is
+    none."""
 
     scored: Scored
     wrong: NDArray[np.intp]
+    wrong_image: NDArray[np.int32]
     missing: NDArray[np.intp]
     unsure: NDArray[np.intp]
 
     def counts(self) -> NDArray[np.int64]:
         """How many faults each image has, int64 [m]."""
         images = self.scored.images.size
-        return np.bincount(self._wrong_image, minlength=images) + np.bincount(
+        return np.bincount(self.wrong_image, minlength=images) + np.bincount(
             self.scored.truth_image[self.missing], minlength=images
         )
-
-    @cached_property
-    def _wrong_image(self) -> NDArray[np.int32]:
-        return self.scored.image[self.wrong]
 
     def of_images(self, places: NDArray[np.integer]) -> "FaultRows":
         """Those on the images at these places of Scored.images."""
         among = np.zeros(self.scored.images.size, np.bool_)
         among[places] = True
+        wrong = among[self.wrong_image]
         missing = among[self.scored.truth_image[self.missing]]
         return FaultRows(
             self.scored,
-            self.wrong[among[self._wrong_image]],
+            self.wrong[wrong],
+            self.wrong_image[wrong],
             self.missing[missing],
             self.unsure[missing],
         )
@@ -181,7 +180,7 @@ class FaultRows:
         kind = _KINDS_OF_VERDICTS[scored.verdict[wrong]]
         faults = Faults(
             images=scored.images,
-            image=np.concatenate([scored.image[wrong], scored.truth_image[missing]]),
+            image=np.concatenate([self.wrong_image, scored.truth_image[missing]]),
             kind=np.concatenate([kind, np.full(missing.size, FaultKind.MISS, np.uint8)]),
             detection=detection.astype(np.int32),
             truth=truth.astype(np.int32),
@@ -244,7 +243,7 @@ def fault_rows(
         wrong = wrong[(scored.label[wrong] == label) | of_truth]
         of_label = scored.truth_label[missing] == label
         missing, unsure = missing[of_label], unsure[of_label]
-    return FaultRows(scored, wrong, missing, unsure)
+    return FaultRows(scored, wrong, scored.image[wrong], missing, unsure)
 
 
 def _taken(column: NDArray[Column], rows: NDArray[np.integer], nothing: float | np.float32) -> NDArray[Column]:

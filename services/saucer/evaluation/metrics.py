@@ -135,6 +135,11 @@ class _Curve:
         hits = int(self.hits_from[first])
         return Counts(self.truths, hits, self.score.size - first - hits)
 
+    def by_score(self, edges: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        firsts = np.append(np.searchsorted(self.score, edges, "left"), self.score.size)
+        hits = -np.diff(self.hits_from[firsts])
+        return hits, np.diff(firsts) - hits
+
     @property
     def size_bytes(self) -> int:
         return self.score.nbytes + self.hits_from.nbytes
@@ -212,6 +217,14 @@ class ThresholdCurves:
     def at(self, label: int | None, threshold: float) -> Counts:
         """Counts of one class, or of all together."""
         return self.overall(threshold) if label is None else self.of_class(label, threshold)
+
+    def by_score(self, label: int | None, edges: Sequence[float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """True and false positives of one class, or of all, from each edge to the next, and from the last one up.
+
+        `edges` [k] ascend, and are rounded as thresholds are; int64 [k] each.
+        """
+        curve = self._overall if label is None else self._classes[label]
+        return curve.by_score(np.array(edges, np.float32))
 
     def points(self, label: int | None = None) -> PrPoints:
         """The precision-recall curve of a class, or of all together; no points where there is no truth."""

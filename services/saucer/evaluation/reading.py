@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from saucer.evaluation.bad_cases import Fault, FaultKind, FaultRows, ScoreRange,
 from saucer.evaluation.classifying import answers_by_truth
 from saucer.evaluation.domain import AtThreshold
 from saucer.evaluation.matching import NONE
-from saucer.evaluation.stored import Loaded
+from saucer.evaluation.stored import Judged, Loaded
 from saucer.evaluation.suspecting import SuspectKind, Suspects, suspects
 from saucer.evaluation.thinning import ThinnedPoints
 from saucer.lib.errors import InvalidArgumentError
@@ -78,14 +77,14 @@ def label_of(classes: Sequence[str], class_name: str) -> int | None:
     return classes.index(class_name)
 
 
-def at_threshold(loaded: Loaded, threshold: float) -> AtThreshold:
+def at_threshold(judged: Judged, threshold: float) -> AtThreshold:
     """Everything that moves with the threshold."""
     return AtThreshold(
         threshold,
-        loaded.curves.overall(threshold),
-        tuple(loaded.curves.per_class(threshold)),
-        None if loaded.test_set.whole_images else loaded.curves.map_50_above_threshold(threshold),
-        loaded.bad_images(threshold),
+        judged.curves.overall(threshold),
+        tuple(judged.curves.per_class(threshold)),
+        None if judged.test_set.whole_images else judged.curves.map_50_above_threshold(threshold),
+        judged.bad_images(threshold),
     )
 
 
@@ -118,15 +117,8 @@ def _edges(bins: int) -> tuple[float, ...]:
 
 
 def _histogram(loaded: Loaded, name: str, label: int | None, edges: tuple[float, ...]) -> ScoreHistogram:
-    from_edge = [loaded.curves.at(label, edge) for edge in edges[:-1]]
-    right = [counts.true_positives for counts in from_edge] + [0]
-    wrong = [counts.false_positives for counts in from_edge] + [0]
-    return ScoreHistogram(
-        name,
-        edges,
-        tuple(here - above for here, above in pairwise(right)),
-        tuple(here - above for here, above in pairwise(wrong)),
-    )
+    right, wrong = loaded.curves.by_score(label, edges[:-1])
+    return ScoreHistogram(name, edges, tuple(right.tolist()), tuple(wrong.tolist()))
 
 
 @dataclass(frozen=True)

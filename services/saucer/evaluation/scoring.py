@@ -13,7 +13,7 @@ from saucer.evaluation.manifest import Manifest, ManifestError, read_manifest
 from saucer.evaluation.matching import MismatchError, match
 from saucer.evaluation.metrics import ThresholdCurves, coco_metrics
 from saucer.evaluation.recommending import Recommender
-from saucer.evaluation.stored import LabelledSet, Loaded
+from saucer.evaluation.stored import Judged, LabelledSet
 from saucer.evaluation.truth import Truth, TruthError, from_coco, statistics
 from saucer.serving.detections import Detections
 from saucer.serving.errors import DetectionsError
@@ -62,7 +62,7 @@ def score(
             labels = from_coco(document.split("validation"), classes)
             validated = judge(labels, Detections.from_bytes(validation))
         chosen = Recommender(ThresholdCurves(validated), len(classes)).best_f1()
-        at_default = reading.at_threshold(Loaded(test_set, detections, scored), DEFAULT_THRESHOLD)
+        at_default = reading.at_threshold(Judged(test_set, scored), DEFAULT_THRESHOLD)
         stored = scored.to_bytes(), validated.to_bytes(), test_set.to_bytes()
     return Scoring(Summary(_with_thresholds(fixed.result(), chosen), at_default), *stored)
 

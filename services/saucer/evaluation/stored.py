@@ -4,7 +4,6 @@ import io
 import json
 import zipfile
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -87,23 +86,14 @@ def points_of_a_curve(wanted: int, classes: int) -> int:
     return max(LEAST_POINTS, min(wanted, MOST_POINTS_OF_A_CURVE, MOST_POINTS // max(classes, 1)))
 
 
-class Loaded:
-    """A finished evaluation in memory, from which any threshold is answered in milliseconds.
+class Judged:
+    """What the figures at any threshold are read from, in milliseconds."""
 
-    `recommender`: of the validation split; None where the scoring did not keep it.
-    """
-
-    def __init__(
-        self, test_set: LabelledSet, detections: Detections, scored: Scored, validation: Scored | None = None
-    ) -> None:
+    def __init__(self, test_set: LabelledSet, scored: Scored) -> None:
         self.test_set = test_set
         self.truth = test_set.truth
-        self.detections = detections
         self.scored = scored
         self.curves = ThresholdCurves(scored)
-        self.recommender = (
-            None if validation is None else Recommender(ThresholdCurves(validation), len(self.truth.classes))
-        )
         self.errors_by_image = ErrorsByImage(scored)
 
     def bad_images(self, threshold: float) -> int:
@@ -111,30 +101,30 @@ class Loaded:
         wrong detection is told."""
         return int(np.count_nonzero(self.errors_by_image.at(threshold)))
 
+
+class Loaded(Judged):
+    """A finished evaluation in memory, from which all that is asked of it is answered.
+
+    `recommender`: of the validation split; None where the scoring did not keep it. Making one takes seconds of hundreds
+    of classes and millions of detections; what is asked of it then waits for nothing that is made only once.
+    """
+
+    def __init__(
+        self, test_set: LabelledSet, detections: Detections, scored: Scored, validation: Scored | None = None
+    ) -> None:
+        super().__init__(test_set, scored)
+        classes = len(self.truth.classes)
+        self.detections = detections
+        self.recommender = None if validation is None else Recommender(ThresholdCurves(validation), classes)
+        self._thinner = Thinner(
+            [self.curves.points(label) for label in range(classes)], points_of_a_curve(MOST_POINTS_OF_A_CURVE, classes)
+        )
+        self._truth_rows = _RowsOfImage(scored.truth_image, scored.images.size)
+        self._detection_rows = _RowsOfImage(scored.image, scored.images.size)
+
     def thinned(self, max_points: int) -> list[ThinnedPoints]:
         """The curve of each class, of at most so many points. Raises ValueError beyond points_of_a_curve()."""
         return self._thinner.thin(max_points)
-
-    def warm(self) -> None:
-        """Makes what takes seconds of hundreds of classes and millions of points, so that no call waits for it."""
-        self.thinned(LEAST_POINTS)
-
-    # A scoring, which draws nothing and lists no image, does without these.
-
-    @cached_property
-    def _thinner(self) -> Thinner:
-        classes = len(self.truth.classes)
-        return Thinner(
-            [self.curves.points(label) for label in range(classes)], points_of_a_curve(MOST_POINTS_OF_A_CURVE, classes)
-        )
-
-    @cached_property
-    def _truth_rows(self) -> "_RowsOfImage":
-        return _RowsOfImage(self.scored.truth_image, self.scored.images.size)
-
-    @cached_property
-    def _detection_rows(self) -> "_RowsOfImage":
-        return _RowsOfImage(self.scored.image, self.scored.images.size)
 
     def truths_of(self, place: int) -> NDArray[np.intp]:
         """Rows of the truths on the image at that place of truth.images, ascending."""
@@ -179,9 +169,9 @@ class _RowsOfImage:
 
 
 def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = None) -> Loaded:
-    """Of what a scoring left, and the detections that it scored; warm. Raises StoredFormError."""
+    """Of what a scoring left, and the detections that it scored. Raises StoredFormError."""
     try:
-        loaded = Loaded(
+        return Loaded(
             LabelledSet.from_bytes(truth),
             Detections.from_bytes(test),
             Scored.from_bytes(scored),
@@ -189,5 +179,3 @@ def load(truth: bytes, test: bytes, scored: bytes, validation: bytes | None = No
         )
     except DetectionsError as error:
         raise StoredFormError(f"no stored detections: {error}") from error
-    loaded.warm()
-    return loaded

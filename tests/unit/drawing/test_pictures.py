@@ -502,6 +502,18 @@ def test_a_histogram_of_some_scores_or_none(tmp_path: Path, wrong: list[int]) ->
     assert ink(image) > 300
 
 
+@pytest.mark.parametrize("most", [3, 5, 40, 5000])
+def test_the_scale_of_a_histogram_can_be_read_whatever_the_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(charts, "_save", lambda figure, path: figures.append(figure))
+    score_histogram(tmp_path / "scores.png", [0, 0.5, 1], [0, most], [1, 0], threshold=0.4)
+    (axes,) = figures[0].axes
+    low, high = axes.get_ylim()
+    assert len([tick for tick in axes.get_yticks() if low <= tick <= high]) >= 2
+
+
 def test_a_chart_is_an_svg_if_its_name_says_so(tmp_path: Path) -> None:
     precision_recall(tmp_path / "pr.svg", [curve("cup", 0.5)])
     assert "<svg" in (tmp_path / "pr.svg").read_text()

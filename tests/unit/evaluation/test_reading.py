@@ -9,9 +9,16 @@ from google.protobuf.message import Message
 
 from saucer.evaluation import messages, reading
 from saucer.evaluation.bad_cases import FaultKind, bad_cases
-from saucer.evaluation.matching import StoredFormError, match
+from saucer.evaluation.matching import StoredFormError, Verdict, match
 from saucer.evaluation.messages import bad_case_message
-from saucer.evaluation.reading import CaseFilter, at_threshold, find_bad_cases, find_labelled_images, score_histograms
+from saucer.evaluation.reading import (
+    CaseFilter,
+    at_threshold,
+    find_bad_cases,
+    find_labelled_images,
+    score_histogram,
+    score_histograms,
+)
 from saucer.evaluation.stored import LabelledSet, Loaded, load
 from saucer.evaluation.truth import Truth, from_coco
 from saucer.lib.image_reads import PAGE_IMAGES_BYTES
@@ -133,6 +140,22 @@ def test_a_histogram_holds_every_detection_that_counts_once(seed: int) -> None:
     assert sum(whole.false_positives[10:]) == above.false_positives
     assert [histogram.class_name for histogram in classes] == list(loaded.truth.classes)
     assert sum(sum(histogram.true_positives) for histogram in classes) == everything.true_positives
+
+
+@pytest.mark.parametrize("seed", [3, 10])
+def test_a_bin_has_the_detections_from_its_lower_edge_to_the_next_one(seed: int) -> None:
+    loaded = load(*stored(seed))
+    scored = loaded.scored
+    for number, name in enumerate(("", *loaded.truth.classes), -1):
+        found = score_histogram(loaded, name, 7)
+        mine = (scored.label == number) if name else np.ones(scored.label.size, np.bool_)
+        for verdicts, counts in (
+            ({Verdict.TRUE_POSITIVE}, found.true_positives),
+            (set(Verdict) - {Verdict.TRUE_POSITIVE, Verdict.IGNORED}, found.false_positives),
+        ):
+            scores = scored.score[mine & np.isin(scored.verdict, list(verdicts))]
+            edges = np.append(np.array(found.edges[:-1], np.float32), np.float32(np.inf))
+            assert counts == tuple(np.histogram(scores, edges)[0].tolist())
 
 
 def test_labelled_images_are_browsed_one_by_one_or_by_class() -> None:
