@@ -40,7 +40,7 @@ check: $(STAMP) ## Formatter, linter, strict types, import boundaries, protos
 	@echo "check: all clean"
 
 .PHONY: test
-test: check ## Every check and every test, on real servers (25 minutes on two cores)
+test: check ## Every check, and every test but those of `make soak`, on real servers (25 minutes on two cores)
 	@$(BIN)/pytest --numprocesses 2 $(TESTS)
 
 .PHONY: demo

@@ -13,7 +13,12 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
   exit 1
 fi
 if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-  echo "$python cannot make virtual environments; install them (Debian: apt install python3-venv)." >&2
+  echo "$python cannot make virtual environments; install them (Debian: apt install python3.11-venv)." >&2
+  exit 1
+fi
+# Triton's Python backend embeds it. Asked here, before anything large is downloaded.
+if ! "$python" deploy/find_libpython.py; then
+  echo "$python has no shared library, which Triton's Python backend needs; install it (Debian: apt install libpython3.11)." >&2
   exit 1
 fi
 

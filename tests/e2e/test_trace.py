@@ -17,8 +17,11 @@ TASK_PARTS = {
     *(("worker", stage) for stage in ("attempt", "fetch data", "training", "exporting", "predicting", "upload")),
     ("task", "saucer.training.v1.RunStarted"),
     ("billing", "saucer.training.v1.RunEnded"),
+    ("publishing", "saucer.training.v1.RunEnded"),
     ("evaluation", "score"),
     ("task", "saucer.evaluation.v1.EvaluationEnded"),
+    ("publishing", "saucer.evaluation.v1.EvaluationEnded"),
+    ("billing", "saucer.task.v1.TaskEnded"),
 }
 DEPLOYMENT_PARTS = {
     ("publishing", "saucer.publishing.v1.PublishingService/CreateDeployment"),
