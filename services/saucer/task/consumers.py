@@ -11,7 +11,7 @@ from saucer.evaluation.v1 import evaluation_pb2
 from saucer.evaluation.v1 import events_pb2 as evaluation_events
 from saucer.lib.cloudevent import CloudEvent
 from saucer.lib.consumer import Handles
-from saucer.task.domain import EndReason
+from saucer.task.domain import EndReason, Evaluated
 from saucer.task.messages import read_model, read_pace, read_progress
 from saucer.task.peers import read_hold
 from saucer.task.service import Tasks
@@ -75,10 +75,12 @@ def handlers(tasks: Tasks) -> list[Handles]:
         failed = evaluation.state == evaluation_pb2.EVALUATION_STATE_FAILED
         await tasks.end_evaluation(
             evaluation.task_id,
-            evaluation.model_id,
-            evaluation.evaluation_id,
-            None if failed else _accuracy(evaluation),
-            evaluation.error_message,
+            Evaluated(
+                evaluation.run_id,
+                evaluation.evaluation_id,
+                None if failed else _accuracy(evaluation),
+                evaluation.error_message,
+            ),
         )
 
     async def hold_granted(event: CloudEvent, message: Message) -> None:

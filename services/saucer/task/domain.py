@@ -223,6 +223,17 @@ class KnownModel:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """How an evaluation of what a run left has ended."""
+
+    run_id: str
+    evaluation_id: str
+    # On the test split; None: it could not be scored.
+    test_accuracy: float | None
+    message: str
+
+
+@dataclass(frozen=True)
 class Task:
     """One AutoML job."""
 
@@ -260,6 +271,8 @@ class Task:
     revision: int
     # An earlier start has learnt something: to resume from, until a worker begins the present one.
     learnt_before: bool = False
+    # An evaluation's end that has overtaken that of its run: kept until the run's end is heard.
+    evaluated: Evaluated | None = None
 
     @property
     def hold_id(self) -> str:
@@ -319,6 +332,7 @@ def queue(task: Task, hold_micros: int, price_per_hour_micros: int, currency: st
         former_state=None,
         former=None,
         progress=Progress(stage="QUEUED"),
+        evaluated=None,
         learnt_before=task.learnt_before or task.progress.iteration > 0,
     )
 
@@ -402,16 +416,18 @@ def end_run(
     """The run is over: its model is evaluated, or without one the task is at rest. `begun` as follow() has it."""
     if task.at_rest or task.state is TaskState.EVALUATING:
         return task
-    arrears = reason is EndReason.ARREARS
+    evaluated, arrears = task.evaluated, reason is EndReason.ARREARS
     task = replace(
         _reach(task, progress, begun=begun),
         end_reason=reason,
         model_id=model_id,
         error_message=message,
         charge_status=ChargeStatus.STOPPED_FOR_ARREARS if arrears else ChargeStatus.NOT_BILLING,
+        evaluated=None,
     )
     if model_id:
-        return transition(task, TaskState.EVALUATING, now)
+        evaluating = transition(task, TaskState.EVALUATING, now)
+        return evaluating if evaluated is None else hear_evaluation(evaluating, evaluated, now)
     # Nothing was learnt that could be used, so nothing has succeeded, whatever ended the run.
     state = END_STATES[reason]
     return transition(task, TaskState.FAILED if state is TaskState.SUCCEEDED else state, now)
@@ -419,6 +435,19 @@ def end_run(
 
 def _reach(task: Task, progress: Progress, *, begun: bool) -> Task:
     return replace(task, progress=progress, learnt_before=task.learnt_before and not begun)
+
+
+def hear_evaluation(task: Task, evaluated: Evaluated, now: datetime) -> Task:
+    """The evaluation of a run has ended; that of another start's run changes nothing.
+
+    It may be heard before the run's end, which is delivered again while the evaluation goes on: then it is kept.
+    """
+    if task.state is TaskState.EVALUATING and evaluated.run_id == task.progress.run_id:
+        return end_evaluation(task, evaluated.evaluation_id, evaluated.test_accuracy, evaluated.message, now)
+    # Until a run is heard of, it may be the present start's.
+    if task.state in HOLDING and task.progress.run_id in ("", evaluated.run_id):
+        return replace(task, evaluated=evaluated, updated_at=now)
+    return task
 
 
 def end_evaluation(task: Task, evaluation_id: str, test_accuracy: float | None, message: str, now: datetime) -> Task:

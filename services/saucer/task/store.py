@@ -14,6 +14,7 @@ from saucer.task.domain import (
     ChargeStatus,
     Config,
     EndReason,
+    Evaluated,
     Form,
     Former,
     KnownModel,
@@ -28,7 +29,7 @@ _COLUMNS = (
     "task_id, account_id, request_id, form, config, derived, state, former_state, former, charge_status, start_number, "
     "restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested, end_reason, "
     "error_message, missing_micros, model_id, evaluation_id, test_accuracy, created_at, updated_at, ended_at, "
-    "deleted_at, revision, learnt_before"
+    "deleted_at, revision, learnt_before, evaluated"
 )
 _PACE = [column.name for column in fields(Pace)]
 # Of runs that train, and of runs that only predict.
@@ -45,7 +46,7 @@ async def insert(connection: Connection, task: Task) -> bool:
             f"""
             INSERT INTO task ({_COLUMNS}, display_name)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-                    $22, $23, $24, $25, $26, $27, $28, $29, $30)
+                    $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)
             ON CONFLICT (account_id, request_id) DO NOTHING RETURNING true
             """,  # noqa: S608 - column names, no values
             *_values(task),
@@ -61,9 +62,9 @@ async def update(connection: Connection, task: Task) -> Task:
         UPDATE task SET (form, config, derived, state, former_state, former, charge_status, start_number,
                          restart_request_id, hold_micros, price_per_hour_micros, currency, progress, stop_requested,
                          end_reason, error_message, missing_micros, model_id, evaluation_id, test_accuracy, updated_at,
-                         ended_at, deleted_at, revision, learnt_before)
+                         ended_at, deleted_at, revision, learnt_before, evaluated)
             = ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
-               $24, $25::bigint + 1, $26)
+               $24, $25::bigint + 1, $26, $27)
         WHERE task_id = $1 AND revision = $25 RETURNING {_COLUMNS}
         """,  # noqa: S608 - column names
         *_without(_values(task), 1, 2, 23),
@@ -299,6 +300,7 @@ def _values(task: Task) -> list[object]:
         task.deleted_at,
         task.revision,
         task.learnt_before,
+        json.dumps(asdict(task.evaluated)) if task.evaluated else None,
     ]
 
 
@@ -342,5 +344,6 @@ def _task(row: asyncpg.Record) -> Task:
             "restart_request_id": str(row["restart_request_id"]) if row["restart_request_id"] else None,
             "progress": Progress(**json.loads(row["progress"])),
             "end_reason": EndReason(row["end_reason"]) if row["end_reason"] else None,
+            "evaluated": Evaluated(**json.loads(row["evaluated"])) if row["evaluated"] else None,
         }
     )

@@ -59,6 +59,7 @@ async def test_a_predict_task_goes_from_form_to_result(world: World, jetstream: 
     evaluation = evaluation_pb2.Evaluation(
         evaluation_id=new_id(),
         task_id=task.task_id,
+        run_id=ended.run_id,
         model_id=model_id,
         state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
         map_50=0.7,

@@ -59,6 +59,7 @@ async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStrea
         evaluation_id=new_id(),
         account_id=account_id,
         task_id=task.task_id,
+        run_id=ended.run_id,
         model_id=model.model_id,
         state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
         map_50=0.85,
@@ -67,6 +68,32 @@ async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStrea
     done = await world.reaches(task.task_id, task_pb2.TASK_STATE_SUCCEEDED)
     assert (done.test_map_50, done.model_id, done.cost_micros) == (0.85, model.model_id, 90_000)
     assert done.end_reason == training_pb2.END_REASON_ACCURACY_REACHED
+
+
+async def test_an_evaluation_that_is_heard_before_the_end_of_its_run_counts(
+    world: World, jetstream: JetStreamContext
+) -> None:
+    account_id, editor = await world.account(HOLD_MICROS)
+    task = await world.create(world.form(account_id), editor)
+    run = run_of(task, 2, attempt=1)
+    await tell(jetstream, training_events.RunStarted(run=run), task)
+    await world.reaches(task.task_id, task_pb2.TASK_STATE_TRAINING)
+    model = training_pb2.Model(model_id=new_id(), account_id=account_id, task_id=task.task_id)
+    evaluation = evaluation_pb2.Evaluation(
+        evaluation_id=new_id(),
+        account_id=account_id,
+        task_id=task.task_id,
+        run_id=run.run_id,
+        model_id=model.model_id,
+        state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
+        map_50=0.85,
+    )
+    await tell(jetstream, evaluation_events.EvaluationEnded(evaluation=evaluation), task)
+    run.revision, run.end_reason = 9, training_pb2.END_REASON_COMPLETED
+    await tell(jetstream, training_events.RunEnded(run=run, model=model), task)
+    done = await world.reaches(task.task_id, task_pb2.TASK_STATE_SUCCEEDED)
+    assert (done.test_map_50, done.evaluation_id) == (0.85, evaluation.evaluation_id)
+    assert (done.model_id, done.charge_status) == (model.model_id, billing_pb2.CHARGE_STATUS_NOT_BILLING)
 
 
 async def test_data_without_labels_is_refused_by_quote_and_create_and_freezes_nothing(world: World) -> None:

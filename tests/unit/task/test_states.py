@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saucer.task import domain
-from saucer.task.domain import ChargeStatus, EndReason, Progress, Task, TaskState
+from saucer.task.domain import ChargeStatus, EndReason, Evaluated, Progress, Task, TaskState
 from tests.unit.task.examples import NOW, config, form, task
 
 ALLOWED = {
@@ -71,6 +71,46 @@ def test_a_model_is_evaluated_and_the_task_rests_where_its_reason_says(reason: s
     assert evaluating.state is TaskState.EVALUATING
     ended = domain.end_evaluation(evaluating, "evaluation", 0.9, "", NOW)
     assert (ended.state, ended.test_accuracy, ended.evaluation_id) == (TaskState(state), 0.9, "evaluation")
+
+
+EVALUATED = Evaluated("run", "evaluation", 0.9, "")
+
+
+@pytest.mark.parametrize("heard", ["QUEUED", "TRAINING"])
+def test_an_evaluation_that_overtakes_the_end_of_its_run_counts_once_that_is_heard(heard: str) -> None:
+    early = domain.hear_evaluation(queued() if heard == "QUEUED" else training(), EVALUATED, NOW)
+    assert (early.state, early.test_accuracy, early.evaluated) == (TaskState(heard), None, EVALUATED)
+    progress = Progress(run_id="run", run_revision=9)
+    ended = domain.end_run(early, progress, EndReason.COMPLETED, "model", "", begun=True, now=NOW)
+    assert (ended.state, ended.model_id, ended.ended_at) == (TaskState.SUCCEEDED, "model", NOW)
+    assert (ended.test_accuracy, ended.evaluation_id, ended.evaluated) == (0.9, "evaluation", None)
+
+
+@pytest.mark.parametrize("heard", ["QUEUED", "TRAINING", "EVALUATING"])
+def test_the_evaluation_of_a_former_start_ends_no_later_one(heard: str) -> None:
+    former = replace(EVALUATED, run_id="former")
+    progress = Progress(run_id="run", run_revision=9)
+    task = queued() if heard == "QUEUED" else training()
+    if heard == "EVALUATING":
+        task = domain.end_run(task, progress, EndReason.COMPLETED, "model", "", begun=True, now=NOW)
+    task = domain.hear_evaluation(task, former, NOW)
+    if heard != "EVALUATING":
+        task = domain.end_run(task, progress, EndReason.COMPLETED, "model", "", begun=True, now=NOW)
+    assert (task.state, task.evaluation_id, task.evaluated) == (TaskState.EVALUATING, "", None)
+    assert domain.hear_evaluation(task, EVALUATED, NOW).state is TaskState.SUCCEEDED
+
+
+@pytest.mark.parametrize("state", domain.UNQUEUED | domain.AT_REST)
+def test_an_evaluation_changes_nothing_where_no_run_goes_on(state: TaskState) -> None:
+    still = replace(task(), state=state, progress=Progress(run_id="run"))
+    assert domain.hear_evaluation(still, EVALUATED, NOW) == still
+
+
+def test_nothing_of_an_early_evaluation_goes_into_the_next_start() -> None:
+    early = domain.hear_evaluation(queued(), EVALUATED, NOW)
+    stopped = replace(early, state=TaskState.STOPPED, ended_at=NOW)
+    pending = domain.restart(stopped, "again", from_scratch=False, max_duration_ms=None, now=NOW)
+    assert domain.queue(pending, 2, 1, "EUR", NOW).evaluated is None
 
 
 @pytest.mark.parametrize("reason", EndReason)

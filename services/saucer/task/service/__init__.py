@@ -9,7 +9,7 @@ from saucer.lib import deleted_models
 from saucer.lib.errors import FailedPreconditionError
 from saucer.lib.postgres import Database
 from saucer.task import domain, store
-from saucer.task.domain import Action, EndReason, KnownModel, Progress, Task, TaskState
+from saucer.task.domain import Action, EndReason, Evaluated, KnownModel, Progress, Task, TaskState
 from saucer.task.estimating import Pace
 from saucer.task.messages import task_message
 from saucer.task.peers import Hold, Peers
@@ -130,20 +130,9 @@ class Tasks:
             lambda task, now: domain.end_run(task, progress, reason, model_id, message, begun=begun, now=now),
         )
 
-    async def end_evaluation(
-        self, task_id: str, model_id: str, evaluation_id: str, test_accuracy: float | None, message: str
-    ) -> None:
-        """The end of an evaluation; one of an earlier start's model changes nothing."""
-        await change(
-            self._database,
-            task_id,
-            None,
-            lambda task, now: (
-                domain.end_evaluation(task, evaluation_id, test_accuracy, message, now)
-                if task.model_id == model_id
-                else task
-            ),
-        )
+    async def end_evaluation(self, task_id: str, evaluated: Evaluated) -> None:
+        """The end of an evaluation; one of an earlier start's run changes nothing."""
+        await change(self._database, task_id, None, lambda task, now: domain.hear_evaluation(task, evaluated, now))
 
     async def set_quota(self, account_id: str, queued: int | None, revision: int) -> None:
         """How many tasks may wait, as billing tells it; an older word than what is known changes nothing."""
