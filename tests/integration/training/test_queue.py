@@ -201,6 +201,18 @@ async def test_a_drained_worker_ends_what_it_has_and_gets_nothing_until_it_is_re
         await lab.training.leases.drain("nobody", draining=True)
 
 
+async def test_a_worker_is_told_drained_only_after_a_lease_that_did_not_see_it_drain(lab: Lab) -> None:
+    assert await lab.take(worker_id="first") is None
+    async with lab.database.transaction() as lease:
+        await queue.wait_turn(lease.connection)
+        assert not await workers.drains(lease.connection, "first")
+        drain = asyncio.create_task(lab.training.leases.drain("first", draining=True))
+        answered, _ = await asyncio.wait({drain}, timeout=0.5)
+        assert not answered, "this lease may still be granted"
+    worker, now = await drain
+    assert worker.state(now) is WorkerState.DRAINED
+
+
 async def test_the_depth_of_each_queue_is_told(lab: Lab) -> None:
     await lab.queue(region_id="a")
     await lab.queue(region_id="a")

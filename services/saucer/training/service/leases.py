@@ -101,6 +101,8 @@ class Leases:
     async def drain(self, worker_id: str, *, draining: bool) -> tuple[Worker, datetime]:
         """Whether a worker is to get no further run; what it has it ends. Raises NotFoundError."""
         async with self._database.transaction() as tx:
+            # A lease that has read that the worker does not drain is visible to the answer, or has not begun.
+            await queue.wait_turn(tx.connection)
             if not await workers.set_draining(tx.connection, worker_id, draining=draining):
                 raise NotFoundError("worker", worker_id)
             worker = await workers.get_worker(tx.connection, worker_id)
