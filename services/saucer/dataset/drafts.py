@@ -165,7 +165,8 @@ def labelled(
 ) -> ListedImage:
     """The image with these labels in the place of those it had; without any, there is nothing on it.
 
-    Boxes are cut at the image's edge and rounded to a thousandth of a pixel.
+    Boxes are cut at the image's edge and rounded to a thousandth of a pixel. The same call again, since its answer was
+    lost, gets the image as it stands.
 
     Args:
         revision: of the image as the caller saw it.
@@ -175,10 +176,6 @@ def labelled(
         InvalidArgumentError: UNKNOWN_CLASS, LABEL_KIND_DIFFERS, BOX_NOT_FINITE, BOX_NO_AREA, BOX_OUTSIDE,
             DUPLICATE_BOX.
     """
-    if revision != image.revision:
-        raise FailedPreconditionError(
-            "IMAGE_CHANGED", "Somebody else has saved this image; read it again.", revision=image.revision
-        )
     if (draft.label_kind is LabelKind.CLASSES and boxes) or (draft.label_kind is LabelKind.BOXES and class_name):
         raise InvalidArgumentError("LABEL_KIND_DIFFERS", f"The draft's labels are {draft.label_kind}.")
     labels: Sequence[StoredLabel]
@@ -186,7 +183,12 @@ def labelled(
         labels = [[_class(draft, class_name)]] if class_name else []
     else:
         labels = _fitted(draft, image, boxes)
-    return replace(image, labels=labels, labelled=True, revision=image.revision + 1)
+    saved = replace(image, labels=labels, labelled=True, revision=revision + 1)
+    if revision != image.revision and saved != image:
+        raise FailedPreconditionError(
+            "IMAGE_CHANGED", "Somebody else has saved this image; read it again.", revision=image.revision
+        )
+    return saved
 
 
 def _fitted(draft: Draft, image: ListedImage, boxes: Sequence[LabelledBox]) -> list[StoredLabel]:

@@ -292,6 +292,29 @@ async def test_of_two_people_at_one_image_the_second_hears_of_the_first(dataset:
     await dataset.save(draft.draft_id, saved)
 
 
+async def test_a_save_that_is_repeated_since_its_answer_was_lost_changes_nothing(dataset: Client) -> None:
+    draft = await dataset.create_draft(await unlabelled(dataset), classes=["cup"])
+    (image,) = (await dataset.list_images(draft.draft_id, page_size=1)).images
+    saved = await dataset.save(draft.draft_id, image, ("cup", 1.00004, 2, 90, 9))
+    after = await dataset.get_draft(draft.draft_id)
+    assert await dataset.save(draft.draft_id, image, ("cup", 1.00004, 2, 90, 9)) == saved
+    assert await dataset.get_draft(draft.draft_id) == after
+    again = await dataset.save(draft.draft_id, saved, ("cup", 1.00004, 2, 90, 9))
+    assert again.revision == saved.revision + 1
+    assert await refused(dataset.save(draft.draft_id, image, ("cup", 1.00004, 2, 90, 9))) == (
+        "FAILED_PRECONDITION",
+        "IMAGE_CHANGED",
+    )
+
+
+async def test_nothing_on_an_image_that_nobody_has_saved_is_a_save_like_any_other(dataset: Client) -> None:
+    draft = await dataset.create_draft(await unlabelled(dataset), classes=["cup"])
+    (image,) = (await dataset.list_images(draft.draft_id, page_size=1)).images
+    empty = await dataset.save(draft.draft_id, image)
+    assert (empty.labelled, empty.revision) == (True, image.revision + 1)
+    assert await dataset.save(draft.draft_id, image) == empty
+
+
 async def test_classes_are_added_to_a_draft_and_a_draft_is_deleted(dataset: Client) -> None:
     version_id = await imported(dataset)
     request_id = new_id()

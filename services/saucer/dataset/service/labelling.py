@@ -255,6 +255,8 @@ class Labelling:
             if image is None:
                 raise NotFoundError("image", str(place))
             saved = labelled(draft, image, boxes, class_name, revision)
+            if saved == image:
+                return draft, image
             await image_store.save_image(tx.connection, draft_id, saved)
             if not image.labelled:
                 draft = replace(draft, unlabelled_images=draft.unlabelled_images - 1)

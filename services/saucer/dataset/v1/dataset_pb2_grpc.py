@@ -250,6 +250,7 @@ class DatasetServiceServicer:
 
     def SaveLabels(self, request, context):
         """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read.
+        Again changes nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -69,7 +69,9 @@ class DatasetServiceStub:
     AddDraftClasses: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.AddDraftClassesRequest, _dataset_pb2.Draft]
     """Classes that the draft has already change nothing."""
     SaveLabels: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]
-    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read.
+    Again changes nothing.
+    """
     DeleteDraft: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]
     """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing."""
     ListDatasetVersions: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]
@@ -116,7 +118,9 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     AddDraftClasses: _aio.UnaryUnaryMultiCallable[_dataset_pb2.AddDraftClassesRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
     """Classes that the draft has already change nothing."""
     SaveLabels: _aio.UnaryUnaryMultiCallable[_dataset_pb2.SaveLabelsRequest, _dataset_pb2.ListedImage]  # type: ignore[assignment]
-    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+    """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read.
+    Again changes nothing.
+    """
     DeleteDraft: _aio.UnaryUnaryMultiCallable[_dataset_pb2.DeleteDraftRequest, _dataset_pb2.Draft]  # type: ignore[assignment]
     """Versions that were made of it stay. FAILED_PRECONDITION while one is being made. Again changes nothing."""
     ListDatasetVersions: _aio.UnaryUnaryMultiCallable[_dataset_pb2.ListDatasetVersionsRequest, _dataset_pb2.ListDatasetVersionsResponse]  # type: ignore[assignment]
@@ -262,7 +266,9 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.SaveLabelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.ListedImage, _abc.Awaitable[_dataset_pb2.ListedImage]]:
-        """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read."""
+        """Replaces the labels of one image. FAILED_PRECONDITION, reason IMAGE_CHANGED, if somebody saved it since it was read.
+        Again changes nothing.
+        """
 
     @_abc_1.abstractmethod
     def DeleteDraft(
