@@ -1,5 +1,6 @@
 """`saucer dataset`."""
 
+import hashlib
 import tarfile
 import tempfile
 import time
@@ -331,6 +332,7 @@ def _upload(app: App, archive: IO[bytes], upload_id: str | None) -> dataset_pb2.
         upload = stub.GetUpload(dataset_pb2.GetUploadRequest(upload_id=upload_id))
         if upload.size_bytes != size:
             raise CliError(f"That upload is of {upload.size_bytes} bytes, and this archive has {size}: another one?")
+        _compare(app, archive, upload)
     else:
         request = dataset_pb2.CreateUploadRequest(
             request_id=app.request_id("upload"), account_id=app.connection.account_id, size_bytes=size
@@ -346,6 +348,25 @@ def _upload(app: App, archive: IO[bytes], upload_id: str | None) -> dataset_pb2.
         app.output.remark(f"The upload can go on with --upload-id {upload.upload_id}.")
         raise
     return upload
+
+
+def _compare(app: App, archive: IO[bytes], upload: dataset_pb2.Upload) -> None:
+    """Raises CliError if the upload has other bytes than the archive: a file that was changed meanwhile is as long."""
+    compared = 0
+    with app.output.bar("comparing", upload.committed_bytes) as done:
+        while compared < upload.committed_bytes:
+            request = dataset_pb2.GetUploadRequest(upload_id=upload.upload_id, chunks_from_bytes=compared)
+            chunks = app.connection.dataset.GetUpload(request).chunks
+            if not chunks:
+                raise CliError("The service does not tell what the upload has; begin a new one, without --upload-id.")
+            for chunk in chunks:
+                archive.seek(chunk.offset_bytes)
+                if hashlib.sha256(archive.read(chunk.size_bytes)).hexdigest() != chunk.sha256:
+                    raise CliError(
+                        "A file has changed since that upload was begun; begin a new one, without --upload-id."
+                    )
+                compared = chunk.offset_bytes + chunk.size_bytes
+                done(compared)
 
 
 def _once_proven(call: Callable[[], M]) -> M:

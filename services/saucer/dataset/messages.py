@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from saucer.dataset.domain import DatasetVersion, Import, Json, LabelKind, MappedRoot, SourceFormat, Upload
+from saucer.dataset.domain import Chunk, DatasetVersion, Import, Json, LabelKind, MappedRoot, SourceFormat, Upload
 from saucer.dataset.drafts import Draft, ImageSet, LabelledBox, ListedImage, shown_box
 from saucer.dataset.v1 import dataset_pb2
 from saucer.lib.clock import to_timestamp
@@ -15,14 +15,15 @@ _FORMAT_PREFIX = "SOURCE_FORMAT_"
 _KIND_PREFIX = "LABEL_KIND_"
 
 
-def upload_message(upload: Upload) -> dataset_pb2.Upload:
-    """How far it has come."""
+def upload_message(upload: Upload, chunks: Sequence[Chunk] = ()) -> dataset_pb2.Upload:
+    """How far it has come, with some of its chunks."""
     return dataset_pb2.Upload(
         upload_id=upload.upload_id,
         account_id=upload.account_id,
         size_bytes=upload.size_bytes,
         committed_bytes=upload.committed_bytes,
         create_time=to_timestamp(upload.created_at),
+        chunks=[dataset_pb2.UploadChunk(**asdict(chunk)) for chunk in chunks],
     )
 
 

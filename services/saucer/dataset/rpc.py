@@ -45,7 +45,11 @@ class _DatasetRpc(dataset_pb2_grpc.DatasetServiceServicer):
         return upload_message(upload)
 
     async def GetUpload(self, request: dataset_pb2.GetUploadRequest, context: Context) -> dataset_pb2.Upload:
-        return upload_message(await self._datasets.uploads.get(request.upload_id))
+        if not request.HasField("chunks_from_bytes"):
+            return upload_message(await self._datasets.uploads.get(request.upload_id))
+        return upload_message(
+            *await self._datasets.uploads.get_with_chunks(request.upload_id, request.chunks_from_bytes)
+        )
 
     async def WriteUpload(self, request: dataset_pb2.WriteUploadRequest, context: Context) -> dataset_pb2.Upload:
         upload = await self._datasets.uploads.write(request.upload_id, request.offset_bytes, request.data)

@@ -44,8 +44,9 @@ class Client:
             metadata=self.metadata,
         )
 
-    async def get_upload(self, upload_id: str) -> dataset_pb2.Upload:
-        return await self.stub.GetUpload(dataset_pb2.GetUploadRequest(upload_id=upload_id), metadata=self.metadata)
+    async def get_upload(self, upload_id: str, chunks_from_bytes: int | None = None) -> dataset_pb2.Upload:
+        request = dataset_pb2.GetUploadRequest(upload_id=upload_id, chunks_from_bytes=chunks_from_bytes)
+        return await self.stub.GetUpload(request, metadata=self.metadata)
 
     async def upload(self, data: bytes) -> str:
         upload = await self.create_upload(len(data))

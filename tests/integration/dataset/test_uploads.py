@@ -2,13 +2,14 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import grpc
 import pytest
 
 from saucer.dataset.domain import ImportRequest
-from saucer.dataset.service import Datasets
+from saucer.dataset.service import Datasets, uploads
 from saucer.lib import auth
 from saucer.lib.clock import ManualClock
 from saucer.lib.errors import FailedPreconditionError
@@ -45,6 +46,22 @@ async def test_a_chunk_sent_twice_changes_nothing(dataset: Client) -> None:
     assert await dataset.write(upload.upload_id, 0, b"01234") == first
     assert (await dataset.write(upload.upload_id, 5, b"56789")).committed_bytes == 10
     assert (await dataset.write(upload.upload_id, 0, b"01234")).committed_bytes == 10
+
+
+async def test_an_upload_tells_on_request_which_bytes_it_has(dataset: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = await dataset.create_upload(10)
+    for offset, data in ((0, b"012"), (2, b"234"), (5, b"56")):
+        await dataset.write(upload.upload_id, offset, data)
+    monkeypatch.setattr(uploads, "CHUNKS_AT_ONCE", 2)
+    told: list[tuple[int, int, str]] = []
+    for offset in (0, 5, 7):
+        chunks = (await dataset.get_upload(upload.upload_id, offset)).chunks
+        told += [(chunk.offset_bytes, chunk.size_bytes, chunk.sha256) for chunk in chunks]
+    # As they were taken: of one that overlaps, the rest.
+    assert told == [
+        (offset, len(data), sha256(data).hexdigest()) for offset, data in ((0, b"012"), (3, b"34"), (5, b"56"))
+    ]
+    assert not (await dataset.get_upload(upload.upload_id)).chunks
 
 
 async def test_a_gap_is_refused_and_says_where_to_go_on(dataset: Client) -> None:

@@ -120,7 +120,13 @@ class Script(
         return dataset_pb2.Upload(upload_id=RUN, size_bytes=self.upload_size, committed_bytes=len(self.uploaded))
 
     def GetUpload(self, request: Any, context: Any) -> Any:
-        return self.upload()
+        upload = self.upload()
+        if request.HasField("chunks_from_bytes") and request.chunks_from_bytes < len(self.uploaded):
+            # One in each answer.
+            start = request.chunks_from_bytes
+            chunk = self.uploaded[start : start + datasets.CHUNK_BYTES]
+            upload.chunks.add(offset_bytes=start, size_bytes=len(chunk), sha256=sha256(chunk).hexdigest())
+        return upload
 
     def WriteUpload(self, request: Any, context: Any) -> Any:
         if len(self.uploaded) == self.fail_writes_at:

@@ -48,6 +48,22 @@ def test_another_archive_cannot_go_on_with_an_upload(cli: Cli, script: Script, t
     assert "another one?" in cli.fails("dataset", "import", str(folder(tmp_path)), "--upload-id", RUN)
 
 
+def test_an_upload_does_not_go_on_with_a_file_that_was_changed_meanwhile(
+    cli: Cli, script: Script, tmp_path: Path
+) -> None:
+    source = folder(tmp_path)
+    script.fail_writes_at = 2 * datasets.CHUNK_BYTES
+    cli.fails("dataset", "import", str(source))
+    script.fail_writes_at = -1
+    image = source / "images" / "a.jpg"
+    # In the second chunk that is there, and as long as it was.
+    image.write_bytes(b"a" * 2_000_000 + b"b" + b"a" * 499_999)
+    said = cli.fails("dataset", "import", str(source), "--upload-id", RUN)
+    assert "has changed" in said
+    assert "begin a new one" in said
+    assert len(script.uploaded) == 2 * datasets.CHUNK_BYTES
+
+
 def test_an_empty_folder_is_refused(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no files" in cli.fails("dataset", "import", str(tmp_path / "empty"))

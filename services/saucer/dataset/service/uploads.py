@@ -22,6 +22,8 @@ from saucer.lib.postgres import Database, Transaction
 
 # Removed in one round; more wait for the next.
 SWEEP_BATCH = 100
+# Told in one answer.
+CHUNKS_AT_ONCE = 1_000
 
 upload_bytes_total = Counter("saucer_dataset_upload_bytes_total", "Bytes of uploads that were committed")
 
@@ -68,6 +70,12 @@ class Uploads:
         """Raises NotFoundError, FailedPreconditionError UPLOAD_EXPIRED."""
         async with self._database.transaction() as tx:
             return await _living_upload(tx, upload_id)
+
+    async def get_with_chunks(self, upload_id: str, from_bytes: int) -> tuple[Upload, list[Chunk]]:
+        """With the chunks from an offset on, CHUNKS_AT_ONCE at most. Raises as get() does."""
+        async with self._database.transaction() as tx:
+            upload = await _living_upload(tx, upload_id)
+            return upload, await upload_store.chunks_from(tx.connection, upload_id, from_bytes, CHUNKS_AT_ONCE)
 
     async def write(self, upload_id: str, offset_bytes: int, data: bytes) -> Upload:
         """Adds a chunk. Bytes below the committed size are there already, and only the rest of the chunk is taken.

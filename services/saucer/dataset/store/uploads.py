@@ -74,6 +74,20 @@ async def chunks_of(connection: Connection, upload_id: str) -> list[Chunk]:
     return [Chunk(**row) for row in rows]
 
 
+async def chunks_from(connection: Connection, upload_id: str, offset_bytes: int, limit: int) -> list[Chunk]:
+    """Those that begin there and beyond, in order."""
+    rows = await connection.fetch(
+        """
+        SELECT offset_bytes, size_bytes, sha256 FROM upload_chunk WHERE upload_id = $1 AND offset_bytes >= $2
+        ORDER BY offset_bytes LIMIT $3
+        """,
+        upload_id,
+        offset_bytes,
+        limit,
+    )
+    return [Chunk(**row) for row in rows]
+
+
 async def count_chunks(connection: Connection, upload_id: str) -> int:
     """Of an upload."""
     return int(await connection.fetchval("SELECT count(*) FROM upload_chunk WHERE upload_id = $1", upload_id))

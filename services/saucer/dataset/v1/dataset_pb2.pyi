@@ -111,12 +111,17 @@ class Upload(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     COMMITTED_BYTES_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
     account_id: _builtins.str
     size_bytes: _builtins.int
     committed_bytes: _builtins.int
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadChunk]:
+        """Of GetUpload with chunks_from_bytes: the chunks from there on, without a gap. Empty: there are none."""
+
     def __init__(
         self,
         *,
@@ -125,14 +130,45 @@ class Upload(_message.Message):
         size_bytes: _builtins.int = ...,
         committed_bytes: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        chunks: _abc.Iterable[Global___UploadChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "committed_bytes", b"committed_bytes", "create_time", b"create_time", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "chunks", b"chunks", "committed_bytes", b"committed_bytes", "create_time", b"create_time", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Upload: _TypeAlias = Upload  # noqa: Y015
+
+@_typing.final
+class UploadChunk(_message.Message):
+    """What the upload has from one offset on, as it was written."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    offset_bytes: _builtins.int
+    """In the archive."""
+    size_bytes: _builtins.int
+    """Of the chunk."""
+    sha256: _builtins.str
+    """Of its bytes, in hex."""
+    def __init__(
+        self,
+        *,
+        offset_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset_bytes", b"offset_bytes", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadChunk: _TypeAlias = UploadChunk  # noqa: Y015
 
 @_typing.final
 class CreateUploadRequest(_message.Message):
@@ -166,17 +202,23 @@ class GetUploadRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
+    CHUNKS_FROM_BYTES_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
+    chunks_from_bytes: _builtins.int
+    """Tells also the chunks at this offset and beyond, at most 1,000: who goes on compares them with what it has."""
     def __init__(
         self,
         *,
         upload_id: _builtins.str = ...,
+        chunks_from_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunks_from_bytes", b"_chunks_from_bytes", "chunks_from_bytes", b"chunks_from_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunks_from_bytes", b"_chunks_from_bytes", "chunks_from_bytes", b"chunks_from_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__chunks_from_bytes: _TypeAlias = _typing.Literal["chunks_from_bytes"]  # noqa: Y015
+    _WhichOneofArgType__chunks_from_bytes: _TypeAlias = _typing.Literal["_chunks_from_bytes", b"_chunks_from_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunks_from_bytes) -> _WhichOneofReturnType__chunks_from_bytes | None: ...
 
 Global___GetUploadRequest: _TypeAlias = GetUploadRequest  # noqa: Y015
 

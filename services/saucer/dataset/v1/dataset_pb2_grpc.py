@@ -145,7 +145,7 @@ class DatasetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """Says how far an upload has come, so that it can be resumed.
+        """Says how far an upload has come, so that it can be resumed, and on request which bytes it has.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

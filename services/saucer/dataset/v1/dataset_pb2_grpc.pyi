@@ -38,7 +38,7 @@ class DatasetServiceStub:
     upload is gone 24 hours after its last chunk, and one hour after an import of it has ended.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.Upload]
-    """Says how far an upload has come, so that it can be resumed."""
+    """Says how far an upload has come, so that it can be resumed, and on request which bytes it has."""
     WriteUpload: _grpc.UnaryUnaryMultiCallable[_dataset_pb2.WriteUploadRequest, _dataset_pb2.Upload]
     """Adds a chunk at an offset. A chunk that lies below the committed size is already there: the same answer. Of one
     that reaches beyond, the rest is taken.
@@ -87,7 +87,7 @@ class DatasetServiceAsyncStub(DatasetServiceStub):
     upload is gone 24 hours after its last chunk, and one hour after an import of it has ended.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.GetUploadRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
-    """Says how far an upload has come, so that it can be resumed."""
+    """Says how far an upload has come, so that it can be resumed, and on request which bytes it has."""
     WriteUpload: _aio.UnaryUnaryMultiCallable[_dataset_pb2.WriteUploadRequest, _dataset_pb2.Upload]  # type: ignore[assignment]
     """Adds a chunk at an offset. A chunk that lies below the committed size is already there: the same answer. Of one
     that reaches beyond, the rest is taken.
@@ -145,7 +145,7 @@ class DatasetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _dataset_pb2.GetUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_dataset_pb2.Upload, _abc.Awaitable[_dataset_pb2.Upload]]:
-        """Says how far an upload has come, so that it can be resumed."""
+        """Says how far an upload has come, so that it can be resumed, and on request which bytes it has."""
 
     @_abc_1.abstractmethod
     def WriteUpload(
