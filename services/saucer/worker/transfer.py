@@ -94,12 +94,19 @@ class ImageCache:
                     await downloads.start(download(name))
 
     def _touch(self, names: list[str]) -> list[str]:
-        """Marks those that are there as used now; those that are not."""
+        """Marks those that are there as used now; those that are not.
+
+        A file that is empty is not there: a machine that lost its power may have kept the name without the bytes.
+        """
         missing = []
         for name in names:
+            file = self.folder / name
             try:
-                os.utime(self.folder / name)
+                os.utime(file)
+                empty = file.stat().st_size == 0
             except FileNotFoundError:
+                empty = True
+            if empty:
                 missing.append(name)
         return missing
 

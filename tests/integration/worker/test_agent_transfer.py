@@ -85,7 +85,7 @@ async def test_heartbeats_have_their_turn_while_many_images_are_found_cached(sto
     cache = store.cache()
     names = [f"{number:064x}" for number in range(20_000)]
     for name in names:
-        (store.cache_folder / name).touch()
+        (store.cache_folder / name).write_bytes(b"image")
     turn, turns = 0, set()
 
     async def beat() -> None:
@@ -117,6 +117,14 @@ async def test_an_image_that_is_not_what_its_name_says_is_not_kept(store: Store)
     assert not list(ImageCache(store.cache_folder, store.objects, 0).folder.iterdir()), (
         "halves are removed at the start"
     )
+
+
+async def test_an_image_that_lost_its_bytes_with_the_machine_is_fetched_again(store: Store) -> None:
+    name = await store.image(b"image")
+    cache = store.cache()
+    (store.cache_folder / name).touch()
+    await store.fetch(cache, manifest((name, "train")))
+    assert (store.cache_folder / name).read_bytes() == b"image"
 
 
 async def test_the_least_recently_used_images_make_room_but_none_that_is_needed(store: Store) -> None:
