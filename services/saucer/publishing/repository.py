@@ -59,10 +59,11 @@ def write_config(repository: Path, model: str, config: str) -> None:
     Raises ValueError for a bad name.
     """
     target = _model_folder(repository, model) / _CONFIG
-    if target.exists() and target.read_text() == config:
+    content = config.encode()
+    if _read(target) == content:
         return
     aside = _aside(target)
-    aside.write_text(config)
+    aside.write_bytes(content)
     _sync(aside)
     aside.rename(target)
     _sync(target.parent)
@@ -110,6 +111,14 @@ def _version_folder(repository: Path, model: str, version: int) -> Path:
 def _aside(path: Path) -> Path:
     """Beside `path`, hence on its file system, and under a name that Triton takes for no version."""
     return path.with_name(f".{path.name}.aside")
+
+
+def _read(path: Path) -> bytes | None:
+    """None of a file that there is not, or that the disk does not give back: writing it anew heals it."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
 
 
 def _sync_tree(folder: Path) -> None:

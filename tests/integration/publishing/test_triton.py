@@ -1,11 +1,13 @@
 """Triton itself, through publishing's client and repository, with a model that has no network (tests/support)."""
 
 import asyncio
+import errno
 import os
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import httpx
@@ -350,6 +352,23 @@ def test_a_version_that_exists_is_kept_while_its_configuration_changes(tmp_path:
     write_echo(root, "m", 1, tmp_path, broken=True, versions=[1, 2])
     assert (root / "m" / "1").stat() == before
     assert (root / "m" / "config.pbtxt").read_text() == echo_config("m", [1, 2])
+
+
+@pytest.mark.parametrize("damage", [b"\xff\xfe not UTF-8", None], ids=["its bytes", "EIO"])
+def test_a_configuration_that_the_disk_damaged_is_written_anew(
+    damage: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_echo(tmp_path, "m", 1, tmp_path)
+    config = tmp_path / "m" / "config.pbtxt"
+    with monkeypatch.context() as patch:
+        if damage is None:
+            config.write_text("lost")
+            patch.setattr(Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+            patch.setattr(Path, "read_text", Mock(side_effect=OSError(errno.EIO, "Input/output error")))
+        else:
+            config.write_bytes(damage)
+        repository.write_config(tmp_path, "m", "whole")
+    assert config.read_text() == "whole"
 
 
 def test_a_version_that_cannot_be_written_leaves_nothing_that_looks_like_one(tmp_path: Path) -> None:
