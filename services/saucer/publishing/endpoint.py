@@ -327,10 +327,11 @@ class Endpoint:
         Raises NotFoundError: deployment or version.
         """
         try:
-            UUID(name)
+            # As PostgreSQL writes it: Python reads more spellings of one.
+            deployment_id = str(UUID(name))
         except ValueError as error:
             raise NotFoundError("deployment", name[:100]) from error
-        deployment = await self.find(name)
+        deployment = await self.find(deployment_id)
         if not number:
             return deployment, None
         for side in sides(deployment):

@@ -65,6 +65,21 @@ async def test_a_kserve_request_that_is_refused_for_what_it_says_is_a_request_to
     assert read == 1
 
 
+@pytest.mark.parametrize("name", [f"urn:uuid:{ID}", f"{{{ID}}}", ID.replace("-", ""), ID[:9] + ID[9:].replace("-", "")])
+async def test_a_deployment_is_found_by_its_id_in_any_spelling_of_a_uuid(
+    asked: Endpoint, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    looked_up: list[str] = []
+
+    async def get(around: Around, deployment_id: str) -> Deployment:
+        looked_up.append(deployment_id)
+        return active()
+
+    monkeypatch.setattr(Around, "get", get)
+    await asked.find_side(name, "")
+    assert looked_up == [ID], "PostgreSQL reads fewer spellings than Python"
+
+
 async def test_others_have_their_turn_between_the_images_of_a_request(
     asked: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
