@@ -25,6 +25,9 @@ from saucer.publishing.instances import Instance, InstanceState
 # A good probe of an instance proves at most this much time before it; what is longer ago is not charged. The lease of a
 # replica that died fits in, with the probe of the one that takes over.
 PROBE_GAP_LIMIT = timedelta(seconds=15)
+# After an absence of the process an idle stop waits so long, or its own length if that is shorter: until then callers
+# that were kept away may come back.
+IDLE_GRACE = timedelta(seconds=60)
 # While it serves, the counter is told this often.
 PROGRESS_EVERY = timedelta(minutes=1)
 # Between attempts to load: doubles up to the greatest.
@@ -269,7 +272,8 @@ def count(deployment: Deployment, instance: Instance, now: datetime, attended: t
     """A good probe of an instance: the counter goes on by its share, by no more than the limit, up to the max duration.
 
     Args:
-        attended: for how long the process that probed has been there; what was before then is not charged.
+        attended: for how long the process that probed has been there; what was before then is not charged, and says
+            little of whether it is idle.
 
     At the max duration, and at its idle stop, the deployment is STOPPING.
     """
@@ -284,10 +288,20 @@ def count(deployment: Deployment, instance: Instance, now: datetime, attended: t
     limit_ms = deployment.form.max_duration_ms
     if limit_ms is not None and grown.charged_ms >= limit_ms:
         return stop(replace(grown, charged_ms=limit_ms, charged_rest_us=0), EndReason.DURATION_REACHED, now)
-    if deployment.idle_stop_at is not None and now >= deployment.idle_stop_at:
+    if _is_idle(deployment, now, attended):
         return stop(grown, EndReason.IDLE, now)
     due = deployment.progressed_at is None or now - deployment.progressed_at >= PROGRESS_EVERY
     return replace(grown, progressed_at=now) if due else grown
+
+
+def _is_idle(deployment: Deployment, now: datetime, attended: timedelta) -> bool:
+    """Whether its idle stop has come, and callers could reach it lately. `attended` alone is not how long it was idle:
+    restarts would put a long idle stop off for ever.
+    """
+    if deployment.idle_stop_at is None or deployment.form.idle_stop_ms is None:
+        return False
+    grace = min(IDLE_GRACE, timedelta(milliseconds=deployment.form.idle_stop_ms))
+    return now >= deployment.idle_stop_at and attended >= grace
 
 
 def put_off(deployment: Deployment, instance: Instance, message: str, now: datetime) -> Deployment:

@@ -14,8 +14,8 @@ from saucer.publishing.domain import (
     EndReason,
     Evaluation,
 )
-from saucer.publishing.lifecycle import PROBE_GAP_LIMIT, PROGRESS_EVERY
-from tests.unit.publishing.examples import EVALUATION, NOW, PARITY, active, at, count, deploying, pending, queued
+from saucer.publishing.lifecycle import IDLE_GRACE, PROBE_GAP_LIMIT, PROGRESS_EVERY
+from tests.unit.publishing.examples import EVALUATION, FORM, NOW, PARITY, active, at, count, deploying, pending, queued
 
 ALLOWED = {
     ("PENDING", "WAITING"),
@@ -146,6 +146,28 @@ def test_what_the_process_that_probes_did_not_attend_is_not_counted() -> None:
     assert lifecycle.count(begun, at(begun), later, timedelta(seconds=2.1)).charged_ms == 2000
     half = lifecycle.count(deployment, at(deployment), now, timedelta(seconds=5))
     assert (half.charged_ms, half.probed_at) == (5000, now)
+
+
+@pytest.mark.parametrize(
+    ("idle_stop", "grace"), [(timedelta(hours=8), IDLE_GRACE), (timedelta(seconds=6), timedelta(seconds=6))]
+)
+def test_an_idle_stop_that_came_in_an_absence_waits_for_callers_to_come_back(
+    idle_stop: timedelta, grace: timedelta
+) -> None:
+    deployment = active()
+    deployment = replace(deployment, form=replace(FORM, idle_stop_ms=idle_stop // timedelta(milliseconds=1)))
+    for attended, state in (
+        (timedelta(0), DeploymentState.ACTIVE),
+        (grace - timedelta(milliseconds=1), DeploymentState.ACTIVE),
+        (grace, DeploymentState.STOPPING),
+    ):
+        probed = lifecycle.count(deployment, at(deployment), NOW + idle_stop, attended)
+        assert probed.state is state
+    assert probed.end_reason is EndReason.IDLE
+    before = lifecycle.count(deployment, at(deployment), NOW + idle_stop - timedelta(milliseconds=1), timedelta.max)
+    assert before.state is DeploymentState.ACTIVE
+    used = replace(deployment, used_at=NOW + idle_stop)
+    assert lifecycle.count(used, at(used), NOW + idle_stop, grace).state is DeploymentState.ACTIVE
 
 
 def test_a_clock_that_goes_back_takes_nothing_off() -> None:
