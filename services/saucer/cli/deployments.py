@@ -179,7 +179,12 @@ def delete(app: App, deployment_id: str) -> None:
 @deployment.command()
 @DEPLOYMENT
 @click.option("--billing-mode", type=enum_choice(_MODES), help="Default: as before.")
-@click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
+@click.option(
+    "--group",
+    "resource_group_id",
+    type=IDENTIFIER,
+    help="Of prepaid: whose capacity it takes; default: as before, unless --billing-mode is named.",
+)
 @WAIT
 @pass_app
 def start(app: App, deployment_id: str, billing_mode: str | None, resource_group_id: str | None, wait: bool) -> None:

@@ -234,7 +234,12 @@ def stop(app: App, task_id: str) -> None:
 @click.option("--from-scratch", is_flag=True, help="Not from the last checkpoint.")
 @click.option("--max-duration", type=SECONDS, help="Default: as before.")
 @click.option("--billing-mode", type=enum_choice(_MODES), help="Default: as before.")
-@click.option("--group", "resource_group_id", type=IDENTIFIER, help="Of prepaid: whose capacity it takes.")
+@click.option(
+    "--group",
+    "resource_group_id",
+    type=IDENTIFIER,
+    help="Of prepaid: whose capacity it takes; default: as before, unless --billing-mode is named.",
+)
 @click.option("--watch", is_flag=True, help="Stay until the task is at rest.")
 @pass_app
 def restart(

@@ -109,6 +109,26 @@ async def test_a_late_retry_of_a_creation_means_the_deployment_that_has_another_
         assert from_rpc(refused.value).reason == "REQUEST_ID_USED"
 
 
+async def test_a_group_that_is_named_alone_takes_the_place_of_the_former_one_and_is_refused_without_prepaid(
+    world: Online,
+) -> None:
+    async with world.serving():
+        account_id = await world.account()
+        groups = [await world.group(account_id, 1) for _ in range(2)]
+        prepaid = {"billing_mode": billing_pb2.BILLING_MODE_PREPAID, "resource_group_id": groups[0]}
+        created = await world.create(account_id, await world.model(account_id), **prepaid)
+        call = Calls(world, created)
+        assert await call("StopDeployment", "stop 1") == ("STOPPED", 1)
+        assert await call("StartDeployment", "start 2", resource_group_id=groups[1]) == ("QUEUED", 2)
+        assert (await world.get(created.deployment_id)).resource_group_id == groups[1]
+        assert await call("StopDeployment", "stop 2") == ("STOPPED", 2)
+        postpaid = {"billing_mode": billing_pb2.BILLING_MODE_POSTPAID}
+        assert await call("StartDeployment", "start 3", **postpaid) == ("QUEUED", 3)
+        assert await call("StopDeployment", "stop 3") == ("STOPPED", 3)
+        refused = await call("StartDeployment", "start 4", resource_group_id=groups[1])
+        assert refused == ("RESOURCE_GROUP_UNEXPECTED", 0)
+
+
 async def test_a_late_retry_of_a_stop_that_found_nothing_to_stop_changes_nothing_either_and_none_is_a_change(
     world: Online,
 ) -> None:

@@ -100,6 +100,17 @@ async def test_the_retry_of_a_restart_that_was_refused_its_hold_is_refused_alike
     assert (await world.get(task.task_id)).state == task_pb2.TASK_STATE_STOPPED
 
 
+async def test_a_group_that_is_named_alone_is_refused_without_prepaid(
+    world: World, jetstream: JetStreamContext
+) -> None:
+    account_id, editor = await world.account(9 * HOLD_MICROS)
+    task = await world.create(world.form(account_id), editor)
+    await end(world, jetstream, task)
+    request = task_pb2.RestartTaskRequest(request_id=new_id(), task_id=task.task_id, resource_group_id=new_id())
+    assert await reason_of(world.tasks.RestartTask(request, metadata=editor)) == "RESOURCE_GROUP_UNEXPECTED"
+    assert (await world.get(task.task_id)).state == task_pb2.TASK_STATE_STOPPED
+
+
 async def test_a_refused_restart_leaves_what_the_task_was_given_and_what_it_cost(
     world: World, jetstream: JetStreamContext
 ) -> None:

@@ -163,7 +163,7 @@ class Starts:
         repeats the refusal of the hold if no other start was asked for since.
 
         Args:
-            billing_mode: None: that of before, with its resource group.
+            billing_mode: None: that of before, with its resource group unless another is named.
 
         Raises:
             FailedPreconditionError: naming the state, or the hold's refusal; MODEL_DELETED.
@@ -183,8 +183,9 @@ class Starts:
                         )
                     await check_there(tx.connection, deployment.version.model_id)
                     form = deployment.form
-                    if billing_mode is not None:
-                        form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
+                    if billing_mode is not None or resource_group_id:
+                        mode = billing_mode or form.billing_mode
+                        form = replace(form, billing_mode=mode, resource_group_id=resource_group_id)
                         _check_billing(form)
                     started = lifecycle.start_again(deployment, request_id, tx.now, form)
                     author = current().subject

@@ -165,7 +165,7 @@ class Starts:
         refusal of the hold if no other start was asked for since.
 
         Args:
-            billing_mode: None: that of before, with its resource group.
+            billing_mode: None: that of before, with its resource group unless another is named.
 
         Raises:
             FailedPreconditionError: naming the state, or the hold's refusal; MODEL_DELETED, of a model that the start
@@ -184,8 +184,9 @@ class Starts:
                     )
                 await _check_quota(tx, task.account_id)
                 form = task.form
-                if billing_mode is not None:
-                    form = replace(form, billing_mode=billing_mode, resource_group_id=resource_group_id)
+                if billing_mode is not None or resource_group_id:
+                    mode = billing_mode or form.billing_mode
+                    form = replace(form, billing_mode=mode, resource_group_id=resource_group_id)
                     check_billing(form)
                 restarted = domain.restart(
                     task, request_id, form=form, from_scratch=from_scratch, max_duration_ms=max_duration_ms, now=tx.now
