@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from saucer.cli.app import IDENTIFIER, App, Verb, pass_app
+from saucer.cli.app import IDENTIFIER, App, Verb, pages, pass_app
 from saucer.cli.deployment_details import DEPLOYMENT
 from saucer.cli.deployments import POLL_S, ClassThreshold, get, print_deployment
 from saucer.cli.errors import CliError
@@ -54,7 +54,8 @@ def update(
         thresholds=thresholds,
         percent=percent,
     )
-    _show_or_wait(app, app.connection.publishing.UpdateDeployment(request), wait)
+    current = app.connection.publishing.UpdateDeployment(request)
+    _show_or_wait(app, current, _asked_for(app, current, request.request_id), wait)
 
 
 @click.command(cls=Verb)
@@ -68,7 +69,7 @@ def rollback(app: App, deployment_id: str, version_number: int, percent: int, wa
     request = publishing_pb2.RollBackDeploymentRequest(
         request_id=app.request_id(), deployment_id=deployment_id, version_number=version_number, percent=percent
     )
-    _show_or_wait(app, app.connection.publishing.RollBackDeployment(request), wait)
+    _show_or_wait(app, app.connection.publishing.RollBackDeployment(request), version_number, wait)
 
 
 @click.command(cls=Verb)
@@ -102,8 +103,19 @@ def split(
     print_deployment(app.output, found)
 
 
-def _show_or_wait(app: App, current: publishing_pb2.Deployment, wait: bool) -> None:
-    number = current.candidate.version.number or current.version_number
+def _asked_for(app: App, current: publishing_pb2.Deployment, request_id: str) -> int:
+    """The version that an update has made. The answer to its retry is the deployment as it has become since: what it
+    has then may be another's.
+    """
+    request = publishing_pb2.ListUpdateRecordsRequest(deployment_id=current.deployment_id)
+    records = pages(app.connection.publishing.ListUpdateRecords, request, "records", None)
+    made = (item.to_version for item in records if item.request_id == request_id)
+    # A service of before says no request ids.
+    return next(made, current.candidate.version.number or current.version_number)
+
+
+def _show_or_wait(app: App, current: publishing_pb2.Deployment, number: int, wait: bool) -> None:
+    """Raises CliError if the version neither serves nor may yet."""
     while wait and current.candidate.version.number == number and not current.candidate.ready:
         time.sleep(POLL_S)
         current = get(app, current.deployment_id)

@@ -188,7 +188,7 @@ class UpdateAction(StrEnum):
 
 @dataclass(frozen=True)
 class UpdateRecord:
-    """Who changed what, when: numbers from 1; versions before and after; the candidate's share."""
+    """Who changed what, when, by which call: numbers from 1; versions before and after; the candidate's share."""
 
     number: int
     action: UpdateAction
@@ -198,6 +198,7 @@ class UpdateRecord:
     percent: int
     detail: str
     created_at: datetime
+    request_id: str | None
 
 
 @dataclass(frozen=True)

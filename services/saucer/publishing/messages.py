@@ -206,6 +206,7 @@ def record_message(record: UpdateRecord) -> publishing_pb2.UpdateRecord:
         percent=record.percent,
         detail=record.detail,
         create_time=to_timestamp(record.created_at),
+        request_id=record.request_id or "",
     )
 
 

@@ -198,6 +198,7 @@ async def test_traffic_is_split_by_weight_and_the_candidate_promoted_abandoned_o
             "ABANDONED", "UPDATED", "STOPPED",
         ]  # fmt: skip
         records = await world.records(active)
+        assert all(bool(item.request_id) == (item.author != "saucer") for item in records)
         assert [(item.from_version, item.to_version) for item in records[:7]] == [
             (1, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 1), (2, 1),
         ]  # fmt: skip

@@ -63,6 +63,8 @@ class Script(
     fail_lists: bool = False
     predicted: int = 0
     candidate: int = 0
+    # The request id of the update that made version 2, which is rejected since.
+    made_version_2: str = "none"
     last_action: Any = publishing_pb2.UPDATE_ACTION_REJECTED
     state: Any = publishing_pb2.DEPLOYMENT_STATE_ACTIVE
 
@@ -344,15 +346,21 @@ class Script(
         )
         if self.candidate:
             found.candidate.version.number = self.candidate
+            found.candidate.version.classes.extend(["plate", "cup"])
+            found.candidate.version.thresholds.add(class_name="cup", threshold=0.5)
         return found
 
     def UpdateDeployment(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        if request.request_id == self.made_version_2:
+            return self.GetDeployment(request, context)
         candidate = publishing_pb2.Candidate(version=publishing_pb2.Version(number=2), percent=request.percent)
         return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=1, candidate=candidate)
 
     def RollBackDeployment(self, request: Any, context: Any) -> Any:
         self.requests.append(request)
+        if request.version_number == 2:
+            return self.GetDeployment(request, context)
         return publishing_pb2.Deployment(deployment_id=DEPLOYMENT, version_number=request.version_number)
 
     def SplitDeployment(self, request: Any, context: Any) -> Any:
@@ -372,9 +380,16 @@ class Script(
 
     def ListUpdateRecords(self, request: Any, context: Any) -> Any:
         record = publishing_pb2.UpdateRecord(
-            number=1, action=self.last_action, author="saucer", to_version=2, detail="no such graph"
+            number=2, action=self.last_action, author="saucer", to_version=2, detail="no such graph"
         )
-        return publishing_pb2.ListUpdateRecordsResponse(records=[record])
+        made = publishing_pb2.UpdateRecord(
+            number=1,
+            action=publishing_pb2.UPDATE_ACTION_UPDATED,
+            author="ann",
+            to_version=2,
+            request_id=self.made_version_2,
+        )
+        return publishing_pb2.ListUpdateRecordsResponse(records=[record, made])
 
     def ListDeploymentVersions(self, request: Any, context: Any) -> Any:
         gate = publishing_pb2.Gate(
@@ -436,7 +451,7 @@ class Script(
 
     def Predict(self, request: Any, context: Any) -> Any:
         self.predicted += 1
-        found = publishing_pb2.PredictResponse(width=64, height=48, highest_score=0.7)
+        found = publishing_pb2.PredictResponse(width=64, height=48, highest_score=0.7, version_number=1)
         found.detections.add(class_name="cup", score=0.7, x1=2, y1=2, x2=30, y2=30, above_threshold=True)
         found.detections.add(class_name="plate", score=0.2, x1=5, y1=5, x2=60, y2=40)
         return found

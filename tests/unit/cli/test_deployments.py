@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from saucer.lib.ids import new_id
 from saucer.publishing.v1 import publishing_pb2
 from tests.support.cli import Cli
 from tests.unit.cli.script import DEPLOYMENT, MODEL, TASK, Script, photograph
@@ -105,6 +107,17 @@ def test_whoever_waits_for_a_version_is_told_what_became_of_it(cli: Cli, script:
     script.last_action, script.state = publishing_pb2.UPDATE_ACTION_UPDATED, publishing_pb2.DEPLOYMENT_STATE_STOPPED
     stopped = "Version 2 does not serve: the deployment is stopped, with version 1."
     assert stopped in cli.fails("update", DEPLOYMENT, "--wait")
+
+
+@pytest.mark.parametrize("candidate", [0, 3])
+@pytest.mark.parametrize("wait", [("--wait",), ()])
+def test_a_retry_is_told_what_became_of_the_version_that_it_asked_for(
+    cli: Cli, script: Script, candidate: int, wait: tuple[str, ...]
+) -> None:
+    script.candidate, script.made_version_2 = candidate, new_id()
+    told = "Version 2 was rejected; `saucer deployment records"
+    assert told in cli.fails("update", DEPLOYMENT, *wait, "--request-id", script.made_version_2)
+    assert told in cli.fails("rollback", DEPLOYMENT, "2", *wait)
 
 
 def test_another_version_is_not_waited_for(cli: Cli, script: Script) -> None:

@@ -35,6 +35,6 @@ async def record(
     """Of a deployment as it was before the change; `to_version` None: its own."""
     number = deployment.version.number
     made = UpdateRecord(
-        0, action, author, number, number if to_version is None else to_version, percent, detail, tx.now
+        0, action, author, number, number if to_version is None else to_version, percent, detail, tx.now, request_id
     )
-    await version_store.insert_record(tx.connection, deployment.deployment_id, made, request_id)
+    await version_store.insert_record(tx.connection, deployment.deployment_id, made)

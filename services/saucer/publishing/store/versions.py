@@ -19,7 +19,7 @@ RETENTION = Forget(
 )
 
 _VERSION = "number, model_id, evaluation_id, classes, thresholds, created_at"
-_RECORD = "number, action, author, from_version, to_version, percent, detail, created_at"
+_RECORD = "number, action, author, from_version, to_version, percent, detail, created_at, request_id"
 
 
 async def insert_version(connection: Connection, deployment_id: str, version: Version, now: datetime) -> None:
@@ -69,9 +69,7 @@ async def list_versions(
     return [(_version(row), row["created_at"]) for row in rows]
 
 
-async def insert_record(
-    connection: Connection, deployment_id: str, record: UpdateRecord, request_id: str | None
-) -> None:
+async def insert_record(connection: Connection, deployment_id: str, record: UpdateRecord) -> None:
     """At the next number; the record's own is not looked at."""
     await connection.execute(
         """
@@ -81,7 +79,7 @@ async def insert_record(
         FROM update_record WHERE deployment_id = $1
         """,
         deployment_id,
-        request_id,
+        record.request_id,
         record.action,
         record.author,
         record.from_version,
@@ -132,7 +130,12 @@ async def list_records(
         before,
         limit,
     )
-    return [UpdateRecord(**{**row, "action": UpdateAction(row["action"])}) for row in rows]
+    return [_record(row) for row in rows]
+
+
+def _record(row: asyncpg.Record) -> UpdateRecord:
+    request_id = None if row["request_id"] is None else str(row["request_id"])
+    return UpdateRecord(**{**row, "action": UpdateAction(row["action"]), "request_id": request_id})
 
 
 def _version(row: asyncpg.Record) -> Version:

@@ -574,6 +574,7 @@ class UpdateRecord(_message.Message):
     PERCENT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Ascending from 1."""
     action: Global___UpdateAction.ValueType
@@ -584,6 +585,8 @@ class UpdateRecord(_message.Message):
     percent: _builtins.int
     """The candidate's share."""
     detail: _builtins.str
+    request_id: _builtins.str
+    """Of the call that asked for it; empty for what publishing did by itself."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -597,10 +600,11 @@ class UpdateRecord(_message.Message):
         percent: _builtins.int = ...,
         detail: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "create_time", b"create_time", "detail", b"detail", "from_version", b"from_version", "number", b"number", "percent", b"percent", "to_version", b"to_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "author", b"author", "create_time", b"create_time", "detail", b"detail", "from_version", b"from_version", "number", b"number", "percent", b"percent", "request_id", b"request_id", "to_version", b"to_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
