@@ -51,6 +51,8 @@ def predict(
             else:
                 _print_found(app.output, file, answer.prediction, threshold)
                 if drawings:
+                    if side_of(online, answer.prediction) is None:
+                        online = get(app, deployment_id)  # it was updated while the images were sent
                     drawing = drawings[answer.request_number - 1]
                     drawn = draw_boxes(drawing, file.read_bytes(), online, answer.prediction, threshold)
                     app.output.remark(f"Drawn: {drawn}")
@@ -124,6 +126,16 @@ def above(found: publishing_pb2.PredictResponse, threshold: float | None) -> lis
     return [item for item in found.detections if item.score >= at_score_precision(threshold)]
 
 
+def side_of(
+    online: publishing_pb2.Deployment, found: publishing_pb2.PredictResponse
+) -> publishing_pb2.Deployment | publishing_pb2.Version | None:
+    """Whichever has the classes and thresholds of the version that answered; None: it was neither of the two."""
+    if found.version_number == online.version_number:
+        return online
+    candidate = online.candidate.version
+    return candidate if found.version_number == candidate.number else None
+
+
 def draw_boxes(
     file: Path,
     image: bytes,
@@ -131,21 +143,23 @@ def draw_boxes(
     found: publishing_pb2.PredictResponse,
     threshold: float | None,
 ) -> Path:
-    """Draws what is above the threshold. Raises CliError if the file cannot be written."""
+    """Draws what is above the threshold; None: what the answer marks. Raises CliError if the file cannot be written."""
     from saucer.drawing import images  # noqa: PLC0415 - brings matplotlib, which the other commands need not wait for
 
     shown = above(found, threshold)
+    side = side_of(online, found) or online
     if threshold is None:
         # One figure below the picture for thresholds by class: what all that is drawn has reached, or what none has.
-        own = [item.threshold for item in online.thresholds] or [0.0]
-        threshold = min(own) if shown else max(own)
+        own = [item.threshold for item in side.thresholds] or [0.0]
+        # The answer's marks decide, also where its version is not known any more.
+        threshold = min([*own, *(item.score for item in shown)]) if shown else max(own)
     boxes = [
         images.LabelledBox(item.x1, item.y1, item.x2, item.y2, item.class_name, item.score)
         for item in (shown or found.detections)
     ]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(images.boxes_on_image(image, boxes, list(online.classes), threshold))
+        file.write_bytes(images.boxes_on_image(image, boxes, list(side.classes), threshold))
     except (OSError, ValueError) as error:
         raise CliError(f"The picture {file} cannot be drawn: {error}.") from error
     return file
