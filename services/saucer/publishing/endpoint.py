@@ -45,7 +45,8 @@ from saucer.serving.exif import SIDEWAYS, orientation
 from saucer.serving.header import refuse_many_scans, stated_size
 
 # Requests of one deployment, and of all, that are with Triton at once in this process; one more is RESOURCE_EXHAUSTED
-# at once: waiting in Triton's queue would only make everybody's answers late.
+# at once: waiting in Triton's queue would only make everybody's answers late. Those of an account are at most half of
+# what the others leave, so that some places are left for one more.
 MAX_IN_FLIGHT = 32
 MAX_IN_FLIGHT_TOTAL = 128
 # An encoded image, as publishing.proto has it too; a larger one is INVALID_ARGUMENT.
@@ -150,6 +151,7 @@ class Endpoint:
         self._deployments = deployments
         self._fleet = fleet
         self._in_flight: CountOf[str] = CountOf()
+        self._in_flight_of: CountOf[str] = CountOf()  # by account
         # By place: requests that are with it, and when one last failed there.
         self._busy: CountOf[Place] = CountOf()
         self._failed_at_s: dict[Place, float] = {}
@@ -356,14 +358,17 @@ class Endpoint:
     @asynccontextmanager
     async def _placed(self, deployment: Deployment) -> AsyncIterator[None]:
         """Takes a place among the requests in flight, and turns Triton's errors into ours."""
-        key = deployment.deployment_id
-        if self._in_flight[key] >= MAX_IN_FLIGHT or self._in_flight.total() >= MAX_IN_FLIGHT_TOTAL:
+        key, owner = deployment.deployment_id, deployment.account_id
+        of_account = self._in_flight_of[owner]
+        left_by_others = MAX_IN_FLIGHT_TOTAL - (self._in_flight_of.total() - of_account)
+        if self._in_flight[key] >= MAX_IN_FLIGHT or of_account >= left_by_others // 2:
             raise ResourceExhaustedError(
                 "TOO_MANY_REQUESTS",
-                f"{MAX_IN_FLIGHT} requests of one deployment, or {MAX_IN_FLIGHT_TOTAL} of all, are in progress; "
-                "try again later.",
+                f"{MAX_IN_FLIGHT} requests of one deployment, or of one account half of what the others leave of "
+                f"{MAX_IN_FLIGHT_TOTAL}, are in progress; try again later.",
             )
         self._in_flight[key] += 1
+        self._in_flight_of[owner] += 1
         try:
             yield
         except InferRefused as error:
@@ -375,9 +380,10 @@ class Endpoint:
             await self.answering(key)
             raise UnavailableError("NOT_SERVING", "The model does not answer now; it is being brought back.") from error
         finally:
-            self._in_flight[key] -= 1
-            if not self._in_flight[key]:
-                del self._in_flight[key]
+            for counter, name in ((self._in_flight, key), (self._in_flight_of, owner)):
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]
 
     @asynccontextmanager
     async def _measured(self, deployment_id: str) -> AsyncIterator[Asked]:

@@ -1,6 +1,7 @@
 """What is between a client and Triton, without either: whose turn it is while images are looked at."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,42 @@ async def test_an_image_is_looked_at_only_once_there_is_a_place_for_its_request(
         await asked.predict(ID, b"no image", None)
     with pytest.raises(ResourceExhaustedError, match="in progress"):
         await asked.infer(ID, "", 0, lambda: Query(pb.ModelInferRequest(), (b"no image",)), None)
+
+
+async def test_an_account_has_at_most_half_of_the_places_that_the_others_leave_however_many_deployments_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of eight places, three for each of its deployments: an account alone has four, a second two, a third one."""
+    monkeypatch.setattr(endpoint, "MAX_IN_FLIGHT", 3)
+    monkeypatch.setattr(endpoint, "MAX_IN_FLIGHT_TOTAL", 8)
+    go_on = asyncio.Event()
+
+    class Waiting(Around):
+        async def get(self, deployment_id: str) -> Deployment:
+            return replace(active(), deployment_id=deployment_id, account_id=deployment_id[0])
+
+        async def forward(self, request: pb.ModelInferRequest, seconds: float) -> pb.ModelInferResponse:
+            await go_on.wait()
+            return pb.ModelInferResponse()
+
+    around: Any = Waiting()
+    asked = Endpoint(around, around, Limits(1000, 1e9))
+
+    async def ask(account_id: str, last: str) -> str:
+        set_current(Principal("ann", Role.OWNER, account_id, "token", 0.0))
+        try:
+            await asked.infer(f"{account_id}{ID[1:-1]}{last}", "", 0, lambda: Query(pb.ModelInferRequest(), ()), None)
+        except ResourceExhaustedError as error:
+            return error.reason
+        return "OK"
+
+    requests = [asyncio.create_task(ask(account_id, last)) for account_id in "abc" for last in "11112222"]
+    await asyncio.sleep(0.1)
+    go_on.set()
+    answers = await asyncio.gather(*requests)
+    assert [answers[first : first + 8].count("OK") for first in (0, 8, 16)] == [4, 2, 1]
+    assert set(answers) == {"OK", "TOO_MANY_REQUESTS"}
+    assert await ask("d", "1") == "OK", "no place is lost"
 
 
 async def test_a_kserve_request_that_is_refused_for_what_it_says_is_a_request_to_the_tokens_limits() -> None:
