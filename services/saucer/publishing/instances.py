@@ -64,6 +64,7 @@ def plan(
     room: Mapping[str, int],
     awaited: Collection[str] = (),
     refusing: Mapping[str, int] | None = None,
+    failing: Collection[str] = (),
 ) -> Plan:
     """What is to change so that as many serve as are wanted, each on a Triton of its own, the most free first.
 
@@ -74,6 +75,8 @@ def plan(
         awaited: Tritons on which a candidate is to follow first; until then nothing is replaced by what serves there.
         refusing: by Triton, how many instances of any deployment are stuck there: one that everything leaves has the
             most room, and comes last.
+        failing: Tritons whose repository has failed for a while; they come after all others, and what leaves one of
+            them is tried at no other.
 
     What is on a leaving Triton stays until another serves in its place, one for one. What is stuck is tried on, too,
     until as many serve elsewhere as are wanted. Once more are stuck than are wanted, it is tried nowhere else: it is
@@ -85,9 +88,10 @@ def plan(
     wanted = replicas - len(staying) if len(stuck) <= replicas else 0
     taken = {item.triton_id for item in held}
     refused = refusing or {}
+    shunned = failing if any(item.triton_id in failing for item in going) else ()
     free = sorted(
-        (key for key in room if key not in taken and room[key] > 0),
-        key=lambda key: (refused.get(key, 0), -room[key], key),
+        (key for key in room if key not in taken and key not in shunned and room[key] > 0),
+        key=lambda key: (key in failing, refused.get(key, 0), -room[key], key),
     )
     following = sum(item.serving and item.triton_id not in awaited for item in staying)
     replaced = following + len(going) - replicas

@@ -22,10 +22,11 @@ import asyncio
 import io
 import re
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import structlog
 from PIL import Image
@@ -56,6 +57,9 @@ HEAL_DRAIN_S = 2.0
 # Of the images that probes send, kept in memory by their keys; above it all are read anew.
 MAX_PROBE_IMAGES = 1000
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 log = structlog.get_logger()
 probes_total = Counter("saucer_publishing_probes_total", "Probes by what they found", ["outcome"])
 replays_total = Counter("saucer_publishing_replays_total", "Replays by whether they agreed", ["ok"])
@@ -82,6 +86,10 @@ def known_name(name: str) -> tuple[str, int]:
     found = read_name(name)
     assert found is not None, f"{name} is ours"
     return found
+
+
+class RepositoryFailed(OSError):  # noqa: N818 - a finding about its disk
+    """A Triton's repository takes no files, or does not give them back: a full, read-only or broken disk."""
 
 
 class Placement:
@@ -124,7 +132,7 @@ class Placement:
 
         Raises:
             NotFoundError, DataLossError: of the model's files. ModelFailed. ImagesRefused, of the replay.
-            TritonUnavailable, UnavailableError.
+            TritonUnavailable, UnavailableError. RepositoryFailed.
         """
         await self._need_triton()
         async with self._folder(name, start_number) as folder:
@@ -218,7 +226,7 @@ class Placement:
 
     async def _clear(self, name: str, start_number: int) -> None:
         await self._triton.unload(name, HEAL_DRAIN_S)
-        await asyncio.to_thread(repository.remove_version, self._repository, name, start_number)
+        await _on_disk(repository.remove_version, self._repository, name, start_number)
 
     @asynccontextmanager
     async def _folder(self, name: str, start_number: int) -> AsyncIterator[Path]:
@@ -271,14 +279,14 @@ class Placement:
         self, name: str, start_number: int, model: Model, folder: Path, runtimes: Sequence[str], copies: int
     ) -> int:
         """Writes the model if it is not there, and loads it; the side of its input in pixels."""
-        if start_number not in await asyncio.to_thread(repository.list_versions, self._repository, name):
+        if start_number not in await _on_disk(repository.list_versions, self._repository, name):
             for file in repository.MODEL_FILES:
                 if file not in model.files:
                     raise DataLossError("MODEL_FILE_MISSING", f"The model has no {file}.")
                 key, sha256 = model.files[file]
                 await self._objects.download(key, folder / file, sha256=sha256)
             await asyncio.to_thread(_check_classes, folder, model)
-        written = await asyncio.to_thread(
+        written = await _on_disk(
             repository.write_version,
             self._repository,
             name,
@@ -320,6 +328,14 @@ class Placement:
             self._probe_images.clear()
         self._probe_images[key] = image
         return image
+
+
+async def _on_disk(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """A call to the repository, in a thread. Raises RepositoryFailed for what its disk is to blame for."""
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except OSError as error:
+        raise RepositoryFailed(error.errno, error.strerror) from error
 
 
 def _check_classes(folder: Path, model: Model) -> None:

@@ -30,15 +30,17 @@
     least fails so, and given up once that serves; until then the first is asked on, at growing pauses. Once more fail
     so than there are to be replicas, it is tried nowhere else.
 11. What keeps an action from being done, and is none of the model's fault (a full disk, the object store or Triton
-    away), is told as the instance's message, and the action is tried again; it counts as no attempt.
+    away), is told as the instance's message, and the action is tried again; it counts as no attempt. But where it is
+    a Triton's repository that has failed for a while, what does not serve there is tried at another with room as in 9,
+    and what is placed goes there last, until something has been put there.
 12. Whatever else a Triton or its repository has under names of ours is unloaded and removed, after a while in which
     every endpoint learns that it is not wanted any more.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -52,7 +54,7 @@ from saucer.publishing.attendance import Attendance
 from saucer.publishing.domain import Deployment, DeploymentState, EndReason, Parity, Triton, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance, InstanceState
-from saucer.publishing.placement import model_name
+from saucer.publishing.placement import RepositoryFailed, model_name
 from saucer.publishing.replay import ImagesRefused
 from saucer.publishing.service import Deployments
 from saucer.publishing.service.serving import LEASE
@@ -67,7 +69,8 @@ ROUND_TIMEOUT_S = 3.0
 PROBE_EVERY = timedelta(seconds=2)
 # Between two looks at a Triton: whether it answers, and what it has that nobody wants.
 LOOK_EVERY_S = 2.0
-# A Triton that does not answer for that long has lost its deployments to others that have room.
+# A Triton that does not answer for that long has lost its deployments to others that have room; one whose repository
+# fails for that long, those that do not serve there.
 MOVE_AFTER_S = 10.0
 # What is not wanted any more is left for this long: endpoints may send to it until they look again (endpoint.KNOWN_S).
 RETIRE_AFTER_S = 2.0
@@ -109,6 +112,8 @@ class Reconciler:
         self._unwanted_since_s: dict[str, float] = {}
         # By Triton, and the loop's clock: does not answer since.
         self._dead_since_s: dict[str, float] = {}
+        # Likewise: its repository fails since.
+        self._failing_since_s: dict[str, float] = {}
         # By Triton: who loads there.
         self._turns: defaultdict[str, Turns] = defaultdict(lambda: Turns(LOADS_AT_ONCE))
         self._look_at_s = 0.0
@@ -152,6 +157,7 @@ class Reconciler:
         """What was seen is old by the time the lease comes back: Tritons and what is wanted are looked at anew."""
         await self._end_tasks()
         self._dead_since_s.clear()
+        self._failing_since_s.clear()
         self._unwanted_since_s.clear()
         self._paused_until_s.clear()
 
@@ -169,7 +175,8 @@ class Reconciler:
         if now_s >= self._look_at_s:
             self._look_at_s = now_s + LOOK_EVERY_S
             await self._look(deployments, now_s)
-        await self._find_room([deployment for deployment in deployments if deployment.state is _S.QUEUED])
+        failing = _lasting(self._failing_since_s, now_s)
+        await self._find_room([deployment for deployment in deployments if deployment.state is _S.QUEUED], failing)
         for deployment in deployments:
             await self._look_at_candidate(deployment, now)
             for instance in deployment.instances:
@@ -182,19 +189,20 @@ class Reconciler:
         for triton in tritons:
             if triton.triton_id not in self._tasks:
                 self._spawn(triton.triton_id, _LOOK, self._look_at(triton.triton_id))
-        leaving = {key for key, since_s in self._dead_since_s.items() if now_s - since_s >= MOVE_AFTER_S}
-        leaving |= {triton.triton_id for triton in tritons if triton.draining}
+        leaving = _lasting(self._dead_since_s, now_s) | {triton.triton_id for triton in tritons if triton.draining}
+        failing = _lasting(self._failing_since_s, now_s)
         for deployment in deployments:
-            left = leaving | _others(tritons, deployment)
+            waiting = {item.triton_id for item in deployment.own_instances if not item.serving}
+            left = leaving | _others(tritons, deployment) | (failing & waiting)
             placed = deployment.state not in domain.MOVABLE or lifecycle.is_placed(deployment, left)
-            if not placed and not await self._serving.place(deployment, self._holder, left):
+            if not placed and not await self._serving.place(deployment, self._holder, left, failing):
                 log.info("no_room", deployment_id=deployment.deployment_id)
 
-    async def _find_room(self, queued: list[Deployment]) -> None:
+    async def _find_room(self, queued: list[Deployment], failing: Collection[str]) -> None:
         full: set[tuple[str, str]] = set()
         for deployment in queued:
             spec = (deployment.form.region_id, deployment.form.spec_id)
-            if spec not in full and not await self._serving.place(deployment, self._holder, ()):
+            if spec not in full and not await self._serving.place(deployment, self._holder, (), failing):
                 full.add(spec)
 
     async def _look_at(self, triton_id: str) -> None:
@@ -275,6 +283,16 @@ class Reconciler:
         waits = 2 if not _is_own(deployment, instance) else int(instance.state is InstanceState.LOADING)
         return self._turns[instance.triton_id].turn(waits, instance.attempts)
 
+    @contextmanager
+    def _putting(self, instance: Instance) -> Iterator[None]:
+        """Remembers since when its Triton's repository fails, until something has been put there."""
+        try:
+            yield
+        except RepositoryFailed:
+            self._failing_since_s.setdefault(instance.triton_id, asyncio.get_running_loop().time())
+            raise
+        self._failing_since_s.pop(instance.triton_id, None)
+
     # LOADING
 
     async def _load(self, deployment: Deployment, instance: Instance) -> None:
@@ -282,9 +300,10 @@ class Reconciler:
         try:
             placement = await self._fleet.placement(instance.triton_id)
             async with self._turn(deployment, instance):
-                parity, probe_key = await placement.put(
-                    _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
-                )
+                with self._putting(instance):
+                    parity, probe_key = await placement.put(
+                        _name(deployment, instance), deployment.start_number, model, anew=instance.attempts > 0
+                    )
         except (NotFoundError, DataLossError) as error:
             await self._not_served(deployment, instance, EndReason.FAILED, error.message)
         except ImagesRefused as error:
@@ -363,7 +382,8 @@ class Reconciler:
         model = await self._serving.model_of(version)
         try:
             async with self._turn(deployment, instance):
-                await placement.put_back(name, deployment.start_number, model, anew=instance.attempts > 0)
+                with self._putting(instance):
+                    await placement.put_back(name, deployment.start_number, model, anew=instance.attempts > 0)
             problem = await self._judge(deployment, instance)
         except ModelFailed as error:
             problem = error.reason
@@ -411,6 +431,11 @@ class Reconciler:
                     self._spawn(place, _ORPHAN, placement.remove(name))
             elif stale := set(starts) - {wanted[place].start_number}:
                 self._spawn(place, _ORPHAN, placement.remove_starts(name, stale))
+
+
+def _lasting(since_s: Mapping[str, float], now_s: float) -> set[str]:
+    """Tritons with a trouble that has lasted for MOVE_AFTER_S."""
+    return {triton_id for triton_id, begun_s in since_s.items() if now_s - begun_s >= MOVE_AFTER_S}
 
 
 def _others(tritons: Sequence[Triton], deployment: Deployment) -> set[str]:

@@ -4,10 +4,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
+
 from saucer.local.servers import TritonServer
+from saucer.publishing import reconcile
 from saucer.publishing.placement import model_name
 from saucer.publishing.v1 import publishing_pb2
-from tests.integration.publishing.online import Online, jpeg, signal_serving_process
+from tests.integration.publishing.online import HOLD_MICROS, Online, jpeg, signal_serving_process
 from tests.support.events import until
 
 
@@ -40,6 +43,34 @@ async def test_a_repository_that_takes_no_files_is_told_while_it_is_deploying_an
         assert active.error_message == ""
         await world.stop(active)
         await world.until_state(active, "STOPPED")
+
+
+async def test_what_a_failing_repository_does_not_take_goes_to_another_triton_which_is_the_first_from_then_on(
+    world: Online, second: TritonServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "MOVE_AFTER_S", 2.0)
+    blocked = tmp_path / "blocked"
+    blocked.write_text("no folder")
+    async with world.serving(triton_repository=blocked / "repository", room=8):
+        account_id = await world.account(2 * HOLD_MICROS)
+        model_id = await world.model(account_id)
+        first = await world.create(account_id, model_id)
+        await until_told(world, first, "Not a directory")
+        await world.register("second", second, room=2)
+        await world.until_state(first, "ACTIVE", "FAILED")
+
+        async def moved() -> bool:
+            return await world.instances(first) == [("second", True, True)]
+
+        await until(moved)
+        assert [record.detail for record in await world.records(first)][1:] == ["From local to second."]
+        other = await world.create(account_id, model_id, display_name="other")
+        active = await world.until_state(other, "ACTIVE", "FAILED")
+        assert await world.instances(active) == [("second", True, True)]
+        assert len(await world.records(active)) == 1, "it was placed there at once"
+        for deployment in (first, other):
+            await world.stop(deployment)
+            await world.until_state(deployment, "STOPPED")
 
 
 async def test_a_lost_disk_and_a_lost_object_are_told_and_once_the_object_is_back_it_serves(

@@ -98,6 +98,19 @@ def test_a_triton_that_everything_leaves_comes_last_though_it_has_the_most_room(
     assert plan(held("a??"), 1, "", room, refusing={"a": 2, "b": 1}).added == ("d",)
 
 
+def test_a_triton_whose_repository_fails_comes_last_and_what_leaves_one_is_tried_at_no_other() -> None:
+    room = {"a": 8, "b": 7, "c": 1}
+    assert plan([], 3, "", room, refusing={"c": 9}, failing="ab").added == ("c", "a", "b")
+    assert plan([], 1, "", {"a": 8}, failing="a").added == ("a",), "better there than nowhere"
+    assert plan(held("a!"), 1, "a", room, failing="ab").added == ("c",)
+    assert plan(held("a!"), 1, "a", {"b": 7}, failing="ab") == Plan()
+    # What serves there, or is about to elsewhere, needs nothing else.
+    assert plan(held("a"), 1, "", room, failing="ab") == Plan()
+    assert plan(held("a! c!"), 1, "a", room, failing="ab") == Plan()
+    (loading, _) = there = held("a! c")
+    assert plan(there, 1, "a", room, failing="ab") == Plan(given_up=(loading,))
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcdef"), st.sampled_from(InstanceState), st.integers(0, 2 * LEAVE_ATTEMPTS)),

@@ -57,11 +57,15 @@ class Serving:
         assert model is not None, "it was there when the deployment was made, and models are not removed"
         return model
 
-    async def place(self, deployment: Deployment, holder: str, leaving: Collection[str]) -> bool:
+    async def place(
+        self, deployment: Deployment, holder: str, leaving: Collection[str], failing: Collection[str] = ()
+    ) -> bool:
         """Gives it the instances that it lacks where there is room, and takes away those that others replace.
 
         Args:
-            leaving: Tritons that are drained, have not answered for a while, or are of another spec.
+            leaving: Tritons that are drained, have not answered for a while, or are of another spec; or whose
+                repository fails, where it does not serve there.
+            failing: all whose repository has failed for a while.
 
         False: it lacks some still, since there is no room; or the holder acts no more.
         """
@@ -76,7 +80,7 @@ class Serving:
             room = await triton_store.room(tx.connection, form.region_id, form.spec_id)
             refusing = await triton_store.refusing(tx.connection)
             awaited = lifecycle.awaited(present, leaving, tx.now)
-            plan = instances.plan(present.own_instances, form.replicas, leaving, room, awaited, refusing)
+            plan = instances.plan(present.own_instances, form.replicas, leaving, room, awaited, refusing, failing)
             placed = await write(tx, present, lifecycle.place(present, plan, tx.now))
             going = [item.triton_id for item in present.own_instances if item.stuck or item.triton_id in leaving]
             # Of those that go, some may have been replaced before.
