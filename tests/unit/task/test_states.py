@@ -100,7 +100,7 @@ def test_the_evaluation_of_a_former_start_ends_no_later_one(heard: str) -> None:
     assert domain.hear_evaluation(task, EVALUATED, NOW).state is TaskState.SUCCEEDED
 
 
-@pytest.mark.parametrize("state", domain.UNQUEUED | domain.AT_REST)
+@pytest.mark.parametrize("state", sorted(domain.UNQUEUED | domain.AT_REST))
 def test_an_evaluation_changes_nothing_where_no_run_goes_on(state: TaskState) -> None:
     still = replace(task(), state=state, progress=Progress(run_id="run"))
     assert domain.hear_evaluation(still, EVALUATED, NOW) == still
