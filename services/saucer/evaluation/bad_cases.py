@@ -39,9 +39,8 @@ _KIND_OF_VERDICT = {
     Verdict.POORLY_PLACED: FaultKind.POORLY_PLACED,
 }
 _KINDS = tuple(FaultKind)
-_KINDS_OF_VERDICTS = np.zeros(max(Verdict) + 1, np.uint8)
-for _verdict, _kind in _KIND_OF_VERDICT.items():
-    _KINDS_OF_VERDICTS[_verdict] = _kind
+# By Verdict; what is no fault has a kind that nobody asks for.
+_KINDS_OF_VERDICTS = np.array([_KIND_OF_VERDICT.get(verdict, FaultKind.MISS) for verdict in sorted(Verdict)], np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,18 @@ async def test_an_attempt_that_training_does_not_charge_is_shown_so(world: World
     assert finishing.charge_status == billing_pb2.CHARGE_STATUS_NOT_BILLING
 
 
+def evaluation_of(model: training_pb2.Model, run_id: str) -> evaluation_pb2.Evaluation:
+    return evaluation_pb2.Evaluation(
+        evaluation_id=new_id(),
+        account_id=model.account_id,
+        task_id=model.task_id,
+        run_id=run_id,
+        model_id=model.model_id,
+        state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
+        map_50=0.85,
+    )
+
+
 async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStreamContext) -> None:
     account_id, editor = await world.account(HOLD_MICROS)
     task = await world.create(world.form(account_id), editor)
@@ -55,15 +67,7 @@ async def test_a_task_goes_from_form_to_result(world: World, jetstream: JetStrea
     model = training_pb2.Model(model_id=new_id(), account_id=account_id, task_id=task.task_id)
     await tell(jetstream, training_events.RunEnded(run=ended, model=model), task)
     await world.reaches(task.task_id, task_pb2.TASK_STATE_EVALUATING)
-    evaluation = evaluation_pb2.Evaluation(
-        evaluation_id=new_id(),
-        account_id=account_id,
-        task_id=task.task_id,
-        run_id=ended.run_id,
-        model_id=model.model_id,
-        state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
-        map_50=0.85,
-    )
+    evaluation = evaluation_of(model, ended.run_id)
     await tell(jetstream, evaluation_events.EvaluationEnded(evaluation=evaluation), task)
     done = await world.reaches(task.task_id, task_pb2.TASK_STATE_SUCCEEDED)
     assert (done.test_map_50, done.model_id, done.cost_micros) == (0.85, model.model_id, 90_000)
@@ -79,15 +83,7 @@ async def test_an_evaluation_that_is_heard_before_the_end_of_its_run_counts(
     await tell(jetstream, training_events.RunStarted(run=run), task)
     await world.reaches(task.task_id, task_pb2.TASK_STATE_TRAINING)
     model = training_pb2.Model(model_id=new_id(), account_id=account_id, task_id=task.task_id)
-    evaluation = evaluation_pb2.Evaluation(
-        evaluation_id=new_id(),
-        account_id=account_id,
-        task_id=task.task_id,
-        run_id=run.run_id,
-        model_id=model.model_id,
-        state=evaluation_pb2.EVALUATION_STATE_SUCCEEDED,
-        map_50=0.85,
-    )
+    evaluation = evaluation_of(model, run.run_id)
     await tell(jetstream, evaluation_events.EvaluationEnded(evaluation=evaluation), task)
     run.revision, run.end_reason = 9, training_pb2.END_REASON_COMPLETED
     await tell(jetstream, training_events.RunEnded(run=run, model=model), task)
