@@ -16,7 +16,9 @@ from datetime import UTC, datetime
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from prometheus_client import Counter, Histogram
 from tritonclient.grpc import service_pb2 as pb
 
@@ -30,7 +32,6 @@ from saucer.lib.errors import (
     UnavailableError,
 )
 from saucer.lib.rounds import INTERRUPTIONS
-from saucer.lib.scores import at_score_precision
 from saucer.publishing.domain import Deployment, Version
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.instances import Instance
@@ -98,24 +99,23 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Detection:
-    """One box, xyxy in pixels of the upright image."""
-
-    class_name: str
-    score: float
-    box: tuple[float, float, float, float]
-    above_threshold: bool
-
-
-@dataclass(frozen=True)
 class Prediction:
-    """Everything above the model's low floor, best first; width and height of the upright image in pixels."""
+    """Everything above the model's low floor; width and height of the upright image in pixels.
 
-    detections: tuple[Detection, ...]
+    In columns, as Triton answers: an object for each of three hundred boxes would cost more than all else here.
+    """
+
+    found: Boxes
     width: int
     height: int
     # That answered.
-    version_number: int
+    version: Version
+
+    def above_threshold(self) -> NDArray[np.bool_]:
+        """Whether each box, [n], is at or above its class's threshold, as evaluation counts it."""
+        thresholds = dict(self.version.thresholds)
+        of_class = np.array([thresholds[name] for name in self.version.classes], np.float32)
+        return self.found.scores >= of_class[self.found.labels]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Endpoint:
             async with self._placed(deployment):
                 width, height = upright_size(image)
                 found, version = await self._send(deployment, side, infer, timeout_s, asked, named=False)
-            return Prediction(detections(found, version), width, height, version.number)
+            return Prediction(found, width, height, version)
 
     async def infer(
         self, name: str, number: str, size_bytes: int, read: Callable[[], Query], timeout_s: float | None
@@ -446,16 +446,6 @@ def _side(deployment: Deployment, version: Version, instances: Sequence[Instance
 def _outer(reason: str, deployment_id: str) -> str:
     """Triton's sentence with the name that the client knows."""
     return re.sub(rf"deployment_{deployment_id}_\d+", deployment_id, reason)
-
-
-def detections(found: Boxes, version: Version) -> tuple[Detection, ...]:
-    """Each with whether it is at or above its class's threshold, as evaluation counts it."""
-    thresholds = {name: at_score_precision(threshold) for name, threshold in version.thresholds}
-    judged = []
-    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels, strict=True):
-        name = version.classes[label]
-        judged.append(Detection(name, score, tuple(box), score >= thresholds[name]))
-    return tuple(judged)
 
 
 def _need_answers(deployment: Deployment) -> None:

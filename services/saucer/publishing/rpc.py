@@ -9,7 +9,7 @@ from saucer.lib.grpc_server import MAX_MESSAGE_BYTES, Context, Servicer
 from saucer.lib.grpc_status import to_status
 from saucer.lib.ids import derived_id
 from saucer.lib.paging import read_page
-from saucer.publishing.endpoint import Detection, Endpoint
+from saucer.publishing.endpoint import Endpoint, Prediction
 from saucer.publishing.fleet import Fleet
 from saucer.publishing.in_order import in_order
 from saucer.publishing.messages import (
@@ -257,28 +257,33 @@ class _PublishingRpc(publishing_pb2_grpc.PublishingServiceServicer):
             yield response
 
     async def _predict(self, deployment_id: str, image: bytes, context: Context) -> publishing_pb2.PredictResponse:
-        prediction = await self._endpoint.predict(deployment_id, image, context.time_remaining())
-        return publishing_pb2.PredictResponse(
-            detections=[_detection_message(detection) for detection in prediction.detections],
-            width=prediction.width,
-            height=prediction.height,
-            version_number=prediction.version_number,
-            highest_score=max((detection.score for detection in prediction.detections), default=0.0),
-        )
+        return prediction_message(await self._endpoint.predict(deployment_id, image, context.time_remaining()))
 
 
 def _image_bytes(request: publishing_pb2.PredictStreamRequest | InvalidArgumentError) -> int:
     return 0 if isinstance(request, InvalidArgumentError) else len(request.image)
 
 
-def _detection_message(detection: Detection) -> publishing_pb2.Detection:
-    x1, y1, x2, y2 = detection.box
-    return publishing_pb2.Detection(
-        class_name=detection.class_name,
-        score=detection.score,
-        x1=x1,
-        y1=y1,
-        x2=x2,
-        y2=y2,
-        above_threshold=detection.above_threshold,
+def prediction_message(prediction: Prediction) -> publishing_pb2.PredictResponse:
+    """What Predict answers. Made in place and by field: by keywords, and copied, three hundred boxes take twice as
+    long.
+    """
+    found, classes = prediction.found, prediction.version.classes
+    message = publishing_pb2.PredictResponse(
+        width=prediction.width,
+        height=prediction.height,
+        version_number=prediction.version.number,
+        highest_score=found.scores.max(initial=0.0),
     )
+    columns = (*found.boxes.T, found.scores, found.labels, prediction.above_threshold())
+    add = message.detections.add
+    for x1, y1, x2, y2, score, label, above_threshold in zip(*(column.tolist() for column in columns), strict=True):
+        detection = add()
+        detection.class_name = classes[label]
+        detection.score = score
+        detection.x1 = x1
+        detection.y1 = y1
+        detection.x2 = x2
+        detection.y2 = y2
+        detection.above_threshold = above_threshold
+    return message

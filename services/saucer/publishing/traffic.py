@@ -4,6 +4,7 @@ Durations go into a histogram with fixed bounds a factor 2^(1/4) apart, so that 
 percentile is at most 19 % above the true one.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -116,4 +117,4 @@ def merge(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _place(milliseconds: float) -> int:
-    return next((place for place, bound in enumerate(BOUNDS_MS) if milliseconds <= bound), len(BOUNDS_MS) - 1)
+    return min(bisect_left(BOUNDS_MS, milliseconds), len(BOUNDS_MS) - 1)
