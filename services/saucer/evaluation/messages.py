@@ -27,6 +27,7 @@ from saucer.evaluation.v1 import evaluation_pb2
 from saucer.lib.clock import to_duration, to_timestamp
 from saucer.lib.errors import InvalidArgumentError
 
+_KIND_NUMBERS = {kind: evaluation_pb2.FaultKind.Value(f"FAULT_KIND_{kind.name}") for kind in FaultKind}
 _NO_BOX = -1
 
 
@@ -250,7 +251,7 @@ def _fault_message(fault: CaseFault) -> evaluation_pb2.Fault:
 
 def kind_number(kind: FaultKind) -> evaluation_pb2.FaultKind.ValueType:
     """On the wire."""
-    return evaluation_pb2.FaultKind.Value(f"FAULT_KIND_{kind.name}")
+    return _KIND_NUMBERS[kind]
 
 
 def read_kind(number: evaluation_pb2.FaultKind.ValueType) -> FaultKind:

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,7 @@ IMAGE_BYTES = 40
 """That an image takes likewise, besides its name."""
 
 
-@dataclass(frozen=True)
-class LabelledBox:
+class LabelledBox(NamedTuple):
     """Corners in pixels of the image; score is None for truth, which alone may be a crowd.
 
     `area` in square pixels is the label's own, or the box's.
@@ -40,8 +40,7 @@ class LabelledBox:
     crowd: bool = False
 
 
-@dataclass(frozen=True)
-class CaseFault:
+class CaseFault(NamedTuple):
     """What is wrong, with the boxes by their place in the case's `truth` and `detections`; None: no box.
 
     A miss has a detection only in a classification: the answer that is not sure.
@@ -255,7 +254,10 @@ def _worst_first(counts: NDArray[np.int64]) -> NDArray[np.intp]:
 
 
 def _cases(loaded: Loaded, threshold: float, rows: FaultRows, images: NDArray[np.integer]) -> list[BadCase]:
-    by_id = dict(rows.of_images(images).faults().by_image())
+    detections = [loaded.detections_of(place, threshold) for place in images.tolist()]
+    truths = [loaded.truths_of(place) for place in images.tolist()]
+    none = np.empty(0, np.intp)
+    by_id = dict(rows.faults(np.concatenate([none, *detections]), np.concatenate([none, *truths])).by_image())
     return [
         _bad_case(loaded, threshold, image_id, by_id[image_id]) for image_id in loaded.scored.images[images].tolist()
     ]
