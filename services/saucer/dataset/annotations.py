@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from saucer.dataset.boxes import clip, own_areas, turn
 from saucer.dataset.domain import LabelKind
-from saucer.dataset.labels import MAX_BOXES_PER_IMAGE, Labels
+from saucer.dataset.labels import MAX_BOXES_PER_IMAGE, AnnotationColumns, Labels
 from saucer.dataset.report import ItemKind, ItemReason, Report
 
 BOXES_AT_ONCE = 16_384
@@ -118,7 +118,8 @@ def check_annotations(
 ) -> CheckedAnnotations:
     """Refuses what cannot be used, with its reason in the report under the source's `name`, and clips the rest.
 
-    `places` are those in `images`, of which there is one at least.
+    `places` are those in `images`, of which there is one at least. The annotations of `labels` are gone afterwards:
+    beside what is accepted of them, of many they would be the most memory that an import takes.
     """
     rows = _Rows(labels, name, report)
     if kind is LabelKind.BOXES:
@@ -150,8 +151,11 @@ def check_annotations(
         )
     left = rows.left
     report.emptied_images += images_with_annotations - len(np.unique(place[left]))
-    box = rows.box[left]
-    return CheckedAnnotations(place[left], category[left], box, own_areas(rows.area[left], box), rows.crowd[left])
+    place, category = place[left], category[left]
+    box, area, crowd = rows.box[left], rows.area[left], rows.crowd[left]
+    del rows
+    labels.annotations = AnnotationColumns()
+    return CheckedAnnotations(place, category, box, own_areas(area, box), crowd)
 
 
 def _beyond_limit(rows: _Rows, place: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from saucer.dataset.domain import LabelKind, SourceFormat
 from saucer.dataset.formats import Source, read_sources
 from saucer.dataset.image_files import ImageFiles
 from saucer.dataset.images import ImageFacts, ImageLimits, ImageRefusedError, check_image, read_image
-from saucer.dataset.labels import AnnotationColumns, ImageColumns, ImageEntry, LabelLimits, Labels
+from saucer.dataset.labels import ImageColumns, ImageEntry, LabelLimits, Labels
 from saucer.dataset.layout import NotInFolderError
 from saucer.dataset.listing import write_listing
 from saucer.dataset.manifest import ManifestHashes, ManifestImage, write_manifest
@@ -39,6 +39,8 @@ from saucer.dataset.splits import EMPTY, Split, SplitImage, assign_splits
 from saucer.dataset.statistics import Columns, Statistics, describe
 
 SHA256_BYTES = 32
+
+Number = TypeVar("Number", bound=np.generic)
 
 # How much the labels say of an image; of copies, the one of which they say most is first.
 _HAS_ANNOTATIONS, _EMPTY, _UNLABELLED = _KNOWLEDGE = range(3)
@@ -368,33 +370,39 @@ def _columns(
         turned=np.array(accepted.turned, dtype=np.int64),
     )
     kind = label_kind([source.labels for source in sources])
-    checked = []
-    for source in sources:
-        name = str(source.file.path)
-        checked.append(check_annotations(source.labels, name, kind, source.places, class_of_id, images, report))
-        # What is accepted of them is in `checked`, and of many the rest would be in the way.
-        source.labels.annotations = AnnotationColumns()
+    checked = [
+        check_annotations(source.labels, str(source.file.path), kind, source.places, class_of_id, images, report)
+        for source in sources
+    ]
     row_of_place = np.empty(len(order), dtype=np.int64)
     row_of_place[order] = np.arange(len(order))
-    image = row_of_place[np.concatenate([part.place for part in checked])]
-    category = np.concatenate([part.category for part in checked])
-    crowd = np.concatenate([part.crowd for part in checked])
-    box = np.concatenate([part.box for part in checked])
-    area = np.concatenate([part.area for part in checked])
+    image = row_of_place[_joined([part.place for part in checked])]
+    category = _joined([part.category for part in checked])
+    crowd = _joined([part.crowd for part in checked])
+    box = _joined([part.box for part in checked])
+    area = _joined([part.area for part in checked])
     del checked
     rows = np.lexsort((crowd, *box.T[::-1], category, image))
+    # One by one, so that only one of them lies in memory twice.
+    image, category, crowd, area = image[rows], category[rows], crowd[rows], area[rows]
+    box = box[rows]
     return Columns(
         kind=kind,
         width=images.width[order],
         height=images.height[order],
         # A whole image always shows something: without a class it is unlabelled.
         empty=(np.asarray(accepted.empty)[order] > 0) & (kind is LabelKind.BOXES),
-        image=image[rows],
-        category=category[rows],
-        box=box[rows],
-        area=area[rows],
-        crowd=crowd[rows],
+        image=image,
+        category=category,
+        box=box,
+        area=area,
+        crowd=crowd,
     )
+
+
+def _joined(parts: Sequence[NDArray[Number]]) -> NDArray[Number]:
+    """Of several one behind the other; of one itself, since its copy would be the most memory that an import takes."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _assign_splits(accepted: _Accepted, order: NDArray[np.int64], columns: Columns, seed: int) -> list[Split]:
