@@ -384,8 +384,11 @@ def _columns(
     del checked
     rows = np.lexsort((crowd, *box.T[::-1], category, image))
     # One by one, so that only one of them lies in memory twice.
-    image, category, crowd, area = image[rows], category[rows], crowd[rows], area[rows]
+    image = image[rows]
+    category = category[rows]
+    crowd = crowd[rows]
     box = box[rows]
+    area = area[rows]
     return Columns(
         kind=kind,
         width=images.width[order],

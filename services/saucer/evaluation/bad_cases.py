@@ -214,8 +214,9 @@ def fault_rows(
     if scores is not None:
         low, high = map(at_score_precision, scores)
         wrong &= (scored.score >= low) & (scored.score <= high)
-        score = _taken(scored.score, _unsure(answers, np.arange(missing.size)), NEVER)
-        missing &= _reached(score, low) & (score <= high)
+        if answers is not None:
+            score = _taken(scored.score, answers, NEVER)
+            missing &= _reached(score, low) & (score <= high)
     if label is not None:
         rows = np.flatnonzero(wrong)
         wrong[rows] = (scored.label[rows] == label) | (_taken(scored.truth_label, scored.truth[rows], NONE) == label)
